@@ -1,0 +1,253 @@
+"""ConvMixer, the model of "Patches Are All You Need?" (Trockman & Kolter, arXiv 2201.09792).
+
+An image becomes a grid of patch embeddings; every layer mixes them twice, across positions with a
+depthwise convolution and across channels with a pointwise one; the head averages all positions and
+classifies. The grid keeps its size from the first layer to the last.
+
+    layer = ConvMixerLayer(d_model=256, kernel_size=9)
+    patch_emb = ConvPatchEmbeddings(d_model=256, patch_size=1, in_channels=3)
+    classification = ConvClassificationHead(d_model=256, n_classes=10)
+    model = ConvMixer(layer, 8, patch_emb, classification)      # ConvMixer-256/8
+    logits = model(torch.randn(4, 3, 32, 32))                   # [4, 10]
+
+Parameter names are those of the annotated implementation (labml_nn.conv_mixer), so that its
+checkpoints load as they are. All that goes beyond the described model is keyword-only and off.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+NORMS = ("batch", "layer", "none")
+
+
+class ConvPatchEmbeddings(nn.Module):
+    """Cut an image into patches and embed each: z0 = BN(σ(Conv(x))), the paper's equation 1.
+
+    Args:
+        d_model: channels of an embedding.
+        patch_size: side of a patch in pixels; kernel and stride of the convolution.
+        in_channels: channels of the image.
+        activation: "relu" or "gelu".
+        norm: "batch", "layer" (over channels, at every position) or "none".
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        patch_size: int,
+        in_channels: int,
+        *,
+        activation: str = "relu",
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        check_positive(d_model=d_model, patch_size=patch_size, in_channels=in_channels)
+        self.conv = nn.Conv2d(in_channels, d_model, kernel_size=patch_size, stride=patch_size)
+        self.act = make_activation(activation)
+        self.norm = make_norm(norm, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, in_channels, height, width] → [batch, d_model, height / patch_size, width / patch_size].
+
+        Pixels beyond the last whole patch are not seen.
+        """
+        check_image(x, channels=self.conv.in_channels, smallest=self.conv.kernel_size[0])
+        return self.norm(self.act(self.conv(x)))
+
+
+class ConvMixerLayer(nn.Module):
+    """One layer: mix across positions, then across channels (the paper's equations 2 and 3).
+
+        z' = BN(σ(Depthwise(z))) + z
+        z  = BN(σ(Pointwise(z')))
+
+    Args:
+        d_model: channels, as many in as out.
+        kernel_size: side of the depthwise kernel, odd or even; the grid keeps its size.
+        activation: "relu" or "gelu".
+        norm: "batch", "layer" (over channels, at every position) or "none".
+        residual_depthwise: add the depthwise convolution's input to its result.
+        residual_pointwise: add the pointwise convolution's input to its result.
+        dropout: probability of dropping a value of the layer's input.
+        stochastic_depth: probability of dropping a residual branch, for an image as a whole
+            (Huang et al., arXiv 1603.09382).
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        kernel_size: int,
+        *,
+        activation: str = "relu",
+        norm: str = "batch",
+        residual_depthwise: bool = True,
+        residual_pointwise: bool = False,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_positive(d_model=d_model, kernel_size=kernel_size)
+        check_probability(dropout=dropout, stochastic_depth=stochastic_depth)
+        if stochastic_depth and not (residual_depthwise or residual_pointwise):
+            raise ValueError(
+                f"stochastic_depth={stochastic_depth}: needs a residual branch to drop, "
+                "residual_depthwise or residual_pointwise"
+            )
+        self.residual_depthwise = residual_depthwise
+        self.residual_pointwise = residual_pointwise
+        self.dropout = nn.Dropout(dropout)
+        self.stochastic_depth = StochasticDepth(stochastic_depth, mode="row")
+
+        self.depth_wise_conv = nn.Conv2d(d_model, d_model, kernel_size, groups=d_model, padding="same")
+        self.act1 = make_activation(activation)
+        self.norm1 = make_norm(norm, d_model)
+
+        self.point_wise_conv = nn.Conv2d(d_model, d_model, kernel_size=1)
+        self.act2 = make_activation(activation)
+        self.norm2 = make_norm(norm, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, d_model, height, width] → the same shape."""
+        check_image(x, channels=self.depth_wise_conv.in_channels)
+        x = self.dropout(x)
+        mixed = self.norm1(self.act1(self.depth_wise_conv(x)))
+        x = x + self.stochastic_depth(mixed) if self.residual_depthwise else mixed
+        mixed = self.norm2(self.act2(self.point_wise_conv(x)))
+        return x + self.stochastic_depth(mixed) if self.residual_pointwise else mixed
+
+
+class ConvClassificationHead(nn.Module):
+    """Average all positions, then one linear layer.
+
+    Args:
+        d_model: channels of the grid.
+        n_classes: number of classes.
+        dropout: probability of dropping a value of the average.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(self, d_model: int, n_classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        check_positive(d_model=d_model, n_classes=n_classes)
+        check_probability(dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(d_model, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, d_model, height, width] → logits [batch, n_classes]."""
+        check_image(x, channels=self.linear.in_features)
+        return self.linear(self.dropout(x.mean(dim=(-2, -1))))
+
+
+class ConvMixer(nn.Module):
+    """Patch embeddings, `n_layers` layers, classification head.
+
+    Args:
+        conv_mixer_layer: the pattern of every layer. It is copied, each copy draws initial values
+            of its own, and the pattern itself stays as it was.
+        n_layers: number of layers.
+        patch_emb: used as it is.
+        classification: used as it is.
+
+    The pattern's `stochastic_depth` is the last layer's; layers before it drop less, in
+    proportion to their depth (Huang et al., equation 4).
+
+    Raises:
+        ValueError: `n_layers` is not positive, or the three parts differ in `d_model`.
+    """
+
+    def __init__(
+        self,
+        conv_mixer_layer: ConvMixerLayer,
+        n_layers: int,
+        patch_emb: ConvPatchEmbeddings,
+        classification: ConvClassificationHead,
+    ) -> None:
+        super().__init__()
+        check_positive(n_layers=n_layers)
+        widths = {
+            "patch_emb": patch_emb.conv.out_channels,
+            "conv_mixer_layer": conv_mixer_layer.depth_wise_conv.in_channels,
+            "classification": classification.linear.in_features,
+        }
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"d_model: the three parts must agree, got {widths}")
+        self.patch_emb = patch_emb
+        self.conv_mixer_layers = nn.ModuleList(
+            fresh_layer(conv_mixer_layer, depth=(i + 1) / n_layers) for i in range(n_layers)
+        )
+        self.classification = classification
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, height, width] → logits [batch, n_classes]."""
+        x = self.patch_emb(x)
+        for layer in self.conv_mixer_layers:
+            x = layer(x)
+        return self.classification(x)
+
+
+PatchEmbeddings = ConvPatchEmbeddings
+ClassificationHead = ConvClassificationHead
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of [batch, channels, height, width], at every position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:
+    """A layer built as `pattern` is, with initial values of its own; `depth` in (0, 1]."""
+    layer = copy.deepcopy(pattern)
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    layer.stochastic_depth.p *= depth
+    return layer
+
+
+def make_activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name!r}: expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def make_norm(name: str, d_model: int) -> nn.Module:
+    if name not in NORMS:
+        raise ValueError(f"norm={name!r}: expected one of {', '.join(NORMS)}")
+    return {"batch": nn.BatchNorm2d, "layer": ChannelLayerNorm, "none": nn.Identity}[name](d_model)
+
+
+def check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+
+
+def check_probability(**arguments: float) -> None:
+    for name, value in arguments.items():
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name}={value!r}: expected a probability, at least 0 and below 1")
+
+
+def check_image(x: Tensor, channels: int, smallest: int = 1) -> None:
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"x: expected [batch, {channels}, height, width], got {list(x.shape)}"
+        )
+    if x.shape[2] < smallest or x.shape[3] < smallest:
+        raise ValueError(f"x: {x.shape[2]}x{x.shape[3]} is smaller than one {smallest}x{smallest} patch")

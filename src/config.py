@@ -1,0 +1,328 @@
+"""Every config key: its type, its meaning, its limits.
+
+The YAML files under conf/ choose the values; these classes say what may be chosen. Hydra checks
+names and types while it composes, `check` the limits and what must fit together. Either way a bad
+value is reported before anything is loaded or written.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(ValueError):
+    """A value that cannot be; the message names the key, the value and what would be right."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Limit:
+    return Limit(f"at least {low:g}", lambda value: value >= low)
+
+
+def above(low: float) -> Limit:
+    return Limit(f"above {low:g}", lambda value: value > low)
+
+
+def one_of(*options: str) -> Limit:
+    return Limit(f"one of {', '.join(options)}", lambda value: value in options)
+
+
+def ascending(low: float, high: float) -> Limit:
+    return Limit(
+        f"[low, high], in order, above {low:g} and at most {high:g}",
+        lambda pair: len(pair) == 2 and low < pair[0] <= pair[1] <= high,
+    )
+
+
+PROBABILITY = Limit("a probability, 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Limit("at least 0 and below 1", lambda value: 0 <= value < 1)
+SHARE = Limit("a share, above 0 and at most 1", lambda value: 0 < value <= 1)
+HALF = Limit("at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
+BETAS = Limit(
+    "two numbers, at least 0 and below 1",
+    lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+)
+POSITIVE_LIST = Limit("a number above 0 for each channel", lambda values: min(values, default=0) > 0)
+RAND_AUGMENT = Limit(
+    "timm's notation of RandAugment, e.g. rand-m9-mstd0.5-inc1", lambda text: text.startswith("rand-m")
+)
+FOLDER_NAME = Limit(
+    "the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != "."
+)
+
+
+def key(limit: Limit | None, default: Any = MISSING) -> Any:
+    """A config key with its limit; null always passes."""
+    metadata = {"limit": limit}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Model:
+    d_model: int = key(at_least(1))  # channels of every layer ("width")
+    depth: int = key(at_least(1))  # number of layers
+    patch_size: int = key(at_least(1))  # pixels; must divide the image's sides
+    kernel_size: int = key(at_least(1))  # of the depthwise convolution, odd or even
+    activation: str = key(one_of("relu", "gelu"), "relu")
+    norm: str = key(one_of("batch", "layer", "none"), "batch")
+    residual_depthwise: bool = True
+    residual_pointwise: bool = False
+
+
+@dataclass
+class Dropout:
+    rate: float = key(BELOW_ONE, 0.0)  # the one number to sweep; the places below refer to it
+    blocks: float = key(BELOW_ONE, 0.0)  # before every layer
+    head: float = key(BELOW_ONE, 0.0)  # before the classifier
+    stochastic_depth: float = key(BELOW_ONE, 0.0)  # of the last layer; in proportion to depth before it
+
+
+@dataclass
+class Data:
+    name: str = key(one_of("digits", "cifar10", "cifar100", "image_folder"))
+    root: str = MISSING  # where the images are, or are downloaded to
+    batch_size: int = key(at_least(1), 64)  # images per optimizer step
+    val_fraction: float = key(BELOW_ONE, 0.1)  # of the training images, stratified; 0: no validation
+    train_fraction: float = key(SHARE, 1.0)  # of what is left, stratified: to train on less
+    split_seed: int = key(at_least(0), 0)  # apart from `seed`: a sweep validates on the same images
+    num_workers: int | None = key(at_least(0), None)  # processes that augment; null: one per spare core
+    image_size: int | None = key(at_least(1), None)  # pixels; null: the images' own, or 224 if they differ
+    crop_fraction: float = key(SHARE, 1.0)  # evaluation takes this much of each side, from the middle
+    mean: list[float] | None = None  # per channel, pixels being 0 … 1; null: measured on training images
+    std: list[float] | None = key(POSITIVE_LIST, None)
+    hflip: float = key(PROBABILITY, 0.5)  # how often to mirror; 0 where that makes another class
+
+
+@dataclass
+class Augmentation:
+    """What happens to training images; timm carries it out."""
+
+    shift: float = key(HALF, 0.0)  # pad each side by this share of the image, crop back at random
+    scale: list[float] = key(ascending(0, 1), [1.0, 1.0])  # random resized crop: share of the area
+    ratio: list[float] = key(ascending(0, 100), [1.0, 1.0])  # and its aspect ratio
+    hflip: float = key(PROBABILITY, 0.0)
+    vflip: float = key(PROBABILITY, 0.0)
+    brightness: float = key(PROBABILITY, 0.0)  # a factor drawn from 1 ± this
+    contrast: float = key(PROBABILITY, 0.0)
+    saturation: float = key(PROBABILITY, 0.0)
+    hue: float = key(HALF, 0.0)  # a shift drawn from ± this, in turns of the color wheel
+    auto_augment: str | None = key(RAND_AUGMENT, None)
+    interpolation: str = key(one_of("bilinear", "bicubic", "random"), "bicubic")  # of resized images
+
+
+@dataclass
+class Optimizer:
+    name: str = MISSING
+    lr: float = key(above(0))  # the schedule's highest
+    weight_decay: float = key(at_least(0), 0.0)
+    decay_norm_and_bias: bool = False  # weight decay for norms and biases, too
+
+
+@dataclass
+class Adam(Optimizer):
+    name: str = key(one_of("adam", "adamw"))  # adam: an L2 penalty; adamw: decoupled weight decay
+    betas: list[float] = key(BETAS, [0.9, 0.999])
+    eps: float = key(above(0), 1e-8)
+
+
+@dataclass
+class SGD(Optimizer):
+    name: str = key(one_of("sgd"), "sgd")
+    momentum: float = key(BELOW_ONE, 0.9)
+    nesterov: bool = True
+
+
+@dataclass
+class Scheduler:
+    """The learning rate over the run, set at every step."""
+
+    name: str = MISSING
+
+
+@dataclass
+class WarmedUp(Scheduler):
+    warmup_epochs: float = key(at_least(0), 0.0)  # linear, from 0
+
+
+@dataclass
+class Cosine(WarmedUp):
+    min_lr: float = key(at_least(0), 0.0)  # at the end
+
+
+@dataclass
+class Step(WarmedUp):
+    decay_epochs: float = key(above(0))  # from one step to the next
+    decay_rate: float = key(above(0), 0.1)  # the factor of each
+
+
+@dataclass
+class EarlyStopping:
+    """Stop once val/loss has not fallen by `min_delta` for `patience` epochs."""
+
+    patience: int | None = key(at_least(1), None)  # null: never
+    min_delta: float = key(at_least(0), 0.0)
+    start_epoch: int = key(at_least(0), 0)  # epochs before it do not count
+
+
+@dataclass
+class Trainer:
+    epochs: int = key(at_least(1))
+    device: str = key(one_of("auto", "cpu", "cuda", "mps"), "auto")  # auto: CUDA, else MPS, else CPU
+    precision: str = key(one_of("fp32", "bf16", "fp16"), "fp32")  # fp16 scales the loss
+    channels_last: bool = True  # memory format; the faster one on CPU and GPU
+    compile: bool = False  # torch.compile
+    clip_grad_norm: float | None = key(above(0), None)  # the norm of all gradients at most this
+    accumulation_steps: int = key(at_least(1), 1)  # parts that a batch is processed in, to fit in memory
+    label_smoothing: float = key(BELOW_ONE, 0.0)
+    ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps; evaluate the average
+    monitor: str = key(one_of("val/accuracy", "val/loss"), "val/accuracy")  # picks the best epoch
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+
+
+@dataclass
+class Wandb:
+    mode: str = key(one_of("offline", "online", "disabled"), "offline")
+    project: str = "convmixer"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    model: Model = field(default_factory=Model)
+    dropout: Dropout = field(default_factory=Dropout)
+    data: Data = field(default_factory=Data)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    trainer: Trainer = field(default_factory=Trainer)
+    wandb: Wandb = field(default_factory=Wandb)
+    seed: int = key(at_least(0), 0)
+    output_dir: str = "outputs"
+    sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
+
+
+# Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
+NOT_IDENTITY = ("data.root", "data.num_workers", "trainer.device", "wandb", "output_dir", "sweep")
+
+GROUPS = (
+    "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment",
+)  # fmt: skip
+OPTIMIZERS = {"adam": Adam, "sgd": SGD}
+SCHEDULERS = {"cosine": Cosine, "step": Step, "warmed_up": WarmedUp, "plain": Scheduler}
+
+
+def register() -> None:
+    """Make the classes known to Hydra; the defaults lists under conf/ refer to them."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, node in OPTIMIZERS.items():
+        store.store(group="optimizer", name=f"schema_{name}", node=node)
+    for name, node in SCHEDULERS.items():
+        store.store(group="scheduler", name=f"schema_{name}", node=node)
+
+
+def check(composed: DictConfig) -> Config:
+    """The composed config as typed objects.
+
+    Raises:
+        ConfigError: a value is out of its limit, or two do not fit together.
+    """
+    composed = composed.copy()
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra", None)
+    config = cast(Config, OmegaConf.to_object(composed))
+    known = [path for path, *_ in keys_of(config)]
+    for path, _ in flatten(OmegaConf.to_container(composed)):
+        if path not in known:  # appended with +key=value
+            siblings = [other.rpartition(".")[2] for other in known if parent(other) == parent(path)]
+            raise ConfigError(f"{path}: there is no such key; {suggest(path, siblings)}")
+    for path, value, limit in keys_of(config):
+        if limit and value is not None and not limit.holds(value):
+            raise ConfigError(f"{path}={value}: expected {limit.expected}")
+    check_together(config)
+    return config
+
+
+def check_together(config: Config) -> None:
+    model, dropout, data, trainer = config.model, config.dropout, config.data, config.trainer
+    if dropout.rate and not (dropout.blocks or dropout.head or dropout.stochastic_depth):
+        raise ConfigError(
+            f"dropout.rate={dropout.rate}: there is no place for it; "
+            "choose dropout=blocks, head, all or stochastic_depth"
+        )
+    if dropout.stochastic_depth and not (model.residual_depthwise or model.residual_pointwise):
+        raise ConfigError(
+            f"dropout.stochastic_depth={dropout.stochastic_depth}: needs a residual branch to drop, "
+            "model.residual_depthwise=true or model.residual_pointwise=true"
+        )
+    if (data.mean is None) != (data.std is None):
+        raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: give both, or null for both")
+    if trainer.early_stopping.patience is not None and not data.val_fraction:
+        raise ConfigError(
+            f"trainer.early_stopping.patience={trainer.early_stopping.patience}: "
+            "needs a validation set, data.val_fraction above 0"
+        )
+    if trainer.accumulation_steps > data.batch_size:
+        raise ConfigError(
+            f"trainer.accumulation_steps={trainer.accumulation_steps}: "
+            f"expected at most data.batch_size={data.batch_size}"
+        )
+    if isinstance(config.scheduler, WarmedUp) and config.scheduler.warmup_epochs >= trainer.epochs:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={config.scheduler.warmup_epochs}: "
+            f"expected fewer than trainer.epochs={trainer.epochs}"
+        )
+    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and not config.optimizer.momentum:
+        raise ConfigError("optimizer.nesterov=true: needs optimizer.momentum above 0")
+
+
+def keys_of(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit | None]]:
+    """Every key below a section, as (full name, value, limit)."""
+    for item in fields(section):
+        value = getattr(section, item.name)
+        if is_dataclass(value):
+            yield from keys_of(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, value, item.metadata.get("limit")
+
+
+def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """A nested config, as YAML holds it, as ("section.key", value) pairs."""
+    if not isinstance(tree, dict):
+        return [(prefix, tree)]
+    return [
+        pair
+        for name, below in tree.items()
+        for pair in flatten(below, f"{prefix}.{name}" if prefix else str(name))
+    ]
+
+
+def parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
+    """What may have been meant by a key that does not exist; `siblings` are the keys beside it."""
+    section, _, name = unknown.rpartition(".")
+    known = [path for path, *_ in keys_of(Config())]
+    same_name = [path for path in known if path.rpartition(".")[2] == name]
+    if section and siblings:
+        similar = [f"{section}.{sibling}" for sibling in difflib.get_close_matches(name, siblings, n=1)]
+    else:
+        siblings = [*GROUPS, "trainer", "wandb", "seed", "output_dir", "sweep"]
+        similar = difflib.get_close_matches(unknown, siblings, n=1)
+    if close := similar or same_name:
+        return f"did you mean {close[0]}?"
+    return f"{section or 'the config'} has {', '.join(siblings)}"

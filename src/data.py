@@ -1,0 +1,343 @@
+"""Images: where they come from, how they are split, and the batches that training sees.
+
+Small images are decoded once per process and kept as bytes; large ones stay files until a batch
+needs them. A batch is a pure function of (seed, epoch, its number), whatever process makes it, so
+that a run is the same for any number of workers.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets.folder import find_classes, has_file_allowed_extension
+
+import augmentation
+import config as cfg
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
+SAMPLE = 500  # images looked at to learn the size, and to measure mean and deviation
+
+
+class DataError(ValueError):
+    """The data cannot be used as asked; the message names the key, the value and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images and their classes.
+
+    Attributes:
+        pixels: uint8 [images, height, width, channels], or the paths of the files.
+        labels: int64 [images].
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.str_]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if not self.decoded:
+            return open_image(self.pixels[index])
+        pixels = self.pixels[index]
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+    @property
+    def decoded(self) -> bool:
+        return self.pixels.dtype == np.uint8
+
+    def subset(self, indices: NDArray[np.int64]) -> "Images":
+        return Images(self.pixels[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set as a run uses it. `val` is None where nothing is split off for validation."""
+
+    train: Images
+    val: Images | None
+    test: Images
+    classes: list[str]
+    channels: int
+    image_size: tuple[int, int]  # height, width
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def load(config: cfg.Data, patch_size: int) -> ImageData:
+    """Read, check and split the images.
+
+    Raises:
+        DataError: the images are missing, corrupt, or do not fit the config.
+    """
+    data = read(config.name, config.root, config.image_size)
+    height, width = data.image_size
+    if height % patch_size or width % patch_size:
+        fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
+        raise DataError(
+            f"model.patch_size={patch_size}: does not divide the {height}x{width} images of "
+            f"data={config.name}; expected one of {', '.join(map(str, fitting))}"
+        )
+    if data.val is None and config.val_fraction:
+        rest, held_out = split(data.train, config.val_fraction, config.split_seed, "data.val_fraction")
+        data = replace(data, train=rest, val=held_out)
+    if not config.val_fraction:
+        data = replace(data, val=None)
+    if config.train_fraction < 1:
+        _, kept = split(data.train, config.train_fraction, config.split_seed, "data.train_fraction")
+        data = replace(data, train=kept)
+    if config.mean is not None and config.std is not None:
+        for key, values in (("mean", config.mean), ("std", config.std)):
+            if len(values) != data.channels:
+                raise DataError(f"data.{key}={values}: expected {data.channels} numbers, one for each channel")
+        return replace(data, mean=tuple(config.mean), std=tuple(config.std))
+    mean, std = measure(data.train, data.channels)
+    return replace(data, mean=mean, std=std)
+
+
+def split(images: Images, fraction: float, seed: int, key: str) -> tuple[Images, Images]:
+    """Divide at random, with the same share of every class on both sides; the second has `fraction`."""
+    try:
+        rest, part = train_test_split(
+            np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=seed
+        )
+    except ValueError as error:
+        raise DataError(f"{key}={fraction}: cannot split {len(images)} images so: {error}") from error
+    return images.subset(np.sort(rest)), images.subset(np.sort(part))
+
+
+def measure(images: Images, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel, over evenly spaced images; pixels in 0 … 1."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), 10 * SAMPLE if images.decoded else SAMPLE))
+    pixels = [np.asarray(images[int(i)]).reshape(-1, channels) for i in chosen]
+    sample = np.concatenate(pixels).astype(np.float64) / 255
+    # A channel without any variation would otherwise divide by zero.
+    return tuple(sample.mean(0).tolist()), tuple(np.maximum(sample.std(0), 1e-3).tolist())
+
+
+# Sources. Each gives training and test images, undivided, once per process.
+
+
+@lru_cache(maxsize=1)
+def read(name: str, root: str, image_size: int | None) -> ImageData:
+    if name == "digits":
+        data = read_digits()
+    elif name == "image_folder":
+        data = read_image_folder(Path(root), image_size)
+    else:
+        data = read_cifar(name, Path(root))
+    if image_size is not None:
+        data = replace(data, image_size=(image_size, image_size))
+    return data
+
+
+def read_digits() -> ImageData:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    images = Images(pixels, digits.target.astype(np.int64))
+    train, test = split(images, 0.2, seed=0, key="digits")
+    return ImageData(train, None, test, [str(i) for i in range(10)], channels=1, image_size=(8, 8))
+
+
+def read_cifar(name: str, root: Path) -> ImageData:
+    source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    parts = []
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):  # runs side by side download once
+            for train in (True, False):
+                parts.append(source(str(root), train=train, download=True))
+    except Exception as error:  # torchvision raises whatever urllib, tarfile and pickle raise
+        raise DataError(
+            f"data.root={root}: {name} is not there intact and could not be downloaded ({error}); "
+            f"put {source.filename} there, or delete what is broken and try again"
+        ) from error
+    train, test = (Images(part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)
+    return ImageData(train, None, test, list(parts[0].classes), channels=3, image_size=(32, 32))
+
+
+def read_image_folder(root: Path, image_size: int | None) -> ImageData:
+    if not (root / "train").is_dir():
+        raise DataError(f"data.root={root}: expected a folder with train/CLASS/* and test/CLASS/* or val/CLASS/*")
+    held_out = [part for part in ("test", "val") if (root / part).is_dir()]
+    if not held_out:
+        raise DataError(f"data.root={root}: there is a train folder but neither test nor val")
+    classes = folder_classes(root / "train")
+    train = list_images(root / "train", classes)
+    test = list_images(root / held_out[0], classes)
+    val = list_images(root / "val", classes) if len(held_out) == 2 else None
+
+    sizes, modes = set(), set()
+    for path in train.pixels[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]:
+        image = open_image(path)
+        sizes.add((image.height, image.width))
+        modes.add(image.mode)
+    size = sizes.pop() if len(sizes) == 1 else (224, 224)
+    channels = 1 if modes == {"L"} else 3
+    parts = [train, test] + ([val] if val else [])
+    if image_size is None and sum(map(len, parts)) * size[0] * size[1] * channels <= DECODED_LIMIT:
+        parts = [decode(images, size, channels) for images in parts]
+    train, test, val = (*parts, None)[:3]
+    return ImageData(train, val, test, classes, channels, size)
+
+
+def folder_classes(folder: Path) -> list[str]:
+    try:
+        return find_classes(str(folder))[0]
+    except FileNotFoundError as error:
+        raise DataError(f"data.root={folder.parent}: {folder.name} has no folder for any class") from error
+
+
+def list_images(folder: Path, classes: list[str]) -> Images:
+    if folder_classes(folder) != classes:
+        differing = sorted(set(folder_classes(folder)) ^ set(classes))
+        raise DataError(
+            f"data.root={folder.parent}: train and {folder.name} differ in their classes: {', '.join(differing)}"
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(
+            entry.path
+            for entry in os.scandir(folder / name)
+            if has_file_allowed_extension(entry.name, IMAGE_SUFFIXES)
+        )
+        if not found:
+            raise DataError(f"data.root={folder.parent}: class {folder.name}/{name} has no images")
+        paths += found
+        labels += [label] * len(found)
+    return Images(np.array(paths), np.array(labels, dtype=np.int64))
+
+
+def decode(images: Images, size: tuple[int, int], channels: int) -> Images:
+    pixels = np.empty((len(images), *size, channels), dtype=np.uint8)
+    for i, path in enumerate(images.pixels):
+        image = open_image(path).convert("L" if channels == 1 else "RGB")
+        if (image.height, image.width) != size:
+            image = image.resize(size[::-1], Image.Resampling.BICUBIC)
+        pixels[i] = np.asarray(image).reshape(*size, channels)
+    return Images(pixels, images.labels)
+
+
+def open_image(path: str) -> Image.Image:
+    """A file as a grey or RGB image.
+
+    Raises:
+        DataError: it is not an image, or only a part of one.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("L" if image.mode in ("L", "1") else "RGB")
+    except OSError as error:
+        raise DataError(f"data.root: {path} cannot be read as an image ({error})") from error
+
+
+# Batches.
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """All that a batch depends on."""
+
+    seed: int
+    indices: NDArray[np.int64]
+
+
+class BatchOrder(Sampler[BatchKey]):
+    """Which images make up the batches of an epoch: all of them once, in random order for training.
+
+    The last batch is smaller where they do not divide evenly.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int | None) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        order = np.arange(self.length)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        for batch in range(len(self)):
+            entropy = np.random.SeedSequence([self.seed or 0, self.epoch, batch])
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield BatchKey(int(entropy.generate_state(1)[0]), indices)
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches: uint8 [batch, channels, height, width] and labels [batch]."""
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor] | None) -> None:
+        self.images, self.transform = images, transform
+
+    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
+        labels = torch.from_numpy(self.images.labels[key.indices])
+        if self.transform is None:
+            pixels = torch.from_numpy(self.images.pixels[key.indices])
+            return pixels.permute(0, 3, 1, 2).contiguous(), labels
+        with seeded(key.seed):
+            return torch.stack([self.transform(self.images[int(i)]) for i in key.indices]), labels
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every generator that augmentation draws from, and put them back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def training_batches(data: ImageData, config: cfg.Config) -> DataLoader[Any]:
+    transform = augmentation.training_transform(config.augmentation, data)
+    order = BatchOrder(len(data.train), config.data.batch_size, config.seed)
+    return batches(data.train, transform, order, config.data.num_workers)
+
+
+def evaluation_batches(images: Images, data: ImageData, config: cfg.Config) -> DataLoader[Any]:
+    transform = augmentation.evaluation_transform(config.data.crop_fraction, data)
+    order = BatchOrder(len(images), config.data.batch_size, seed=None)
+    return batches(images, transform, order, config.data.num_workers)
+
+
+def batches(
+    images: Images, transform: Callable[[Image.Image], Tensor] | None, order: BatchOrder, workers: int | None
+) -> DataLoader[Any]:
+    if transform is None:
+        workers = 0  # a batch is one slice of an array
+    elif workers is None:
+        workers = min(16, max(1, len(os.sched_getaffinity(0)) - 1))
+    return DataLoader(
+        Batches(images, transform),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,55 @@
+"""Bad input gets one clear error, without a traceback."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+
+from hydra.errors import HydraException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from config import ConfigError, suggest
+
+
+@contextmanager
+def one_clear_error() -> Iterator[None]:
+    """Turn what Hydra raises into one line; HYDRA_FULL_ERROR=1 shows the whole traceback instead."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+
+
+def explain(error: Exception) -> str:
+    """What is wrong and what would be right, in terms of the keys that were typed."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    message = str(error)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+        section = cause.object_type if is_dataclass(cause.object_type) else None
+        siblings = [item.name for item in fields(section)] if section else []
+        return f"{cause.full_key}: there is no such key; {suggest(cause.full_key, siblings)}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key}: has no value yet; set it with {cause.full_key}=VALUE"
+    if isinstance(cause, ValidationError) and cause.full_key:
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+    unknown_group = re.match(r"Could not override '([^'@]+)'", message)
+    if unknown_group:
+        return f"{unknown_group[1]}: there is no such key or group; {suggest(unknown_group[1])}"
+    # Hydra's own words, without its search path and its traceback.
+    return re.split(r"\n\s*\n?Config search path", message)[0].strip()

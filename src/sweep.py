@@ -1,0 +1,76 @@
+"""Around a sweep: every run is checked before the first starts, and all are compared after the last."""
+
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+import config as cfg
+from errors import explain
+from terminal import say
+
+
+log = logging.getLogger(__name__)
+
+
+class SweepCallback(Callback):
+    """What Hydra calls before and after runs. To stop it, sys.exit: it only warns of exceptions here."""
+
+    total = 1  # runs of the sweep
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with exit_on_error():
+            cfg.check(config)
+
+    def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        objective = job_return.return_value
+        if objective is not None and math.isnan(objective):
+            sys.exit(1)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with exit_on_error():
+            jobs = jobs_of(config)
+        self.total = len(jobs)
+        for overrides in jobs:
+            with exit_on_error(of_run=" ".join(overrides)):
+                cfg.check(compose(config.hydra.job.config_name, overrides))
+        say(f"sweep {config.sweep}: {len(jobs)} runs → {config.output_dir}/{config.sweep}")
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.total > 1:
+            log.info(f"run {config.hydra.job.num + 1} of {self.total}")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from compare import compare
+
+        folder = Path(config.output_dir) / config.sweep
+        runs = compare([folder])
+        unfinished = [run for run in runs if run.status != "completed"]
+        if unfinished:
+            sys.exit(f"{len(unfinished)} of {len(runs)} runs did not complete")
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """The overrides of every run, as Hydra's own sweeper will make them."""
+    declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create()
+    overrides = parser.parse_overrides([*declared, *config.hydra.overrides.task])
+    return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+@contextmanager
+def exit_on_error(of_run: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        sys.exit(f"error: {explain(error)}" + (f" (run: {of_run})" if of_run else ""))
