@@ -16,9 +16,7 @@ checkpoints load as they are. All that goes beyond the described model is keywor
 
 import copy
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -214,8 +212,9 @@ def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:
     """A layer built as `pattern` is, with initial values of its own; `depth` in (0, 1]."""
     layer = copy.deepcopy(pattern)
     for module in layer.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
     layer.stochastic_depth.p *= depth
     return layer
 
@@ -246,8 +245,6 @@ def check_probability(**arguments: float) -> None:
 
 def check_image(x: Tensor, channels: int, smallest: int = 1) -> None:
     if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(
-            f"x: expected [batch, {channels}, height, width], got {list(x.shape)}"
-        )
+        raise ValueError(f"x: expected [batch, {channels}, height, width], got {list(x.shape)}")
     if x.shape[2] < smallest or x.shape[3] < smallest:
         raise ValueError(f"x: {x.shape[2]}x{x.shape[3]} is smaller than one {smallest}x{smallest} patch")

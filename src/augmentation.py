@@ -26,8 +26,8 @@ def training_transform(config: cfg.Augmentation, data: "ImageData") -> Transform
         is_training=True,
         separate=True,
         normalize=False,
-        scale=config.scale,
-        ratio=config.ratio,
+        scale=(config.scale[0], config.scale[1]),
+        ratio=(config.ratio[0], config.ratio[1]),
         hflip=config.hflip,
         vflip=config.vflip,
         color_jitter=(config.brightness, config.contrast, config.saturation, config.hue),
@@ -46,9 +46,7 @@ def evaluation_transform(crop_fraction: float, data: "ImageData") -> Transform |
     """The same, without chance: resize, take the middle."""
     if crop_fraction == 1.0 and is_native(data):
         return None
-    return create_transform(
-        data.image_size, normalize=False, crop_pct=crop_fraction, interpolation="bicubic"
-    )
+    return create_transform(data.image_size, normalize=False, crop_pct=crop_fraction, interpolation="bicubic")
 
 
 def is_native(data: "ImageData") -> bool:

@@ -1,6 +1,6 @@
 """Compare runs: a table, best first, of what differed between them and what came of it.
 
-    python src/compare.py outputs/SWEEP [DIR ...]
+python src/compare.py outputs/SWEEP [DIR ...]
 """
 
 import argparse
@@ -43,10 +43,9 @@ def compare(folders: Sequence[Path]) -> list[Run]:
     keys = differing_keys(runs)
     header = [*keys, *FIGURES, "status", "run"]
     rows = [
-        [*(run.config.get(key) for key in keys), *run.figures.values(), run.status, run.folder.name]
-        for run in runs
+        [*(run.config.get(key) for key in keys), *run.figures.values(), run.status, run.folder.name] for run in runs
     ]
-    with open(folders[0] / "comparison.csv", "w", newline="") as file:
+    with (folders[0] / "comparison.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
 
     # For a reader: percent, no folder names, and the status only where there is something to say.
@@ -93,11 +92,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     """The config keys that set the runs apart, in the config's order."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     hidden = [key for key in keys for start in cfg.NOT_IDENTITY if key == start or key.startswith(start + ".")]
-    return [
-        key
-        for key in keys
-        if key not in hidden and len({json.dumps(run.config.get(key)) for run in runs}) > 1
-    ]
+    return [key for key in keys if key not in hidden and len({json.dumps(run.config.get(key)) for run in runs}) > 1]
 
 
 def short(key: str, keys: Sequence[str]) -> str:

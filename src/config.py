@@ -55,9 +55,7 @@ POSITIVE_LIST = Limit("a number above 0 for each channel", lambda values: min(va
 RAND_AUGMENT = Limit(
     "timm's notation of RandAugment, e.g. rand-m9-mstd0.5-inc1", lambda text: text.startswith("rand-m")
 )
-FOLDER_NAME = Limit(
-    "the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != "."
-)
+FOLDER_NAME = Limit("the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != ".")
 
 
 def key(limit: Limit | None, default: Any = MISSING) -> Any:
@@ -152,7 +150,7 @@ class Scheduler:
 
 @dataclass
 class WarmedUp(Scheduler):
-    warmup_epochs: float = key(at_least(0), 0.0)  # linear, from 0
+    warmup_epochs: int = key(at_least(0), 0)  # linear, from 0
 
 
 @dataclass
@@ -303,9 +301,7 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not isinstance(tree, dict):
         return [(prefix, tree)]
     return [
-        pair
-        for name, below in tree.items()
-        for pair in flatten(below, f"{prefix}.{name}" if prefix else str(name))
+        pair for name, below in tree.items() for pair in flatten(below, f"{prefix}.{name}" if prefix else str(name))
     ]
 
 

@@ -159,12 +159,10 @@ def read_digits() -> ImageData:
 
 def read_cifar(name: str, root: Path) -> ImageData:
     source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    parts = []
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):  # runs side by side download once
-            for train in (True, False):
-                parts.append(source(str(root), train=train, download=True))
+            parts = [source(str(root), train=train, download=True) for train in (True, False)]
     except Exception as error:  # torchvision raises whatever urllib, tarfile and pickle raise
         raise DataError(
             f"data.root={root}: {name} is not there intact and could not be downloaded ({error}); "
@@ -192,10 +190,10 @@ def read_image_folder(root: Path, image_size: int | None) -> ImageData:
         modes.add(image.mode)
     size = sizes.pop() if len(sizes) == 1 else (224, 224)
     channels = 1 if modes == {"L"} else 3
-    parts = [train, test] + ([val] if val else [])
-    if image_size is None and sum(map(len, parts)) * size[0] * size[1] * channels <= DECODED_LIMIT:
-        parts = [decode(images, size, channels) for images in parts]
-    train, test, val = (*parts, None)[:3]
+    total = len(train) + len(test) + (len(val) if val else 0)
+    if image_size is None and total * size[0] * size[1] * channels <= DECODED_LIMIT:
+        train, test = decode(train, size, channels), decode(test, size, channels)
+        val = decode(val, size, channels) if val else None
     return ImageData(train, val, test, classes, channels, size)
 
 
@@ -216,9 +214,7 @@ def list_images(folder: Path, classes: list[str]) -> Images:
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = sorted(
-            entry.path
-            for entry in os.scandir(folder / name)
-            if has_file_allowed_extension(entry.name, IMAGE_SUFFIXES)
+            entry.path for entry in os.scandir(folder / name) if has_file_allowed_extension(entry.name, IMAGE_SUFFIXES)
         )
         if not found:
             raise DataError(f"data.root={folder.parent}: class {folder.name}/{name} has no images")

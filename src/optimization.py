@@ -19,9 +19,7 @@ def make_optimizer(model: nn.Module, config: cfg.Optimizer) -> Optimizer:
         {"params": flat, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
     ]
     if isinstance(config, cfg.SGD):
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
-        )
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     assert isinstance(config, cfg.Adam)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)

@@ -1,27 +1,26 @@
 """What a run leaves behind: its folder, and the same in Weights & Biases.
 
-    OUTPUT_DIR/SWEEP/RUN/
-        config.yaml       the resolved config
-        metrics.csv       a row per epoch
-        summary.json      status, best and last figures; always true, also after a crash
-        checkpoints/      last.pt, best.pt
-        history.png       the curves
-        train.log         what the terminal said, and tracebacks
-        wandb/            Weights & Biases' own files
+OUTPUT_DIR/SWEEP/RUN/
+    config.yaml       the resolved config
+    metrics.csv       a row per epoch
+    summary.json      status, best and last figures; always true, also after a crash
+    checkpoints/      last.pt, best.pt
+    history.png       the curves
+    train.log         what the terminal said, and tracebacks
+    wandb/            Weights & Biases' own files
 """
 
 import csv
 import hashlib
 import json
 import logging
-import os
 import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -72,7 +71,7 @@ class Record:
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Add a row of metrics; its keys are COLUMNS."""
         self.rows.append(row)
-        with open(self.folder / "metrics.csv", "a", newline="") as file:
+        with (self.folder / "metrics.csv").open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if file.tell() == 0:
                 writer.writeheader()
@@ -90,8 +89,9 @@ class Record:
     def save(self, name: str, checkpoint: dict[str, Any]) -> None:
         """Write checkpoints/NAME.pt, whole or not at all."""
         path = self.folder / "checkpoints" / f"{name}.pt"
-        torch.save(checkpoint, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        temporary = path.with_suffix(".tmp")
+        torch.save(checkpoint, temporary)
+        temporary.replace(path)
 
     def load(self, name: str, device: torch.device) -> dict[str, Any]:
         path = self.folder / "checkpoints" / f"{name}.pt"
@@ -127,7 +127,7 @@ def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def identity(config: cfg.Config) -> str:
@@ -177,7 +177,8 @@ def draw_history(rows: list[dict[str, Any]], title: str) -> Figure:
 
 # Weights & Biases.
 
-CONNECT_SECONDS = 15
+CONNECT_SECONDS = 15  # to wait for the server at the start
+FINISH_SECONDS = 120  # and at the end, for the last figures; they stay on disk
 unreachable = False  # once the server could not be had, this process does not wait for it again
 
 
@@ -191,7 +192,7 @@ def start_wandb(config: cfg.Config, folder: Path, name: str) -> Any:
         return None
     import wandb
 
-    def start(mode: str) -> Any:
+    def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             mode=mode,
             project=config.wandb.project,
@@ -202,7 +203,7 @@ def start_wandb(config: cfg.Config, folder: Path, name: str) -> Any:
             config=asdict(config),
             dir=str(folder),
             settings=wandb.Settings(
-                init_timeout=CONNECT_SECONDS, silent=True, console="off"
+                init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True, console="off"
             ),
         )
 

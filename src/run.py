@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
     average = make_average(model, config.trainer.ema_decay)
     evaluated = average.module if average else model
-    network = torch.compile(model) if config.trainer.compile else model
+    network = cast(nn.Module, torch.compile(model)) if config.trainer.compile else model
 
     parameters = sum(p.numel() for p in model.parameters())
     record.update(parameters=parameters, device=describe(device))
@@ -97,7 +97,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
     with RunProgress(config.trainer.epochs, len(training)) as progress:
         for epoch in range(1, config.trainer.epochs + 1):
             epoch_started = time.perf_counter()
-            training.sampler.epoch = epoch
+            cast(data.BatchOrder, training.sampler).epoch = epoch
 
             # One epoch of training. Sums stay on the device: nothing in this loop waits for it,
             # but for a look at the numbers once a second.
@@ -110,9 +110,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
                 for part, target in split_batch(inputs, labels, config.trainer.accumulation_steps):
                     with autocast(device, config.trainer.precision):
                         logits = network(part)
-                        loss = F.cross_entropy(
-                            logits, target, label_smoothing=config.trainer.label_smoothing
-                        )
+                        loss = F.cross_entropy(logits, target, label_smoothing=config.trainer.label_smoothing)
                     scaler.scale(loss * (len(target) / len(labels))).backward()
                     sums.add(loss.detach(), logits.detach(), target, update)
                 if config.trainer.clip_grad_norm is not None:

@@ -11,14 +11,12 @@ from typing import Any
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 import config as cfg
 from errors import explain
 from terminal import say
-
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +30,8 @@ class SweepCallback(Callback):
         with exit_on_error():
             cfg.check(config)
 
-    def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        objective = job_return.return_value
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        objective = kwargs["job_return"].return_value
         if objective is not None and math.isnan(objective):
             sys.exit(1)
 

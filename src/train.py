@@ -1,8 +1,8 @@
 """Train ConvMixer: one run, or with -m a sweep of runs and their comparison.
 
-    python src/train.py
-    python src/train.py -m model.kernel_size=5,9 model.depth=8,16
-    python src/train.py --help
+python src/train.py
+python src/train.py -m model.kernel_size=5,9 model.depth=8,16
+python src/train.py --help
 """
 
 import hydra
