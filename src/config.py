@@ -197,6 +197,17 @@ class Wandb:
 
 
 @dataclass
+class Study:
+    """What an experiment asks and what others measured: for the comparison, without effect on a run."""
+
+    name: str | None = None
+    question: str | None = None
+    source: str | None = None  # of the reference values
+    metric: str = key(one_of("val/accuracy", "test/accuracy"), "test/accuracy")  # what they are values of
+    reference: list[dict[str, Any]] = field(default_factory=list)  # {where: {config key: value}, value: fraction}
+
+
+@dataclass
 class Config:
     model: Model = field(default_factory=Model)
     dropout: Dropout = field(default_factory=Dropout)
@@ -206,13 +217,14 @@ class Config:
     scheduler: Scheduler = field(default_factory=Scheduler)
     trainer: Trainer = field(default_factory=Trainer)
     wandb: Wandb = field(default_factory=Wandb)
+    study: Study = field(default_factory=Study)
     seed: int = key(at_least(0), 0)
     output_dir: str = "outputs"
     sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
 
 
 # Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
-NOT_IDENTITY = ("data.root", "data.num_workers", "trainer.device", "wandb", "output_dir", "sweep")
+NOT_IDENTITY = ("data.root", "data.num_workers", "trainer.device", "wandb", "study", "output_dir", "sweep")
 
 GROUPS = (
     "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment",
@@ -317,7 +329,7 @@ def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
     if section and siblings:
         similar = [f"{section}.{sibling}" for sibling in difflib.get_close_matches(name, siblings, n=1)]
     else:
-        siblings = [*GROUPS, "trainer", "wandb", "seed", "output_dir", "sweep"]
+        siblings = [*GROUPS, "trainer", "wandb", "study", "seed", "output_dir", "sweep"]
         similar = difflib.get_close_matches(unknown, siblings, n=1)
     if close := similar or same_name:
         return f"did you mean {close[0]}?"

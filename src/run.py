@@ -3,10 +3,12 @@
 import logging
 import math
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 
 import config as cfg
 import data
@@ -85,7 +88,13 @@ def train(config: cfg.Config, record: Record) -> float | None:
     network = cast(nn.Module, torch.compile(model)) if config.trainer.compile else model
 
     parameters = sum(p.numel() for p in model.parameters())
-    record.update(parameters=parameters, device=describe(device))
+    record.update(
+        parameters=parameters,
+        macs=count_macs(config, images),
+        device=describe(device),
+        images={"train": len(images.train), "val": len(images.val or ()), "test": len(images.test)},
+    )
+    reset_peak_memory(device)
     log.info(
         f"{record.name}: ConvMixer-{config.model.d_model}/{config.model.depth}, {parameters / 1e6:.2f} M parameters; "
         f"{config.data.name} {images.image_size[0]}×{images.image_size[1]}, {len(images.train):,} images to train on; "
@@ -171,6 +180,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
     record.complete(
         **{"test/loss": test_loss, "test/accuracy": test_accuracy},
         objective=best.value,
+        peak_memory=peak_memory(device),
         seconds=seconds,
         images_per_second=float(np.median([row["images_per_second"] for row in record.rows])),
     )
@@ -197,6 +207,14 @@ def make_model(config: cfg.Config, channels: int, n_classes: int) -> ConvMixer:
     )
     classification = ConvClassificationHead(model.d_model, n_classes, dropout=dropout.head)
     return ConvMixer(layer, model.depth, patch_emb, classification)
+
+
+def count_macs(config: cfg.Config, images: data.ImageData) -> int:
+    """Multiply-accumulates of one image's forward pass, in convolutions and the classifier."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = make_model(config, images.channels, len(images.classes)).eval()
+        model(torch.empty(1, images.channels, *images.image_size))
+    return counter.get_total_flops() // 2
 
 
 def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -314,6 +332,24 @@ def choose_device(name: str) -> torch.device:
         there = ", ".join(device for device, is_there in available.items() if is_there)
         raise cfg.ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {there}")
     return torch.device(name)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: start the process's peak anew
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the run's highest: of the GPU's tensors, else of the process; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        (kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(kib) * 1024
+    return None
 
 
 def describe(device: torch.device) -> str:

@@ -1,0 +1,91 @@
+"""Runs as a user makes them: composed by Hydra, trained on real digits, in a folder of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import config as cfg
+import run
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tests run side by side; threads of their own would only get in each other's way."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config as `python src/train.py OVERRIDES` composes it."""
+    cfg.register()
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def checked(*overrides: str) -> cfg.Config:
+    return cfg.check(composed(*overrides))
+
+
+@dataclass
+class Finished:
+    """A run's folder, read back."""
+
+    folder: Path
+    objective: float | None
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "metrics.csv")
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
+    def config(self) -> dict:
+        return yaml.safe_load((self.folder / "config.yaml").read_text())
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Finished]:
+    """Train within this process; each call makes a sweep of one run."""
+
+    def start(*overrides: str) -> Finished:
+        sweep = f"sweep{len(list(tmp_path.glob('sweep*')))}"
+        config = checked(*TINY, *overrides, f"output_dir={tmp_path}", f"sweep={sweep}")
+        objective = run.run(config, list(overrides))
+        (folder,) = [path.parent for path in (tmp_path / sweep).glob("*/config.yaml")]
+        return Finished(folder, objective)
+
+    return start
+
+
+def command(*arguments: str, cwd: Path, script: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python src/SCRIPT.py ARGUMENTS` as a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "src" / f"{script}.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

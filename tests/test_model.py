@@ -1,0 +1,211 @@
+"""The model keeps the contract: shapes, names, numbers, and what PyTorch does with modules."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm.models.convmixer
+import torch
+from torch import nn
+
+import LLMConvMixer
+from conftest import checked
+from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
+from run import make_model
+
+
+def build(
+    d_model: int = 16, depth: int = 3, kernel_size: int = 5, patch_size: int = 2, channels: int = 3, classes: int = 10,
+    dropout: float = 0.0, **options: object,
+) -> ConvMixer:  # fmt: skip
+    shared = {key: value for key, value in options.items() if key in ("activation", "norm")}
+    return ConvMixer(
+        ConvMixerLayer(d_model, kernel_size, dropout=dropout, **options),
+        depth,
+        ConvPatchEmbeddings(d_model, patch_size, channels, **shared),
+        ConvClassificationHead(d_model, classes, dropout=dropout),
+    )
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5, 8, 9, 15])
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (16, 16)])
+def test_a_layer_keeps_the_shape_for_odd_and_even_kernels(kernel_size: int, size: tuple[int, int]) -> None:
+    x = torch.randn(2, 4, *size)
+    assert ConvMixerLayer(4, kernel_size)(x).shape == x.shape
+
+
+def test_a_layer_is_what_the_paper_says() -> None:
+    layer = ConvMixerLayer(6, 3).eval()
+    x = torch.randn(2, 6, 7, 7)
+    mixed = layer.norm1(torch.relu(layer.depth_wise_conv(x))) + x
+    torch.testing.assert_close(layer(x), layer.norm2(torch.relu(layer.point_wise_conv(mixed))))
+
+
+def test_embedding_and_head_shapes() -> None:
+    assert ConvPatchEmbeddings(8, 4, 1)(torch.randn(2, 1, 28, 12)).shape == (2, 8, 7, 3)
+    x = torch.randn(2, 8, 7, 3)
+    head = ConvClassificationHead(8, 5)
+    torch.testing.assert_close(head(x), head.linear(x.mean((2, 3))))
+
+
+def test_names_and_aliases() -> None:
+    assert LLMConvMixer.PatchEmbeddings is ConvPatchEmbeddings
+    assert LLMConvMixer.ClassificationHead is ConvClassificationHead
+    names = {name.rpartition(".")[0] for name in build(depth=1).state_dict()}
+    assert names == {
+        "patch_emb.conv", "patch_emb.norm", "conv_mixer_layers.0.depth_wise_conv", "conv_mixer_layers.0.norm1",
+        "conv_mixer_layers.0.point_wise_conv", "conv_mixer_layers.0.norm2", "classification.linear",
+    }  # fmt: skip
+
+
+def test_layers_start_apart_and_leave_the_pattern_alone() -> None:
+    pattern = ConvMixerLayer(4, 3)
+    before = copy.deepcopy(pattern.state_dict())
+    model = ConvMixer(pattern, 3, ConvPatchEmbeddings(4, 1, 1), ConvClassificationHead(4, 2))
+    model(torch.randn(2, 1, 4, 4)).sum().backward()
+    weights = [layer.depth_wise_conv.weight for layer in (*model.conv_mixer_layers, pattern)]
+    for i, weight in enumerate(weights):
+        assert all(not torch.equal(weight, other) for other in weights[i + 1 :])
+        assert all(weight.data_ptr() != other.data_ptr() for other in weights[i + 1 :])
+    for name, value in pattern.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert pattern.point_wise_conv.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "parameters"),
+    [
+        ("convmixer_256_8", 10, 594_186),
+        ("convmixer_768_32", 1000, 21.1e6),
+        ("convmixer_1024_20", 1000, 24.4e6),
+        ("convmixer_1536_20", 1000, 51.6e6),
+    ],
+)
+def test_parameter_counts(model: str, classes: int, parameters: float) -> None:
+    with torch.device("meta"):
+        built = make_model(checked(f"model={model}"), 3, classes)
+    count = sum(p.numel() for p in built.parameters())
+    assert count == parameters if parameters < 1e6 else round(count / 1e6, 1) == parameters / 1e6
+
+
+def copy_to_timm(ours: ConvMixer, theirs: nn.Module) -> None:
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_timm(training: bool) -> None:
+    ours = build(32, 4, 9, 2, activation="gelu").train(training)
+    theirs = timm.models.convmixer.ConvMixer(32, 4, kernel_size=9, patch_size=2, num_classes=10, act_layer=nn.GELU)
+    for buffer in ours.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    copy_to_timm(ours, theirs.train(training))
+    x = torch.randn(4, 3, 32, 32)
+    logits, expected = ours(x), theirs(x)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        scale = q.grad.abs().max()
+        assert (p.grad - q.grad).abs().max() <= 1e-5 * max(1.0, scale), name
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("residuals", [(True, False), (True, True), (False, False), (False, True)])
+def test_switches(norm: str, activation: str, residuals: tuple[bool, bool]) -> None:
+    layer = ConvMixerLayer(
+        4, 3, norm=norm, activation=activation, residual_depthwise=residuals[0], residual_pointwise=residuals[1]
+    )
+    act: Callable = {"relu": torch.relu, "gelu": nn.functional.gelu}[activation]
+    x = torch.randn(3, 4, 6, 6)
+    layer.eval()
+    y = layer.norm1(act(layer.depth_wise_conv(x))) + (x if residuals[0] else 0)
+    y = layer.norm2(act(layer.point_wise_conv(y))) + (y if residuals[1] else 0)
+    torch.testing.assert_close(layer(x), y)
+    if norm == "layer":
+        torch.testing.assert_close(layer.norm1(x).mean(1), torch.zeros(3, 6, 6), atol=1e-5, rtol=0)
+
+
+def test_dropout_drops_in_training_only() -> None:
+    x = torch.ones(64, 8, 4, 4)
+    layer = ConvMixerLayer(8, 3, dropout=0.5)
+    seen: list[torch.Tensor] = []
+    layer.depth_wise_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    layer.train()(x)
+    layer.eval()(x)
+    assert 0.4 < (seen[0] == 0).float().mean() < 0.6
+    assert torch.equal(seen[1], x)
+    head = ConvClassificationHead(8, 2, dropout=0.5)
+    assert not torch.equal(head.train()(x), head.train()(x))
+    assert torch.equal(head.eval()(x), head.eval()(x))
+
+
+def test_stochastic_depth_drops_whole_images_more_often_the_deeper() -> None:
+    pattern = ConvMixerLayer(4, 3, norm="none", stochastic_depth=0.5)
+    model = ConvMixer(pattern, 4, ConvPatchEmbeddings(4, 1, 3), ConvClassificationHead(4, 2)).train()
+    rates = [layer.stochastic_depth.p for layer in model.conv_mixer_layers]
+    assert rates == [0.125, 0.25, 0.375, 0.5]
+    layer = model.conv_mixer_layers[-1]
+    seen: list[torch.Tensor] = []
+    layer.point_wise_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.randn(400, 4, 5, 5)
+    layer(x)
+    branch = torch.relu(layer.depth_wise_conv(x))
+    dropped = (seen[0] == x).flatten(1).all(1)
+    assert 0.4 < dropped.float().mean() < 0.6
+    torch.testing.assert_close(seen[0][~dropped], (x + branch / 0.5)[~dropped])
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: ConvPatchEmbeddings(8, 0, 3), "patch_size=0"),
+        (lambda: ConvPatchEmbeddings(8, 2, -1), "in_channels=-1"),
+        (lambda: ConvMixerLayer(-8, 3), "d_model=-8"),
+        (lambda: ConvMixerLayer(8, 2.5), "kernel_size=2.5"),
+        (lambda: ConvMixerLayer(8, 3, dropout=1.5), "dropout=1.5"),
+        (lambda: ConvMixerLayer(8, 3, stochastic_depth=-0.1), "stochastic_depth=-0.1"),
+        (lambda: ConvMixerLayer(8, 3, stochastic_depth=0.1, residual_depthwise=False), "stochastic_depth=0.1"),
+        (lambda: ConvMixerLayer(8, 3, activation="tanh"), "activation='tanh'"),
+        (lambda: ConvMixerLayer(8, 3, norm="group"), "norm='group'"),
+        (lambda: ConvClassificationHead(8, 0), "n_classes=0"),
+        (lambda: build(depth=0), "n_layers=0"),
+        (
+            lambda: ConvMixer(ConvMixerLayer(8, 3), 2, ConvPatchEmbeddings(4, 1, 3), ConvClassificationHead(8, 2)),
+            "d_model: the three parts must agree",
+        ),
+        (lambda: build()(torch.randn(3, 32, 32)), r"x: expected \[batch, 3, height, width\]"),
+        (lambda: build()(torch.randn(2, 1, 32, 32)), r"x: expected \[batch, 3, height, width\]"),
+        (lambda: build(patch_size=7)(torch.randn(2, 3, 6, 32)), "smaller than one 7x7 patch"),
+    ],
+)
+def test_wrong_arguments_are_named(make: Callable[[], object], names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        make()
+
+
+def test_state_dict_round_trip_and_deepcopy() -> None:
+    model, other = build().eval(), build().eval()
+    x = torch.randn(2, 3, 16, 16)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), other(x))
+    assert torch.equal(model(x), copy.deepcopy(model)(x))
+
+
+def test_channels_last_and_autocast() -> None:
+    model = build().eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    model = model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (model(x).float() - expected).abs().max() < 0.1
+
+
+def test_compile_and_export() -> None:
+    model = build(depth=2, norm="layer").eval()
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(torch.compile(model)(x), model(x))
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    torch.testing.assert_close(exported(torch.cat([x, x])), model(torch.cat([x, x])))
