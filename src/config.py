@@ -237,10 +237,8 @@ def register() -> None:
     """Make the classes known to Hydra; the defaults lists under conf/ refer to them."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for name, node in OPTIMIZERS.items():
-        store.store(group="optimizer", name=f"schema_{name}", node=node)
-    for name, node in SCHEDULERS.items():
-        store.store(group="scheduler", name=f"schema_{name}", node=node)
+    for name, node in {**OPTIMIZERS, **SCHEDULERS}.items():
+        store.store(name=f"schema_{name}", node=node)
 
 
 def check(composed: DictConfig) -> Config:

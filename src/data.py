@@ -44,17 +44,19 @@ class Images:
     Attributes:
         pixels: uint8 [images, height, width, channels], or the paths of the files.
         labels: int64 [images].
+        mode: PIL's name of what files are read as, "RGB" or "L" (grey).
     """
 
     pixels: NDArray[np.uint8] | NDArray[np.str_]
     labels: NDArray[np.int64]
+    mode: str = "RGB"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
         if not self.decoded:
-            return open_image(self.pixels[index])
+            return open_image(self.pixels[index], self.mode)
         pixels = self.pixels[index]
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
@@ -63,7 +65,7 @@ class Images:
         return self.pixels.dtype == np.uint8
 
     def subset(self, indices: NDArray[np.int64]) -> "Images":
-        return Images(self.pixels[indices], self.labels[indices])
+        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,9 @@ def read_image_folder(root: Path, image_size: int | None) -> ImageData:
         modes.add(image.mode)
     size = sizes.pop() if len(sizes) == 1 else (224, 224)
     channels = 1 if modes == {"L"} else 3
+    mode = "L" if channels == 1 else "RGB"
+    train, test = replace(train, mode=mode), replace(test, mode=mode)
+    val = replace(val, mode=mode) if val else None
     total = len(train) + len(test) + (len(val) if val else 0)
     if image_size is None and total * size[0] * size[1] * channels <= DECODED_LIMIT:
         train, test = decode(train, size, channels), decode(test, size, channels)
@@ -226,22 +231,22 @@ def list_images(folder: Path, classes: list[str]) -> Images:
 def decode(images: Images, size: tuple[int, int], channels: int) -> Images:
     pixels = np.empty((len(images), *size, channels), dtype=np.uint8)
     for i, path in enumerate(images.pixels):
-        image = open_image(path).convert("L" if channels == 1 else "RGB")
+        image = open_image(path, images.mode)
         if (image.height, image.width) != size:
             image = image.resize(size[::-1], Image.Resampling.BICUBIC)
         pixels[i] = np.asarray(image).reshape(*size, channels)
     return Images(pixels, images.labels)
 
 
-def open_image(path: str) -> Image.Image:
-    """A file as a grey or RGB image.
+def open_image(path: str, mode: str | None = None) -> Image.Image:
+    """A file as an image in the mode asked for, else in grey or RGB, whichever it is nearer to.
 
     Raises:
         DataError: it is not an image, or only a part of one.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("L" if image.mode in ("L", "1") else "RGB")
+            return image.convert(mode or ("L" if image.mode in ("L", "1") else "RGB"))
     except OSError as error:
         raise DataError(f"data.root: {path} cannot be read as an image ({error})") from error
 
@@ -335,5 +340,6 @@ def batches(
         sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # or it would draw from the one that dropout uses
         pin_memory=torch.cuda.is_available(),
     )
