@@ -201,7 +201,7 @@ def start_wandb(config: cfg.Config, folder: Path, name: str) -> Any:
             name=name,
             tags=config.wandb.tags,
             config=asdict(config),
-            dir=str(folder),
+            dir=str(folder.absolute()),  # its service may work in another folder
             settings=wandb.Settings(
                 init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True, console="off"
             ),

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -61,7 +62,7 @@ class SweepCallback(Callback):
 def jobs_of(config: DictConfig) -> list[list[str]]:
     """The overrides of every run, as Hydra's own sweeper will make them."""
     declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create()
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*declared, *config.hydra.overrides.task])
     return BasicSweeper.split_arguments(overrides, None)[0]
 

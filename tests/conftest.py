@@ -1,6 +1,7 @@
 """Runs as a user makes them: composed by Hydra, trained on real digits, in a folder of their own."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device
 def one_thread() -> None:
     """Tests run side by side; threads of their own would only get in each other's way."""
     torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.INFO)  # as Hydra sets it for the command
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,259 @@
+"""One run: it learns, it repeats itself, its switches work, its record is true."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import run
+import wandb_files
+from conftest import REPOSITORY, Finished, checked, command
+from optimization import make_optimizer, make_scheduler
+from record import COLUMNS
+
+Train = Callable[..., Finished]
+TIMES = ["images_per_second", "seconds"]
+
+
+def test_digits_are_learned(train: Train) -> None:
+    done = train("model.d_model=32", "model.depth=4", "model.kernel_size=3", "trainer.epochs=8")
+    assert done.summary["status"] == "completed"
+    assert done.summary["test/accuracy"] >= 0.96
+    assert done.objective == done.summary["best/val/accuracy"] == done.metrics["val/accuracy"].max()
+
+
+def test_the_record(train: Train) -> None:
+    done = train("model.kernel_size=3", "seed=1")
+    names = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml", "metrics.csv", "summary.json", "checkpoints/last.pt", "checkpoints/best.pt", "history.png",
+        "train.log",
+    }  # fmt: skip
+    assert list(done.metrics.columns) == list(COLUMNS)
+    assert list(done.metrics["epoch"]) == [1, 2]
+    assert done.config["model"]["kernel_size"] == 3
+    assert done.config["augmentation"]["hflip"] == 0.0  # resolved
+    summary, last = done.summary, done.metrics.iloc[-1]
+    assert summary["epochs"] == 2
+    assert summary["last/val/loss"] == pytest.approx(last["val/loss"], abs=1e-12)
+    assert summary["parameters"] == sum(p.numel() for p in run.make_model(checked(*TINY_SIZE), 1, 10).parameters())
+    assert "epoch 2/2" in (done.folder / "train.log").read_text()
+    assert done.folder.name.startswith("kernel_size_3-seed_1-")
+
+
+TINY_SIZE = ("model.d_model=16", "model.depth=2", "model.kernel_size=3")
+
+
+def test_multiply_accumulates_are_counted(train: Train) -> None:
+    done = train(*TINY_SIZE)
+    positions = 8 * 8
+    per_layer = positions * 16 * (3 * 3 + 16)
+    assert done.summary["macs"] == positions * 16 + 2 * per_layer + 16 * 10
+
+
+def test_the_best_checkpoint_is_what_was_tested(train: Train) -> None:
+    done = train("trainer.epochs=4")
+    checkpoint = torch.load(done.folder / "checkpoints" / "best.pt", weights_only=True)
+    best = done.metrics.loc[done.metrics["val/accuracy"].idxmax()]
+    assert checkpoint["metrics"]["val/accuracy"] == pytest.approx(best["val/accuracy"])
+    model = run.make_model(checked("model.d_model=16", "model.depth=2"), checkpoint["channels"], 10)
+    model.load_state_dict(checkpoint["model"])
+
+
+def equal_metrics(one: Finished, other: Finished) -> bool:
+    return one.metrics.drop(columns=TIMES).equals(other.metrics.drop(columns=TIMES))
+
+
+def test_the_same_seed_gives_the_same_metrics(train: Train) -> None:
+    overrides = ("dropout=all", "augmentation=randaugment", "data.train_fraction=0.3")
+    first = train(*overrides)
+    assert equal_metrics(first, train(*overrides, "data.num_workers=1"))
+    assert not equal_metrics(first, train(*overrides, "seed=1"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=adam"],
+        ["optimizer=sgd", "scheduler=cosine"],
+        ["scheduler=step", "scheduler.decay_epochs=1"],
+        ["scheduler=constant", "scheduler.warmup_epochs=1"],
+        ["augmentation=none"],
+        ["augmentation=simple"],
+        ["dropout=stochastic_depth"],
+        ["trainer.precision=bf16"],
+        ["trainer.precision=fp16"],
+        ["trainer.channels_last=false"],
+        ["trainer.clip_grad_norm=1.0", "trainer.label_smoothing=0.1"],
+        ["trainer.ema_decay=0.9"],
+        ["trainer.accumulation_steps=5"],
+        ["model.norm=layer", "model.activation=gelu", "model.residual_pointwise=true"],
+        ["data.val_fraction=0"],
+        ["data.image_size=16", "model.patch_size=2", "data.crop_fraction=0.9"],
+    ],
+    ids=" ".join,
+)
+def test_every_switch_trains(train: Train, overrides: list[str]) -> None:
+    done = train(*overrides, "data.train_fraction=0.4")
+    assert done.summary["status"] == "completed", done.summary.get("error")
+    assert done.metrics["train/loss"].iloc[-1] < done.metrics["train/loss"].iloc[0]
+
+
+def test_compiled_training_gives_the_same_run(train: Train) -> None:
+    overrides = ("data.train_fraction=0.1", "trainer.epochs=1")
+    plain, compiled = train(*overrides), train(*overrides, "trainer.compile=true")
+    assert compiled.metrics["train/loss"][0] == pytest.approx(plain.metrics["train/loss"][0], rel=1e-3)
+
+
+def test_accumulation_is_the_same_step_without_batch_statistics(train: Train) -> None:
+    overrides = ("model.norm=none", "data.train_fraction=0.2")
+    whole, parts = train(*overrides), train(*overrides, "trainer.accumulation_steps=4")
+    columns = ["train/loss", "val/loss"]
+    np.testing.assert_allclose(whole.metrics[columns], parts.metrics[columns], rtol=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated(train: Train) -> None:
+    done = train("trainer.ema_decay=0.999", "data.train_fraction=0.2")
+    assert done.metrics["val/accuracy"].iloc[-1] < 0.5  # the average has hardly moved from the initial weights
+
+
+def test_without_validation_the_last_weights_are_tested(train: Train) -> None:
+    done = train("data.val_fraction=0")
+    assert done.objective is None
+    assert done.metrics["val/accuracy"].isna().all()
+    assert done.summary["best/epoch"] == 2
+    assert 0 < done.summary["test/accuracy"] <= 1
+
+
+def test_early_stopping(train: Train) -> None:
+    done = train(
+        "trainer.epochs=9", "trainer.early_stopping.patience=2", "trainer.early_stopping.min_delta=100",
+        "trainer.early_stopping.start_epoch=2", "trainer.monitor=val/loss", "data.train_fraction=0.2",
+    )  # fmt: skip
+    assert list(done.metrics["epoch"]) == [1, 2, 3, 4]  # epoch 2 counts first, 3 and 4 do not improve on it
+    assert done.summary["status"] == "completed"
+    assert done.objective == done.metrics["val/loss"].min()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(train: Train) -> None:
+    done = train("optimizer=sgd", "optimizer.lr=1e30", "model.norm=none", "scheduler=constant")
+    assert math.isnan(done.objective or 0)
+    assert done.summary["status"] == "failed"
+    assert "loss became NaN or infinite at step" in done.summary["error"]
+    assert "learning rate 1e+30" in done.summary["error"]
+    assert "Traceback" in done.summary["traceback"]
+    assert "Traceback" in (done.folder / "train.log").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_an_error(train: Train) -> None:
+    error = train("trainer.device=cuda").summary["error"]
+    assert "trainer.device=cuda: not available on this machine; expected auto or cpu" in error
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = checked(*TINY_SIZE, "trainer.epochs=1", f"output_dir={tmp_path}", "sweep=s", "data.train_fraction=0.1")
+    run.run(config, [])
+    (folder,) = (tmp_path / "s").iterdir()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with caplog.at_level(logging.ERROR):
+        assert math.isnan(run.run(config, []) or 0)
+    assert "is there already" in caplog.text
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+# The learning rate.
+
+
+def rates(*overrides: str, epochs: int = 10, steps: int = 7) -> list[float]:
+    config = checked("optimizer.lr=0.04", *overrides)
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), config.optimizer)
+    scheduler = make_scheduler(optimizer, config.scheduler, epochs, steps)
+    seen = []
+    for step in range(1, epochs * steps + 1):
+        scheduler.step_update(step)
+        seen.append(optimizer.param_groups[0]["lr"])
+    return seen
+
+
+@pytest.mark.parametrize("epochs", [1, 10, 25])
+def test_one_cycle_is_the_published_formula_at_every_step(epochs: int) -> None:
+    steps = 7
+    done = [(epoch + (i + 1) / steps) / epochs for epoch in range(epochs) for i in range(steps)]
+    expected = np.interp(done, [0, 2 / 5, 4 / 5, 1], [0, 0.04, 0.04 / 20, 0])
+    np.testing.assert_allclose(rates(epochs=epochs, steps=steps), expected, atol=1e-12)
+
+
+def test_the_other_schedules() -> None:
+    cosine = rates("scheduler=cosine", "scheduler.warmup_epochs=2", "scheduler.min_lr=0.001")
+    assert cosine[0] == pytest.approx(0.04 / 14)
+    assert max(cosine) <= 0.04
+    assert cosine[-1] == pytest.approx(0.001)
+    middle = 0.001 + (0.04 - 0.001) * (1 + math.cos(math.pi * 35 / 70)) / 2
+    assert cosine[34] == pytest.approx(middle)
+    step = rates("scheduler=step", "scheduler.decay_epochs=5", "scheduler.decay_rate=0.1")
+    assert step[0] == pytest.approx(0.04)
+    assert step[-2] == pytest.approx(0.004)
+    assert rates("scheduler=constant") == [0.04] * 70
+
+
+def test_weight_decay_spares_norms_and_biases_unless_told_otherwise() -> None:
+    model = run.make_model(checked(), 1, 10)
+    weights, flat = make_optimizer(model, checked().optimizer).param_groups
+    assert weights["weight_decay"] == 0.01
+    assert flat["weight_decay"] == 0.0
+    assert all(p.ndim > 1 for p in weights["params"])
+    assert len(weights["params"]) + len(flat["params"]) == len(list(model.parameters()))
+    assert (
+        make_optimizer(model, checked("optimizer.decay_norm_and_bias=true").optimizer).param_groups[1]["weight_decay"]
+        == 0.01
+    )
+
+
+# Weights & Biases, with the real client.
+
+
+def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    done = train("model.kernel_size=3", "wandb.project=kernels", "wandb.tags=[a,b]")
+    seen = wandb_files.read(done.folder)
+    assert (seen["name"], seen["group"], seen["project"]) == ("kernel_size=3", done.folder.parent.name, "kernels")
+    assert seen["tags"] == ["a", "b"]
+    assert {key: seen["config"][key] for key in done.config} == done.config
+    history = pd.DataFrame(seen["history"])[list(COLUMNS)]
+    np.testing.assert_allclose(history, done.metrics, rtol=1e-9)
+    for key in ("status", "best/val/accuracy", "test/accuracy", "last/train/loss", "parameters"):
+        assert seen["summary"][key] == pytest.approx(done.summary[key]) if key != "status" else "completed"
+
+
+def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = command(
+        *TINY_SIZE, "trainer.epochs=1", "data.train_fraction=0.1", "wandb.mode=online", "sweep=s", cwd=tmp_path,
+        WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40,
+    )  # fmt: skip
+    took = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    assert "W&B is out of reach" in done.stdout
+    (folder,) = [path.parent for path in tmp_path.glob("outputs/s/*/config.yaml")]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert took < summary["seconds"] + 40  # 15 for the server; the rest is imports on a busy machine
+    assert wandb_files.read(folder)["history"][0]["epoch"] == 1
+
+
+def test_disabled_leaves_no_wandb_files(train: Train) -> None:
+    assert not (train("data.train_fraction=0.1").folder / "wandb").exists()
+
+
+def test_the_run_does_not_import_timm_models() -> None:
+    source = "\n".join(path.read_text() for path in (REPOSITORY / "src").glob("*.py"))
+    assert "timm.models" not in source
+    assert "create_model" not in source

@@ -1,0 +1,72 @@
+"""A sweep as a user types it, in a process of its own."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from conftest import command
+
+SMALL = ("model.d_model=8", "model.depth=1", "trainer.epochs=1", "data.train_fraction=0.1", "wandb.mode=disabled")
+
+
+def statuses(sweep: Path) -> dict[str, str]:
+    return {
+        path.parent.name.rpartition("-")[0]: json.loads(path.read_text())["status"]
+        for path in sweep.glob("*/summary.json")
+    }
+
+
+def test_four_runs_and_their_comparison(tmp_path: Path) -> None:
+    done = command("-m", "model.kernel_size=3,5", "model.depth=1,2", *SMALL[:1], *SMALL[2:], "sweep=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    assert list(statuses(sweep).values()) == ["completed"] * 4
+    assert "run 4 of 4" in done.stdout
+    rows = list(csv.DictReader((sweep / "comparison.csv").open()))
+    assert {(row["model.kernel_size"], row["model.depth"]) for row in rows} == {
+        ("3", "1"), ("3", "2"), ("5", "1"), ("5", "2"),
+    }  # fmt: skip
+    assert "| --- |" in (sweep / "comparison.md").read_text()
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    done = command("-m", "patch=p1,p7,p2", *SMALL, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 1
+    failure = "model.patch_size=7: does not divide the 8x8 images of data=digits; expected one of 1, 2, 4, 8"
+    before, _, after = done.stdout.partition("FAILED patch=p7")
+    assert "run 2 of 3" in before
+    assert failure in after
+    assert "run 3 of 3" in after  # reported at once, not at the end
+    assert "1 of 3 runs did not complete" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert sorted(statuses(tmp_path / "outputs" / "s").values()) == ["completed", "completed", "failed"]
+
+
+def test_a_single_run_that_fails_says_so_with_its_exit_code(tmp_path: Path) -> None:
+    done = command("patch=p7", *SMALL, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "does not divide" in done.stdout
+
+
+def test_groups_can_be_swept_with_glob(tmp_path: Path) -> None:
+    done = command("-m", "kernel=glob(k*,exclude=k1*)", *SMALL, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(statuses(tmp_path / "outputs" / "s")) == {
+        f"kernel_k{k}-d_model_8-depth_1-epochs_1-train_fraction_0.1" for k in (3, 5, 7, 9)
+    }
+
+
+def test_the_terminal_is_quiet_when_it_is_none(tmp_path: Path) -> None:
+    done = command(*SMALL, cwd=tmp_path)
+    assert "\x1b[" not in done.stdout
+    assert "\r" not in done.stdout
+    assert "epoch 1/1" in done.stdout
+
+
+def test_wandb_mode_from_the_environment(tmp_path: Path) -> None:
+    done = command(*SMALL[:-1], cwd=tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("outputs/*/*/wandb/offline-run-*/*.wandb"))
+    assert not (tmp_path / "wandb").exists()
+    assert os.listdir(tmp_path) == ["outputs"]  # noqa: PTH208
