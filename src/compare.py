@@ -1,121 +1,70 @@
-"""Compare runs: a table, best first, of what differed between them and what came of it.
+"""Compare runs: what differed, what helped, how sure that is, and what it cost.
 
 python src/compare.py outputs/SWEEP [DIR ...]
+python src/compare.py outputs/SWEEP --metric test/accuracy --filter "kernel_size>3" --sort seconds
+
+Writes comparison.csv, comparison.md, comparison.png and comparison.svg into the first folder.
 """
 
 import argparse
-import csv
-import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 import config as cfg
-from terminal import print_table, say
-
-FIGURES = ("val/accuracy", "test/accuracy", "parameters", "images_per_second", "seconds")
-
-
-@dataclass
-class Run:
-    """A run's folder as read from disk."""
-
-    folder: Path
-    config: dict[str, Any]  # "section.key" → value
-    summary: dict[str, Any]
-
-    @property
-    def status(self) -> str:
-        return self.summary.get("status", "unreadable")
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        best = {"val/accuracy": self.summary.get("best/val/accuracy")}
-        return {figure: best.get(figure, self.summary.get(figure)) for figure in FIGURES}
+import report
+from results import Run, read
+from terminal import say
 
 
-def compare(folders: Sequence[Path]) -> list[Run]:
-    """Print the comparison of all runs below the folders; write it into the first as csv and md."""
-    runs = sorted(read_runs(folders), key=rank)
-    keys = differing_keys(runs)
-    header = [*keys, *FIGURES, "status", "run"]
-    rows = [
-        [*(run.config.get(key) for key in keys), *run.figures.values(), run.status, run.folder.name] for run in runs
-    ]
-    with (folders[0] / "comparison.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+def compare(
+    folders: Sequence[Path], metric: str | None = None, sort: str | None = None, filters: Sequence[str] = ()
+) -> list[Run]:
+    """Print the comparison of all runs below the folders, and write it into the first.
 
-    # For a reader: percent, no folder names, and the status only where there is something to say.
-    columns = len(header) - (1 if any(run.status != "completed" for run in runs) else 2)
-    shown_header = [short(name, keys) if name in keys else heading(name) for name in header[:columns]]
-    shown = [[show(name, value) for name, value in zip(header[:columns], row, strict=False)] for row in rows]
-    lines = [shown_header, ["---"] * len(shown_header), *shown]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    title = f"{len(runs)} runs, best {'validation' if validated(runs) else 'test'} accuracy first"
-    (folders[0] / "comparison.md").write_text(f"# {folders[0].name}\n\n{title}\n\n{table}\n")
-    print_table(title, shown_header, shown)
-    for run in runs:
-        if run.status != "completed":
-            say(f"{run.status}: {run.folder}  {run.summary.get('error', '')}", style="red")
-    say(f"→ {folders[0]}/comparison.csv, comparison.md")
-    return runs
+    Raises:
+        ConfigError: a metric, key or filter that the runs do not have.
+    """
+    from comparison_plots import comparison_figure  # Matplotlib takes long to import
+    from plots import save
 
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """All runs in or below the folders."""
-    found = sorted({path.parent for folder in folders for path in folder.rglob("config.yaml")})
-    return [read_run(folder) for folder in found if "wandb" not in folder.parts]
-
-
-def read_run(folder: Path) -> Run:
-    config = dict(cfg.flatten(yaml.safe_load((folder / "config.yaml").read_text())))
+    comparison = read(folders, metric, sort, filters)
+    written = []
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError) as error:
-        summary = {"error": str(error)}
-    return Run(folder, config, summary)
+        for name, text in (("csv", report.table_csv(comparison)), ("md", report.markdown(comparison))):
+            (folders[0] / f"comparison.{name}").write_text(text)
+            written.append(f"comparison.{name}")
+        if figure := comparison_figure(comparison):
+            written += [path.name for path in save(figure, folders[0] / "comparison")]
+    except OSError as error:
+        say(f"the comparison could not be written: {error}", style="yellow")
+    report.show(comparison)
+    if written:
+        say(f"→ {folders[0]}/{', '.join(written)}")
+    return comparison.runs
 
 
-def rank(run: Run) -> tuple[bool, float]:
-    accuracy = run.figures["val/accuracy"] or run.figures["test/accuracy"]
-    return run.status != "completed", -(accuracy or 0.0)
-
-
-def validated(runs: Sequence[Run]) -> bool:
-    return any(run.figures["val/accuracy"] is not None for run in runs)
-
-
-def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """The config keys that set the runs apart, in the config's order."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    hidden = [key for key in keys for start in cfg.NOT_IDENTITY if key == start or key.startswith(start + ".")]
-    return [key for key in keys if key not in hidden and len({json.dumps(run.config.get(key)) for run in runs}) > 1]
-
-
-def short(key: str, keys: Sequence[str]) -> str:
-    """The last word of a key where that is clear."""
-    last = key.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
-
-
-def heading(figure: str) -> str:
-    return f"{figure}, %" if figure.endswith("accuracy") else figure.replace("_", " ")
-
-
-def show(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name.endswith("accuracy"):
-        return f"{100 * value:.2f}"
-    if name in ("parameters", "images_per_second", "seconds"):
-        return f"{value:,.0f}"
-    return str(value)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's folder, or a run's")
+    parser.add_argument("--metric", metavar="KEY", help="what is compared, e.g. test/accuracy")
+    parser.add_argument("--sort", metavar="KEY", help="order of the rows: a config key, or a figure, its best first")
+    parser.add_argument(
+        "--filter", metavar="KEY=VALUE", action="append", default=[], help="keep these runs; also !=, >, <, >=, <="
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
+    given = parser.parse_args()
+    try:
+        for folder in given.folders:
+            if not folder.is_dir():
+                raise cfg.ConfigError(f"{folder}: there is no such folder")
+        if given.json:
+            print(report.as_json(read(given.folders, given.metric, given.sort, given.filter)))
+        elif not compare(given.folders, given.metric, given.sort, given.filter):
+            raise cfg.ConfigError(f"no runs in {', '.join(map(str, given.folders))}")
+    except cfg.ConfigError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's folder, or a run's")
-    compare(parser.parse_args().folders)
+    main()

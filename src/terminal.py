@@ -3,9 +3,10 @@
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich import box, get_console
+from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -65,16 +66,34 @@ class RunProgress(Progress):
         )
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose first row stands out, numbers to the right."""
-    rows = list(rows)
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for i, name in enumerate(header):
-        numeric = all(re.fullmatch(r"[-+]?[\d.,]*", row[i]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left")
-    for i, row in enumerate(rows):
-        table.add_row(*row, style="bold green" if i == 0 else None)
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first row stands out, numbers to the right.
+
+    A terminal shows as many columns as it has room for, from the left, and says which are left out;
+    in a file or a pipe there is no width to keep to.
+    """
     console = get_console()
-    # In a file or a pipe there is no width to keep to.
-    width = None if console.is_terminal else Measurement.get(console, console.options.update(width=1000), table).maximum
-    console.print(table, width=width, crop=False)
+
+    def first(columns: int) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+        for i, name in enumerate(header[:columns]):
+            numeric = all(re.fullmatch(r"([-+]?[\d.,]+( ± [\d.,]+)?( ?[kMGT]?B?)?)?", row[i]) for row in rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for i, row in enumerate(rows):
+            table.add_row(*row[:columns], style="bold green" if i == 0 else None)
+        return table
+
+    def width(table: Table) -> int:
+        return Measurement.get(console, console.options.update(width=10_000), table).maximum
+
+    columns = len(header)
+    while console.is_terminal and columns > 1 and width(first(columns)) > console.width:
+        columns -= 1
+    table = first(columns)
+    say(title, style="bold")
+    if console.is_terminal:
+        console.print(table)
+    else:
+        Console(file=console.file, width=width(table), highlight=False).print(table)
+    if columns < len(header):
+        say(f"(no room here for {', '.join(header[columns:])})", style="dim")

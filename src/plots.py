@@ -1,0 +1,136 @@
+"""Figures for a paper: what a trained model looks like inside. compare's are in comparison_plots.py.
+
+Sizes are inches on the page (a column is about 3.3 wide, a page 7), fonts at least 7 points, colors
+those of Okabe and Ito, which color-blind readers can tell apart.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+PAGE = 7.0  # inches
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
+GREY = "#8C8C8C"
+STYLE: dict[Any, Any] = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.3,
+    "lines.markersize": 4.5, "axes.titlelocation": "left", "svg.hashsalt": "convmixer",
+}  # fmt: skip
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write PATH.png and PATH.svg; equal figures give equal bytes."""
+    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(written[0], dpi=220)
+        figure.savefig(written[1], metadata={"Date": None})
+    return written
+
+
+def patch_embedding_filters(weight: ArrayLike) -> Figure:
+    """The filters of the patch embedding.
+
+    Args:
+        weight: [d_model, in_channels, patch_size, patch_size], e.g. state_dict["patch_emb.conv.weight"] on the CPU.
+            Three channels are shown as a color, each filter over its own range; otherwise their mean.
+    """
+    filters = np.asarray(weight, dtype=float)
+    if filters.shape[1] == 3:
+        low, high = filters.min((1, 2, 3), keepdims=True), filters.max((1, 2, 3), keepdims=True)
+        tiles = ((filters - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
+    else:
+        tiles = filters.mean(1)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.3, 3.6), layout="constrained")
+        axes = figure.subplots()
+        show_tiles(axes, tiles)
+        size = f"{filters.shape[2]}×{filters.shape[3]}"
+        axes.set_title(f"Patch embedding: {len(filters)} filters, {size}")
+    return figure
+
+
+def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
+    """The depthwise kernels of every layer, the first at the top left; blue is negative, red positive.
+
+    Args:
+        weights: for each layer [d_model, 1, kernel_size, kernel_size],
+            state_dict["conv_mixer_layers.N.depth_wise_conv.weight"] on the CPU.
+        most: the channels shown of each layer, evenly spaced.
+    """
+    columns = min(4, len(weights))
+    rows = math.ceil(len(weights) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(PAGE * columns / 4, rows * 1.95 + 0.3), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for axes in grid:
+            axes.set_axis_off()
+        for i, (axes, weight) in enumerate(zip(figure.axes, weights, strict=False), start=1):
+            kernels = np.asarray(weight, dtype=float)[:, 0]
+            shown = kernels[np.linspace(0, len(kernels) - 1, min(most, len(kernels))).round().astype(int)]
+            show_tiles(axes, shown)
+            axes.set_title(f"layer {i}", pad=3)
+        size, channels = np.shape(weights[0])[2], len(np.asarray(weights[0]))
+        shown_of = f"{most} of {channels}" if most < channels else str(channels)
+        figure.suptitle(f"Depthwise kernels, {size}×{size}, {shown_of} channels", fontsize=8, x=0.01, ha="left")
+    return figure
+
+
+def show_tiles(axes: Axes, tiles: NDArray[np.float64]) -> None:
+    """[n, height, width(, 3)] as a near-square mosaic; values without color on a scale symmetric about zero."""
+    n, height, width, *color = tiles.shape
+    columns = math.ceil(math.sqrt(n))
+    gap = max(1, round(height / 8))
+    mosaic = np.full((math.ceil(n / columns) * (height + gap) - gap, columns * (width + gap) - gap, *color), np.nan)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        mosaic[top : top + height, left : left + width] = tile
+    limit = float(np.abs(tiles).max()) or 1.0
+    if color:
+        mosaic = np.nan_to_num(mosaic, nan=1.0)
+    axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
+    """Which class was taken for which.
+
+    Args:
+        counts: [true class, predicted class], images; colored by the share of the true class.
+        classes: their names.
+    """
+    images = np.asarray(counts)
+    shares = 100 * images / np.maximum(images.sum(1, keepdims=True), 1)
+    n = len(images)
+    with matplotlib.rc_context(STYLE):
+        side = min(PAGE, max(3.3, 0.8 + 0.32 * n))
+        figure = Figure(figsize=(side + 0.4, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        if n <= 20:
+            for i, j in np.ndindex(images.shape):
+                if images[i, j]:
+                    axes.text(j, i, f"{images[i, j]}", ha="center", va="center", fontsize=7,
+                              color="white" if shares[i, j] > 50 else "black")  # fmt: skip
+        named = range(0, n, math.ceil(n / 25))
+        names = [shorten(str(classes[i]), 16) for i in named]
+        axes.set_xticks(named, names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(named, names)
+        accuracy = np.trace(images) / max(images.sum(), 1)
+        axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2%} of {images.sum():,} images right")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, label="share of the true class, %", fraction=0.05, pad=0.02)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -1,0 +1,322 @@
+"""The results of runs: read from their folders, filtered, gathered by setting and ranked."""
+
+import csv
+import difflib
+import json
+import math
+import operator
+import os
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import config as cfg
+from effects import Cell, Effect, Estimate, against_best, effects, factors, mean, order
+
+ACCURACIES = ("val/accuracy", "test/accuracy")
+COSTS = ("parameters", "macs", "seconds", "images_per_second", "peak_memory")
+LOWER_IS_BETTER = ("loss", "parameters", "macs", "seconds", "peak_memory")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it."""
+
+    folder: Path
+    config: dict[str, Any]  # "section.key" → value
+    summary: dict[str, Any]
+
+    @property
+    def status(self) -> str:
+        """`completed`, `failed`, `interrupted` (or still going), `unreadable`."""
+        return self.summary.get("status", "unreadable")
+
+    @property
+    def reason(self) -> str:
+        """Why it has no result, in one line."""
+        if self.status == "interrupted":
+            return f"after {self.summary.get('epochs', 0)} of {self.config.get('trainer.epochs', '?')} epochs"
+        lines = str(self.summary.get("error") or "").splitlines()
+        return lines[0] if lines else ""
+
+    def figure(self, name: str) -> float | None:
+        """A number of the summary; `val/…` and `train/…` are the best epoch's. None where it is no number."""
+        value = self.summary.get(f"best/{name}" if name.startswith(("val/", "train/")) else name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return value if is_number else None
+
+    def value(self, key: str) -> Any:
+        """What a config key, a figure, `status` or `name` says of this run."""
+        if key in self.config:
+            return self.config[key]
+        return {"status": self.status, "name": self.summary.get("name")}.get(key, self.figure(key))
+
+    def epochs(self) -> list[dict[str, float | None]]:
+        """metrics.csv; a cell without a finite number is None, an unreadable file no rows."""
+        try:
+            with (self.folder / "metrics.csv").open(newline="") as file:
+                return [{column: number(text) for column, text in row.items()} for row in csv.DictReader(file)]
+        except (OSError, ValueError, csv.Error):
+            return []
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What others measured at a row's setting, beside ours."""
+
+    metric: str
+    value: float
+    ours: Estimate
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one setting: they differ in nothing but the seed."""
+
+    levels: dict[str, Any]  # of the keys that differ between rows
+    runs: list[Run]
+
+    @property
+    def completed(self) -> list[Run]:
+        return [run for run in self.runs if run.status == "completed"]
+
+    def by_seed(self, figure: str) -> dict[int, float]:
+        """A figure of every completed run. A seed that was run twice is no second sample: it counts with its mean."""
+        found = defaultdict(list)
+        for run in self.completed:
+            if (value := run.figure(figure)) is not None:
+                found[run.config.get("seed", 0)].append(value)
+        return {seed: statistics.fmean(values) for seed, values in sorted(found.items())}
+
+    def estimate(self, figure: str) -> Estimate | None:
+        return mean(self.by_seed(figure).values())
+
+    def cell(self, metric: str) -> Cell:
+        return Cell(self.levels, self.by_seed(metric))
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The study's value whose `where` fits, the most specific one."""
+        config = self.runs[0].config
+        fitting = [
+            entry
+            for entry in config.get("study.reference") or []
+            if all(key in config and equal(config[key], wanted) for key, wanted in entry["where"].items())
+        ]
+        metric = config.get("study.metric", "test/accuracy")
+        ours = self.estimate(metric)
+        if not fitting or ours is None:
+            return None
+        return Reference(metric, float(max(fitting, key=lambda entry: len(entry["where"]))["value"]), ours)
+
+
+@dataclass
+class Comparison:
+    """All that is said of some runs. Rows: those with a result first, the best at the top."""
+
+    title: str
+    runs: list[Run]
+    rows: list[Row]
+    metric: str
+    sort: str | None
+
+    def __init__(self, title: str, runs: Sequence[Run], metric: str | None = None, sort: str | None = None) -> None:
+        self.title, self.runs = title, list(runs)
+        self.metric = find_key(metric, runs) if metric else default_metric(runs)
+        if metric and all(run.figure(self.metric) is None for run in runs):
+            raise cfg.ConfigError(f"--metric {metric}: no run has such a figure")
+        self.sort = find_key(sort, runs) if sort else None
+        self.rows = sorted(rows_of(runs), key=self.rank)
+
+    def rank(self, row: Row) -> tuple[Any, ...]:
+        """Equals in the metric: the smaller model first."""
+        goal = self.goodness(row, self.metric)
+        keyed: tuple[Any, ...] = ()
+        if self.sort:
+            values = [value for run in row.completed or row.runs if (value := run.value(self.sort)) is not None]
+            is_figure = self.sort not in row.runs[0].config and self.sort not in ("status", "name")
+            keyed = (-self.goodness(row, self.sort),) if is_figure else order(min(values, key=order, default=None))
+        size = row.runs[0].figure("parameters") or 0
+        return (not row.completed, *keyed, -goal, size, [order(level) for level in row.levels.values()])
+
+    @staticmethod
+    def goodness(row: Row, figure: str) -> float:
+        estimate = row.estimate(figure)
+        if estimate is None:
+            return -math.inf
+        return -estimate.value if figure.endswith(LOWER_IS_BETTER) else estimate.value
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The config keys that differ, but for the seed."""
+        return list(self.rows[0].levels) if self.rows else []
+
+    @cached_property
+    def factors(self) -> list[str]:
+        """Those of them that set the rows apart; the others follow from these."""
+        return factors([Cell(row.levels, {}) for row in self.rows])
+
+    def short(self, key: str) -> str:
+        """The last word of a key, where that is clear."""
+        last = key.rpartition(".")[2]
+        return last if sum(other.rpartition(".")[2] == last for other in self.keys) == 1 else key
+
+    def levels(self, key: str) -> list[Any]:
+        return sorted({row.levels[key] for row in self.rows}, key=order)
+
+    @cached_property
+    def valued(self) -> list[Row]:
+        """The rows that have the metric, best first."""
+        valued = [row for row in self.rows if row.by_seed(self.metric)]
+        return sorted(valued, key=lambda row: -self.goodness(row, self.metric)) if self.sort else valued
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        return effects([row.cell(self.metric) for row in self.rows])
+
+    @cached_property
+    def gaps(self) -> list[Effect]:
+        """The distance of every other valued row from the best one, in their order."""
+        cells = [row.cell(self.metric) for row in self.valued]
+        return against_best(cells[0], cells[1:]) if cells else []
+
+    @cached_property
+    def not_completed(self) -> list[Run]:
+        return [run for run in self.runs if run.status != "completed"]
+
+
+def read(
+    folders: Sequence[Path], metric: str | None = None, sort: str | None = None, filters: Sequence[str] = ()
+) -> Comparison:
+    runs = read_runs(folders)
+    for condition in filters:
+        runs = keep(runs, condition)
+    return Comparison(" and ".join(folder.resolve().name for folder in folders), runs, metric, sort)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """All runs in or below the folders, each once."""
+    found = set()
+    for folder in folders:
+        for path, below, files in os.walk(folder.resolve()):
+            if {"config.yaml", "summary.json"} & set(files):
+                found.add(Path(path))
+                below.clear()
+            below[:] = [name for name in below if not name.startswith(".")]
+    return [read_run(folder) for folder in sorted(found)]
+
+
+def read_run(folder: Path) -> Run:
+    """A run's folder; what cannot be read becomes the run's error."""
+    config, summary, error = {}, {}, None
+    try:
+        tree = yaml.load((folder / "config.yaml").read_text(), Loader=YamlLoader)
+        if not isinstance(tree, dict):
+            raise ValueError("it holds no mapping")
+        config = {key: tuple(value) if isinstance(value, list) and key != "study.reference" else value
+                  for key, value in cfg.flatten(tree)}  # fmt: skip
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        error = f"config.yaml: {problem}"
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        if not isinstance(summary, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as problem:
+        error = error or f"summary.json: {problem}"
+    return Run(folder, config, {"status": "unreadable", "error": " ".join(error.split())} if error else summary)
+
+
+YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """The runs by setting; unreadable ones have none."""
+    readable = [run for run in runs if run.status != "unreadable"]
+    keys = dict.fromkeys(key for run in readable for key in run.config)
+    distinct = {key: {run.config.get(key) for run in readable} for key in keys if decides(key)}
+    differing = [key for key, values in distinct.items() if len(values) > 1]
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in readable:
+        groups[tuple(run.config.get(key) for key in differing)].append(run)
+    return [Row(dict(zip(differing, levels, strict=True)), group) for levels, group in groups.items()]
+
+
+def decides(key: str) -> bool:
+    return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in cfg.NOT_IDENTITY)
+
+
+def default_metric(runs: Sequence[Run]) -> str:
+    """The study's where it has values to stand beside, else validation, else test."""
+    for run in runs:
+        if run.config.get("study.reference"):
+            return run.config.get("study.metric", "test/accuracy")
+    return next((name for name in ACCURACIES if any(run.figure(name) is not None for run in runs)), ACCURACIES[0])
+
+
+CONDITIONS: dict[str, Callable[[Any, Any], bool]] = {
+    "!=": lambda a, b: not equal(a, b), ">=": operator.ge, "<=": operator.le,
+    "=": lambda a, b: equal(a, b), ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
+
+
+def keep(runs: Sequence[Run], condition: str) -> list[Run]:
+    """The runs that meet a condition such as "kernel_size>3", "status!=failed" or "seed=0".
+
+    Raises:
+        ConfigError: it cannot be understood, or no run has the key.
+    """
+    parts = re.fullmatch(r"\s*([\w./]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", condition)
+    if not parts:
+        raise cfg.ConfigError(f"--filter {condition}: expected KEY=VALUE, or !=, >, <, >=, <= in place of =")
+    key, sign, wanted = find_key(parts[1], runs), parts[2], yaml.safe_load(parts[3])
+
+    def meets(run: Run) -> bool:
+        value = run.value(key)
+        if sign in ("=", "!="):
+            return CONDITIONS[sign](value, tuple(wanted) if isinstance(wanted, list) else wanted)
+        try:
+            return value is not None and CONDITIONS[sign](value, wanted)
+        except TypeError:
+            return False
+
+    return [run for run in runs if meets(run)]
+
+
+def find_key(name: str, runs: Sequence[Run]) -> str:
+    """The full name of a config key or figure.
+
+    Raises:
+        ConfigError: no run has it, or the short name fits several.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    figures = {key.removeprefix("best/") for run in runs for key in run.summary if run.summary[key] is not None}
+    if name in keys or name in figures or not runs:
+        return name
+    fitting = [key for key in keys if key.endswith(f".{name}")]
+    if len(fitting) == 1:
+        return fitting[0]
+    close = fitting or difflib.get_close_matches(name, [*keys, *figures, *(key.rpartition(".")[2] for key in keys)])
+    raise cfg.ConfigError(
+        f"{name}: {'fits several keys' if fitting else 'no run has such a key or figure'}"
+        + (f"; did you mean {' or '.join(close)}?" if close else "")
+    )
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b)
+    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+
+
+def number(text: Any) -> float | None:
+    try:
+        return value if math.isfinite(value := float(text)) else None
+    except (TypeError, ValueError):
+        return None
