@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,11 @@ class SweepCallback(Callback):
         from compare import compare
 
         folder = Path(config.output_dir) / config.sweep
-        runs = compare([folder])
+        try:
+            runs = compare([folder])
+        except Exception:
+            traceback.print_exc()
+            sys.exit(f"the runs are kept in {folder}, but could not be compared")
         unfinished = [run for run in runs if run.status != "completed"]
         if unfinished:
             sys.exit(f"{len(unfinished)} of {len(runs)} runs did not complete")
