@@ -29,18 +29,17 @@ def compare(
     from plots import save
 
     comparison = read(folders, metric, sort, filters)
-    written = []
+    report.show(comparison)
     try:
-        for name, text in (("csv", report.table_csv(comparison)), ("md", report.markdown(comparison))):
-            (folders[0] / f"comparison.{name}").write_text(text)
-            written.append(f"comparison.{name}")
+        (folders[0] / "comparison.csv").write_text(report.table_csv(comparison))
+        (folders[0] / "comparison.md").write_text(report.markdown(comparison))
         if figure := comparison_figure(comparison):
-            written += [path.name for path in save(figure, folders[0] / "comparison")]
+            save(figure, folders[0] / "comparison")
+            say(f"→ {folders[0]}/comparison.png (picture), comparison.svg, comparison.md (report), comparison.csv")
+        else:
+            say(f"→ {folders[0]}/comparison.md (report), comparison.csv")
     except OSError as error:
         say(f"the comparison could not be written: {error}", style="yellow")
-    report.show(comparison)
-    if written:
-        say(f"→ {folders[0]}/{', '.join(written)}")
     return comparison.runs
 
 

@@ -12,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 import report
 from effects import Effect
-from plots import COLORS, GREY, PAGE, STYLE, shorten
+from plots import COLORS, GREY, PAGE, STYLE
 from results import LOWER_IS_BETTER, Comparison, Row
 
 MARKERS = "os^DvPX"  # say what the colors say
+LEVEL = 20  # characters of a level's name
 MOST = 18  # lines of an effect plot, or beside the reference
 COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "seconds": "training time, s"}
 
@@ -47,7 +48,7 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
     if not rows:
         return None
     looks = [
-        Look(row, report.label(row, comparison), color, marker)
+        Look(row, report.label(row, comparison, LEVEL), color, marker)
         for row, color, marker in zip(rows, COLORS, MARKERS, strict=False)
     ]
     bands: list[tuple[float, list[Draw]]] = []  # height in inches, panels from left to right
@@ -63,17 +64,25 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
             (0.1 + 0.16 * math.ceil(len(handles) / columns), [lambda axes: draw_legend(axes, handles, columns)])
         )
     if costs := [cost for cost in COSTS if varies(rows, cost)]:
-        bands.append((2.1, [partial(tradeoff, rows=rows, looks=looks, metric=metric, cost=cost) for cost in costs]))
+        bands.append(
+            (
+                2.1,
+                [
+                    partial(tradeoff, rows=rows, looks=looks, metric=metric, cost=cost, is_first=cost == costs[0])
+                    for cost in costs
+                ],
+            )
+        )
     below: list[Draw] = []
     lines = 0.0
     if comparison.effects:
-        lines = 1.5 * min(MOST, len(comparison.effects))
+        lines = 0.4 + sum(1.4 + name.count("\n") for name in effect_names(comparison.effects, comparison)[:MOST])
         below.append(lambda axes: effect_plot(axes, comparison.effects, comparison))
     if referenced := [row for row in comparison.rows if row.reference]:
-        lines = max(lines, min(MOST, len(referenced)))
+        lines = max(lines, 1.4 * min(MOST, len(referenced)))
         below.append(lambda axes: beside_reference(axes, referenced, comparison))
     if below:
-        bands.append((0.8 + 0.17 * lines, below))
+        bands.append((0.7 + 0.13 * max(lines, 3), below))
 
     heights = [height for height, _ in bands]
     with matplotlib.rc_context(STYLE):
@@ -88,14 +97,14 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
 def legend(looks: Sequence[Look], settings: int) -> tuple[list[Line2D], int]:
     """The handles, and how many fit side by side."""
     handles = [
-        Line2D([], [], color=look.color, marker=look.marker, label=textwrap.shorten(look.label, 95, placeholder=" …"))
-        for look in looks
+        Line2D([], [], color=look.color, marker=look.marker, label=report.shorten(look.label, 95)) for look in looks
     ]
     if settings > len(looks):
         label = f"{settings - len(looks)} others"
         handles.append(Line2D([], [], color=GREY, marker=".", linestyle="none", label=label))
     widest = max(len(str(handle.get_label())) for handle in handles)
-    return handles, min(len(handles), max(1, 105 // (widest + 9)))
+    lines = math.ceil(len(handles) / max(1, 105 // (widest + 9)))
+    return handles, math.ceil(len(handles) / lines)
 
 
 def draw_legend(axes: Axes, handles: list[Line2D], columns: int) -> None:
@@ -115,7 +124,7 @@ def learning_curves(axes: Axes, histories: Sequence[tuple[Look, Sequence[History
     if validated and len(histories) == 1:
         parts.append(("train/accuracy", "--"))
     seeds = max(len(runs) for _, runs in histories)
-    late = []  # accuracies after the first fifth: what the axis must show
+    late: list[float] = []  # accuracies after the first third: what the axis must show
     for look, runs in histories:
         for metric, line in parts:
             curves = [100 * curve for epochs in runs if len(curve := column(epochs, metric))]
@@ -128,10 +137,10 @@ def learning_curves(axes: Axes, histories: Sequence[tuple[Look, Sequence[History
             axes.fill_between(epochs, center - spread, center + spread, color=look.color, alpha=0.18, linewidth=0)
             axes.plot(epochs, center, line, color=look.color, marker=look.marker, markevery=max(1, shortest // 6),
                       markersize=3.5, label=metric)  # fmt: skip
-            late += [float(center[-1]), *(center - spread)[shortest // 5 :].tolist()]
-    if late:
-        low, high = min(late), axes.get_ylim()[1]
-        axes.set_ylim(low - 0.05 * (high - low), min(high, 100.5))
+            for edge in (center - spread, center + spread):
+                late += edge[shortest // 3 :].tolist()
+    if late and (margin := 0.05 * (max(late) - min(late))):
+        axes.set_ylim(min(late) - margin, min(max(late) + margin, 100.5))
     if len(parts) > 1:
         axes.legend()
     band = ", mean ± std of the seeds" if seeds > 1 else ""
@@ -160,7 +169,7 @@ def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
 
 
 def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None:
-    """The metric for every combination of two factors, the mean over all others; the best one is framed."""
+    """The metric for every combination of two factors, the mean over all others; the best is framed."""
     metric = comparison.metric
     columns, rows = comparison.levels(across), comparison.levels(down)
     means = np.full((len(rows), len(columns)), np.nan)
@@ -178,15 +187,16 @@ def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None
             bright = (means[i, j] > middle) != lower
             axes.text(j, i, f"{means[i, j]:.2f}" if metric.endswith("accuracy") else f"{means[i, j]:.3g}",
                       ha="center", va="center", fontsize=7, color="black" if bright else "white")  # fmt: skip
-    i, j = np.unravel_index(np.nanargmin(means) if lower else np.nanargmax(means), means.shape)
-    axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=COLORS[1], linewidth=1.5))
-    axes.set_xticks(range(len(columns)), [shorten(report.level_text(level), 14) for level in columns])
-    axes.set_yticks(range(len(rows)), [shorten(report.level_text(level), 22) for level in rows])
+    best = np.nanmin(means) if lower else np.nanmax(means)
+    for i, j in np.argwhere(np.isclose(means, best, rtol=1e-9)):
+        axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=COLORS[1], linewidth=1.5))
+    axes.set_xticks(range(len(columns)), [report.level_text(level, 14) for level in columns])
+    axes.set_yticks(range(len(rows)), [report.level_text(level, LEVEL) for level in rows])
     if sum(min(14, len(report.level_text(level))) for level in columns) > 34:
         axes.tick_params("x", rotation=30)
     others = [comparison.short(key) for key in comparison.factors if key not in (across, down)]
     title = axis_label(metric) + (f", mean over {' and '.join(others)}" if others else "")
-    axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=shorten(title, 52))
+    axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=report.shorten(title, 50))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
@@ -197,7 +207,7 @@ def varies(rows: Sequence[Row], cost: str) -> bool:
     return len(values) > 1 and max(values) > 1.02 * min(values)
 
 
-def tradeoff(axes: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str, cost: str) -> None:
+def tradeoff(axes: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str, cost: str, is_first: bool) -> None:
     """The metric against a cost; a line joins the Pareto front, what nothing beats in both."""
     lower = metric.endswith(LOWER_IS_BETTER)
     points = [
@@ -217,15 +227,21 @@ def tradeoff(axes: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str
         estimate = rows[i].estimate(metric)
         margin = scaled(estimate.margin or 0.0, metric) if estimate else 0.0
         axes.errorbar(x, y, margin, color=looks[i].color, marker=looks[i].marker, elinewidth=0.8, zorder=3)
-    xs = [x for x, _, _ in points]
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
     if max(xs) > 5 * min(xs) > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(xs) < 100 * min(xs) else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(lambda x, _: report.si(x).strip())
-    axes.xaxis.set_minor_formatter(lambda x, _: "")
+    axes.xaxis.set_major_formatter(lambda x, _: report.si(x))
     axes.margins(0.12)
-    axes.set(xlabel=COSTS[cost], ylabel=axis_label(metric))
+    low, high = axes.get_ylim()  # intervals of two seeds can be so wide that nothing else is to be seen
+    room = 0.8 * (max(ys) - min(ys)) or high - low
+    axes.set_ylim(max(low, min(ys) - room), min(high, max(ys) + room))
+    axes.set_xlabel(COSTS[cost])
+    if is_first:
+        axes.set(title="Against cost (line: Pareto front)", ylabel=axis_label(metric))
     axes.grid(alpha=0.25, linewidth=0.5)
 
 
@@ -242,37 +258,39 @@ def effect_plot(axes: Axes, effects: Sequence[Effect], comparison: Comparison) -
             scaled(change.value, metric), i, "o", color=color, markerfacecolor=color if effect.is_clear else "white"
         )
     axes.axvline(0, color="black", linewidth=0.7, zorder=0)
-    names = [textwrap.fill(shorten(report.effect_name(effect, comparison), 64), 34) for effect in shown]
-    axes.set_yticks(range(len(shown)), names)
+    axes.set_yticks(range(len(shown)), effect_names(shown, comparison))
     axes.set_ylim(len(shown) - 0.4, -0.6)
     sure = any(effect.p is not None for effect in shown)
-    which = f", the {MOST} largest of {len(effects)}" if len(effects) > len(shown) else ""
-    title = (
-        f"Effects{which}, 95 % interval (filled: clear of noise)" if sure else f"Effects{which} (one seed: no interval)"
-    )
+    which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
+    axes.set_title(f"{which}, 95 % interval" if sure else f"{which} (one seed: no interval)")
     unit = "points" if metric.endswith("accuracy") else "change"
-    axes.set_title(title, loc="right" if len(title) > 40 else "left")
-    axes.set_xlabel(f"{metric}, {unit}")
+    axes.set_xlabel(f"{metric}, {unit}" + (" (filled: clear of noise)" if sure else ""))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
 
 
+def effect_names(effects: Sequence[Effect], comparison: Comparison) -> list[str]:
+    return [textwrap.fill(report.effect_name(effect, comparison, LEVEL), 36) for effect in effects]
+
+
 def beside_reference(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None:
     """Our mean and its 95 % interval, and the reference's value, for every setting that has one."""
-    for i, row in enumerate(rows[:MOST]):
+    rows = rows[:MOST]
+    for i, row in enumerate(rows):
         assert row.reference is not None
-        ours, metric = row.reference.ours, row.reference.metric
-        margin = scaled(ours.margin or 0.0, metric)
-        axes.errorbar(scaled(ours.value, metric), i, xerr=margin, fmt="o", color=COLORS[0], label="ours")
-        theirs = scaled(row.reference.value, metric)
-        axes.plot(theirs, i, "D", color=COLORS[1], markerfacecolor="none", label="reference")
-    axes.set_yticks(range(len(rows[:MOST])), [shorten(report.label(row, comparison), 34) for row in rows[:MOST]])
-    axes.set_ylim(len(rows[:MOST]) - 0.4, -0.6)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        *zip(*dict(zip(labels, zip(handles, labels, strict=True), strict=True)).values(), strict=True), loc="best"
-    )
-    axes.set(title="Beside the reference", xlabel=axis_label(metric))
+        metric = row.reference.metric
+        ours, margin = row.reference.ours.value, row.reference.ours.margin or 0.0
+        axes.errorbar(scaled(ours, metric), i, xerr=scaled(margin, metric), fmt="o", color=COLORS[0])
+        axes.plot(scaled(row.reference.value, metric), i, "D", color=COLORS[1], markerfacecolor="none")
+    axes.set_yticks(range(len(rows)), [textwrap.fill(report.label(row, comparison, LEVEL), 36) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    handles = [
+        Line2D([], [], color=COLORS[0], marker="o", label="ours"),
+        Line2D([], [], color=COLORS[1], marker="D", markerfacecolor="none", linestyle="none", label="reference"),
+    ]
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, columnspacing=1, borderpad=0.2)
+    axes.set_xlabel(axis_label(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
 
 

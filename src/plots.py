@@ -26,13 +26,11 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
+def save(figure: Figure, path: Path) -> None:
     """Write PATH.png and PATH.svg; equal figures give equal bytes."""
-    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with matplotlib.rc_context(STYLE):
-        figure.savefig(written[0], dpi=220)
-        figure.savefig(written[1], metadata={"Date": None})
-    return written
+        figure.savefig(path.with_suffix(".png"), dpi=220)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def patch_embedding_filters(weight: ArrayLike) -> Figure:
@@ -120,7 +118,7 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
                     axes.text(j, i, f"{images[i, j]}", ha="center", va="center", fontsize=7,
                               color="white" if shares[i, j] > 50 else "black")  # fmt: skip
         named = range(0, n, math.ceil(n / 25))
-        names = [shorten(str(classes[i]), 16) for i in named]
+        names = [str(classes[i])[:20] for i in named]
         axes.set_xticks(named, names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(named, names)
         accuracy = np.trace(images) / max(images.sum(), 1)
@@ -130,7 +128,3 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
         bar = figure.colorbar(image, ax=axes, label="share of the true class, %", fraction=0.05, pad=0.02)
         bar.outline.set_visible(False)
     return figure
-
-
-def shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"

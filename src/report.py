@@ -108,12 +108,14 @@ def result(comparison: Comparison) -> list[str]:
         if any(gap.p_holm is not None for gap in comparison.gaps):
             close = [row for row, gap in zip(others, comparison.gaps, strict=True) if not gap.is_clear]
             worse = "higher" if metric.endswith(LOWER_IS_BETTER) else "lower"
-            lines.append(
-                f"Of {count(len(others), 'other setting')}, {len(close)} cannot be told from it: "
-                f"{listing(close, comparison)}."
-                if close
-                else f"It is clear of noise: all others ({len(others)}) are {worse}."
-            )
+            if not close:
+                lines.append(f"That is clear of noise: all {len(others)} others are {worse}.")
+            elif len(close) == len(others):
+                lines.append(f"None of the {len(others)} others can be told from it.")
+            else:
+                lines.append(
+                    f"{len(close)} of the {len(others)} others cannot be told from it: {listing(close, comparison)}."
+                )
     references = [reference_line(row, row.reference, comparison) for row in comparison.rows if row.reference]
     return [*lines, *several(references, SHOWN["terminal"])]
 
@@ -141,9 +143,10 @@ def effect_line(effect: Effect, comparison: Comparison) -> str:
     return f"{text}; {verdict(effect, comparison)}."
 
 
-def effect_name(effect: Effect, comparison: Comparison) -> str:
+def effect_name(effect: Effect, comparison: Comparison, width: int | None = None) -> str:
     """E.g. "kernel_size 9 instead of 5"."""
-    name = f"{comparison.short(effect.factor)} {level_text(effect.level)} instead of {level_text(effect.baseline)}"
+    level, baseline = level_text(effect.level, width), level_text(effect.baseline, width)
+    name = f"{comparison.short(effect.factor)} {level} instead of {baseline}"
     with_it = " and ".join(comparison.short(key) for key in effect.changes_with[:3])
     more = f" and {len(effect.changes_with) - 3} more" if len(effect.changes_with) > 3 else ""
     return f"{name} (together with {with_it}{more})" if with_it else name
@@ -172,10 +175,9 @@ def caveats(comparison: Comparison) -> list[str]:
     lines = []
     single = [row for row in rows if len(row.by_seed(metric)) == 1]
     if rows and len(single) == len(rows):
-        subject = "one seed for each setting" if len(rows) > 1 else "one seed"
         lines.append(
-            f"How sure is this? Not at all: {subject} cannot tell a difference from chance. "
-            f"Add {SEEDS} to the command to find out."
+            "How sure is this? Not at all: with one seed a difference cannot be told from chance. "
+            f"Sweep over seeds to find out: add {SEEDS} to the command."
         )
     elif single:
         lines.append(f"One seed only, so no interval of their own: {listing(single, comparison)}.")
@@ -299,9 +301,9 @@ def as_json(comparison: Comparison) -> str:
 # Pieces.
 
 
-def label(row: Row, comparison: Comparison) -> str:
+def label(row: Row, comparison: Comparison, width: int | None = None) -> str:
     """What sets a row apart, e.g. "kernel_size=9 depth=8"."""
-    named = [f"{comparison.short(key)}={level_text(row.levels[key])}" for key in comparison.factors]
+    named = [f"{comparison.short(key)}={level_text(row.levels[key], width)}" for key in comparison.factors]
     return " ".join(named) or str(row.runs[0].summary.get("name") or row.runs[0].folder.name)
 
 
@@ -351,7 +353,8 @@ def change_text(change: float, name: str, unit: str = " points") -> str:
 def si(number: float) -> str:
     """Three digits and a prefix: 78.2 k, 4.76 M."""
     power = min(4, int(math.log10(number) // 3)) if number >= 1 else 0
-    return f"{number / 1000**power:.3g} {' kMGT'[power]}".rstrip() + ("" if power else " ")
+    digits = f"{number / 1000**power:#.3g}" if power else f"{number:.3g}"
+    return f"{digits.rstrip('.')} {' kMGT'[power]}".rstrip()
 
 
 def duration(seconds: float) -> str:
@@ -364,15 +367,20 @@ def p_text(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
-def level_text(level: Any) -> str:
+def level_text(level: Any, width: int | None = None) -> str:
     """A config value as YAML writes it."""
-    if level is None:
-        return "null"
-    if isinstance(level, bool):
-        return str(level).lower()
+    if level is None or isinstance(level, bool):
+        return {None: "null", True: "true", False: "false"}[level]
     if isinstance(level, tuple):
-        return f"[{', '.join(level_text(part) for part in level)}]"
-    return f"{level:g}" if isinstance(level, float) else str(level)
+        level = f"[{', '.join(level_text(part) for part in level)}]"
+    return shorten(f"{level:g}" if isinstance(level, float) else str(level), width)
+
+
+def shorten(text: str, width: int | None) -> str:
+    """Leave out the middle: names tend to differ at their ends."""
+    if width is None or len(text) <= width:
+        return text
+    return f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
 
 
 def count(n: int, noun: str) -> str:
