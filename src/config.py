@@ -6,6 +6,7 @@ value is reported before anything is loaded or written.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, cast
@@ -53,7 +54,8 @@ BETAS = Limit(
 )
 POSITIVE_LIST = Limit("a number above 0 for each channel", lambda values: min(values, default=0) > 0)
 RAND_AUGMENT = Limit(
-    "timm's notation of RandAugment, e.g. rand-m9-mstd0.5-inc1", lambda text: text.startswith("rand-m")
+    "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1, or torchvision's, e.g. torchvision-n2-m12",
+    lambda text: bool(re.fullmatch(r"rand-m\d.*|torchvision-n\d+-m\d+", text)),
 )
 FOLDER_NAME = Limit("the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != ".")
 
@@ -104,7 +106,7 @@ class Data:
 
 @dataclass
 class Augmentation:
-    """What happens to training images; timm carries it out."""
+    """What happens to training images; timm carries it out. Off where not set."""
 
     shift: float = key(HALF, 0.0)  # pad each side by this share of the image, crop back at random
     scale: list[float] = key(ascending(0, 1), [1.0, 1.0])  # random resized crop: share of the area
@@ -117,6 +119,9 @@ class Augmentation:
     hue: float = key(HALF, 0.0)  # a shift drawn from ± this, in turns of the color wheel
     auto_augment: str | None = key(RAND_AUGMENT, None)
     interpolation: str = key(one_of("bilinear", "bicubic", "random"), "bicubic")  # of resized images
+    random_erasing: float = key(PROBABILITY, 0.0)  # a rectangle filled with noise ("pixel" mode)
+    mixup: float = key(at_least(0), 0.0)  # alpha of the Beta distribution of shares; batches are mixed
+    cutmix: float = key(at_least(0), 0.0)  # likewise; with both, each batch takes one of them at random
 
 
 @dataclass
@@ -227,7 +232,7 @@ class Config:
 NOT_IDENTITY = ("data.root", "data.num_workers", "trainer.device", "wandb", "study", "output_dir", "sweep")
 
 GROUPS = (
-    "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment",
+    "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment", "variant",
 )  # fmt: skip
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
 SCHEDULERS = {"cosine": Cosine, "step": Step, "warmed_up": WarmedUp, "plain": Scheduler}
@@ -265,6 +270,7 @@ def check(composed: DictConfig) -> Config:
 
 def check_together(config: Config) -> None:
     model, dropout, data, trainer = config.model, config.dropout, config.data, config.trainer
+    augmentation = config.augmentation
     if dropout.rate and not (dropout.blocks or dropout.head or dropout.stochastic_depth):
         raise ConfigError(
             f"dropout.rate={dropout.rate}: there is no place for it; "
@@ -275,6 +281,8 @@ def check_together(config: Config) -> None:
             f"dropout.stochastic_depth={dropout.stochastic_depth}: needs a residual branch to drop, "
             "model.residual_depthwise=true or model.residual_pointwise=true"
         )
+    if (augmentation.mixup or augmentation.cutmix) and data.batch_size % 2:
+        raise ConfigError(f"data.batch_size={data.batch_size}: mixup and cutmix pair images; expected an even number")
     if (data.mean is None) != (data.std is None):
         raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: give both, or null for both")
     if trainer.early_stopping.patience is not None and not data.val_fraction:

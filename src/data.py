@@ -7,7 +7,7 @@ that a run is the same for any number of workers.
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -265,39 +265,41 @@ class BatchKey:
 class BatchOrder(Sampler[BatchKey]):
     """Which images make up the batches of an epoch: all of them once, in random order for training.
 
-    The last batch is smaller where they do not divide evenly.
+    The last batch is smaller where they do not divide evenly; with `pairs` an odd one leaves one image out.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int | None) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+    def __init__(self, length: int, batch_size: int, seed: int | None, pairs: bool = False) -> None:
+        self.length = length - length % 2 if pairs else length
+        self.drawn_from, self.batch_size, self.seed = length, batch_size, seed
         self.epoch = 0
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
 
     def __iter__(self) -> Iterator[BatchKey]:
-        order = np.arange(self.length)
+        order = np.arange(self.drawn_from)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for batch in range(len(self)):
             entropy = np.random.SeedSequence([self.seed or 0, self.epoch, batch])
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            indices = order[: self.length][batch * self.batch_size : (batch + 1) * self.batch_size]
             yield BatchKey(int(entropy.generate_state(1)[0]), indices)
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Whole batches: uint8 [batch, channels, height, width] and labels [batch]."""
 
-    def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor] | None) -> None:
+    def __init__(self, images: Images, transform: augmentation.Transform | None) -> None:
         self.images, self.transform = images, transform
 
     def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
-        labels = torch.from_numpy(self.images.labels[key.indices])
         if self.transform is None:
-            pixels = torch.from_numpy(self.images.pixels[key.indices])
-            return pixels.permute(0, 3, 1, 2).contiguous(), labels
-        with seeded(key.seed):
-            return torch.stack([self.transform(self.images[int(i)]) for i in key.indices]), labels
+            pixels = self.images.pixels[key.indices]
+        else:
+            with seeded(key.seed):
+                pixels = np.stack([np.asarray(self.transform(self.images[int(i)])) for i in key.indices])
+        channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
+        return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.images.labels[key.indices])
 
 
 @contextmanager
@@ -317,7 +319,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 def training_batches(data: ImageData, config: cfg.Config) -> DataLoader[Any]:
     transform = augmentation.training_transform(config.augmentation, data)
-    order = BatchOrder(len(data.train), config.data.batch_size, config.seed)
+    pairs = augmentation.mixes(config.augmentation)
+    order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs)
     return batches(data.train, transform, order, config.data.num_workers)
 
 
@@ -328,7 +331,7 @@ def evaluation_batches(images: Images, data: ImageData, config: cfg.Config) -> D
 
 
 def batches(
-    images: Images, transform: Callable[[Image.Image], Tensor] | None, order: BatchOrder, workers: int | None
+    images: Images, transform: augmentation.Transform | None, order: BatchOrder, workers: int | None
 ) -> DataLoader[Any]:
     if transform is None:
         workers = 0  # a batch is one slice of an array

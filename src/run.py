@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import config as cfg
 import data
-from augmentation import Normalize
+from augmentation import MixAndErase, Normalize, credit
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from optimization import make_optimizer, make_scheduler
 from record import Record, RunExists, first_line
@@ -76,6 +76,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
     validation = data.evaluation_batches(images.val, images, config) if images.val else None
     testing = data.evaluation_batches(images.test, images, config)
     normalize = Normalize(images, device)
+    mix_and_erase = MixAndErase(config.augmentation, len(images.classes), device)
 
     model = make_model(config, images.channels, len(images.classes)).to(device)
     if config.trainer.channels_last:
@@ -115,8 +116,9 @@ def train(config: cfg.Config, record: Record) -> float | None:
             for step, (pixels, labels) in enumerate(to_device(training, device), start=1):
                 update = (epoch - 1) * len(training) + step
                 scheduler.step_update(update)
-                inputs = memory_format(normalize(pixels), config)
-                for part, target in split_batch(inputs, labels, config.trainer.accumulation_steps):
+                inputs, targets = mix_and_erase(normalize(pixels), labels)
+                inputs = memory_format(inputs, config)
+                for part, target in split_batch(inputs, targets, config.trainer.accumulation_steps):
                     with autocast(device, config.trainer.precision):
                         logits = network(part)
                         loss = F.cross_entropy(logits, target, label_smoothing=config.trainer.label_smoothing)
@@ -151,7 +153,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
                 "val/accuracy": val_accuracy,
                 "lr": current_lr(optimizer),
                 "images_per_second": images_per_second,
-                "seconds": time.perf_counter() - epoch_started,
+                "seconds": time.perf_counter() - started,
             }
             record.add_epoch(row)
             checkpoint = {
@@ -248,12 +250,12 @@ class Sums:
         self.first_bad = torch.zeros((), device=device, dtype=torch.int64)
         self.seen = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, update: int = 0) -> None:
-        self.loss += loss * len(labels)
-        self.correct += (logits.argmax(1) == labels).sum()
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, update: int = 0) -> None:
+        self.loss += loss * len(targets)
+        self.correct += credit(logits, targets)
         is_first = ~loss.isfinite() & (self.first_bad == 0)
         self.first_bad += is_first * update
-        self.seen += len(labels)
+        self.seen += len(targets)
 
     def read(self, scheduler: Scheduler | None = None) -> tuple[float, float]:
         """Mean loss and accuracy.
@@ -365,8 +367,8 @@ def memory_format(inputs: Tensor, config: cfg.Config) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if config.trainer.channels_last else inputs
 
 
-def split_batch(inputs: Tensor, labels: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(inputs.chunk(parts), labels.chunk(parts), strict=True)
+def split_batch(inputs: Tensor, targets: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
 
 
 def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
