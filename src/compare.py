@@ -29,6 +29,8 @@ def compare(
     from plots import save
 
     comparison = read(folders, metric, sort, filters)
+    if not comparison.runs:
+        return []
     report.show(comparison)
     try:
         (folders[0] / "comparison.csv").write_text(report.table_csv(comparison))
@@ -60,7 +62,9 @@ def main() -> None:
         if given.json:
             print(report.as_json(read(given.folders, given.metric, given.sort, given.filter)))
         elif not compare(given.folders, given.metric, given.sort, given.filter):
-            raise cfg.ConfigError(f"no runs in {', '.join(map(str, given.folders))}")
+            raise cfg.ConfigError(
+                f"{' and '.join(map(str, given.folders))}: no runs here" + (" that fit" if given.filter else "")
+            )
     except cfg.ConfigError as error:
         sys.exit(f"error: {error}")
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 import report
@@ -220,24 +220,26 @@ def tradeoff(axes: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str
         if not front or (y < front[-1][1] if lower else y > front[-1][1]):
             front.append((x, y))
     axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1)
+    margins = [0.0]
     for x, y, i in reversed(points):
         if i >= len(looks):
             axes.plot(x, y, ".", color=GREY, markersize=3.5, zorder=2)
             continue
         estimate = rows[i].estimate(metric)
         margin = scaled(estimate.margin or 0.0, metric) if estimate else 0.0
+        margins.append(margin)
         axes.errorbar(x, y, margin, color=looks[i].color, marker=looks[i].marker, elinewidth=0.8, zorder=3)
     xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
     if max(xs) > 5 * min(xs) > 0:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(xs) < 100 * min(xs) else (1,)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(xs) < 100 * min(xs) else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(lambda x, _: report.si(x))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.margins(0.12)
-    low, high = axes.get_ylim()  # intervals of two seeds can be so wide that nothing else is to be seen
-    room = 0.8 * (max(ys) - min(ys)) or high - low
+    low, high = axes.get_ylim()  # a few intervals can be so wide that nothing else is to be seen
+    room = max(0.8 * (max(ys) - min(ys)), 1.2 * float(np.median(margins)), 0.02 * abs(max(ys)))
     axes.set_ylim(max(low, min(ys) - room), min(high, max(ys) + room))
     axes.set_xlabel(COSTS[cost])
     if is_first:

@@ -83,9 +83,11 @@ def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
 
 def show_tiles(axes: Axes, tiles: NDArray[np.float64]) -> None:
     """[n, height, width(, 3)] as a near-square mosaic; values without color on a scale symmetric about zero."""
+    fine = math.ceil(8 / tiles.shape[1])  # of a few pixels, each is drawn as several, for a narrow gap
+    tiles = tiles.repeat(fine, axis=1).repeat(fine, axis=2)
     n, height, width, *color = tiles.shape
     columns = math.ceil(math.sqrt(n))
-    gap = max(1, round(height / 8))
+    gap = round(height / 8)
     mosaic = np.full((math.ceil(n / columns) * (height + gap) - gap, columns * (width + gap) - gap, *color), np.nan)
     for i, tile in enumerate(tiles):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
@@ -109,7 +111,7 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
     n = len(images)
     with matplotlib.rc_context(STYLE):
         side = min(PAGE, max(3.3, 0.8 + 0.32 * n))
-        figure = Figure(figsize=(side + 0.4, side), layout="constrained")
+        figure = Figure(figsize=(side + 0.4, side), layout="compressed")
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
         if n <= 20:
@@ -118,7 +120,7 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
                     axes.text(j, i, f"{images[i, j]}", ha="center", va="center", fontsize=7,
                               color="white" if shares[i, j] > 50 else "black")  # fmt: skip
         named = range(0, n, math.ceil(n / 25))
-        names = [str(classes[i])[:20] for i in named]
+        names = [name if len(name := str(classes[i])) <= 20 else f"{name[:19]}…" for i in named]
         axes.set_xticks(named, names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(named, names)
         accuracy = np.trace(images) / max(images.sum(), 1)

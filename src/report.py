@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ HEADINGS = {
     "val/accuracy": "val %", "test/accuracy": "test %", "parameters": "params", "macs": "MACs",
     "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
 }  # fmt: skip
+OUTCOMES = {"interrupted": "unfinished"}  # it may still be going
 SHOWN = {"terminal": 20, "markdown": 100}  # rows of a table, sentences of a list; comparison.csv holds all
 SEEDS = "seed=0,1,2,3,4"
 
@@ -213,9 +215,8 @@ def method(comparison: Comparison) -> list[str]:
 
 
 def not_completed_lines(comparison: Comparison) -> list[str]:
-    words = {"interrupted": "unfinished"}
     return [
-        f"{words.get(run.status, run.status)}: {run.folder.name}" + (f" ({run.reason})" if run.reason else "")
+        f"{OUTCOMES.get(run.status, run.status)}: {run.folder.name}" + (f" ({run.reason})" if run.reason else "")
         for run in comparison.not_completed
     ]
 
@@ -317,9 +318,8 @@ def several(lines: list[str], limit: int) -> list[str]:
 
 
 def lost(row: Row) -> str:
-    counts = {name: sum(run.status == status for run in row.runs)
-              for status, name in (("failed", "failed"), ("interrupted", "unfinished"))}  # fmt: skip
-    return ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    counts = Counter(OUTCOMES.get(run.status, run.status) for run in row.runs if run.status != "completed")
+    return ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
 
 
 def value(row: Row, name: str) -> float | None:
@@ -347,7 +347,9 @@ def figure_text(number: float, name: str, unit: str = " %") -> str:
 
 
 def change_text(change: float, name: str, unit: str = " points") -> str:
-    return f"{100 * change:+.2f}{unit}" if name.endswith("accuracy") else f"{change:+.4g}"
+    if not name.endswith("accuracy"):
+        return f"{change:+.4g}"
+    return f"{round(100 * change, 2) + 0.0:+.2f}{unit}"  # + 0.0: no -0.00
 
 
 def si(number: float) -> str:

@@ -108,24 +108,27 @@ class Row:
         fitting = [
             entry
             for entry in config.get("study.reference") or []
-            if all(key in config and equal(config[key], wanted) for key, wanted in entry["where"].items())
+            if all(key in config and equal(config[key], wanted) for key, wanted in entry.get("where", {}).items())
         ]
         metric = config.get("study.metric", "test/accuracy")
         ours = self.estimate(metric)
         if not fitting or ours is None:
             return None
-        return Reference(metric, float(max(fitting, key=lambda entry: len(entry["where"]))["value"]), ours)
+        return Reference(metric, float(max(fitting, key=lambda entry: len(entry.get("where", {})))["value"]), ours)
 
 
-@dataclass
 class Comparison:
-    """All that is said of some runs. Rows: those with a result first, the best at the top."""
+    """All that can be said of some runs; its rows are sorted, those with a result first and the best on top.
 
-    title: str
-    runs: list[Run]
-    rows: list[Row]
-    metric: str
-    sort: str | None
+    Args:
+        title: the sweep's name.
+        runs: wherever they were read from.
+        metric: the figure to compare; None: the study's, else validation accuracy, else test accuracy.
+        sort: a config key or a figure to sort the rows by, in place of the metric.
+
+    Raises:
+        ConfigError: no run has the metric or the key to sort by.
+    """
 
     def __init__(self, title: str, runs: Sequence[Run], metric: str | None = None, sort: str | None = None) -> None:
         self.title, self.runs = title, list(runs)
@@ -220,8 +223,7 @@ def read_run(folder: Path) -> Run:
         tree = yaml.load((folder / "config.yaml").read_text(), Loader=YamlLoader)
         if not isinstance(tree, dict):
             raise ValueError("it holds no mapping")
-        config = {key: tuple(value) if isinstance(value, list) and key != "study.reference" else value
-                  for key, value in cfg.flatten(tree)}  # fmt: skip
+        config = {key: value if key == "study.reference" else frozen(value) for key, value in cfg.flatten(tree)}
     except (OSError, ValueError, yaml.YAMLError) as problem:
         error = f"config.yaml: {problem}"
     try:
@@ -234,6 +236,13 @@ def read_run(folder: Path) -> Run:
 
 
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+
+
+def frozen(value: Any) -> Any:
+    """A config's value as one that can be a key."""
+    if isinstance(value, list):
+        return tuple(frozen(part) for part in value)
+    return json.dumps(value, default=str) if isinstance(value, dict) else value
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
@@ -280,7 +289,7 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
     def meets(run: Run) -> bool:
         value = run.value(key)
         if sign in ("=", "!="):
-            return CONDITIONS[sign](value, tuple(wanted) if isinstance(wanted, list) else wanted)
+            return CONDITIONS[sign](value, wanted)
         try:
             return value is not None and CONDITIONS[sign](value, wanted)
         except TypeError:
@@ -312,7 +321,7 @@ def find_key(name: str, runs: Sequence[Run]) -> str:
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return math.isclose(a, b)
-    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+    return frozen(a) == frozen(b)
 
 
 def number(text: Any) -> float | None:
