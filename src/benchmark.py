@@ -1,0 +1,138 @@
+"""How fast this code is beside its peers, measured side by side in one process.
+
+    python src/benchmark.py data                    batches: ours beside timm's loader
+    python src/benchmark.py data data.num_workers=8 data.batch_size=512
+
+Both sides get the same files, the same transforms and the same number of workers, and take turns.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm.data
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import config as cfg
+import data
+from augmentation import MixAndErase, Normalize
+from errors import one_clear_error
+from terminal import print_table, say
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def benchmark_data(overrides: list[str]) -> None:
+    """Augmented, normalized, mixed and erased batches per second with the paper's full augmentation.
+
+    The images are crops of scikit-learn's two embedded photographs, as JPEG files.
+    """
+    rows = []
+    for size, count, rounds in ((32, 4000, 5), (224, 400, 3)):
+        with tempfile.TemporaryDirectory() as root:
+            write_images(Path(root), size, count)
+            config = make_config([f"data.root={root}", "augmentation=paper", *overrides])
+            images = data.load(config.data, 1)
+            workers = data.training_batches(images, config).num_workers
+            contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
+            rates = take_turns(contestants, len(images.train), rounds)
+        ratio = [ours / timms for ours, timms in zip(rates["ours"], rates["timm"], strict=True)]
+        rows += [
+            (f"{size}×{size}", name, f"{statistics.median(rate):,.0f}", f"{min(rate):,.0f}–{max(rate):,.0f}", "")
+            for name, rate in rates.items()
+        ]
+        rows.append(
+            (f"{size}×{size}", "ours / timm", f"{statistics.median(ratio):.2f}", f"{min(ratio):.2f}–{max(ratio):.2f}")
+        )
+    say(f"paper's augmentation, batches of {config.data.batch_size}, {workers} worker(s), torch {torch.__version__}")
+    print_table("images per second", ("images", "loader", "median", "range"), [row[:4] for row in rows])
+
+
+def make_config(overrides: list[str]) -> cfg.Config:
+    cfg.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        fixed = ["data=image_folder", "data.val_fraction=0", "data.batch_size=64", "model.patch_size=1"]
+        return cfg.check(compose("train", [*fixed, *overrides]))
+
+
+def write_images(root: Path, size: int, count: int) -> None:
+    """Random crops of two photographs in train/ and test/, two classes."""
+    photographs = load_sample_images().images
+    rng = np.random.default_rng(0)
+    for part, images in (("train", count), ("test", 10)):
+        for i in range(images):
+            photograph = photographs[i % 2]
+            top = rng.integers(photograph.shape[0] - size + 1)
+            left = rng.integers(photograph.shape[1] - size + 1)
+            folder = root / part / ("china", "flower")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            crop = Image.fromarray(photograph[top : top + size, left : left + size])
+            crop.save(folder / f"{i:05}.jpg", quality=90)
+
+
+def our_epochs(images: data.ImageData, config: cfg.Config) -> Callable[[], int]:
+    batches = data.training_batches(images, config)
+    normalize = Normalize(images, torch.device("cpu"))
+    mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
+
+    def epoch() -> int:
+        seen = 0
+        for pixels, labels in batches:
+            seen += len(mix_and_erase(normalize(pixels), labels)[0])
+        return seen
+
+    return epoch
+
+
+def timm_epochs(root: str, images: data.ImageData, config: cfg.Config, workers: int) -> Callable[[], int]:
+    augmentation = config.augmentation
+    mixup = timm.data.FastCollateMixup(
+        augmentation.mixup, augmentation.cutmix, label_smoothing=0.0, num_classes=len(images.classes)
+    )
+    loader = timm.data.create_loader(
+        timm.data.create_dataset("", root=f"{root}/train", is_training=True),
+        input_size=(3, *images.image_size),
+        batch_size=config.data.batch_size,
+        is_training=True,
+        re_prob=augmentation.random_erasing,
+        re_mode="pixel",
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.hflip,
+        color_jitter=0.0,
+        auto_augment=augmentation.auto_augment,
+        interpolation=augmentation.interpolation,
+        mean=images.mean,
+        std=images.std,
+        num_workers=workers,
+        collate_fn=mixup,
+        device=torch.device("cpu"),
+        persistent_workers=workers > 0,
+    )
+    return lambda: sum(len(batch) for batch, _ in loader)
+
+
+def take_turns(contestants: dict[str, Callable[[], int]], images: int, rounds: int) -> dict[str, list[float]]:
+    """Images per second of each, round by round, after a round that does not count."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, epoch in contestants.items():
+            started = time.perf_counter()
+            seen = epoch()
+            if turn:
+                rates[name].append(seen / (time.perf_counter() - started))
+    return rates
+
+
+if __name__ == "__main__":
+    with one_clear_error():
+        if sys.argv[1:2] != ["data"]:
+            sys.exit("usage: python src/benchmark.py data [overrides]")
+        benchmark_data(sys.argv[2:])

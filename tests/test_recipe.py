@@ -1,0 +1,237 @@
+"""Recipes and studies: the transforms and targets are those that the sources name, and every study runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm.data.auto_augment
+import torch
+import torchvision
+import yaml
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+import augmentation
+import config as cfg
+import data
+from conftest import REPOSITORY, checked, command
+
+EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
+VARIANTS = sorted(path.stem for path in (REPOSITORY / "conf" / "variant").glob("*.yaml"))
+PAPER = "experiment=paper_cifar10"
+
+
+def photographs(size: int = 32, count: int = 64) -> data.ImageData:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    images = data.Images(pixels, np.arange(count) % 10)
+    return data.ImageData(images, None, images, [str(i) for i in range(10)], 3, (size, size), (0.5,) * 3, (0.25,) * 3)
+
+
+def steps(*overrides: str) -> dict[str, Any]:
+    """The training transform's steps by their class."""
+    transform = augmentation.training_transform(checked(*overrides).augmentation, photographs())
+    return {type(step).__name__: step for step in transform.transforms} if transform else {}  # type: ignore[attr-defined]
+
+
+def test_the_papers_transforms() -> None:
+    found = steps(PAPER)
+    assert list(found) == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment"]
+    crop = found["RandomResizedCropAndInterpolation"]
+    assert (crop.scale, crop.ratio, crop.size) == ((0.75, 1.0), (0.75, 1.3333), (32, 32))
+    assert len(crop.interpolation) == 2  # bilinear or bicubic, at random
+    assert found["RandomHorizontalFlip"].p == 0.5
+    expected = timm.data.auto_augment.rand_augment_transform(
+        "rand-m9-mstd0.5-inc1", {"translate_const": 14, "img_mean": (128, 128, 128)}
+    )
+    assert found["RandAugment"].num_layers == expected.num_layers == 2
+    for ours, theirs in zip(found["RandAugment"].ops, expected.ops, strict=True):
+        assert vars(ours) == vars(theirs)
+
+
+def test_the_rest_of_the_papers_recipe() -> None:
+    config = checked(PAPER)
+    assert (config.model.d_model, config.model.depth) == (256, 8)
+    assert (config.model.kernel_size, config.model.patch_size) == (9, 1)
+    assert (config.augmentation.random_erasing, config.augmentation.mixup, config.augmentation.cutmix) == (
+        0.25,
+        0.5,
+        0.5,
+    )
+    assert isinstance(config.optimizer, cfg.Adam)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.eps) == ("adamw", 0.01, 1e-3)
+    assert config.optimizer.weight_decay == 0.01
+    assert (config.scheduler.name, config.trainer.epochs, config.data.batch_size) == ("one_cycle", 200, 64)
+    assert (config.trainer.clip_grad_norm, config.trainer.label_smoothing) == (1.0, 0.1)
+    assert config.data.mean == [0.4914, 0.4822, 0.4465]
+    assert config.data.std == [0.2471, 0.2435, 0.2616]
+
+
+def test_the_short_recipes_transforms() -> None:
+    found = steps("experiment=short_cifar10")
+    assert list(found) == ["RandomHorizontalFlip", "RandAugment"]
+    assert isinstance(found["RandAugment"], torchvision.transforms.RandAugment)
+    assert (found["RandAugment"].num_ops, found["RandAugment"].magnitude) == (2, 12)
+    jittered = steps("experiment=short_cifar10", "augmentation.brightness=0.2")
+    assert list(jittered) == ["RandomHorizontalFlip", "RandAugment", "ColorJitter"]
+
+
+def test_convmixerlibs_weak_augmentation() -> None:
+    found = steps("augmentation=simple")
+    jitter = found["ColorJitter"]
+    assert (jitter.hue, jitter.saturation) == ((-0.05, 0.05), (0.95, 1.05))
+    assert (jitter.contrast, jitter.brightness) == ((0.9, 1.1), (0.9, 1.1))
+    assert found["RandomVerticalFlip"].p == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "step"),
+    [
+        ("augmentation.scale=[1.0,1.0]", None),
+        ("augmentation.hflip=0", "RandomHorizontalFlip"),
+        ("augmentation.auto_augment=null", "RandAugment"),
+        ("augmentation.mixup=0", None),
+        ("augmentation.random_erasing=0", None),
+    ],
+)
+def test_a_switch_changes_its_part_alone(override: str, step: str | None) -> None:
+    before, after = checked(PAPER), checked(PAPER, override)
+    changed = [path for (path, a, _), (_, b, _) in zip(cfg.keys_of(before), cfg.keys_of(after), strict=True) if a != b]
+    assert changed == [override.partition("=")[0]]
+    assert set(steps(PAPER)) - set(steps(PAPER, override)) == ({step} if step else set())
+    crops = steps(PAPER, override)["RandomResizedCropAndInterpolation"].scale
+    assert crops == ((1.0, 1.0) if "scale" in override else (0.75, 1.0))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_changes_what_its_name_says(variant: str) -> None:
+    changed = {
+        path
+        for (path, a, _), (_, b, _) in zip(
+            cfg.keys_of(checked(PAPER)), cfg.keys_of(checked(PAPER, f"variant={variant}")), strict=True
+        )
+        if a != b
+    }
+    assert changed <= {
+        "baseline": set(),
+        "layer_norm": {"model.norm"},
+        "residual_pointwise": {"model.residual_pointwise"},
+        "no_residual": {"model.residual_depthwise"},
+        "no_randaugment": {"augmentation.auto_augment"},
+        "no_random_scaling": {"augmentation.scale"},
+        "no_mixing": {"augmentation.mixup", "augmentation.cutmix"},
+        "no_erasing": {"augmentation.random_erasing"},
+        "no_flip": {"augmentation.hflip"},
+        "no_smoothing": {"trainer.label_smoothing"},
+        "no_clipping": {"trainer.clip_grad_norm"},
+    }.get(variant, {"model.d_model", "model.depth"})
+    assert changed or variant in ("baseline", "width_256_depth_8")
+
+
+def test_no_random_scaling_keeps_the_whole_image() -> None:
+    crop = steps(PAPER, "variant=no_random_scaling")["RandomResizedCropAndInterpolation"]
+    image = Image.fromarray(photographs().train.pixels[0])
+    boxes = {RandomResizedCropAndInterpolation.get_params(image, crop.scale, crop.ratio) for _ in range(50)}
+    assert boxes == {(0, 0, 32, 32)}
+
+
+def test_widths_and_depths_have_one_budget() -> None:
+    def macs(variant: str) -> int:
+        model = checked("experiment=depth_width", f"variant={variant}").model
+        return model.depth * (model.d_model**2 + model.kernel_size**2 * model.d_model)
+
+    widths = [variant for variant in VARIANTS if variant.startswith("width")]
+    assert len(widths) == 5
+    for variant in widths:
+        assert macs(variant) == pytest.approx(macs("width_256_depth_8"), rel=0.01)
+
+
+# Mixing and erasing, on whole batches.
+
+
+def mixed(*overrides: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    config = checked("augmentation=none", *overrides).augmentation
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    seen, targets = augmentation.MixAndErase(config, 10, torch.device("cpu"))(images.clone(), labels)
+    return images, labels, seen, targets
+
+
+def test_mixups_targets_are_the_shares_of_the_images() -> None:
+    for _ in range(5):
+        images, labels, seen, targets = mixed("augmentation.mixup=0.5")
+        share = targets[0, labels[0]]
+        torch.testing.assert_close(seen, share * images + (1 - share) * images.flip(0), atol=1e-5, rtol=1e-5)
+        one_hot = torch.nn.functional.one_hot(labels, 10)
+        torch.testing.assert_close(targets, share * one_hot + (1 - share) * one_hot.flip(0), atol=1e-6, rtol=0)
+
+
+def test_cutmixs_targets_are_the_shares_of_the_area() -> None:
+    for _ in range(5):
+        images, labels, seen, targets = mixed("augmentation.cutmix=0.5")
+        own = (seen == images).all(1)
+        assert (own | (seen == images.flip(0)).all(1)).all()
+        torch.testing.assert_close(targets[torch.arange(8), labels], own.float().mean((1, 2)))
+
+
+def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
+    config = checked("augmentation=none", "augmentation.random_erasing=0.25").augmentation
+    erase = augmentation.MixAndErase(config, 10, torch.device("cpu"))
+    images, labels = torch.zeros(2000, 1, 16, 16), torch.zeros(2000, dtype=torch.int64)
+    seen, targets = erase(images.clone(), labels)
+    erased = (seen != 0).flatten(1).any(1)
+    assert 0.2 < erased.float().mean() < 0.3
+    assert seen[erased].std() > 0.1
+    assert targets is labels
+
+
+def test_a_prediction_counts_as_its_share() -> None:
+    logits = torch.eye(3)[[0, 1, 2]]
+    assert augmentation.credit(logits, torch.tensor([0, 1, 1])) == 2
+    shares = torch.tensor([[0.7, 0.3, 0.0], [1.0, 0.0, 0.0], [0.0, 0.4, 0.6]])
+    torch.testing.assert_close(augmentation.credit(logits, shares), torch.tensor(0.7 + 0.0 + 0.6))
+
+
+def test_mixing_needs_pairs() -> None:
+    with pytest.raises(cfg.ConfigError, match=r"data.batch_size=63: mixup and cutmix pair images"):
+        checked(PAPER, "data.batch_size=63")
+    config = checked(PAPER, "data=digits", "data.val_fraction=0.1", "data.batch_size=32", "data.num_workers=0")
+    sizes = [len(labels) for _, labels in data.training_batches(data.load(config.data, 1), config)]
+    assert sum(sizes) == 1292  # of 1,293
+    assert all(size % 2 == 0 for size in sizes)
+
+
+# Studies.
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_a_record(name: str) -> None:
+    text = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text()
+    config = checked(f"experiment={name}", *(["data.root=DIR"] if "imagenet" in name else []))
+    assert re.search(rf"# +python src/train\.py (-m )?experiment={name}", text)
+    assert "million images" in text  # what it costs
+    assert config.study.name
+    assert bool(config.study.source) == bool(config.study.reference)
+    known = {path for path, *_ in cfg.keys_of(config)}
+    for row in config.study.reference:
+        assert set(row) == {"where", "value"}
+        assert set(row["where"]) <= known
+        assert 0 < row["value"] < 1
+
+
+REDUCED = (
+    "data=digits", "model=convmixer_64_8", "model.d_model=4", "model.depth=1", "trainer.epochs=1", "data.batch_size=32",
+    "data.train_fraction=0.1", "trainer.precision=fp32", "wandb.mode=disabled",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_on_the_embedded_data(name: str, tmp_path: Path) -> None:
+    record = yaml.safe_load((REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text())
+    params = record.get("hydra", {}).get("sweeper", {}).get("params", {})
+    patch = [] if "model.patch_size" in params else ["patch=p1"]
+    kernel = [] if "model.kernel_size" in params else ["model.kernel_size=3"]
+    done = command("-m", f"experiment={name}", *REDUCED, *patch, *kernel, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = int(np.prod([len(str(values).split(",")) for values in params.values()]))
+    assert f"{runs} runs →" in done.stdout
