@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-import report
-from effects import Effect
+from effects import TIE, Effect
+from findings import effect_name, label, level_text, shorten
 from plots import COLORS, GREY, PAGE, STYLE
 from results import LOWER_IS_BETTER, Comparison, Row
 
@@ -48,7 +48,7 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
     if not rows:
         return None
     looks = [
-        Look(row, report.label(row, comparison, LEVEL), color, marker)
+        Look(row, label(row, comparison, LEVEL), color, marker)
         for row, color, marker in zip(rows, COLORS, MARKERS, strict=False)
     ]
     bands: list[tuple[float, list[Draw]]] = []  # height in inches, panels from left to right
@@ -96,9 +96,7 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
 
 def legend(looks: Sequence[Look], settings: int) -> tuple[list[Line2D], int]:
     """The handles, and how many fit side by side."""
-    handles = [
-        Line2D([], [], color=look.color, marker=look.marker, label=report.shorten(look.label, 95)) for look in looks
-    ]
+    handles = [Line2D([], [], color=look.color, marker=look.marker, label=shorten(look.label, 95)) for look in looks]
     if settings > len(looks):
         label = f"{settings - len(looks)} others"
         handles.append(Line2D([], [], color=GREY, marker=".", linestyle="none", label=label))
@@ -164,7 +162,7 @@ def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
     if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
         return None
     met = {tuple(row.levels[key] for key in chosen) for row in comparison.valued}
-    wide, high = sorted(chosen, key=lambda key: max(len(report.level_text(level)) for level in levels[key]))
+    wide, high = sorted(chosen, key=lambda key: max(len(level_text(level)) for level in levels[key]))
     return (wide, high) if 2 * len(met) > math.prod(len(levels[key]) for key in chosen) else None
 
 
@@ -175,7 +173,7 @@ def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None
     means = np.full((len(rows), len(columns)), np.nan)
     for i, j in np.ndindex(means.shape):
         found = [value for row in comparison.valued if (row.levels[down], row.levels[across]) == (rows[i], columns[j])
-                 if (value := report.value(row, metric)) is not None]  # fmt: skip
+                 if (value := row.average(metric)) is not None]  # fmt: skip
         means[i, j] = scaled(float(np.mean(found)), metric) if found else np.nan
     lower = metric.endswith(LOWER_IS_BETTER)
     image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
@@ -190,20 +188,20 @@ def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None
     best = np.nanmin(means) if lower else np.nanmax(means)
     for i, j in np.argwhere(np.isclose(means, best, rtol=1e-9)):
         axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=COLORS[1], linewidth=1.5))
-    axes.set_xticks(range(len(columns)), [report.level_text(level, 14) for level in columns])
-    axes.set_yticks(range(len(rows)), [report.level_text(level, LEVEL) for level in rows])
-    if sum(min(14, len(report.level_text(level))) for level in columns) > 34:
+    axes.set_xticks(range(len(columns)), [level_text(level, 14) for level in columns])
+    axes.set_yticks(range(len(rows)), [level_text(level, LEVEL) for level in rows])
+    if sum(min(14, len(level_text(level))) for level in columns) > 34:
         axes.tick_params("x", rotation=30)
     others = [comparison.short(key) for key in comparison.factors if key not in (across, down)]
     title = axis_label(metric) + (f", mean over {' and '.join(others)}" if others else "")
-    axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=report.shorten(title, 50))
+    axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=shorten(title, 50))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
 
 
 def varies(rows: Sequence[Row], cost: str) -> bool:
-    values = [value for row in rows if (value := report.value(row, cost)) is not None]
+    values = [value for row in rows if (value := row.average(cost)) is not None]
     return len(values) > 1 and max(values) > 1.02 * min(values)
 
 
@@ -213,7 +211,7 @@ def tradeoff(axes: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str
     points = [
         (x, scaled(y, metric), i)
         for i, row in enumerate(rows)
-        if (x := report.value(row, cost)) is not None and (y := report.value(row, metric)) is not None
+        if (x := row.average(cost)) is not None and (y := row.average(metric)) is not None
     ]
     front: list[tuple[float, float]] = []
     for x, y, _ in sorted(points, key=lambda point: (point[0], point[1] if lower else -point[1])):
@@ -260,11 +258,13 @@ def effect_plot(axes: Axes, effects: Sequence[Effect], comparison: Comparison) -
             scaled(change.value, metric), i, "o", color=color, markerfacecolor=color if effect.is_clear else "white"
         )
     axes.axvline(0, color="black", linewidth=0.7, zorder=0)
+    if all(abs(effect.change.value) < TIE for effect in shown) and not any(effect.p for effect in shown):
+        axes.set_xlim(-1, 1)  # no effect at all: no range to see
     axes.set_yticks(range(len(shown)), effect_names(shown, comparison))
     axes.set_ylim(len(shown) - 0.4, -0.6)
     sure = any(effect.p is not None for effect in shown)
     which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
-    axes.set_title(f"{which}, 95 % interval" if sure else f"{which} (one seed: no interval)")
+    axes.set_title(f"{which}, 95 % interval" if sure else f"{which}, no interval")
     unit = "points" if metric.endswith("accuracy") else "change"
     axes.set_xlabel(f"{metric}, {unit}" + (" (filled: clear of noise)" if sure else ""))
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -272,7 +272,7 @@ def effect_plot(axes: Axes, effects: Sequence[Effect], comparison: Comparison) -
 
 
 def effect_names(effects: Sequence[Effect], comparison: Comparison) -> list[str]:
-    return [textwrap.fill(report.effect_name(effect, comparison, LEVEL), 36) for effect in effects]
+    return [textwrap.fill(effect_name(effect, comparison, LEVEL), 36) for effect in effects]
 
 
 def beside_reference(axes: Axes, rows: Sequence[Row], comparison: Comparison) -> None:
@@ -284,7 +284,7 @@ def beside_reference(axes: Axes, rows: Sequence[Row], comparison: Comparison) ->
         ours, margin = row.reference.ours.value, row.reference.ours.margin or 0.0
         axes.errorbar(scaled(ours, metric), i, xerr=scaled(margin, metric), fmt="o", color=COLORS[0])
         axes.plot(scaled(row.reference.value, metric), i, "D", color=COLORS[1], markerfacecolor="none")
-    axes.set_yticks(range(len(rows)), [textwrap.fill(report.label(row, comparison, LEVEL), 36) for row in rows])
+    axes.set_yticks(range(len(rows)), [textwrap.fill(label(row, comparison, LEVEL), 36) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     handles = [
         Line2D([], [], color=COLORS[0], marker="o", label="ours"),

@@ -92,12 +92,12 @@ def mean(values: Iterable[float]) -> Estimate | None:
 def factors(cells: Sequence[Cell]) -> list[str]:
     """The fewest keys that set all cells apart.
 
-    A key that follows from the others is no factor of its own: the depth where each width has its
-    own, momentum where the optimizer's name decides it, a rate that no place uses.
+    A key that follows from the others is no factor of its own: the width where each depth has its
+    own, momentum where the optimizer's name decides it, whatever a config group's option sets.
     """
     kept = [key for key in cells[0].levels if len({cell.levels[key] for cell in cells}) > 1] if cells else []
     levels = {key: len({cell.levels[key] for cell in cells}) for key in kept}
-    for key in sorted(kept, key=lambda key: (key.endswith("name"), -levels[key])):
+    for key in sorted(kept, key=lambda key: ("." not in key, key.endswith(".name"), -levels[key])):
         others = [other for other in kept if other != key]
         if others and len({tuple(cell.levels[other] for other in others) for cell in cells}) == len(cells):
             kept = others
@@ -222,7 +222,7 @@ def holm(found: Sequence[Effect]) -> list[Effect]:
 
 def order(level: Any) -> tuple[int, float, str]:
     """Sorts the levels of a factor: nothing first, then numbers, then words."""
-    if level is None or level == "none":
+    if level in (None, "none", "baseline"):
         return 0, 0.0, ""
     if isinstance(level, (int, float)):
         return 1, float(level), ""

@@ -22,15 +22,15 @@ STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.3,
-    "lines.markersize": 4.5, "axes.titlelocation": "left", "svg.hashsalt": "convmixer",
+    "lines.markersize": 4.5, "axes.titlelocation": "left",
 }  # fmt: skip
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write PATH.png and PATH.svg; equal figures give equal bytes."""
+    """Write PATH.png and PATH.svg."""
     with matplotlib.rc_context(STYLE):
         figure.savefig(path.with_suffix(".png"), dpi=220)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".svg"))
 
 
 def patch_embedding_filters(weight: ArrayLike) -> Figure:

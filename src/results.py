@@ -10,7 +10,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,12 @@ class Run:
         lines = str(self.summary.get("error") or "").splitlines()
         return lines[0] if lines else ""
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """The options of config groups that its name tells, e.g. {"augmentation": "light"}."""
+        overrides = [part.partition("=") for part in str(self.summary.get("name")).split()]
+        return {group: option for group, _, option in overrides if group in cfg.GROUPS}
+
     def figure(self, name: str) -> float | None:
         """A number of the summary; `val/…` and `train/…` are the best epoch's. None where it is no number."""
         value = self.summary.get(f"best/{name}" if name.startswith(("val/", "train/")) else name)
@@ -53,10 +59,9 @@ class Run:
         return value if is_number else None
 
     def value(self, key: str) -> Any:
-        """What a config key, a figure, `status` or `name` says of this run."""
-        if key in self.config:
-            return self.config[key]
-        return {"status": self.status, "name": self.summary.get("name")}.get(key, self.figure(key))
+        """What a config key or group, a figure, `status` or `name` says of this run."""
+        words = {"status": self.status, "name": self.summary.get("name")}
+        return {**words, **self.choices, **self.config}.get(key, self.figure(key))
 
     def epochs(self) -> list[dict[str, float | None]]:
         """metrics.csv; a cell without a finite number is None, an unreadable file no rows."""
@@ -98,6 +103,9 @@ class Row:
     def estimate(self, figure: str) -> Estimate | None:
         return mean(self.by_seed(figure).values())
 
+    def average(self, figure: str) -> float | None:
+        return estimate.value if (estimate := self.estimate(figure)) else None
+
     def cell(self, metric: str) -> Cell:
         return Cell(self.levels, self.by_seed(metric))
 
@@ -136,7 +144,7 @@ class Comparison:
         if metric and all(run.figure(self.metric) is None for run in runs):
             raise cfg.ConfigError(f"--metric {metric}: no run has such a figure")
         self.sort = find_key(sort, runs) if sort else None
-        self.rows = sorted(rows_of(runs), key=self.rank)
+        self.rows = sorted(with_choices(rows_of(runs)), key=self.rank)
 
     def rank(self, row: Row) -> tuple[Any, ...]:
         """Equals in the metric: the smaller model first."""
@@ -144,17 +152,17 @@ class Comparison:
         keyed: tuple[Any, ...] = ()
         if self.sort:
             values = [value for run in row.completed or row.runs if (value := run.value(self.sort)) is not None]
-            is_figure = self.sort not in row.runs[0].config and self.sort not in ("status", "name")
+            is_figure = row.runs[0].figure(self.sort) is not None
             keyed = (-self.goodness(row, self.sort),) if is_figure else order(min(values, key=order, default=None))
         size = row.runs[0].figure("parameters") or 0
         return (not row.completed, *keyed, -goal, size, [order(level) for level in row.levels.values()])
 
     @staticmethod
     def goodness(row: Row, figure: str) -> float:
-        estimate = row.estimate(figure)
-        if estimate is None:
+        average = row.average(figure)
+        if average is None:
             return -math.inf
-        return -estimate.value if figure.endswith(LOWER_IS_BETTER) else estimate.value
+        return -average if figure.endswith(LOWER_IS_BETTER) else average
 
     @cached_property
     def keys(self) -> list[str]:
@@ -167,7 +175,9 @@ class Comparison:
         return factors([Cell(row.levels, {}) for row in self.rows])
 
     def short(self, key: str) -> str:
-        """The last word of a key, where that is clear."""
+        """The last word of a key, where that is clear; the section of a name."""
+        if key.endswith(".name"):
+            return key.removesuffix(".name")
         last = key.rpartition(".")[2]
         return last if sum(other.rpartition(".")[2] == last for other in self.keys) == 1 else key
 
@@ -257,6 +267,28 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     return [Row(dict(zip(differing, levels, strict=True)), group) for levels, group in groups.items()]
 
 
+def with_choices(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a level for each config group whose option sets several factors at once.
+
+    It then stands for them: "augmentation light instead of none" says more than a list of keys.
+    """
+    levels = [dict(row.levels) for row in rows]
+    for group in cfg.GROUPS:
+        cells = [Cell(level, {}) for level in levels]
+        options = [{run.choices.get(group) for run in row.runs} for row in rows]
+        if any(len(found) != 1 or None in found for found in options):
+            continue
+        chosen = [next(iter(found)) for found in options]
+        together = [
+            key
+            for key in factors(cells)
+            if len({(option, level[key]) for option, level in zip(chosen, levels, strict=True)}) == len(set(chosen))
+        ]
+        if len(together) > 1 and len({tuple(level[key] for key in together) for level in levels}) == len(set(chosen)):
+            levels = [{group: option, **level} for option, level in zip(chosen, levels, strict=True)]
+    return [replace(row, levels=level) for row, level in zip(rows, levels, strict=True)]
+
+
 def decides(key: str) -> bool:
     return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in cfg.NOT_IDENTITY)
 
@@ -304,7 +336,7 @@ def find_key(name: str, runs: Sequence[Run]) -> str:
     Raises:
         ConfigError: no run has it, or the short name fits several.
     """
-    keys = dict.fromkeys(key for run in runs for key in run.config)
+    keys = dict.fromkeys(key for run in runs for key in (*run.config, *run.choices))
     figures = {key.removeprefix("best/") for run in runs for key in run.summary if run.summary[key] is not None}
     if name in keys or name in figures or not runs:
         return name

@@ -148,16 +148,16 @@ def test_the_baseline_is_what_most_settings_share_else_the_lowest() -> None:
 
 def test_what_follows_from_other_keys_is_no_factor_but_is_named() -> None:
     cells = [
-        cell([0.90], name="adamw", momentum=None, lr=0.1),
-        cell([0.91], name="adamw", momentum=None, lr=0.2),
-        cell([0.92], name="sgd", momentum=0.9, lr=0.1),
-        cell([0.93], name="sgd", momentum=0.9, lr=0.2),
-    ]
-    assert factors(cells) == ["name", "lr"]
+        Cell({"o.momentum": momentum, "o.name": name, "o.lr": lr}, {0: accuracy})
+        for name, momentum, lr, accuracy in (
+            ("adamw", None, 0.1, 0.90), ("adamw", None, 0.2, 0.91), ("sgd", 0.9, 0.1, 0.92), ("sgd", 0.9, 0.2, 0.93),
+        )
+    ]  # fmt: skip
+    assert factors(cells) == ["o.name", "o.lr"]
     by_factor = {effect.factor: effect for effect in effects(cells)}
-    assert by_factor["name"].changes_with == ("momentum",)
-    assert by_factor["lr"].changes_with == ()
-    assert by_factor["name"].pairs == 2 and by_factor["name"].change.value == pytest.approx(0.02)
+    assert by_factor["o.name"].changes_with == ("o.momentum",)
+    assert by_factor["o.lr"].changes_with == ()
+    assert by_factor["o.name"].pairs == 2 and by_factor["o.name"].change.value == pytest.approx(0.02)
 
 
 def test_factors_that_never_change_alone_have_no_effect() -> None:
@@ -272,6 +272,23 @@ def test_effects_are_told_from_noise_or_not_in_words(tmp_path: Path) -> None:
     assert re.search(r"kernel_size 9 instead of 5: \+4\.80 points \[\+\S+, \+\S+\]; clear of noise \(p", text)
     assert re.search(r"kernel_size 7 instead of 5: \+0\.00 points \[-\S+, \+\S+\]; cannot be told from noise", text)
     assert "Holm" in text and "2 comparisons considered" in text
+
+
+def test_a_config_groups_option_stands_for_the_keys_it_sets(tmp_path: Path) -> None:
+    light = ("augmentation.hflip=0.5", "augmentation.hue=0.1")
+    simple = ("augmentation.hflip=0.5", "augmentation.hue=0.0")
+    none = ("augmentation.hflip=0.0", "augmentation.hue=0.0")
+    for option, keys, accuracy in (("light", light, 0.93), ("simple", simple, 0.92), ("none", none, 0.9)):
+        for kernel in (5, 9):
+            write_run(
+                tmp_path / "s" / f"{option}{kernel}", f"{KERNEL}={kernel}", *keys,
+                name=f"augmentation={option} kernel_size={kernel}", best__val__accuracy=accuracy + kernel / 1000,
+            )  # fmt: skip
+    compare([tmp_path / "s"])
+    text = report(tmp_path / "s")
+    assert "Best: augmentation=light kernel_size=9 with" in text
+    assert "augmentation simple instead of none: +2.00 points, higher in 2 of 2 pairs" in text
+    assert {"augmentation", "augmentation.hflip", "augmentation.hue"} < set(rows(tmp_path / "s")[0])
 
 
 def test_equals_are_named_and_the_smaller_model_comes_first(tmp_path: Path) -> None:
