@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from effects import TIE, Effect
@@ -234,7 +234,7 @@ def tradeoff(axes: Axes, rows: Sequence[Row], looks: Sequence[Look], metric: str
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}") if cost == "seconds" else EngFormatter(sep=" "))
     axes.margins(0.12)
     low, high = axes.get_ylim()  # a few intervals can be so wide that nothing else is to be seen
     room = max(0.8 * (max(ys) - min(ys)), 1.2 * float(np.median(margins)), 0.02 * abs(max(ys)))
@@ -264,7 +264,9 @@ def effect_plot(axes: Axes, effects: Sequence[Effect], comparison: Comparison) -
     axes.set_ylim(len(shown) - 0.4, -0.6)
     sure = any(effect.p is not None for effect in shown)
     which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
-    axes.set_title(f"{which}, 95 % interval" if sure else f"{which}, no interval")
+    one_seed = all(effect.change.n <= 2 * effect.pairs for effect in shown)
+    interval = "95 % interval" if sure else "no interval" + (" with one seed" if one_seed else "")
+    axes.set_title(f"{which}, {interval}")
     unit = "points" if metric.endswith("accuracy") else "change"
     axes.set_xlabel(f"{metric}, {unit}" + (" (filled: clear of noise)" if sure else ""))
     axes.xaxis.set_major_locator(MaxNLocator(5))

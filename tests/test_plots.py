@@ -65,7 +65,7 @@ def test_two_factors_have_curves_a_heat_map_costs_and_effects(tmp_path: Path, se
     assert labels(figure)[:3] == ["epoch", "kernel_size", "parameters"]
     assert labels(figure)[-1].startswith("val/accuracy, points")
     texts = [text.get_text() for text in shown_texts(figure)]
-    assert ("Effects, no interval" in texts) == (seeds == 1)
+    assert ("Effects, no interval with one seed" in texts) == (seeds == 1)
     assert "2 others" in texts, "seven settings have a color of their own"
     assert_legible(figure)
 
