@@ -44,15 +44,14 @@ def benchmark_data(overrides: list[str]) -> None:
             contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
             rates = take_turns(contestants, len(images.train), rounds)
         ratio = [ours / timms for ours, timms in zip(rates["ours"], rates["timm"], strict=True)]
-        rows += [
-            (f"{size}×{size}", name, f"{statistics.median(rate):,.0f}", f"{min(rate):,.0f}–{max(rate):,.0f}", "")
-            for name, rate in rates.items()
-        ]
-        rows.append(
-            (f"{size}×{size}", "ours / timm", f"{statistics.median(ratio):.2f}", f"{min(ratio):.2f}–{max(ratio):.2f}")
-        )
+        rows += [row(size, name, rate, ",.0f") for name, rate in rates.items()]
+        rows.append(row(size, "ours / timm", ratio, ".2f"))
     say(f"paper's augmentation, batches of {config.data.batch_size}, {workers} worker(s), torch {torch.__version__}")
-    print_table("images per second", ("images", "loader", "median", "range"), [row[:4] for row in rows])
+    print_table("images per second", ("images", "loader", "median", "range"), rows)
+
+
+def row(size: int, name: str, values: list[float], form: str) -> tuple[str, ...]:
+    return f"{size}×{size}", name, f"{statistics.median(values):{form}}", f"{min(values):{form}}–{max(values):{form}}"
 
 
 def make_config(overrides: list[str]) -> cfg.Config:
@@ -103,8 +102,8 @@ def timm_epochs(root: str, images: data.ImageData, config: cfg.Config, workers: 
         is_training=True,
         re_prob=augmentation.random_erasing,
         re_mode="pixel",
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
+        scale=(augmentation.scale[0], augmentation.scale[1]),
+        ratio=(augmentation.ratio[0], augmentation.ratio[1]),
         hflip=augmentation.hflip,
         color_jitter=0.0,
         auto_augment=augmentation.auto_augment,

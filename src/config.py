@@ -194,6 +194,15 @@ class Trainer:
 
 
 @dataclass
+class Checkpoint:
+    """When the state of a run is written, to go on from; at its end and when it is stopped it always is."""
+
+    epochs: int | None = key(at_least(1), 1)  # every so many epochs; null: not by epochs
+    minutes: float | None = key(above(0), 10.0)  # and so many minutes after the last, within an epoch
+    max_share: float = key(SHARE, 0.01)  # but not by epochs where writing would take more of the time than this
+
+
+@dataclass
 class Wandb:
     mode: str = key(one_of("offline", "online", "disabled"), "offline")
     project: str = "convmixer"
@@ -221,15 +230,20 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
     trainer: Trainer = field(default_factory=Trainer)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     wandb: Wandb = field(default_factory=Wandb)
     study: Study = field(default_factory=Study)
     seed: int = key(at_least(0), 0)
+    on_failure: str = key(one_of("continue", "stop"), "continue")  # what a sweep does when a run fails
     output_dir: str = "outputs"
     sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
 
 
 # Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
-NOT_IDENTITY = ("data.root", "data.num_workers", "trainer.device", "wandb", "study", "output_dir", "sweep")
+NOT_IDENTITY = (
+    "data.root", "data.num_workers", "trainer.device", "checkpoint", "wandb", "study", "on_failure",
+    "output_dir", "sweep",
+)  # fmt: skip
 
 GROUPS = (
     "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment", "variant",
@@ -335,7 +349,7 @@ def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
     if section and siblings:
         similar = [f"{section}.{sibling}" for sibling in difflib.get_close_matches(name, siblings, n=1)]
     else:
-        siblings = [*GROUPS, "trainer", "wandb", "study", "seed", "output_dir", "sweep"]
+        siblings = [*GROUPS, "trainer", "checkpoint", "wandb", "study", "seed", "on_failure", "output_dir", "sweep"]
         similar = difflib.get_close_matches(unknown, siblings, n=1)
     if close := similar or same_name:
         return f"did you mean {close[0]}?"

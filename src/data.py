@@ -272,6 +272,7 @@ class BatchOrder(Sampler[BatchKey]):
         self.length = length - length % 2 if pairs else length
         self.drawn_from, self.batch_size, self.seed = length, batch_size, seed
         self.epoch = 0
+        self.start = 0  # batches of the epoch that are done
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
@@ -280,7 +281,7 @@ class BatchOrder(Sampler[BatchKey]):
         order = np.arange(self.drawn_from)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        for batch in range(len(self)):
+        for batch in range(self.start, len(self)):
             entropy = np.random.SeedSequence([self.seed or 0, self.epoch, batch])
             indices = order[: self.length][batch * self.batch_size : (batch + 1) * self.batch_size]
             yield BatchKey(int(entropy.generate_state(1)[0]), indices)

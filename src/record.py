@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import re
+import secrets
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 import config as cfg
@@ -38,44 +39,59 @@ COLUMNS = (
 UNNAMED = (*cfg.NOT_IDENTITY, "experiment")
 
 
-class RunExists(RuntimeError):
-    """The run's folder is there already; nothing in it is touched."""
+class RunBusy(RuntimeError):
+    """Another process is training this run."""
 
 
 class Record:
-    """One run's folder and its W&B run, from start to end.
+    """One run's folder and its W&B run.
+
+    A run is known by its identity: where the sweep has a folder for it already, that one is taken up.
 
     Raises:
-        RunExists: the folder is there already.
+        RunBusy: another process has it.
     """
 
     def __init__(self, config: cfg.Config, overrides: list[str]) -> None:
+        self.config = config
         self.name = display_name(overrides)
-        self.folder = Path(config.output_dir) / config.sweep / folder_name(config, overrides)
+        self.identity = identity(config)
+        sweep = Path(config.output_dir) / config.sweep
+        self.folder = next(sweep.glob(f"*-{self.identity}"), sweep / f"{readable(self.name)}-{self.identity}")
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / "run.lock")  # let go by the system when the process ends, however it ends
         try:
-            (self.folder / "checkpoints").mkdir(parents=True)
-        except FileExistsError as error:
-            raise RunExists(
-                f"{self.folder} is there already: this run was made before. Its record stays as it is; "
-                "give another sweep=NAME, or remove the folder, to make it again"
-            ) from error
-        self.summary: dict[str, Any] = {"status": "interrupted", "name": self.name}
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunBusy(f"{self.name} is being trained by another process ({self.folder})") from error
+        self.summary = self.read_summary()
         self.rows: list[dict[str, Any]] = []
-        self.log_handler = logging.FileHandler(self.folder / "train.log")
+        self.wandb: Any = None
+        self.log_handler = logging.FileHandler(self.folder / "train.log", delay=True)
         self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    @property
+    def is_completed(self) -> bool:
+        return self.summary.get("status") == "completed"
+
+    def start(self, rows: list[dict[str, Any]]) -> None:
+        """Begin, or go on after `rows`: the epochs that the checkpoint holds, and no others."""
         logging.getLogger().addHandler(self.log_handler)
-        write(self.folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-        self.write_summary()
-        self.wandb = start_wandb(config, self.folder, self.name)
+        wandb_id = self.summary.get("wandb_id") or secrets.token_hex(4)
+        # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
+        self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
+        write(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
+        self.update(epochs=len(rows))
+        self.wandb = start_wandb(self.config, self.folder, self.name, wandb_id)
+        write(self.folder / "metrics.csv", ",".join(COLUMNS) + "\n")
+        for row in rows:
+            self.add_epoch(row)
 
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Add a row of metrics; its keys are COLUMNS."""
         self.rows.append(row)
         with (self.folder / "metrics.csv").open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         with no_harm():
             if self.wandb:
                 self.wandb.log({key: value for key, value in row.items() if value is not None}, step=row["epoch"])
@@ -84,18 +100,7 @@ class Record:
     def update(self, **figures: Any) -> None:
         """Add figures to the summary."""
         self.summary.update(figures)
-        self.write_summary()
-
-    def save(self, name: str, checkpoint: dict[str, Any]) -> None:
-        """Write checkpoints/NAME.pt, whole or not at all."""
-        path = self.folder / "checkpoints" / f"{name}.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save(checkpoint, temporary)
-        temporary.replace(path)
-
-    def load(self, name: str, device: torch.device) -> dict[str, Any]:
-        path = self.folder / "checkpoints" / f"{name}.pt"
-        return torch.load(path, map_location=device, weights_only=True)
+        write(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
 
     def complete(self, **figures: Any) -> None:
         self.update(status="completed", **figures)
@@ -105,22 +110,28 @@ class Record:
         """Keep the error; its traceback goes to the summary and the log file."""
         text = "".join(traceback.format_exception(error))
         log.error(text, extra={"file_only": True})
-        self.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=text)
+        with no_harm():  # the disk may be full
+            self.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=text)
         self.close(exit_code=1)
 
     def close(self, exit_code: int = 0) -> None:
-        """Finish W&B and the log file; the status stays what it is."""
-        if self.rows:
-            draw_history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)
+        """Finish the picture, W&B and the log file; the status stays what it is."""
+        with no_harm():
+            if self.rows:
+                draw_history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)
         with no_harm():
             if self.wandb:
                 self.wandb.summary.update({key: value for key, value in self.summary.items() if key != "traceback"})
                 self.wandb.finish(exit_code=exit_code)
         logging.getLogger().removeHandler(self.log_handler)
         self.log_handler.close()
+        self.lock.release()
 
-    def write_summary(self) -> None:
-        write(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+    def read_summary(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / "summary.json").read_text())
+        except (OSError, ValueError):
+            return {}
 
 
 def write(path: Path, text: str) -> None:
@@ -140,10 +151,9 @@ def identity(config: cfg.Config) -> str:
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def folder_name(config: cfg.Config, overrides: list[str]) -> str:
-    """Readable first, unique by its end; free of what a shell or Hydra would trip over."""
-    readable = re.sub(r"[^\w.+-]+", "_", "-".join(display_name(overrides).split())).strip("_")
-    return f"{readable[:100]}-{identity(config)}"
+def readable(name: str) -> str:
+    """A run's name as the start of a folder's, free of what a shell or Hydra would trip over."""
+    return re.sub(r"[^\w.+-]+", "_", "-".join(name.split())).strip("_")[:100]
 
 
 def display_name(overrides: list[str]) -> str:
@@ -182,9 +192,10 @@ FINISH_SECONDS = 120  # and at the end, for the last figures; they stay on disk
 unreachable = False  # once the server could not be had, this process does not wait for it again
 
 
-def start_wandb(config: cfg.Config, folder: Path, name: str) -> Any:
+def start_wandb(config: cfg.Config, folder: Path, name: str, run_id: str) -> Any:
     """A W&B run inside the run's folder, or None where wandb.mode=disabled.
 
+    A run that goes on is the same W&B run; its files begin with the rows that it has already.
     Where the server cannot be reached or refuses, the run is recorded offline, to be synchronized later.
     """
     global unreachable
@@ -195,6 +206,8 @@ def start_wandb(config: cfg.Config, folder: Path, name: str) -> Any:
     def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             mode=mode,
+            id=run_id,
+            resume="allow" if mode == "online" else None,
             project=config.wandb.project,
             entity=config.wandb.entity,
             group=config.sweep,
@@ -221,11 +234,11 @@ def start_wandb(config: cfg.Config, folder: Path, name: str) -> Any:
 
 @contextmanager
 def no_harm() -> Iterator[None]:
-    """Training goes on whatever W&B runs into; all of it is in the run's folder anyway."""
+    """Training goes on whatever W&B or a picture runs into; all of it is in metrics.csv and summary.json."""
     try:
         yield
     except Exception as error:
-        log.warning(f"W&B: {first_line(error)}")
+        log.warning(f"not recorded: {first_line(error)}")
 
 
 def first_line(error: BaseException) -> str:

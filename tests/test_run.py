@@ -1,7 +1,6 @@
 """One run: it learns, it repeats itself, its switches work, its record is true."""
 
 import json
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -30,11 +29,11 @@ def test_digits_are_learned(train: Train) -> None:
 
 
 def test_the_record(train: Train) -> None:
-    done = train("model.kernel_size=3", "seed=1")
+    done = train("model.kernel_size=3", "seed=1", "checkpoint.max_share=1")
     names = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "metrics.csv", "summary.json", "checkpoints/last.pt", "checkpoints/best.pt", "history.png",
-        "train.log",
+        "train.log", "run.lock", "checkpoints/previous.pt",
     }  # fmt: skip
     assert list(done.metrics.columns) == list(COLUMNS)
     assert list(done.metrics["epoch"]) == [1, 2]
@@ -156,17 +155,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(train: Train) -> None:
 def test_a_device_that_is_not_there_is_an_error(train: Train) -> None:
     error = train("trainer.device=cuda").summary["error"]
     assert "trainer.device=cuda: not available on this machine; expected auto or cpu" in error
-
-
-def test_a_run_is_never_overwritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = checked(*TINY_SIZE, "trainer.epochs=1", f"output_dir={tmp_path}", "sweep=s", "data.train_fraction=0.1")
-    run.run(config, [])
-    (folder,) = (tmp_path / "s").iterdir()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with caplog.at_level(logging.ERROR):
-        assert math.isnan(run.run(config, []) or 0)
-    assert "is there already" in caplog.text
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 # The learning rate.

@@ -33,8 +33,8 @@ def records(file: Path) -> list[Any]:
 
 
 def read(run_folder: Path) -> dict[str, Any]:
-    """The W&B run in a run's folder: its name, group, config, history and summary."""
-    (file,) = run_folder.glob("wandb/offline-run-*/*.wandb")
+    """The W&B run in a run's folder: its name, group, config, history and summary; the latest of its files."""
+    file = max(run_folder.glob("wandb/offline-run-*/*.wandb"))
     run: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
     for record in records(file):
         kind = record.WhichOneof("record_type")

@@ -1,0 +1,112 @@
+"""The device that a run trains on: which one, how batches get there, what it remembers."""
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device asked for; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: it is not to be had here.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, is_there in available.items() if is_there)
+        raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {there}")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches on the device; on CUDA the next one is copied while this one is worked on."""
+    if device.type != "cuda":
+        for pixels, labels in batches:
+            yield pixels.to(device), labels.to(device)
+        return
+    copies = torch.cuda.Stream(device)
+    current = torch.cuda.current_stream(device)
+    ready = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            coming = tuple(part.to(device, non_blocking=True) for part in batch)
+        if ready is not None:
+            yield ready
+        current.wait_stream(copies)
+        for part in coming:
+            part.record_stream(current)
+        ready = coming
+    if ready is not None:
+        yield ready
+
+
+# Chance.
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The state of every generator, in types that load without running code."""
+    name, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+# Memory.
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: start the process's peak anew
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the run's highest: of the GPU's tensors, else of the process; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        (kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(kib) * 1024
+    return None

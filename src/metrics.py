@@ -1,0 +1,97 @@
+"""What is measured while a model trains: loss and accuracy, the best epoch, and when to stop."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import config as cfg
+from augmentation import credit
+
+
+class NotFinite(RuntimeError):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, loss: str, step: int, lr: float) -> None:
+        super().__init__(
+            f"the {loss} loss became NaN or infinite at step {step}, learning rate {lr:.3g}; "
+            "a lower optimizer.lr or trainer.clip_grad_norm=1.0 may help"
+        )
+
+
+class Sums:
+    """Loss and accuracy so far, summed on the device; reading them waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.correct = torch.zeros((), device=device)
+        self.first_bad = torch.zeros((), device=device, dtype=torch.int64)
+        self.images = 0
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, step: int = 0) -> None:
+        """`loss` is the mean over the images; `step` counts from 1 over the run."""
+        self.loss += loss * len(targets)
+        self.correct += credit(logits, targets)
+        self.first_bad += (~loss.isfinite() & (self.first_bad == 0)) * step
+        self.images += len(targets)
+
+    def bad_step(self) -> int:
+        """The first step whose loss was not finite, or 0."""
+        return int(self.first_bad)
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and accuracy."""
+        return float(self.loss) / self.images, float(self.correct) / self.images
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        vars(self).update({name: value if name == "images" else value.to(device) for name, value in state.items()})
+
+
+class Best:
+    """The best epoch so far; without validation, the last."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.row: dict[str, Any] = {}
+
+    @property
+    def value(self) -> float | None:
+        return self.row[self.monitor]
+
+    def is_beaten_by(self, row: dict[str, Any]) -> bool:
+        """Whether the row is the best now; an equal accuracy is decided by the loss."""
+        if self.row and self.value is not None and self.rank(row) <= self.rank(self.row):
+            return False
+        self.row = row
+        return True
+
+    def rank(self, row: dict[str, Any]) -> tuple[float, float]:
+        if self.monitor == "val/loss":
+            return -row["val/loss"], row["val/accuracy"]
+        return row["val/accuracy"], -row["val/loss"]
+
+    def figures(self) -> dict[str, Any]:
+        keys = ("epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy")
+        return {f"best/{key}": self.row[key] for key in keys}
+
+
+class Patience:
+    """Early stopping on val/loss."""
+
+    def __init__(self, config: cfg.EarlyStopping) -> None:
+        self.config = config
+        self.lowest = math.inf
+        self.waited = 0
+
+    def is_over(self, row: dict[str, Any]) -> bool:
+        if self.config.patience is None or row["epoch"] < self.config.start_epoch:
+            return False
+        if row["val/loss"] < self.lowest - self.config.min_delta:
+            self.lowest, self.waited = row["val/loss"], 0
+        else:
+            self.waited += 1
+        return self.waited >= self.config.patience

@@ -1,0 +1,115 @@
+"""Runs side by side on one machine: how many, on which GPU each, and how they stop together.
+
+The sweep's own process hands the runs to workers, processes of their own
+(conf/hydra/launcher/side_by_side.yaml); this is what either side does for that.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from terminal import say
+
+stopped_by = 0  # the signal that this process was told to stop with; in a worker, no run starts after it
+
+
+def is_worker() -> bool:
+    return multiprocessing.parent_process() is not None
+
+
+# In the sweep's own process.
+
+
+def how_many(asked: int | None, runs: int) -> int:
+    """Runs at once: as many as asked for, else one per GPU, else one per core; not more than there are."""
+    import joblib
+    import torch
+
+    return min(runs, joblib.effective_n_jobs(asked or torch.cuda.device_count() or -1))
+
+
+def stop_together() -> None:
+    """From now on a signal stops every worker in order, and the sweep waits for that; a second Ctrl-C does not."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        global stopped_by
+        stopped_by = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("stopping: every run writes its checkpoint; Ctrl-C again ends them at once", "yellow")
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+
+
+def exit_if_stopped() -> None:
+    """After the last run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if stopped_by:
+        sys.exit(128 + stopped_by)
+
+
+# In a worker.
+
+
+@cache
+def prepare() -> None:
+    """Before a worker's first run: a signal never ends the process itself, which would break up the sweep."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        global stopped_by
+        stopped_by = number
+
+    def stop_with_parent() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, remember)
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+
+
+# GPUs, shared with whatever other processes of this code run on the machine.
+
+claims: list[FileLock] = []  # let go by the system when the process ends, however it ends
+
+
+@cache
+def own_gpu() -> int:
+    """The index of a GPU that no more processes have than any other; it stays this process's own."""
+    import torch
+
+    gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+    return claim(gpus, Path(tempfile.gettempdir()) / f"convmixer-gpus-{os.getuid()}")
+
+
+def claim(gpus: Sequence[str], folder: Path) -> int:
+    """The index of the GPU that was claimed: the first that is free, else the first with one process, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in itertools.count():
+        for index, gpu in enumerate(gpus):
+            lock = FileLock(folder / f"{gpu}-{place}.lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            claims.append(lock)
+            return index
+    raise AssertionError("unreachable")

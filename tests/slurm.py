@@ -1,0 +1,111 @@
+"""A real Slurm for the tests: a cluster of this one machine, started and stopped by them.
+
+Needs root and Debian's packages: apt-get install slurm-wlm munge
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+
+CONFIG = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
+MpiDefault=none
+ReturnToService=2
+KillWait=5
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4
+PartitionName=main Nodes={host} Default=YES MaxTime=60
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no cluster here; None if there can."""
+    if absent := [program for program in PROGRAMS if not shutil.which(program, path=search_path())]:
+        return f"Slurm is not installed ({', '.join(absent)}): apt-get install slurm-wlm munge"
+    return None if os.geteuid() == 0 else "Slurm's daemons need root"
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """A running cluster with its files in `folder`; yields the environment that its commands need."""
+    host = socket.gethostname().partition(".")[0]
+    controller_port, node_port = free_ports(2)
+    config = folder / "slurm.conf"
+    config.write_text(CONFIG.format(host=host, folder=folder, controller_port=controller_port, node_port=node_port))
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    environment = {"PATH": search_path(), "SLURM_CONF": str(config)}
+    munged = [
+        "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}",
+        f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed",
+    ]  # fmt: skip
+    with ExitStack() as daemons:
+        for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
+            daemons.enter_context(daemon(command, environment, folder))
+        wait_for_a_node(environment, folder)
+        yield environment
+        subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], env=environment, check=False)
+
+
+@contextmanager
+def daemon(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[None]:
+    with (folder / f"{command[0]}.out").open("w") as output:
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_for_a_node(environment: dict[str, str], folder: Path) -> None:
+    for _ in range(150):
+        state = subprocess.run(
+            ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True, check=False
+        )
+        if state.stdout.strip() == "idle":
+            return
+        time.sleep(0.2)
+    logs = "\n".join(path.read_text()[-2000:] for path in [*folder.glob("*.out"), *folder.glob("*.log")])
+    raise RuntimeError(f"Slurm did not start: {state.stdout}{state.stderr}\n{logs}")
+
+
+def free_ports(n: int) -> list[int]:
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(n)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def search_path() -> str:
+    """Debian keeps the daemons where only root looks."""
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"

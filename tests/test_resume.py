@@ -1,0 +1,228 @@
+"""A sweep cannot be lost: runs are found again, go on where they were, and never run twice at once."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import run
+import wandb_files
+from conftest import REPOSITORY, checked, command
+
+TIMES = ["images_per_second", "seconds"]
+SMALL = ("model.d_model=8", "model.depth=2", "trainer.epochs=3", "data.train_fraction=0.3", "checkpoint.max_share=1")
+# Everything that a checkpoint must hold: dropout, mixing, averaging, loss scaling, a schedule, patience.
+EVERYTHING = (
+    *SMALL, "dropout=all", "augmentation=paper", "trainer.ema_decay=0.9", "trainer.precision=fp16",
+    "trainer.early_stopping.patience=9", "trainer.accumulation_steps=2", "data.batch_size=30",
+)  # fmt: skip
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "src" / "train.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def metrics(sweep: Path) -> dict[str, str]:
+    """The metrics of every run, without the time columns, as text to the last digit."""
+    return {
+        path.parent.name: pd.read_csv(path, dtype=str).drop(columns=TIMES).to_csv()
+        for path in sorted(sweep.glob("*/metrics.csv"))
+    }
+
+
+def summaries(sweep: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(sweep.glob("*/summary.json"))]
+
+
+def configured(tmp_path: Path, *overrides: str, sweep: str = "s"):  # noqa: ANN201
+    return checked(*SMALL, *overrides, f"output_dir={tmp_path}", f"sweep={sweep}")
+
+
+def test_a_completed_run_is_not_run_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = configured(tmp_path)
+    objective = run.run(config, ["model.depth=2"])
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    assert run.run(configured(tmp_path, "checkpoint.epochs=2", "wandb.project=other"), []) == objective
+    assert "completed before" in caplog.text
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+
+
+def test_another_configuration_is_another_run(tmp_path: Path) -> None:
+    for overrides in ([], ["optimizer.lr=0.02"], ["seed=1"]):
+        run.run(configured(tmp_path, "trainer.epochs=1", *overrides), [])  # the same name, as if conf/ had changed
+    assert [summary["status"] for summary in summaries(tmp_path / "s")] == ["completed"] * 3
+
+
+def test_a_sweep_grows(tmp_path: Path) -> None:
+    first = command("-m", "model.kernel_size=3,5", *SMALL, "sweep=s", cwd=tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/s/*/metrics.csv")}
+    more = command("-m", "model.kernel_size=3,5,7", *SMALL, "sweep=s", cwd=tmp_path)
+    assert (first.returncode, more.returncode) == (0, 0), more.stdout + more.stderr
+    assert more.stdout.count("completed before") == 2
+    assert len(summaries(tmp_path / "outputs" / "s")) == 3
+    assert all(path.stat().st_mtime_ns == times[path] for path in times)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ("trainer.epochs=200", *SMALL[:2], *SMALL[3:], "wandb.mode=offline")
+    process = start(*arguments, "sweep=s", cwd=tmp_path)
+    csv = tmp_path / "outputs" / "s"
+    wait_for(lambda: any(path.read_text().count("\n") > 3 for path in csv.glob("*/metrics.csv")), process)
+    asked = time.monotonic()
+    process.send_signal(number)
+    output = process.communicate(timeout=20)[0]
+    assert time.monotonic() - asked < 10
+    assert process.returncode != 0
+    assert f"{number.name}: " in output
+    (summary,) = summaries(csv)
+    assert summary["status"] == "interrupted"
+    assert 3 <= summary["epochs"] < 200
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    overrides = (*EVERYTHING, "trainer.epochs=6", "wandb.mode=offline")
+    undisturbed = command(*overrides, "sweep=whole", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stdout
+    stops = 0
+    for lines in (2, 4, 99):
+        process = start(*overrides, "sweep=parts", cwd=tmp_path)
+        sweep = tmp_path / "outputs" / "parts"
+        reached = f"metrics.csv with {lines} lines"
+        while process.poll() is None:
+            if any(path.read_text().count("\n") >= lines for path in sweep.glob("*/metrics.csv")):
+                time.sleep(0.05)  # somewhere within the next epoch
+                process.send_signal(signal.SIGTERM)
+                stops += 1
+                break
+            time.sleep(0.005)
+        process.communicate(timeout=60)
+    assert stops >= 2, reached
+    assert process.returncode == 0
+    assert metrics(tmp_path / "outputs" / "parts") == metrics(tmp_path / "outputs" / "whole")
+    (parts,), (whole,) = summaries(tmp_path / "outputs" / "parts"), summaries(tmp_path / "outputs" / "whole")
+    for key in ("status", "test/loss", "test/accuracy", "best/epoch", "objective", "epochs"):
+        assert parts[key] == whole[key]
+    # One W&B run, with every row once.
+    (folder,) = [path.parent for path in (tmp_path / "outputs" / "parts").glob("*/metrics.csv")]
+    seen = wandb_files.read(folder)
+    assert [row["epoch"] for row in seen["history"]] == [1, 2, 3, 4, 5, 6]
+    ids = {path.stem.partition("-")[2] for path in folder.glob("wandb/offline-run-*/*.wandb")}
+    assert ids == {parts["wandb_id"]}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "text"])
+def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configured(tmp_path)
+    run.run(config, [])
+    expected = metrics(tmp_path / "s")
+    (folder,) = (tmp_path / "s").iterdir()
+    last = folder / "checkpoints" / "last.pt"
+    if damage == "truncated":
+        last.write_bytes(last.read_bytes()[:1000])
+    elif damage == "foreign":
+        torch.save({"identity": "another", "model": {}}, last)
+    else:
+        last.write_text("not a checkpoint")
+    (folder / "summary.json").write_text('{"status": "interr')  # as if the machine had gone down
+    run.run(config, [])
+    assert f"{last} is not used" in caplog.text
+    assert "goes on after step 0 of epoch 3" in caplog.text
+    assert metrics(tmp_path / "s") == expected
+    assert summaries(tmp_path / "s")[0]["status"] == "completed"
+
+
+def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:
+    config = configured(tmp_path, "data=image_folder", f"data.root={tmp_path / 'images'}")
+    assert math.isnan(run.run(config, []) or 0)
+    assert summaries(tmp_path / "s")[0]["status"] == "failed"
+    assert math.isnan(run.run(config, []) or 0)
+    assert len(summaries(tmp_path / "s")) == 1
+
+
+def test_on_failure_stop_ends_the_sweep(tmp_path: Path) -> None:
+    done = command("-m", "patch=p7,p1", *SMALL, "sweep=s", "on_failure=stop", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [summary["status"] for summary in summaries(tmp_path / "outputs" / "s")] == ["failed"]
+
+
+def test_running_out_of_memory_and_diverging_leave_the_others_alone(tmp_path: Path) -> None:
+    done = command(
+        "-m", "model.kernel_size=3,1000001", "optimizer.lr=0.01,1e30", "optimizer=sgd", "model.norm=none", *SMALL, "sweep=s",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    found = summaries(tmp_path / "outputs" / "s")
+    assert sorted(summary["status"] for summary in found) == ["completed", "failed", "failed", "failed"]
+    errors = " ".join(summary.get("error", "") for summary in found)
+    assert "NaN or infinite" in errors
+    assert "memory" in errors
+    assert done.stdout.count("FAILED") == 3
+
+
+def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
+    arguments = ("-m", "model.kernel_size=3,5,7", *SMALL, "sweep=s", "wandb.mode=disabled")
+    both = [start(*arguments, cwd=tmp_path) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    sweep = tmp_path / "outputs" / "s"
+    assert [summary["status"] for summary in summaries(sweep)] == ["completed"] * 3
+    for log in sweep.glob("*/train.log"):
+        assert log.read_text().count("ConvMixer-8/2") == 1  # each was started once
+    assert any("another process" in output or "completed before" in output for output in outputs)
+
+
+ROUNDS = int(os.environ.get("KILL_ROUNDS", "3"))
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """kill -9 at random moments; KILL_ROUNDS=20 makes twenty."""
+    arguments = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "trainer.epochs=12")
+    arguments += ("dropout=all", "checkpoint.max_share=1", "wandb.mode=offline")
+    undisturbed = command(*arguments, "sweep=whole", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stdout
+    moments = random.Random(0)
+    kills = 0
+    while True:
+        process = start(*arguments, "sweep=parts", cwd=tmp_path)
+        if kills == ROUNDS:
+            output = process.communicate(timeout=300)[0]
+            break
+        try:
+            output = process.communicate(timeout=moments.uniform(5, 14))[0]
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert process.returncode == 0, output
+    assert kills >= min(ROUNDS, 2)
+    assert metrics(tmp_path / "outputs" / "parts") == metrics(tmp_path / "outputs" / "whole")
+    for folder in (tmp_path / "outputs" / "parts").glob("*/checkpoints"):
+        runs = {path.stem for path in folder.parent.glob("wandb/offline-run-*/*.wandb")}
+        assert len(runs) == 1
