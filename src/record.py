@@ -225,6 +225,7 @@ def start_wandb(config: cfg.Config, folder: Path, name: str, run_id: str) -> Any
             return start("online")
         except wandb.Error as error:
             unreachable = True
+            wandb.teardown()  # or the client would hold the run's id to be in use
             log.warning(
                 f"W&B is out of reach ({first_line(error)}); this run is recorded offline. "
                 f"Later: wandb sync {folder}/wandb/offline-*"

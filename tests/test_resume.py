@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+import config as cfg
 import run
 import wandb_files
 from conftest import REPOSITORY, checked, command
@@ -58,7 +59,7 @@ def summaries(sweep: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(sweep.glob("*/summary.json"))]
 
 
-def configured(tmp_path: Path, *overrides: str, sweep: str = "s"):  # noqa: ANN201
+def configured(tmp_path: Path, *overrides: str, sweep: str = "s") -> cfg.Config:
     return checked(*SMALL, *overrides, f"output_dir={tmp_path}", f"sweep={sweep}")
 
 
@@ -174,8 +175,8 @@ def test_on_failure_stop_ends_the_sweep(tmp_path: Path) -> None:
 
 def test_running_out_of_memory_and_diverging_leave_the_others_alone(tmp_path: Path) -> None:
     done = command(
-        "-m", "model.kernel_size=3,1000001", "optimizer.lr=0.01,1e30", "optimizer=sgd", "model.norm=none", *SMALL, "sweep=s",
-        cwd=tmp_path,
+        "-m", "model.kernel_size=3,1000001", "optimizer.lr=0.01,1e30", "optimizer=sgd", "model.norm=none", *SMALL,
+        "sweep=s", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1
     found = summaries(tmp_path / "outputs" / "s")

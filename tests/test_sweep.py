@@ -27,7 +27,7 @@ def test_four_runs_and_their_comparison(tmp_path: Path) -> None:
     assert {(row["model.kernel_size"], row["model.depth"]) for row in rows} == {
         ("3", "1"), ("3", "2"), ("5", "1"), ("5", "2"),
     }  # fmt: skip
-    assert "| --- |" in (sweep / "comparison.md").read_text()
+    assert "## Result" in (sweep / "comparison.md").read_text()
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
