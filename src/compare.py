@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import config as cfg
-import report
-from results import Run, read
+from comparison import report
+from comparison.results import Run, read
 from terminal import say
 
 
@@ -25,7 +25,7 @@ def compare(
     Raises:
         ConfigError: a metric, key or filter that the runs do not have.
     """
-    from comparison_plots import comparison_figure  # Matplotlib takes long to import
+    from comparison.figure import comparison_figure  # Matplotlib takes long to import
     from plots import save
 
     comparison = read(folders, metric, sort, filters)

@@ -22,9 +22,9 @@ from statsmodels.stats.multitest import multipletests
 
 import config as cfg
 from compare import compare
+from comparison.effects import Cell, Effect, against_best, effects, factors, mean
+from comparison.results import read
 from conftest import REPOSITORY, checked, command
-from effects import Cell, Effect, against_best, effects, factors, mean
-from results import read
 
 KERNEL, DEPTH = "model.kernel_size", "model.depth"
 

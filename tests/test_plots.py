@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from comparison_plots import comparison_figure
+from comparison.figure import comparison_figure
+from comparison.results import read
 from plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save
-from results import read
 from test_compare import DEPTH, KERNEL, REFERENCE, write_run, write_sweep
 
 

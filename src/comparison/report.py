@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from findings import (
+from comparison.findings import (
     caveats,
     change_text,
     count,
@@ -23,7 +23,7 @@ from findings import (
     result,
     several,
 )
-from results import ACCURACIES, COSTS, Comparison, Row
+from comparison.results import ACCURACIES, COSTS, Comparison, Row
 from terminal import print_table, say
 
 HEADINGS = {

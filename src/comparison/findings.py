@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from effects import TIE, Effect, Estimate
-from results import ACCURACIES, COSTS, LOWER_IS_BETTER, Comparison, Reference, Row
+from comparison.effects import TIE, Effect, Estimate
+from comparison.results import ACCURACIES, COSTS, LOWER_IS_BETTER, Comparison, Reference, Row
 
 OUTCOMES = {"interrupted": "unfinished"}  # it may still be going
 SEEDS = "seed=0,1,2,3,4"

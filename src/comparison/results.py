@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import config as cfg
-from effects import Cell, Effect, Estimate, against_best, effects, factors, mean, order
+from comparison.effects import Cell, Effect, Estimate, against_best, effects, factors, mean, order
 
 ACCURACIES = ("val/accuracy", "test/accuracy")
 COSTS = ("parameters", "macs", "seconds", "images_per_second", "peak_memory")

@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from effects import TIE, Effect
-from findings import effect_name, label, level_text, shorten
+from comparison.effects import TIE, Effect
+from comparison.findings import effect_name, label, level_text, shorten
+from comparison.results import LOWER_IS_BETTER, Comparison, Row
 from plots import COLORS, GREY, PAGE, STYLE
-from results import LOWER_IS_BETTER, Comparison, Row
 
 MARKERS = "os^DvPX"  # say what the colors say
 LEVEL = 20  # characters of a level's name
