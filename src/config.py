@@ -186,6 +186,7 @@ class Trainer:
     channels_last: bool = True  # memory format; the faster one on CPU and GPU
     compile: bool = False  # torch.compile
     clip_grad_norm: float | None = key(above(0), None)  # the norm of all gradients at most this
+    sync_batch_norm: bool = False  # one run on several GPUs: statistics over all of them
     accumulation_steps: int = key(at_least(1), 1)  # parts that a batch is processed in, to fit in memory
     label_smoothing: float = key(BELOW_ONE, 0.0)
     ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps; evaluate the average

@@ -1,8 +1,8 @@
 """Images: where they come from, how they are split, and the batches that training sees.
 
 Small images are decoded once per process and kept as bytes; large ones stay files until a batch
-needs them. A batch is a pure function of (seed, epoch, its number), whatever process makes it, so
-that a run is the same for any number of workers.
+needs them. Every image of a batch is a pure function of (seed, epoch, batch, place in the batch), so
+that a run is the same for any number of workers, and for any number of GPUs that share its batches.
 """
 
 import os
@@ -27,6 +27,7 @@ from torchvision.datasets.folder import find_classes, has_file_allowed_extension
 
 import augmentation
 import config as cfg
+from distributed import Team
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
@@ -256,35 +257,50 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class BatchKey:
-    """All that a batch depends on."""
+    """All that a batch depends on: which images, and the seed of each one's augmentation."""
 
-    seed: int
     indices: NDArray[np.int64]
+    seeds: NDArray[np.uint32]
 
 
 class BatchOrder(Sampler[BatchKey]):
     """Which images make up the batches of an epoch: all of them once, in random order for training.
 
     The last batch is smaller where they do not divide evenly; with `pairs` an odd one leaves one image out.
+    Of every batch a process of a team gets its share, in such a way that images which mixup or cutmix pairs
+    (the first with the last, and so on) stay together.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int | None, pairs: bool = False) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int | None, pairs: bool = False, team: Team | None = None
+    ) -> None:
         self.length = length - length % 2 if pairs else length
         self.drawn_from, self.batch_size, self.seed = length, batch_size, seed
+        self.team = team or Team()
+        left_over = self.length % batch_size
+        if seed is not None and left_over < 2 * self.team.size > 2:
+            self.length -= left_over  # every process needs a pair to train on
         self.epoch = 0
         self.start = 0  # batches of the epoch that are done
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
 
+    def size(self, batch: int) -> int:
+        """Images of a batch, counted from 0, over the whole team."""
+        return min(self.batch_size, self.length - batch * self.batch_size)
+
     def __iter__(self) -> Iterator[BatchKey]:
         order = np.arange(self.drawn_from)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for batch in range(self.start, len(self)):
-            entropy = np.random.SeedSequence([self.seed or 0, self.epoch, batch])
-            indices = order[: self.length][batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield BatchKey(int(entropy.generate_state(1)[0]), indices)
+            places = np.arange(self.size(batch))
+            seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(len(places))
+            mirrored = np.minimum(places, places[::-1])
+            mine = mirrored % self.team.size == self.team.rank
+            if mine.any():
+                yield BatchKey(order[batch * self.batch_size + places][mine], seeds[mine])
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -297,19 +313,24 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         if self.transform is None:
             pixels = self.images.pixels[key.indices]
         else:
-            with seeded(key.seed):
-                pixels = np.stack([np.asarray(self.transform(self.images[int(i)])) for i in key.indices])
+            with own_chance():
+                places = zip(key.indices.tolist(), key.seeds.tolist(), strict=True)
+                pixels = np.stack([self.augmented(index, seed) for index, seed in places])
         channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
         return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.images.labels[key.indices])
 
+    def augmented(self, index: int, seed: int) -> NDArray[np.uint8]:
+        assert self.transform is not None
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        return np.asarray(self.transform(self.images[index]))
+
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed every generator that augmentation draws from, and put them back afterwards."""
+def own_chance() -> Iterator[None]:
+    """Whatever is drawn in here leaves the generators as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.random.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -318,16 +339,18 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def training_batches(data: ImageData, config: cfg.Config) -> DataLoader[Any]:
+def training_batches(data: ImageData, config: cfg.Config, team: Team | None = None) -> DataLoader[Any]:
     transform = augmentation.training_transform(config.augmentation, data)
     pairs = augmentation.mixes(config.augmentation)
-    order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs)
+    order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, team)
     return batches(data.train, transform, order, config.data.num_workers)
 
 
-def evaluation_batches(images: Images, data: ImageData, config: cfg.Config) -> DataLoader[Any]:
+def evaluation_batches(
+    images: Images, data: ImageData, config: cfg.Config, team: Team | None = None
+) -> DataLoader[Any]:
     transform = augmentation.evaluation_transform(config.data.crop_fraction, data)
-    order = BatchOrder(len(images), config.data.batch_size, seed=None)
+    order = BatchOrder(len(images), config.data.batch_size, seed=None, team=team)
     return batches(images, transform, order, config.data.num_workers)
 
 

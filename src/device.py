@@ -60,35 +60,17 @@ def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Te
         yield ready
 
 
-# Chance.
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make chance a function of the seed and the step, so that a run that goes on draws as if it had never stopped.
 
-
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def random_states(device: torch.device) -> dict[str, Any]:
-    """The state of every generator, in types that load without running code."""
-    name, keys, *rest = np.random.get_state()
-    states = {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy(), *rest))
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    The processes of a team draw alike where they must agree (mixup's shares), and apart in dropout.
+    """
+    python, numpy, dropout = np.random.SeedSequence([seed, step]).generate_state(3).tolist()
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.random.default_generator.manual_seed(dropout + rank)  # torch.manual_seed takes a hundred times as long
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(dropout + rank)
 
 
 # Memory.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import config as cfg
 from augmentation import credit
+from distributed import Team
 
 
 class NotFinite(RuntimeError):
@@ -35,6 +36,12 @@ class Sums:
         self.correct += credit(logits, targets)
         self.first_bad += (~loss.isfinite() & (self.first_bad == 0)) * step
         self.images += len(targets)
+
+    def add_up(self, team: Team) -> None:
+        """Take the other processes' share of the images in."""
+        images = torch.tensor(self.images, device=self.loss.device)
+        team.add_up(self.loss, self.correct, images)
+        self.images = int(images)
 
     def bad_step(self) -> int:
         """The first step whose loss was not finite, or 0."""

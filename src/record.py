@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 import config as cfg
+from distributed import Team
 
 log = logging.getLogger(__name__)
 
@@ -52,23 +53,31 @@ class Record:
         RunBusy: another process has it.
     """
 
-    def __init__(self, config: cfg.Config, overrides: list[str]) -> None:
+    def __init__(self, config: cfg.Config, overrides: list[str], team: Team) -> None:
         self.config = config
+        self.writes = team.rank == 0  # the first process of a team alone
         self.name = display_name(overrides)
         self.identity = identity(config)
         sweep = Path(config.output_dir) / config.sweep
-        self.folder = next(sweep.glob(f"*-{self.identity}"), sweep / f"{readable(self.name)}-{self.identity}")
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        found = next(sweep.glob(f"*-{self.identity}"), sweep / f"{readable(self.name)}-{self.identity}")
+        self.folder = Path(team.tell(str(found)))
         self.lock = FileLock(self.folder / "run.lock")  # let go by the system when the process ends, however it ends
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunBusy(f"{self.name} is being trained by another process ({self.folder})") from error
-        self.summary = self.read_summary()
+        if team.tell(self.writes and not self.take()):
+            raise RunBusy(f"{self.name} is being trained by another process ({self.folder})")
+        self.summary = team.tell(self.read_summary())
         self.rows: list[dict[str, Any]] = []
         self.wandb: Any = None
         self.log_handler = logging.FileHandler(self.folder / "train.log", delay=True)
         self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def take(self) -> bool:
+        """Make the folder and lock it; False where another process has it."""
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
 
     @property
     def is_completed(self) -> bool:
@@ -76,6 +85,8 @@ class Record:
 
     def start(self, rows: list[dict[str, Any]]) -> None:
         """Begin, or go on after `rows`: the epochs that the checkpoint holds, and no others."""
+        if not self.writes:
+            return
         logging.getLogger().addHandler(self.log_handler)
         wandb_id = self.summary.get("wandb_id") or secrets.token_hex(4)
         # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
@@ -90,6 +101,8 @@ class Record:
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Add a row of metrics; its keys are COLUMNS."""
         self.rows.append(row)
+        if not self.writes:
+            return
         with (self.folder / "metrics.csv").open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         with no_harm():
@@ -100,7 +113,8 @@ class Record:
     def update(self, **figures: Any) -> None:
         """Add figures to the summary."""
         self.summary.update(figures)
-        write(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+        if self.writes:
+            write(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
 
     def complete(self, **figures: Any) -> None:
         self.update(status="completed", **figures)
@@ -116,6 +130,8 @@ class Record:
 
     def close(self, exit_code: int = 0) -> None:
         """Finish the picture, W&B and the log file; the status stays what it is."""
+        if not self.writes:
+            return
         with no_harm():
             if self.rows:
                 draw_history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)

@@ -13,6 +13,7 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,12 +26,11 @@ from device import (
     choose_device,
     describe,
     peak_memory,
-    random_states,
     reset_peak_memory,
-    restore_random_states,
-    seed_everything,
+    seed_step,
     to_device,
 )
+from distributed import Team, join
 from interruption import Stopped, StopRequest
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from metrics import Best, NotFinite, Patience, Sums
@@ -53,8 +53,11 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     Raises:
         SystemExit: a signal asked for a stop, or the run failed and on_failure=stop.
     """
+    team = join()
+    if team.rank:
+        logging.getLogger().setLevel(logging.ERROR)  # one voice is enough
     try:
-        record = Record(config, overrides)
+        record = Record(config, overrides, team)
     except RunBusy as busy:
         log.warning(str(busy))
         return None
@@ -63,7 +66,7 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
         record.close()
         return record.summary["objective"]
     try:
-        return train(config, record)
+        return train(config, record, team)
     except Stopped as stop:
         log.warning(f"{stop}: {record.name} is kept; the same command with sweep={config.sweep} goes on with it")
         record.close(exit_code=128 + stop.number)
@@ -76,25 +79,25 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     except Exception as error:
         record.fail(error)
         log.error(f"FAILED {record.name}: {first_line(error)} ({record.folder}/train.log)")
-    if config.on_failure == "stop":
+    if config.on_failure == "stop" or team.size > 1:  # the others of a team would wait for this process
         raise SystemExit(1)
     gc.collect()  # what the failed run held in memory is the next one's
     torch.cuda.empty_cache()
     return FAILED
 
 
-def train(config: cfg.Config, record: Record) -> float | None:
+def train(config: cfg.Config, record: Record, team: Team) -> float | None:
     checkpoints = Checkpoints(record.folder / "checkpoints", record.identity, config.checkpoint)
     state = checkpoints.load()
     record.start(state["rows"] if state else [])
 
-    seed_everything(config.seed)
+    seed_step(config.seed, 0, rank=0)  # the same initial weights everywhere
     device = choose_device(config.trainer.device)
     images = data.load(config.data, config.model.patch_size)
-    training = data.training_batches(images, config)
+    training = data.training_batches(images, config, team)
     order = cast(data.BatchOrder, training.sampler)
-    validation = data.evaluation_batches(images.val, images, config) if images.val else None
-    testing = data.evaluation_batches(images.test, images, config)
+    validation = data.evaluation_batches(images.val, images, config, team) if images.val else None
+    testing = data.evaluation_batches(images.test, images, config, team)
     normalize = Normalize(images, device)
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), device)
 
@@ -106,7 +109,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
     average = make_average(model, config.trainer.ema_decay)
     evaluated = average.module if average else model
-    network = cast(nn.Module, torch.compile(model)) if config.trainer.compile else model
+    network = spread(model, config, team, device)
 
     sums = Sums(device)
     best = Best(config.trainer.monitor)
@@ -122,7 +125,6 @@ def train(config: cfg.Config, record: Record) -> float | None:
         best.row = state["best"]
         patience.lowest, patience.waited = state["patience"]
         first_epoch, steps_done, seconds_before, over = state["position"]
-        restore_random_states(state["random"], device)
     started = time.perf_counter() - seconds_before
     new_best: dict[str, Any] | None = None
 
@@ -139,10 +141,10 @@ def train(config: cfg.Config, record: Record) -> float | None:
             "best": best.row,
             "patience": (patience.lowest, patience.waited),
             "position": (epoch, step, time.perf_counter() - started, over),
-            "random": random_states(device),
             "rows": record.rows,
         }
-        checkpoints.save(state, new_best)
+        if team.rank == 0:
+            checkpoints.save(state, new_best)
         new_best = None
 
     parameters = sum(p.numel() for p in model.parameters())
@@ -161,7 +163,7 @@ def train(config: cfg.Config, record: Record) -> float | None:
         + (f"; goes on after step {steps_done} of epoch {first_epoch}" if state else "")
     )
 
-    with RunProgress(config.trainer.epochs, len(training)) as progress, StopRequest() as stop:
+    with RunProgress(config.trainer.epochs, len(training), quiet=team.rank > 0) as progress, StopRequest() as stop:
         for epoch in range(first_epoch, config.trainer.epochs + 1):
             if over:
                 break
@@ -176,13 +178,15 @@ def train(config: cfg.Config, record: Record) -> float | None:
             for step, (pixels, labels) in enumerate(to_device(training, device), start=steps_done + 1):
                 update = (epoch - 1) * len(training) + step
                 scheduler.step_update(update)
+                seed_step(config.seed, update, team.rank)
                 inputs, targets = mix_and_erase(normalize(pixels), labels)
                 inputs = memory_format(inputs, config)
                 for part, target in split_batch(inputs, targets, config.trainer.accumulation_steps):
                     with autocast(device, config.trainer.precision):
                         logits = network(part)
                         loss = F.cross_entropy(logits, target, label_smoothing=config.trainer.label_smoothing)
-                    scaler.scale(loss * (len(target) / len(labels))).backward()
+                    share = len(target) * team.size / order.size(step - 1)  # DDP takes the mean over processes
+                    scaler.scale(loss * share).backward()
                     sums.add(loss.detach(), logits.detach(), target, update)
                 if config.trainer.clip_grad_norm is not None:
                     scaler.unscale_(optimizer)
@@ -197,17 +201,21 @@ def train(config: cfg.Config, record: Record) -> float | None:
                     stop_if_not_finite(sums, scheduler)
                     rate = (step - steps_done) * config.data.batch_size / (time.perf_counter() - epoch_started)
                     progress.show(epoch, step, *sums.means(), current_lr(optimizer), rate)
-                if checkpoints.is_due() or stop.number:
-                    save(epoch, step)
-                    stop.heed()
+                if team.size == 1 or update % 8 == 0:
+                    stop.number = team.highest(stop.number)  # all of a team stop after the same step
+                    if checkpoints.is_due() or stop.number:
+                        save(epoch, step)
+                        stop.heed()
             stop_if_not_finite(sums, scheduler)
+            sums.add_up(team)
+            team.share_buffers(model)
             trained = time.perf_counter() - epoch_started
 
             # Validation, the epoch's row, and its checkpoint.
             val_loss, val_accuracy = None, None
             if validation is not None:
                 try:
-                    val_loss, val_accuracy = evaluate(evaluated, validation, normalize, config, device, stop)
+                    val_loss, val_accuracy = evaluate(evaluated, validation, normalize, config, device, team, stop)
                 except Stopped:
                     save(epoch, len(training))
                     raise
@@ -238,8 +246,9 @@ def train(config: cfg.Config, record: Record) -> float | None:
             stop.heed()
 
         # The test set is looked at once, with the best epoch's weights.
+        team.tell(None)  # the first process has written them
         evaluated.load_state_dict(checkpoints.load_best()["model"])
-        test_loss, test_accuracy = evaluate(evaluated, testing, normalize, config, device, stop)
+        test_loss, test_accuracy = evaluate(evaluated, testing, normalize, config, device, team, stop)
     seconds = time.perf_counter() - started
     record.complete(
         **{"test/loss": test_loss, "test/accuracy": test_accuracy},
@@ -263,6 +272,7 @@ def evaluate(
     normalize: Normalize,
     config: cfg.Config,
     device: torch.device,
+    team: Team,
     stop: StopRequest,
 ) -> tuple[float, float]:
     """Mean loss (without label smoothing) and accuracy.
@@ -278,6 +288,7 @@ def evaluate(
             logits = model(memory_format(normalize(pixels), config))
             loss = F.cross_entropy(logits, labels)
         sums.add(loss, logits, labels)
+    sums.add_up(team)
     return sums.means()
 
 
@@ -317,6 +328,22 @@ def count_macs(config: cfg.Config, images: data.ImageData) -> int:
         model = make_model(config, images.channels, len(images.classes)).eval()
         model(torch.empty(1, images.channels, *images.image_size))
     return counter.get_total_flops() // 2
+
+
+def spread(model: nn.Module, config: cfg.Config, team: Team, device: torch.device) -> nn.Module:
+    """The model as it is called in training: over the team's devices, compiled if asked for.
+
+    Raises:
+        ConfigError: synchronized BatchNorm without GPUs.
+    """
+    network = model
+    if team.size > 1:
+        if config.trainer.sync_batch_norm:
+            if device.type != "cuda":
+                raise cfg.ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = DistributedDataParallel(network)
+    return cast(nn.Module, torch.compile(network)) if config.trainer.compile else network
 
 
 def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class SweepCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with exit_on_error():
             cfg.check(config)
+            check_team(config)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         objective = kwargs["job_return"].return_value
@@ -40,17 +42,22 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with exit_on_error():
             jobs = jobs_of(config)
+            check_team(config)
         self.total = len(jobs)
         for overrides in jobs:
             with exit_on_error(of_run=" ".join(overrides)):
                 cfg.check(compose(config.hydra.job.config_name, overrides))
+        if not is_first():
+            return
         say(f"sweep {config.sweep}: {len(jobs)} runs → {config.output_dir}/{config.sweep}")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.total > 1:
+        if self.total > 1 and is_first():
             log.info(f"run {config.hydra.job.num + 1} of {self.total}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if not is_first():
+            return
         from compare import compare
 
         folder = Path(config.output_dir) / config.sweep
@@ -70,6 +77,21 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*declared, *config.hydra.overrides.task])
     return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def is_first() -> bool:
+    """Whether this process speaks for its team (src/distributed.py), or is alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_team(config: DictConfig) -> None:
+    """
+    Raises:
+        ConfigError: several processes were started for one run, without a name that they share.
+    """
+    named = any(override.startswith("sweep=") for override in config.hydra.overrides.task)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
+        raise cfg.ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
 
 
 @contextmanager

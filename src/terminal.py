@@ -35,7 +35,7 @@ class RunProgress(Progress):
 
     REFRESH_SECONDS = 1.0
 
-    def __init__(self, epochs: int, steps_per_epoch: int) -> None:
+    def __init__(self, epochs: int, steps_per_epoch: int, quiet: bool) -> None:
         super().__init__(
             TextColumn("  epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=24),
@@ -43,7 +43,7 @@ class RunProgress(Progress):
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             transient=True,
-            disable=not get_console().is_terminal,
+            disable=quiet or not get_console().is_terminal,
         )
         self.steps_per_epoch = steps_per_epoch
         self.run = self.add_task("run", total=epochs * steps_per_epoch, epoch=1, epochs=epochs, figures="")
