@@ -19,8 +19,6 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from terminal import say
-
 stopped_by = 0  # the signal that this process was told to stop with; in a worker, no run starts after it
 
 
@@ -46,6 +44,8 @@ def stop_together() -> None:
         global stopped_by
         stopped_by = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        from terminal import say
+
         say("stopping: every run writes its checkpoint; Ctrl-C again ends them at once", "yellow")
         for worker in multiprocessing.active_children():
             worker.terminate()
@@ -80,12 +80,19 @@ def prepare() -> None:
         while os.getppid() == parent.pid:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(30)  # for the checkpoint
+        time.sleep(30)  # a run that is going on stops, and the process with it
         os._exit(1)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, remember)
     threading.Thread(target=stop_with_parent, daemon=True).start()
+
+
+def leave_if_alone() -> None:
+    """After a run: without the sweep's own process there is nothing left to do."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)
 
 
 # GPUs, shared with whatever other processes of this code run on the machine.

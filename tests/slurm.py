@@ -14,13 +14,15 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
+# cred_expire: how long a job that was put back into the queue waits there. GraceTime: how long one that is
+# preempted, by a job in the partition "urgent", may still run. Both are minutes by default.
 CONFIG = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -37,7 +39,10 @@ ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4
-PartitionName=main Nodes={host} Default=YES MaxTime=60
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes={host} Default=YES PriorityTier=1 GraceTime=5
+PartitionName=urgent Nodes={host} PriorityTier=2
 """
 
 
@@ -66,9 +71,13 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as daemons:
         for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
             daemons.enter_context(daemon(command, environment, folder))
-        wait_for_a_node(environment, folder)
-        yield environment
-        subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], env=environment, check=False)
+        wait_until_idle(environment, folder)
+        try:
+            yield environment
+        finally:
+            for how in ((), ("--full", "--signal=KILL")):
+                subprocess.run(["scancel", "--quiet", "--user=root", *how], env=environment, check=False)
+            wait_until_idle(environment, folder)
 
 
 @contextmanager
@@ -86,16 +95,20 @@ def daemon(command: list[str], environment: dict[str, str], folder: Path) -> Ite
                 process.wait()
 
 
-def wait_for_a_node(environment: dict[str, str], folder: Path) -> None:
+def wait_until_idle(environment: dict[str, str], folder: Path) -> None:
     for _ in range(150):
         state = subprocess.run(
-            ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True, check=False
+            ["sinfo", "--noheader", "--partition=main", "--format=%T"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if state.stdout.strip() == "idle":
             return
         time.sleep(0.2)
     logs = "\n".join(path.read_text()[-2000:] for path in [*folder.glob("*.out"), *folder.glob("*.log")])
-    raise RuntimeError(f"Slurm did not start: {state.stdout}{state.stderr}\n{logs}")
+    raise RuntimeError(f"Slurm is not ready: {state.stdout}{state.stderr}\n{logs}")
 
 
 def free_ports(n: int) -> list[int]:
