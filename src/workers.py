@@ -19,6 +19,8 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from terminal import say
+
 stopped_by = 0  # the signal that this process was told to stop with; in a worker, no run starts after it
 
 
@@ -44,8 +46,6 @@ def stop_together() -> None:
         global stopped_by
         stopped_by = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from terminal import say
-
         say("stopping: every run writes its checkpoint; Ctrl-C again ends them at once", "yellow")
         for worker in multiprocessing.active_children():
             worker.terminate()

@@ -1,0 +1,175 @@
+"""Sweeps whose runs are processes of their own: side by side on this machine, and jobs of a real Slurm."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+import slurm
+from conftest import REPOSITORY, command
+from test_resume import metrics, start, summaries, wait_for
+
+SMALL = ("model.d_model=8", "model.depth=1", "data.train_fraction=0.1", "wandb.mode=disabled")
+TWO = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
+SIDE_BY_SIDE = ("hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2")
+SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a cluster of the test's own; it starts within a second or two."""
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    with slurm.cluster(tmp_path) as environment:
+        yield environment
+
+
+def statuses(sweep: Path) -> list[str]:
+    return [summary["status"] for summary in summaries(sweep)]
+
+
+def rows(sweep: Path) -> list[int]:
+    """Epochs done, of every run that has begun."""
+    return [path.read_text().count("\n") - 1 for path in sweep.glob("*/metrics.csv")]
+
+
+def is_free(run: Path) -> bool:
+    """Whether no process has the run."""
+    with FileLock(run / "run.lock").acquire(timeout=10):
+        return True
+
+
+def test_side_by_side(tmp_path: Path) -> None:
+    done = command(*TWO, *SIDE_BY_SIDE, "trainer.epochs=1", cwd=tmp_path, FORCE_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    assert statuses(sweep) == ["completed"] * 2
+    assert len((sweep / "comparison.csv").read_text().splitlines()) == 3
+    before_the_first_ends = done.stdout.partition("% test")[0]
+    assert "run 1 of 2" in before_the_first_ends
+    assert "run 2 of 2" in before_the_first_ends
+    assert "\r" not in done.stdout  # no bar, even on a terminal: two would overwrite each other
+
+
+LONGER = (*TWO, "trainer.epochs=30", "checkpoint.max_share=1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = command(*LONGER, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return metrics(folder / "outputs" / "s")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_runs_side_by_side_stop_together_and_go_on(
+    tmp_path: Path, number: signal.Signals, undisturbed: dict[str, str]
+) -> None:
+    sweep = tmp_path / "outputs" / "s"
+    process = start(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
+    wait_for(lambda: max(rows(sweep), default=0) >= 2, process)  # and the other not far behind
+    process.send_signal(number)  # to the sweep's own process alone
+    process.communicate(timeout=30)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert all(is_free(path.parent) for path in sweep.glob("*/metrics.csv"))
+    assert set(statuses(sweep)) == {"interrupted"}
+    again = command(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "goes on after" in again.stdout
+    assert metrics(sweep) == undisturbed
+
+
+def claimant(folder: Path) -> subprocess.Popen[str]:
+    """A process that claims one of two GPUs and keeps it."""
+    claim = f"import pathlib, workers; print(workers.claim(['a', 'b'], pathlib.Path({str(folder)!r})), flush=True)"
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{claim}; input()"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_processes_spread_evenly_over_gpus(tmp_path: Path) -> None:
+    def claimed() -> int:
+        process = claimant(tmp_path)
+        claimants.append(process)
+        assert process.stdout
+        return int(process.stdout.readline())
+
+    claimants: list[subprocess.Popen[str]] = []
+    try:
+        assert [claimed() for _ in range(4)] == [0, 1, 0, 1]
+        claimants[1].kill()
+        claimants[1].wait()
+        assert [claimed() for _ in range(2)] == [1, 0]
+    finally:
+        for process in claimants:
+            process.kill()
+            process.communicate()
+
+
+def test_slurm(tmp_path: Path, cluster: dict[str, str]) -> None:
+    done = command(*TWO, *SLURM, "trainer.epochs=1", cwd=tmp_path, **cluster)
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    assert statuses(sweep) == ["completed"] * 2
+    assert len((sweep / "comparison.csv").read_text().splitlines()) == 3
+    assert len(list(sweep.glob(".submitit/*/*_result.pkl"))) == 2
+
+
+def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
+    run = (*SMALL, "sweep=s", f"trainer.epochs={epochs_in(45, tmp_path)}", "checkpoint.max_share=1")
+    undisturbed = start(*run, "output_dir=undisturbed", cwd=tmp_path)
+    process = start("-m", *run, *SLURM, cwd=tmp_path, **cluster)
+    sweep = tmp_path / "outputs" / "s"
+    wait_for(lambda: max(rows(sweep), default=0) >= 2, process)
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", "--wrap=true"]
+    subprocess.run(urgent, env=os.environ | cluster, cwd=tmp_path, check=True)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    assert log_of_jobs(sweep).count("goes on after") == 1
+    undisturbed.communicate(timeout=100)
+    assert metrics(sweep) == metrics(tmp_path / "undisturbed" / "s")
+
+
+def test_a_run_that_its_time_limit_is_too_short_for_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
+    # With a limit of one minute Slurm's warning comes within half of it.
+    run = (*SMALL, "sweep=s", f"trainer.epochs={epochs_in(40, tmp_path)}", "checkpoint.max_share=1")
+    undisturbed = start(*run, "output_dir=undisturbed", cwd=tmp_path)
+    done = command("-m", *run, *SLURM, "hydra.launcher.timeout_min=1", cwd=tmp_path, **cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    assert "SIGUSR2" in log_of_jobs(sweep)
+    assert "goes on after" in log_of_jobs(sweep)
+    undisturbed.communicate(timeout=100)
+    assert metrics(sweep) == metrics(tmp_path / "undisturbed" / "s")
+
+
+def test_a_run_that_may_not_be_requeued_again_does_not_complete(tmp_path: Path, cluster: dict[str, str]) -> None:
+    run = (*SMALL, "sweep=s", "trainer.epochs=100000")
+    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=0")
+    done = command("-m", *run, *SLURM, *limits, cwd=tmp_path, **cluster)
+    assert done.returncode == 1
+    assert "1 of 1 runs did not complete" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert statuses(tmp_path / "outputs" / "s") == ["interrupted"]
+
+
+def log_of_jobs(sweep: Path) -> str:
+    return "".join(path.read_text() for path in sweep.glob(".submitit/*/*.out"))
+
+
+def epochs_in(seconds: float, tmp_path: Path) -> int:
+    """About how many epochs this machine trains in so much time."""
+    timed = command(*SMALL, "trainer.epochs=50", "output_dir=timed", cwd=tmp_path)
+    assert timed.returncode == 0, timed.stderr
+    (summary,) = summaries(next((tmp_path / "timed").iterdir()))
+    return int(50 * seconds / summary["seconds"])
