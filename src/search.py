@@ -102,7 +102,7 @@ def search(
 
 def run_batch(study: optuna.Study, batch: Sequence[FrozenTrial], fixed: Mapping[str, str], launcher: Launcher) -> None:
     """Launch the runs and keep how they did; one that does not get to its end stays a running trial."""
-    overrides = [tuple(overrides_of(trial.params | fixed)) for trial in batch]
+    overrides = [tuple(overrides_of({**trial.params, **fixed})) for trial in batch]
     jobs = list(dict.fromkeys(overrides))  # where choices are few, two trials may be the same run
     returned = dict(zip(jobs, launcher.launch(jobs, initial_job_idx=batch[0].number), strict=True))
     for trial, job in zip(batch, overrides, strict=True):
@@ -206,13 +206,14 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
         assert values.start is not None
         assert values.end is not None
         low, high, log_scale = values.start, values.end, "log" in values.tags
-        composed = compose(app, overrides_of({**fixed, override.get_key_element(): low}))
+        whole = low == int(low) and high == int(high)
+        composed = compose(app, overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
         typed = OmegaConf.select(composed, override.key_or_group)
-        if isinstance(typed, float):  # also where the bounds are written without a point
+        if isinstance(typed, float):
             return FloatDistribution(low, high, log=log_scale)
-        if isinstance(typed, int) and low == int(low) and high == int(high):
+        if isinstance(typed, int) and whole:
             return IntDistribution(int(low), int(high), log=log_scale)
-        raise ValueError("the key does not hold such numbers; expected choices, e.g. choice(A, B)")
+        raise ValueError("the key does not hold numbers; expected choices, e.g. choice(A, B)")
     if isinstance(values, RangeSweep):
         steps, log_scale = sorted(values.range()), "log" in values.tags
         if not steps:
