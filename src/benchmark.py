@@ -2,16 +2,19 @@
 
     python src/benchmark.py data                    batches: ours beside timm's loader
     python src/benchmark.py data data.num_workers=8 data.batch_size=512
+    python src/benchmark.py overhead                what a run's record and checkpoints cost it
 
-Both sides get the same files, the same transforms and the same number of workers, and take turns.
+Of `data`, both sides get the same files, the same transforms and the same number of workers, and take turns.
 """
 
 import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -22,8 +25,11 @@ from sklearn.datasets import load_sample_images
 
 import config as cfg
 import data
+import run
 from augmentation import MixAndErase, Normalize
+from checkpoint import Checkpoints
 from errors import one_clear_error
+from record import Record
 from terminal import print_table, say
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -38,7 +44,8 @@ def benchmark_data(overrides: list[str]) -> None:
     for size, count, rounds in ((32, 4000, 5), (224, 400, 3)):
         with tempfile.TemporaryDirectory() as root:
             write_images(Path(root), size, count)
-            config = make_config([f"data.root={root}", "augmentation=paper", *overrides])
+            fixed = ["data=image_folder", f"data.root={root}", "data.val_fraction=0", "data.batch_size=64"]
+            config = make_config([*fixed, "augmentation=paper", *overrides])
             images = data.load(config.data, 1)
             workers = data.training_batches(images, config).num_workers
             contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
@@ -50,6 +57,36 @@ def benchmark_data(overrides: list[str]) -> None:
     print_table("images per second", ("images", "loader", "median", "range"), rows)
 
 
+def benchmark_overhead(overrides: list[str]) -> None:
+    """The share of a run's time that goes into being able to go on with it, at the default interval.
+
+    Counted is all time spent in checkpoints, in metrics.csv and summary.json, and in seeding every step.
+    """
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[name] += time.perf_counter() - started
+
+        return call
+
+    Checkpoints.save = timed("checkpoints", Checkpoints.save)  # type: ignore[method-assign]
+    Record.add_epoch = timed("metrics.csv, summary.json", Record.add_epoch)  # type: ignore[method-assign]
+    run.seed_step = timed("seeding every step", run.seed_step)
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(["wandb.mode=disabled", *overrides, f"output_dir={folder}", "sweep=overhead"])
+        started = time.perf_counter()
+        run.run(config, overrides)
+        total = time.perf_counter() - started
+    rows = [(name, f"{seconds:.3f}", f"{seconds / total:.2%}") for name, seconds in spent.items()]
+    rows.insert(0, ("all of it", f"{sum(spent.values()):.3f}", f"{sum(spent.values()) / total:.2%}"))
+    print_table(f"overhead of a run of {total:.1f} s", ("part", "seconds", "share"), rows)
+
+
 def row(size: int, name: str, values: list[float], form: str) -> tuple[str, ...]:
     return f"{size}×{size}", name, f"{statistics.median(values):{form}}", f"{min(values):{form}}–{max(values):{form}}"
 
@@ -57,8 +94,7 @@ def row(size: int, name: str, values: list[float], form: str) -> tuple[str, ...]
 def make_config(overrides: list[str]) -> cfg.Config:
     cfg.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        fixed = ["data=image_folder", "data.val_fraction=0", "data.batch_size=64", "model.patch_size=1"]
-        return cfg.check(compose("train", [*fixed, *overrides]))
+        return cfg.check(compose("train", overrides))
 
 
 def write_images(root: Path, size: int, count: int) -> None:
@@ -132,6 +168,7 @@ def take_turns(contestants: dict[str, Callable[[], int]], images: int, rounds: i
 
 if __name__ == "__main__":
     with one_clear_error():
-        if sys.argv[1:2] != ["data"]:
-            sys.exit("usage: python src/benchmark.py data [overrides]")
-        benchmark_data(sys.argv[2:])
+        benchmarks = {"data": benchmark_data, "overhead": benchmark_overhead}
+        if sys.argv[1:2] == [] or sys.argv[1] not in benchmarks:
+            sys.exit(f"usage: python src/benchmark.py {'|'.join(benchmarks)} [overrides]")
+        benchmarks[sys.argv[1]](sys.argv[2:])
