@@ -63,6 +63,10 @@ def search(
     for name, value, low in (("n_trials", n_trials, 1), ("n_jobs", n_jobs, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < low:
             raise cfg.ConfigError(f"hydra.sweeper.{name}={value}: expected a whole number, at least {low}")
+    try:
+        sampler(seed=seed)
+    except (TypeError, ValueError) as error:
+        raise cfg.ConfigError(f"hydra.sweeper.sampler: {error}") from error
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise cfg.ConfigError(
             "hydra/sweeper=optuna: several processes were started; expected one, which starts the others"
