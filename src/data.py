@@ -360,7 +360,7 @@ def batches(
     if transform is None:
         workers = 0  # a batch is one slice of an array
     elif workers is None:
-        workers = min(16, max(1, len(os.sched_getaffinity(0)) - 1))
+        workers = min(16, max(1, torch.get_num_threads() - 1))  # of this process's share of the cores
     return DataLoader(
         Batches(images, transform),
         batch_size=None,

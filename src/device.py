@@ -1,5 +1,6 @@
 """The device that a run trains on: which one, how batches get there, what it remembers."""
 
+import os
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from config import ConfigError
+from workers import own_gpu
 
 
 def choose_device(name: str) -> torch.device:
@@ -26,6 +28,8 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         there = ", ".join(device for device, is_there in available.items() if is_there)
         raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {there}")
+    if name == "cuda" and "LOCAL_RANK" not in os.environ:  # a team's processes have theirs (src/distributed.py)
+        torch.cuda.set_device(own_gpu())
     return torch.device(name)
 
 

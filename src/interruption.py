@@ -1,10 +1,13 @@
 """Stopping a run between two steps when someone asks: a person, a scheduler, a machine going down."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+import workers
 
 # Ctrl-C, an orderly shutdown, and the warnings of Slurm (USR1) and submitit (USR2) before a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -23,7 +26,7 @@ class StopRequest:
     """Within this context a signal asks for a stop; a second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = workers.stopped_by
         self.previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,10 +42,15 @@ class StopRequest:
         self.number = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    def heed(self) -> None:
+    def heed(self, saved: bool = True) -> None:
         """
         Raises:
             Stopped: a signal has come.
         """
+        if self.number == signal.SIGTERM and "SUBMITIT_EXECUTOR" in os.environ:
+            # Preempted: Slurm puts the job back into the queue only if it is still there when its time is over.
+            if saved:
+                self.number = 0
+            return
         if self.number:
-            raise Stopped(self.number, self.previous[self.number])
+            raise Stopped(self.number, self.previous.get(self.number))

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import config as cfg
 import data
+import workers
 from augmentation import MixAndErase, Normalize
 from checkpoint import Checkpoints
 from device import (
@@ -56,6 +57,8 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     team = join()
     if team.rank:
         logging.getLogger().setLevel(logging.ERROR)  # one voice is enough
+    if workers.stopped_by:
+        return FAILED
     try:
         record = Record(config, overrides, team)
     except RunBusy as busy:
@@ -71,7 +74,13 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
         log.warning(f"{stop}: {record.name} is kept; the same command with sweep={config.sweep} goes on with it")
         record.close(exit_code=128 + stop.number)
         if callable(stop.previous):
-            stop.previous(stop.number, None)
+            try:
+                stop.previous(stop.number, None)
+            except Exception as refusal:  # submitit's: the job may not be requeued any more
+                log.error(first_line(refusal))
+                return FAILED
+        if workers.is_worker():  # the others of the sweep stop in their own time
+            return FAILED
         raise SystemExit(128 + stop.number) from None
     except (KeyboardInterrupt, SystemExit):
         record.close(exit_code=1)
@@ -163,7 +172,10 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
         + (f"; goes on after step {steps_done} of epoch {first_epoch}" if state else "")
     )
 
-    with RunProgress(config.trainer.epochs, len(training), quiet=team.rank > 0) as progress, StopRequest() as stop:
+    with (
+        RunProgress(config.trainer.epochs, len(training), quiet=team.rank > 0 or workers.is_worker()) as progress,
+        StopRequest() as stop,
+    ):
         for epoch in range(first_epoch, config.trainer.epochs + 1):
             if over:
                 break
@@ -283,7 +295,8 @@ def evaluate(
     model.eval()
     sums = Sums(device)
     for pixels, labels in to_device(batches, device):
-        stop.heed()
+        if team.size == 1:  # else the others would wait
+            stop.heed(saved=False)
         with autocast(device, config.trainer.precision):
             logits = model(memory_format(normalize(pixels), config))
             loss = F.cross_entropy(logits, labels)

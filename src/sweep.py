@@ -14,10 +14,12 @@ from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 import config as cfg
+import workers
 from errors import explain
 from terminal import say
 
@@ -40,24 +42,35 @@ class SweepCallback(Callback):
             sys.exit(1)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with exit_on_error():
-            jobs = jobs_of(config)
-            check_team(config)
-        self.total = len(jobs)
-        for overrides in jobs:
-            with exit_on_error(of_run=" ".join(overrides)):
-                cfg.check(compose(config.hydra.job.config_name, overrides))
-        if not is_first():
-            return
-        say(f"sweep {config.sweep}: {len(jobs)} runs → {config.output_dir}/{config.sweep}")
+        if "n_trials" in config.hydra.sweeper:  # a search: src/search.py checks what it may propose
+            self.total, at_once = config.hydra.sweeper.n_trials, config.hydra.sweeper.n_jobs
+        else:
+            with exit_on_error():
+                jobs = jobs_of(config)
+                check_team(config)
+            for overrides in jobs:
+                with exit_on_error(of_run=" ".join(overrides)):
+                    cfg.check(compose(config.hydra.job.config_name, overrides))
+            self.total = at_once = len(jobs)
+            if is_first():
+                say(f"sweep {config.sweep}: {self.total} runs → {config.output_dir}/{config.sweep}")
+        if "n_jobs" in config.hydra.launcher:  # side by side
+            with read_write(config.hydra.launcher):
+                config.hydra.launcher.n_jobs = workers.how_many(config.hydra.launcher.n_jobs, at_once)
+            workers.stop_together()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.total > 1 and is_first():
+        workers.prepare()
+        if self.total > 1 and not workers.stopped_by and is_first():
             log.info(f"run {config.hydra.job.num + 1} of {self.total}")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        workers.leave_if_alone()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not is_first():
             return
+        workers.exit_if_stopped()
         from compare import compare
 
         folder = Path(config.output_dir) / config.sweep
