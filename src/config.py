@@ -219,6 +219,7 @@ class Study:
     question: str | None = None
     source: str | None = None  # of the reference values
     metric: str = key(one_of("val/accuracy", "test/accuracy"), "test/accuracy")  # what they are values of
+    where: dict[str, Any] = field(default_factory=dict)  # config keys and values without which no reference applies
     reference: list[dict[str, Any]] = field(default_factory=list)  # {where: {config key: value}, value: fraction}
 
 

@@ -337,6 +337,15 @@ REFERENCE = (
 )
 
 
+@pytest.mark.parametrize(("data", "applies"), [("digits", True), ("cifar10", False)])
+def test_a_reference_is_for_the_studys_own_settings_alone(tmp_path: Path, data: str, applies: bool) -> None:
+    folder = write_sweep(
+        tmp_path / "s", {(5, 8): [0.9], (9, 8): [0.95]}, *REFERENCE, f"study.where={{data.name: {data}}}"
+    )
+    compare([folder])
+    assert ("the reference 99.00 %" in report(folder)) is applies
+
+
 def test_rows_stand_beside_the_studys_reference(tmp_path: Path) -> None:
     values = {(5, 8): [0.9, 0.92, 0.94], (9, 8): [0.95, 0.96, 0.97], (7, 8): [0.9, 0.9, 0.9]}
     folder = write_sweep(tmp_path / "s", values, *REFERENCE)

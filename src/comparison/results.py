@@ -111,12 +111,16 @@ class Row:
 
     @cached_property
     def reference(self) -> Reference | None:
-        """The study's value whose `where` fits, the most specific one."""
+        """The study's value whose `where`, and the study's own, fit this row; the most specific one."""
         config = self.runs[0].config
+        shared = {key.removeprefix("study.where."): config[key] for key in config if key.startswith("study.where.")}
         fitting = [
             entry
             for entry in config.get("study.reference") or []
-            if all(key in config and equal(config[key], wanted) for key, wanted in entry.get("where", {}).items())
+            if all(
+                key in config and equal(config[key], wanted)
+                for key, wanted in {**shared, **entry.get("where", {})}.items()
+            )
         ]
         metric = config.get("study.metric", "test/accuracy")
         ours = self.estimate(metric)
