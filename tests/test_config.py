@@ -15,7 +15,7 @@ OPTIONS = sorted(
     for path in (REPOSITORY / "conf").glob("*/*.yaml")
     if path.parent.name in cfg.GROUPS
 )
-NEEDS_ROOT = ("data=image_folder", "data=imagenet")
+NEEDS_ROOT = ("data=image_folder", "data=imagenet", *(option for option in OPTIONS if "=imagenet_" in option))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -86,7 +86,7 @@ def test_dropout_rate_reaches_its_places() -> None:
         (["trainer.accumulation_steps=64"], "expected at most data.batch_size=32"),
         (["trainer.early_stopping.patience=3", "data.val_fraction=0"], "needs a validation set"),
         (["augmentation.scale=[1.0,0.5]"], "augmentation.scale=[1.0, 0.5]: expected [low, high]"),
-        (["augmentation.auto_augment=strong"], "timm's notation"),
+        (["augmentation.auto_augment=strong"], "timm's RandAugment, e.g."),
         (["wandb.mode=sometimes"], "wandb.mode=sometimes: expected one of offline, online, disabled"),
         (["sweep=a/b"], "sweep=a/b: expected the name of a folder"),
         (["+model.width=3"], "model.width: there is no such key"),

@@ -88,7 +88,7 @@ def test_a_sweep_grows(tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns == times[path] for path in times)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     arguments = ("trainer.epochs=200", *SMALL[:2], *SMALL[3:], "wandb.mode=offline")
     process = start(*arguments, "sweep=s", cwd=tmp_path)
