@@ -8,7 +8,7 @@ value is reported before anything is loaded or written.
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -272,7 +272,7 @@ def check(composed: DictConfig) -> Config:
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra", None)
     config = cast(Config, OmegaConf.to_object(composed))
-    known = [path for path, *_ in keys_of(config)]
+    known = [path for path, _ in flatten(asdict(config))]
     for path, _ in flatten(OmegaConf.to_container(composed)):
         if path not in known:  # appended with +key=value
             siblings = [other.rpartition(".")[2] for other in known if parent(other) == parent(path)]
