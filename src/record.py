@@ -93,7 +93,8 @@ class Record:
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         write(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=len(rows))
-        self.wandb = start_wandb(self.config, self.folder, self.name, wandb_id)
+        with no_harm():
+            self.wandb = start_wandb(self.config, self.folder, self.name, wandb_id)
         write(self.folder / "metrics.csv", ",".join(COLUMNS) + "\n")
         for row in rows:
             self.add_epoch(row)

@@ -80,14 +80,18 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
     return start
 
 
+def environment_of(**environment: str) -> dict[str, str]:
+    """The environment of a command of its own: W&B would tell child processes to use this process's service."""
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return {**inherited, "OMP_NUM_THREADS": "1", **environment}
+
+
 def command(*arguments: str, cwd: Path, script: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
     """`python src/SCRIPT.py ARGUMENTS` as a process of its own."""
-    # W&B tells child processes to use this process's service; a command of its own has its own.
-    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "src" / f"{script}.py"), *arguments],
         cwd=cwd,
-        env={**inherited, "OMP_NUM_THREADS": "1", **environment},
+        env=environment_of(**environment),
         capture_output=True,
         text=True,
         timeout=300,

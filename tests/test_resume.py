@@ -17,7 +17,7 @@ import torch
 import config as cfg
 import run
 import wandb_files
-from conftest import REPOSITORY, checked, command
+from conftest import REPOSITORY, checked, command, environment_of
 
 TIMES = ["images_per_second", "seconds"]
 SMALL = ("model.d_model=8", "model.depth=2", "trainer.epochs=3", "data.train_fraction=0.3", "checkpoint.max_share=1")
@@ -32,7 +32,7 @@ def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[st
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "src" / "train.py"), *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env=environment_of(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
