@@ -7,6 +7,7 @@
 Of `data`, both sides get the same files, the same transforms and the same number of workers, and take turns.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -40,12 +41,13 @@ def benchmark_data(overrides: list[str]) -> None:
 
     The images are crops of scikit-learn's two embedded photographs, as JPEG files.
     """
+    torch.set_num_threads(1)  # of this process, for either side; the cores are the workers'
     rows = []
     for size, count, rounds in ((32, 4000, 5), (224, 400, 3)):
         with tempfile.TemporaryDirectory() as root:
             write_images(Path(root), size, count)
             fixed = ["data=image_folder", f"data.root={root}", "data.val_fraction=0", "data.batch_size=64"]
-            config = make_config([*fixed, "augmentation=paper", *overrides])
+            config = make_config([*fixed, "augmentation=paper", f"data.num_workers={os.cpu_count()}", *overrides])
             images = data.load(config.data, 1)
             workers = data.training_batches(images, config).num_workers
             contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
