@@ -198,7 +198,7 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
     assert any("another process" in output or "completed before" in output for output in outputs)
 
 
-ROUNDS = int(os.environ.get("KILL_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("KILL_ROUNDS", "2"))
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
