@@ -190,6 +190,7 @@ class Trainer:
     accumulation_steps: int = key(at_least(1), 1)  # parts that a batch is processed in, to fit in memory
     label_smoothing: float = key(BELOW_ONE, 0.0)
     ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps; evaluate the average
+    figures: bool = True  # of the trained model, in the run's folder and W&B; they take a second or two
     monitor: str = key(one_of("val/accuracy", "val/loss"), "val/accuracy")  # picks the best epoch
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
@@ -243,7 +244,7 @@ class Config:
 
 # Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
 NOT_IDENTITY = (
-    "data.root", "data.num_workers", "trainer.device", "checkpoint", "wandb", "study", "on_failure",
+    "data.root", "data.num_workers", "trainer.device", "trainer.figures", "checkpoint", "wandb", "study", "on_failure",
     "output_dir", "sweep",
 )  # fmt: skip
 

@@ -22,9 +22,13 @@ class NotFinite(RuntimeError):
 
 
 class Sums:
-    """Loss and accuracy so far, summed on the device; reading them waits for it."""
+    """Loss and accuracy so far, summed on the device; reading them waits for it.
 
-    def __init__(self, device: torch.device) -> None:
+    With `classes` also the images of each [true class, predicted class].
+    """
+
+    def __init__(self, device: torch.device, classes: int = 0) -> None:
+        self.confusion = torch.zeros(classes, classes, device=device, dtype=torch.int64)
         self.loss = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device)
         self.first_bad = torch.zeros((), device=device, dtype=torch.int64)
@@ -36,11 +40,13 @@ class Sums:
         self.correct += credit(logits, targets)
         self.first_bad += (~loss.isfinite() & (self.first_bad == 0)) * step
         self.images += len(targets)
+        if n := len(self.confusion):
+            self.confusion += torch.bincount(targets * n + logits.argmax(1), minlength=n * n).view(n, n)
 
     def add_up(self, team: Team) -> None:
         """Take the other processes' share of the images in."""
         images = torch.tensor(self.images, device=self.loss.device)
-        team.add_up(self.loss, self.correct, images)
+        team.add_up(self.loss, self.correct, self.confusion, images)
         self.images = int(images)
 
     def bad_step(self) -> int:

@@ -1,4 +1,4 @@
-"""Figures for a paper: what a trained model looks like inside. compare's are in comparison_plots.py.
+"""Figures for a paper: what a trained model looks like inside. compare's are in comparison/figure.py.
 
 Sizes are inches on the page (a column is about 3.3 wide, a page 7), fonts at least 7 points, colors
 those of Okabe and Ito, which color-blind readers can tell apart.
@@ -30,6 +30,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write PATH.png and PATH.svg."""
     with matplotlib.rc_context(STYLE):
         figure.savefig(path.with_suffix(".png"), dpi=220)
+        figure.set_layout_engine("none")  # what was laid out stays, and need not be again
         figure.savefig(path.with_suffix(".svg"))
 
 

@@ -6,6 +6,7 @@ OUTPUT_DIR/SWEEP/RUN/
     summary.json      status, best and last figures; always true, also after a crash
     checkpoints/      last.pt, best.pt
     history.png       the curves
+    figures/          of the trained model: filters, kernels, confusion matrix
     train.log         what the terminal said, and tracebacks
     wandb/            Weights & Biases' own files
 """
@@ -17,7 +18,7 @@ import logging
 import re
 import secrets
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,8 +27,10 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
+from torch import Tensor
 
 import config as cfg
+import plots
 from distributed import Team
 
 log = logging.getLogger(__name__)
@@ -116,6 +119,28 @@ class Record:
         self.summary.update(figures)
         if self.writes:
             write(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+
+    def draw(self, weights: Mapping[str, Tensor], confusion: Tensor, classes: Sequence[str]) -> None:
+        """Picture the trained model: its filters, and which class of the test set it takes for which."""
+        if not self.writes:
+            return
+        with no_harm():
+            depthwise = [weight.cpu() for name, weight in weights.items() if name.endswith("depth_wise_conv.weight")]
+            figures = {
+                "patch_embedding_filters": plots.patch_embedding_filters(weights["patch_emb.conv.weight"].cpu()),
+                "depthwise_kernels": plots.depthwise_kernels(depthwise),
+                "confusion_matrix": plots.confusion_matrix(confusion.cpu(), classes),
+            }
+            (self.folder / "figures").mkdir(exist_ok=True)
+            for name, figure in figures.items():
+                plots.save(figure, self.folder / "figures" / name)
+            if self.wandb:
+                import wandb
+
+                files = {
+                    f"figures/{name}": wandb.Image(str(self.folder / "figures" / f"{name}.png")) for name in figures
+                }
+                self.wandb.log(files, step=self.rows[-1]["epoch"])
 
     def complete(self, **figures: Any) -> None:
         self.update(status="completed", **figures)

@@ -13,9 +13,6 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.flop_counter import FlopCounterMode
 
 import config as cfg
 import data
@@ -33,8 +30,8 @@ from device import (
 )
 from distributed import Team, join
 from interruption import Stopped, StopRequest
-from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from metrics import Best, NotFinite, Patience, Sums
+from network import count_macs, make_average, make_model, memory_format, spread
 from optimization import make_optimizer, make_scheduler
 from record import Record, RunBusy, first_line
 from terminal import RunProgress
@@ -88,7 +85,9 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     except Exception as error:
         record.fail(error)
         log.error(f"FAILED {record.name}: {first_line(error)} ({record.folder}/train.log)")
-    if config.on_failure == "stop" or team.size > 1:  # the others of a team would wait for this process
+    if config.on_failure == "stop" and workers.is_worker():
+        workers.stop_the_others()
+    elif config.on_failure == "stop" or team.size > 1:  # the others of a team would wait for this process
         raise SystemExit(1)
     gc.collect()  # what the failed run held in memory is the next one's
     torch.cuda.empty_cache()
@@ -166,7 +165,7 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
     )
     reset_peak_memory(device)
     log.info(
-        f"{record.name}: ConvMixer-{config.model.d_model}/{config.model.depth}, {parameters / 1e6:.2f} M parameters; "
+        f"{record.name}: ConvMixer-{config.model.d_model}/{config.model.depth}, {parameters:,} parameters; "
         f"{config.data.name} {images.image_size[0]}×{images.image_size[1]}, {len(images.train):,} images to train on; "
         f"{describe(device)}, {config.trainer.precision}"
         + (f"; goes on after step {steps_done} of epoch {first_epoch}" if state else "")
@@ -227,7 +226,8 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
             val_loss, val_accuracy = None, None
             if validation is not None:
                 try:
-                    val_loss, val_accuracy = evaluate(evaluated, validation, normalize, config, device, team, stop)
+                    validated = evaluate(evaluated, validation, normalize, config, device, team, stop)
+                    val_loss, val_accuracy = validated.means()
                 except Stopped:
                     save(epoch, len(training))
                     raise
@@ -245,14 +245,19 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
             }
             steps_done = 0
             record.add_epoch(row)
-            log.info(describe_epoch(row, config.trainer.epochs), extra={"file_only": progress.live.is_started})
+            of = f"{record.name}: " if workers.is_worker() else ""  # the lines of several runs alternate
+            log.info(
+                f"  {of}{describe_epoch(row, config.trainer.epochs)}", extra={"file_only": progress.live.is_started}
+            )
             if best.is_beaten_by(row):
                 weights = {name: value.detach().cpu().clone() for name, value in evaluated.state_dict().items()}
                 new_best = {**about(config, images), "model": weights, "metrics": row}
                 record.update(**best.figures())
             over = patience.is_over(row)
             if over:
-                log.info(f"  stopped early after epoch {epoch}: val/loss has not fallen for {patience.waited} epochs")
+                log.info(
+                    f"  {of}stopped early after epoch {epoch}: val/loss has not fallen for {patience.waited} epochs"
+                )
             if over or epoch == config.trainer.epochs or checkpoints.is_due(epoch) or stop.number:
                 save(epoch + 1, 0)
             stop.heed()
@@ -260,8 +265,11 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
         # The test set is looked at once, with the best epoch's weights.
         team.tell(None)  # the first process has written them
         evaluated.load_state_dict(checkpoints.load_best()["model"])
-        test_loss, test_accuracy = evaluate(evaluated, testing, normalize, config, device, team, stop)
+        tested = evaluate(evaluated, testing, normalize, config, device, team, stop, classes=len(images.classes))
+    test_loss, test_accuracy = tested.means()
     seconds = time.perf_counter() - started
+    if config.trainer.figures:
+        record.draw(evaluated.state_dict(), tested.confusion, images.classes)
     record.complete(
         **{"test/loss": test_loss, "test/accuracy": test_accuracy},
         objective=best.value,
@@ -269,9 +277,9 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
         seconds=seconds,
         images_per_second=float(np.median([row["images_per_second"] for row in record.rows])),
     )
-    validated = f"{best.row['val/accuracy']:.2%} validation, " if images.val else ""
+    on_validation = f"{best.row['val/accuracy']:.2%} validation, " if images.val else ""
     log.info(
-        f"  {record.name}: {validated}{test_accuracy:.2%} test (epoch {best.row['epoch']}) "
+        f"  {record.name}: {on_validation}{test_accuracy:.2%} test (epoch {best.row['epoch']}) "
         f"in {seconds:.0f} s → {record.folder}"
     )
     return best.value
@@ -286,14 +294,15 @@ def evaluate(
     device: torch.device,
     team: Team,
     stop: StopRequest,
-) -> tuple[float, float]:
-    """Mean loss (without label smoothing) and accuracy.
+    classes: int = 0,
+) -> Sums:
+    """Loss (without label smoothing), accuracy and, with the number of classes, their confusion.
 
     Raises:
         Stopped: a signal asked for it.
     """
     model.eval()
-    sums = Sums(device)
+    sums = Sums(device, classes)
     for pixels, labels in to_device(batches, device):
         if team.size == 1:  # else the others would wait
             stop.heed(saved=False)
@@ -302,7 +311,7 @@ def evaluate(
             loss = F.cross_entropy(logits, labels)
         sums.add(loss, logits, labels)
     sums.add_up(team)
-    return sums.means()
+    return sums
 
 
 def stop_if_not_finite(sums: Sums, scheduler: Scheduler) -> None:
@@ -313,57 +322,6 @@ def stop_if_not_finite(sums: Sums, scheduler: Scheduler) -> None:
     if step := sums.bad_step():
         scheduler.step_update(step)
         raise NotFinite("training", step, current_lr(scheduler.optimizer))
-
-
-def make_model(config: cfg.Config, channels: int, n_classes: int) -> ConvMixer:
-    """The configured ConvMixer, from a layer, an embedding and a head."""
-    model, dropout = config.model, config.dropout
-    layer = ConvMixerLayer(
-        model.d_model,
-        model.kernel_size,
-        activation=model.activation,
-        norm=model.norm,
-        residual_depthwise=model.residual_depthwise,
-        residual_pointwise=model.residual_pointwise,
-        dropout=dropout.blocks,
-        stochastic_depth=dropout.stochastic_depth,
-    )
-    patch_emb = ConvPatchEmbeddings(
-        model.d_model, model.patch_size, channels, activation=model.activation, norm=model.norm
-    )
-    classification = ConvClassificationHead(model.d_model, n_classes, dropout=dropout.head)
-    return ConvMixer(layer, model.depth, patch_emb, classification)
-
-
-def count_macs(config: cfg.Config, images: data.ImageData) -> int:
-    """Multiply-accumulates of one image's forward pass, in convolutions and the classifier."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = make_model(config, images.channels, len(images.classes)).eval()
-        model(torch.empty(1, images.channels, *images.image_size))
-    return counter.get_total_flops() // 2
-
-
-def spread(model: nn.Module, config: cfg.Config, team: Team, device: torch.device) -> nn.Module:
-    """The model as it is called in training: over the team's devices, compiled if asked for.
-
-    Raises:
-        ConfigError: synchronized BatchNorm without GPUs.
-    """
-    network = model
-    if team.size > 1:
-        if config.trainer.sync_batch_norm:
-            if device.type != "cuda":
-                raise cfg.ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = DistributedDataParallel(network)
-    return cast(nn.Module, torch.compile(network)) if config.trainer.compile else network
-
-
-def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """The exponential moving average of the weights; BatchNorm's statistics are averaged likewise."""
-    if decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def about(config: cfg.Config, images: data.ImageData) -> dict[str, Any]:
@@ -378,10 +336,6 @@ def about(config: cfg.Config, images: data.ImageData) -> dict[str, Any]:
     }
 
 
-def memory_format(inputs: Tensor, config: cfg.Config) -> Tensor:
-    return inputs.contiguous(memory_format=torch.channels_last) if config.trainer.channels_last else inputs
-
-
 def split_batch(inputs: Tensor, targets: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
 
@@ -393,6 +347,6 @@ def current_lr(optimizer: torch.optim.Optimizer) -> float:
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     validated = "" if row["val/loss"] is None else f", val {row['val/loss']:.3f} {row['val/accuracy']:.1%}"
     return (
-        f"  epoch {row['epoch']}/{epochs}: train {row['train/loss']:.3f} {row['train/accuracy']:.1%}{validated}, "
+        f"epoch {row['epoch']}/{epochs}: train {row['train/loss']:.3f} {row['train/accuracy']:.1%}{validated}, "
         f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s"
     )

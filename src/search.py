@@ -88,15 +88,18 @@ def search(
             direction="minimize" if typical.trainer.monitor == "val/loss" else "maximize",
             load_if_exists=True,
         )
+        interrupted = study.get_trials(states=[TrialState.RUNNING])
+        failed = try_again(study)
         batch = study.get_trials(states=[TrialState.RUNNING])
-        before = len(study.trials)
+        before = count(study)
         say(
             f"search {config.sweep}: {n_trials} trials"
             + (f", {before - len(batch)} of them done" if before else "")
-            + (f", {len(batch)} interrupted" if batch else "")
+            + (f", {len(interrupted)} interrupted" if interrupted else "")
+            + (f", {failed} failed and tried again" if failed else "")
             + f"; {study.direction.name.lower()} {typical.trainer.monitor} → {folder}"
         )
-        while batch or (batch := propose(study, space, min(n_jobs, n_trials - len(study.trials)), seed, sampler)):
+        while batch or (batch := propose(study, space, min(n_jobs, n_trials - count(study)), seed, sampler)):
             run_batch(study, batch, fixed, launcher)
             batch = []
             if workers.stopped_by:
@@ -155,10 +158,38 @@ def shortened(value: Any, distribution: Distribution) -> Any:
     return min(max(float(f"{value:.{digits}g}"), distribution.low), distribution.high)
 
 
+RETRY_OF = "retry_of"  # the number of the trial that failed
+
+
+def try_again(study: optuna.Study) -> int:
+    """Add every trial that failed once more, as running; how many they are."""
+    failed = not_retried(study, TrialState.FAIL)
+    for trial in failed:
+        study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={RETRY_OF: trial.number},
+            )
+        )
+    return len(failed)
+
+
+def not_retried(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
+    return [trial for trial in study.get_trials(states=states or None) if trial.number not in retried]
+
+
+def count(study: optuna.Study) -> int:
+    """Trials so far; one that was tried again is one."""
+    return len(not_retried(study))
+
+
 def best(study: optuna.Study, monitor: str) -> str:
     trials = study.get_trials(states=[TrialState.COMPLETE])
-    failed = len(study.get_trials(states=[TrialState.FAIL]))
-    of = f"{len(study.trials)} trials" + (f", {failed} of which failed" if failed else "")
+    failed = len(not_retried(study, TrialState.FAIL))
+    of = f"{count(study)} trials" + (f", {failed} of which failed" if failed else "")
     if not trials:
         return f"no trial completed, of {of}"
     value = study.best_value

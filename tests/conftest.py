@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ import config as cfg
 import run
 
 REPOSITORY = Path(__file__).parents[1]
-TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu")
+TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that are never the same
+TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu", "trainer.figures=false")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -97,3 +99,34 @@ def command(*arguments: str, cwd: Path, script: str = "train", **environment: st
         timeout=300,
         check=False,
     )
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "src" / "train.py"), *arguments],
+        cwd=cwd,
+        env=environment_of(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def metrics(sweep: Path) -> dict[str, str]:
+    """The metrics of every run, without the time columns, as text to the last digit."""
+    return {
+        path.parent.name: pd.read_csv(path, dtype=str).drop(columns=TIMES).to_csv()
+        for path in sorted(sweep.glob("*/metrics.csv"))
+    }
+
+
+def summaries(sweep: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(sweep.glob("*/summary.json"))]

@@ -19,6 +19,7 @@ from distributed import Team
 ARGUMENTS = (
     "model.d_model=8", "model.depth=2", "model.norm=none", "optimizer=sgd", "trainer.epochs=2", "trainer.device=cpu",
     "augmentation=paper", "augmentation.random_erasing=0", "data.train_fraction=0.3", "wandb.mode=disabled",
+    "trainer.figures=false",
 )  # fmt: skip
 
 

@@ -11,10 +11,9 @@ import pytest
 from filelock import FileLock
 
 import slurm
-from conftest import REPOSITORY, command
-from test_resume import metrics, start, summaries, wait_for
+from conftest import REPOSITORY, command, metrics, start, summaries, wait_for
 
-SMALL = ("model.d_model=8", "model.depth=1", "data.train_fraction=0.1", "wandb.mode=disabled")
+SMALL = ("model.d_model=8", "model.depth=1", "data.train_fraction=0.1", "wandb.mode=disabled", "trainer.figures=false")
 TWO = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
 SIDE_BY_SIDE = ("hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2")
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
@@ -83,6 +82,18 @@ def test_runs_side_by_side_stop_together_and_go_on(
     assert again.returncode == 0, again.stdout + again.stderr
     assert "goes on after" in again.stdout
     assert metrics(sweep) == undisturbed
+
+
+def test_a_failure_can_stop_the_runs_beside_it(tmp_path: Path) -> None:
+    diverging = ("optimizer.lr=0.001,1e30", "optimizer=sgd", "model.norm=none", "data.num_workers=0")
+    stop = ("-m", *diverging, *SMALL, "data.train_fraction=1", "trainer.epochs=10000", "on_failure=stop", "sweep=s")
+    done = command(*stop, *SIDE_BY_SIDE, cwd=tmp_path)
+    assert done.returncode == 128 + signal.SIGTERM
+    sweep = tmp_path / "outputs" / "s"
+    assert sorted(statuses(sweep)) == ["failed", "interrupted"]
+    (other,) = sweep.glob("lr_0.001*")
+    assert (other / "checkpoints" / "last.pt").exists()
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def claimant(folder: Path) -> subprocess.Popen[str]:

@@ -221,7 +221,7 @@ def test_an_experiment_is_a_record(name: str) -> None:
 
 REDUCED = (
     "data=digits", "model=convmixer_64_8", "model.d_model=4", "model.depth=1", "trainer.epochs=1", "data.batch_size=32",
-    "data.train_fraction=0.1", "trainer.precision=fp32", "wandb.mode=disabled",
+    "data.train_fraction=0.1", "trainer.precision=fp32", "wandb.mode=disabled", "trainer.figures=false",
 )  # fmt: skip
 
 

@@ -1,62 +1,28 @@
 """A sweep cannot be lost: runs are found again, go on where they were, and never run twice at once."""
 
-import json
 import math
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
 import config as cfg
 import run
 import wandb_files
-from conftest import REPOSITORY, checked, command, environment_of
+from conftest import checked, command, metrics, start, summaries, wait_for
 
-TIMES = ["images_per_second", "seconds"]
-SMALL = ("model.d_model=8", "model.depth=2", "trainer.epochs=3", "data.train_fraction=0.3", "checkpoint.max_share=1")
+SMALL = ("model.d_model=8", "model.depth=2", "trainer.epochs=3", "data.train_fraction=0.3", "checkpoint.max_share=1",
+         "trainer.figures=false")  # fmt: skip
 # Everything that a checkpoint must hold: dropout, mixing, averaging, loss scaling, a schedule, patience.
 EVERYTHING = (
     *SMALL, "dropout=all", "augmentation=paper", "trainer.ema_decay=0.9", "trainer.precision=fp16",
     "trainer.early_stopping.patience=9", "trainer.accumulation_steps=2", "data.batch_size=30",
 )  # fmt: skip
-
-
-def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "src" / "train.py"), *arguments],
-        cwd=cwd,
-        env=environment_of(**environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def metrics(sweep: Path) -> dict[str, str]:
-    """The metrics of every run, without the time columns, as text to the last digit."""
-    return {
-        path.parent.name: pd.read_csv(path, dtype=str).drop(columns=TIMES).to_csv()
-        for path in sorted(sweep.glob("*/metrics.csv"))
-    }
-
-
-def summaries(sweep: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(sweep.glob("*/summary.json"))]
 
 
 def configured(tmp_path: Path, *overrides: str, sweep: str = "s") -> cfg.Config:
@@ -198,32 +164,41 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
     assert any("another process" in output or "completed before" in output for output in outputs)
 
 
-ROUNDS = int(os.environ.get("KILL_ROUNDS", "2"))
+KILLS = int(os.environ.get("KILLS", "2"))
+MAIN_COMMAND = ("-m", "model.kernel_size=5,9", "model.depth=8,16")
+IN_CI = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "trainer.figures=false")
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """kill -9 at random moments; KILL_ROUNDS=20 makes twenty."""
-    arguments = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "trainer.epochs=12")
-    arguments += ("dropout=all", "checkpoint.max_share=1", "wandb.mode=offline")
-    undisturbed = command(*arguments, "sweep=whole", cwd=tmp_path)
+    """kill -9 at random moments, and the same command again; a sweep that is done is followed by another.
+
+    `KILLS=20 pytest -s tests/test_resume.py -k killed` kills the four-run sweep of the README twenty times.
+    """
+    arguments = (*(IN_CI if KILLS <= 2 else MAIN_COMMAND), "checkpoint.max_share=1", "wandb.mode=offline")
+    undisturbed = command(*arguments, "sweep=undisturbed", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stdout
-    moments = random.Random(0)
-    kills = 0
+    outputs, moments = tmp_path / "outputs", random.Random(0)
+    kills, starts, sweeps = 0, 0, 1
     while True:
-        process = start(*arguments, "sweep=parts", cwd=tmp_path)
-        if kills == ROUNDS:
-            output = process.communicate(timeout=300)[0]
-            break
+        process = start(*arguments, f"sweep=killed{sweeps}", cwd=tmp_path)
+        starts += 1
         try:
-            output = process.communicate(timeout=moments.uniform(5, 14))[0]
-            break
+            output = process.communicate(timeout=moments.uniform(4, 12) if kills < KILLS else 600)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             kills += 1
-    assert process.returncode == 0, output
-    assert kills >= min(ROUNDS, 2)
-    assert metrics(tmp_path / "outputs" / "parts") == metrics(tmp_path / "outputs" / "whole")
-    for folder in (tmp_path / "outputs" / "parts").glob("*/checkpoints"):
-        runs = {path.stem for path in folder.parent.glob("wandb/offline-run-*/*.wandb")}
-        assert len(runs) == 1
+            continue
+        assert process.returncode == 0, output
+        if kills == KILLS:
+            break
+        sweeps += 1
+    print(f"\n{kills} kills, {starts} starts, {sweeps} sweep(s)")
+    for sweep in outputs.glob("killed*"):
+        assert metrics(sweep) == metrics(outputs / "undisturbed")
+        for run_folder in (path.parent for path in sweep.glob("*/metrics.csv")):
+            assert len({path.stem for path in run_folder.glob("wandb/offline-run-*/*.wandb")}) == 1
+            log = (run_folder / "train.log").read_text()
+            epochs = (run_folder / "metrics.csv").read_text().count("\n") - 1
+            again = log.count("  epoch ") - epochs  # only what was not in the checkpoint yet
+            assert 0 <= again <= log.count("ConvMixer-") - 1

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-import run
 import wandb_files
 from conftest import REPOSITORY, Finished, checked, command
+from network import make_model
 from optimization import make_optimizer, make_scheduler
 from record import COLUMNS
 
@@ -42,7 +42,7 @@ def test_the_record(train: Train) -> None:
     summary, last = done.summary, done.metrics.iloc[-1]
     assert summary["epochs"] == 2
     assert summary["last/val/loss"] == pytest.approx(last["val/loss"], abs=1e-12)
-    assert summary["parameters"] == sum(p.numel() for p in run.make_model(checked(*TINY_SIZE), 1, 10).parameters())
+    assert summary["parameters"] == sum(p.numel() for p in make_model(checked(*TINY_SIZE), 1, 10).parameters())
     assert "epoch 2/2" in (done.folder / "train.log").read_text()
     assert done.folder.name.startswith("kernel_size_3-seed_1-")
 
@@ -62,7 +62,7 @@ def test_the_best_checkpoint_is_what_was_tested(train: Train) -> None:
     checkpoint = torch.load(done.folder / "checkpoints" / "best.pt", weights_only=True)
     best = done.metrics.loc[done.metrics["val/accuracy"].idxmax()]
     assert checkpoint["metrics"]["val/accuracy"] == pytest.approx(best["val/accuracy"])
-    model = run.make_model(checked("model.d_model=16", "model.depth=2"), checkpoint["channels"], 10)
+    model = make_model(checked("model.d_model=16", "model.depth=2"), checkpoint["channels"], 10)
     model.load_state_dict(checkpoint["model"])
 
 
@@ -193,7 +193,7 @@ def test_the_other_schedules() -> None:
 
 
 def test_weight_decay_spares_norms_and_biases_unless_told_otherwise() -> None:
-    model = run.make_model(checked(), 1, 10)
+    model = make_model(checked(), 1, 10)
     weights, flat = make_optimizer(model, checked().optimizer).param_groups
     assert weights["weight_decay"] == 0.01
     assert flat["weight_decay"] == 0.0
@@ -210,7 +210,7 @@ def test_weight_decay_spares_norms_and_biases_unless_told_otherwise() -> None:
 
 def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    done = train("model.kernel_size=3", "wandb.project=kernels", "wandb.tags=[a,b]")
+    done = train("model.kernel_size=3", "trainer.figures=true", "wandb.project=kernels", "wandb.tags=[a,b]")
     seen = wandb_files.read(done.folder)
     assert (seen["name"], seen["group"], seen["project"]) == ("kernel_size=3", done.folder.parent.name, "kernels")
     assert seen["tags"] == ["a", "b"]
@@ -219,6 +219,10 @@ def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: py
     np.testing.assert_allclose(history, done.metrics, rtol=1e-9)
     for key in ("status", "best/val/accuracy", "test/accuracy", "last/train/loss", "parameters"):
         assert seen["summary"][key] == pytest.approx(done.summary[key]) if key != "status" else "completed"
+    for name in ("patch_embedding_filters", "depthwise_kernels", "confusion_matrix"):
+        assert seen["summary"][f"figures/{name}._type"] == "image-file"
+        assert (done.folder / "figures" / f"{name}.png").stat().st_size > 5000
+        assert (done.folder / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
 def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> None:

@@ -13,10 +13,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 import config as cfg
 import search
-from conftest import REPOSITORY, checked, command
-from test_resume import metrics, start, summaries, wait_for
+from conftest import REPOSITORY, checked, command, metrics, start, summaries, wait_for
 
-TINY = ("model.d_model=8", "model.depth=1", "trainer.epochs=1", "data.train_fraction=0.2", "wandb.mode=disabled")
+TINY = (
+    "model.d_model=8",
+    "model.depth=1",
+    "trainer.epochs=1",
+    "data.train_fraction=0.2",
+    "wandb.mode=disabled",
+    "trainer.figures=false",
+)
 SEARCH = (
     "-m",
     "hydra/sweeper=optuna",
@@ -98,6 +104,12 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert states == {"1": TrialState.COMPLETE, "7": TrialState.FAIL}
     assert re.search(r"best of 3 trials, [12] of which failed: val/accuracy .* with model.patch_size=1", done.stdout)
     assert sorted(statuses(tmp_path / "outputs" / "s")) == ["completed", "failed"]  # three trials, two runs
+    failed = [trial.number for trial in trials(tmp_path / "outputs" / "s") if trial.state == TrialState.FAIL]
+    again = command("-m", "hydra/sweeper=optuna", "model.patch_size=choice(1,7)", *TINY, "hydra.sweeper.n_trials=3",
+                    "sweep=s", cwd=tmp_path)  # fmt: skip
+    assert f"{3 - len(failed)} of them done, {len(failed)} failed and tried again" in again.stdout
+    assert f"best of 3 trials, {len(failed)} of which failed" in again.stdout
+    assert [trial.user_attrs["retry_of"] for trial in trials(tmp_path / "outputs" / "s")[3:]] == failed
 
 
 def space(*arguments: str) -> dict[str, Any]:

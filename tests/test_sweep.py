@@ -7,7 +7,14 @@ from pathlib import Path
 
 from conftest import command
 
-SMALL = ("model.d_model=8", "model.depth=1", "trainer.epochs=1", "data.train_fraction=0.1", "wandb.mode=disabled")
+SMALL = (
+    "model.d_model=8",
+    "model.depth=1",
+    "trainer.epochs=1",
+    "data.train_fraction=0.1",
+    "wandb.mode=disabled",
+    "trainer.figures=false",
+)
 
 
 def statuses(sweep: Path) -> dict[str, str]:

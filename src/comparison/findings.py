@@ -105,7 +105,7 @@ def caveats(comparison: Comparison) -> list[str]:
     if rows and len(single) == len(rows):
         lines.append(
             "How sure is this? Not at all: with one seed a difference cannot be told from chance. "
-            f"Sweep over seeds to find out: add {SEEDS} to the command."
+            f"To find out, run these settings with {SEEDS}."
         )
     elif single:
         lines.append(f"One seed only, so no interval of their own: {listing(single, comparison)}.")
@@ -209,7 +209,8 @@ def change_text(change: float, name: str, unit: str = " points") -> str:
 
 def si(number: float) -> str:
     """Three digits and a prefix: 78.2 k, 4.76 M."""
-    power = min(4, int(math.log10(number) // 3)) if number >= 1 else 0
+    rounded = float(f"{number:.3g}")  # 999.6 is 1.00 k
+    power = min(4, int(math.log10(rounded) // 3)) if rounded >= 1 else 0
     digits = f"{number / 1000**power:#.3g}" if power else f"{number:.3g}"
     return f"{digits.rstrip('.')} {' kMGT'[power]}".rstrip()
 
