@@ -19,6 +19,8 @@ import copy
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from depthwise import DepthwiseConv2d
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 NORMS = ("batch", "layer", "none")
 
@@ -77,6 +79,7 @@ class ConvMixerLayer(nn.Module):
         dropout: probability of dropping a value of the layer's input.
         stochastic_depth: probability of dropping a residual branch, for an image as a whole
             (Huang et al., arXiv 1603.09382).
+        backend: how the depthwise convolution is computed (depthwise.py); parameters are the same for all.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -93,6 +96,7 @@ class ConvMixerLayer(nn.Module):
         residual_pointwise: bool = False,
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         check_positive(d_model=d_model, kernel_size=kernel_size)
@@ -107,7 +111,7 @@ class ConvMixerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.stochastic_depth = StochasticDepth(stochastic_depth, mode="row")
 
-        self.depth_wise_conv = nn.Conv2d(d_model, d_model, kernel_size, groups=d_model, padding="same")
+        self.depth_wise_conv = DepthwiseConv2d(d_model, kernel_size, backend=backend)
         self.act1 = make_activation(activation)
         self.norm1 = make_norm(norm, d_model)
 

@@ -78,6 +78,7 @@ class Model:
     norm: str = key(one_of("batch", "layer", "none"), "batch")
     residual_depthwise: bool = True
     residual_pointwise: bool = False
+    backend: str = key(one_of("auto", "reference", "stacked", "toeplitz"), "auto")  # src/depthwise.py: speed, rounding
 
 
 @dataclass
@@ -244,8 +245,8 @@ class Config:
 
 # Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
 NOT_IDENTITY = (
-    "data.root", "data.num_workers", "trainer.device", "trainer.figures", "checkpoint", "wandb", "study", "on_failure",
-    "output_dir", "sweep",
+    "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures", "checkpoint", "wandb",
+    "study", "on_failure", "output_dir", "sweep",
 )  # fmt: skip
 
 GROUPS = (

@@ -26,6 +26,7 @@ def make_model(config: cfg.Config, channels: int, n_classes: int) -> ConvMixer:
         residual_pointwise=model.residual_pointwise,
         dropout=dropout.blocks,
         stochastic_depth=dropout.stochastic_depth,
+        backend=model.backend,
     )
     patch_emb = ConvPatchEmbeddings(
         model.d_model, model.patch_size, channels, activation=model.activation, norm=model.norm
