@@ -2,8 +2,10 @@
 
 python src/compare.py outputs/SWEEP [DIR ...]
 python src/compare.py outputs/SWEEP --metric test/accuracy --filter "kernel_size>3" --sort seconds
+python src/compare.py --wandb ENTITY/PROJECT/SWEEP
 
-Writes comparison.csv, comparison.md, comparison.png and comparison.svg into the first folder.
+Writes comparison.csv, comparison.md, comparison.png and comparison.svg into the first folder; without one, into
+outputs/wandb-PROJECT-SWEEP.
 """
 
 import argparse
@@ -18,28 +20,34 @@ from terminal import say
 
 
 def compare(
-    folders: Sequence[Path], metric: str | None = None, sort: str | None = None, filters: Sequence[str] = ()
+    folders: Sequence[Path],
+    metric: str | None = None,
+    sort: str | None = None,
+    filters: Sequence[str] = (),
+    wandb_paths: Sequence[str] = (),
 ) -> list[Run]:
-    """Print the comparison of all runs below the folders, and write it into the first.
+    """Print the comparison of all runs below the folders and paths in W&B, and write it into the first folder.
 
     Raises:
-        ConfigError: a metric, key or filter that the runs do not have.
+        ConfigError: a metric, key or filter that the runs do not have, or a path that W&B does not have.
     """
     from comparison.figure import comparison_figure  # Matplotlib takes long to import
     from plots import save
 
-    comparison = read(folders, metric, sort, filters)
+    comparison = read(folders, metric, sort, filters, wandb_paths)
     if not comparison.runs:
         return []
     report.show(comparison)
+    folder = folders[0] if folders else Path("outputs", "-".join(["wandb", *wandb_paths[0].split("/")[1:]]))
     try:
-        (folders[0] / "comparison.csv").write_text(report.table_csv(comparison))
-        (folders[0] / "comparison.md").write_text(report.markdown(comparison))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.csv").write_text(report.table_csv(comparison))
+        (folder / "comparison.md").write_text(report.markdown(comparison))
         if figure := comparison_figure(comparison):
-            save(figure, folders[0] / "comparison")
-            say(f"→ {folders[0]}/comparison.png (picture), comparison.svg, comparison.md (report), comparison.csv")
+            save(figure, folder / "comparison")
+            say(f"→ {folder}/comparison.png (picture), comparison.svg, comparison.md (report), comparison.csv")
         else:
-            say(f"→ {folders[0]}/comparison.md (report), comparison.csv")
+            say(f"→ {folder}/comparison.md (report), comparison.csv")
     except OSError as error:
         say(f"the comparison could not be written: {error}", style="yellow")
     return comparison.runs
@@ -47,7 +55,11 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's folder, or a run's")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="a sweep's folder, or a run's")
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT[/SWEEP]", action="append", default=[],
+        help="runs on W&B's server; SWEEP is our name of a sweep or the id of a W&B sweep",
+    )  # fmt: skip
     parser.add_argument("--metric", metavar="KEY", help="what is compared, e.g. test/accuracy")
     parser.add_argument("--sort", metavar="KEY", help="order of the rows: a config key, or a figure, its best first")
     parser.add_argument(
@@ -55,15 +67,18 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
     given = parser.parse_args()
+    if not given.folders and not given.wandb:
+        parser.error("expected DIR or --wandb ENTITY/PROJECT")
     try:
         for folder in given.folders:
             if not folder.is_dir():
                 raise cfg.ConfigError(f"{folder}: there is no such folder")
         if given.json:
-            print(report.as_json(read(given.folders, given.metric, given.sort, given.filter)))
-        elif not compare(given.folders, given.metric, given.sort, given.filter):
+            print(report.as_json(read(given.folders, given.metric, given.sort, given.filter, given.wandb)))
+        elif not compare(given.folders, given.metric, given.sort, given.filter, given.wandb):
             raise cfg.ConfigError(
-                f"{' and '.join(map(str, given.folders))}: no runs here" + (" that fit" if given.filter else "")
+                f"{' and '.join(map(str, [*given.folders, *given.wandb]))}: no runs here"
+                + (" that fit" if given.filter else "")
             )
     except cfg.ConfigError as error:
         sys.exit(f"error: {error}")

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import logging
+import os
 import re
 import secrets
 import traceback
@@ -91,7 +92,7 @@ class Record:
         if not self.writes:
             return
         logging.getLogger().addHandler(self.log_handler)
-        wandb_id = self.summary.get("wandb_id") or secrets.token_hex(4)
+        wandb_id = run_of_agent() or self.summary.get("wandb_id") or secrets.token_hex(4)
         # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         write(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
@@ -162,12 +163,26 @@ class Record:
             if self.rows:
                 draw_history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)
         with no_harm():
+            if self.is_completed and not self.rows:
+                self.report_again()
+            if self.wandb and self.rows:
+                self.wandb.log({}, commit=True)  # or the last row would come after the summary and change it
             if self.wandb:
                 self.wandb.summary.update({key: value for key, value in self.summary.items() if key != "traceback"})
                 self.wandb.finish(exit_code=exit_code)
         logging.getLogger().removeHandler(self.log_handler)
         self.log_handler.close()
         self.lock.release()
+
+    def report_again(self) -> None:
+        """Tell the agent of a W&B sweep what a run reached that was completed before."""
+        if run_of_agent():
+            self.wandb = start_wandb(self.config, self.folder, self.name, self.summary["wandb_id"])
+        if self.wandb:
+            with (self.folder / "metrics.csv").open(newline="") as file:
+                for row in csv.DictReader(file):
+                    figures = {key: float(text) for key, text in row.items() if text}
+                    self.wandb.log(figures, step=int(row["epoch"]), commit=True)
 
     def read_summary(self) -> dict[str, Any]:
         try:
@@ -234,6 +249,11 @@ FINISH_SECONDS = 120  # and at the end, for the last figures; they stay on disk
 unreachable = False  # once the server could not be had, this process does not wait for it again
 
 
+def run_of_agent() -> str | None:
+    """The id of the W&B run that this process is for, where the agent of a W&B sweep has started it."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+
+
 def start_wandb(config: cfg.Config, folder: Path, name: str, run_id: str) -> Any:
     """A W&B run inside the run's folder, or None where wandb.mode=disabled.
 
@@ -245,17 +265,22 @@ def start_wandb(config: cfg.Config, folder: Path, name: str, run_id: str) -> Any
         return None
     import wandb
 
+    by_agent = run_of_agent() is not None  # then the client knows the run's id and place
+    # An agent's run has the sweep's parameters in its config already, under keys with dots; and in a nested config
+    # a group among them, e.g. dropout=blocks, would take its section's place.
+    tree = dict(cfg.flatten(asdict(config))) if by_agent else asdict(config)
+
     def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             mode=mode,
-            id=run_id,
+            id=None if by_agent else run_id,
             resume="allow" if mode == "online" else None,
-            project=config.wandb.project,
-            entity=config.wandb.entity,
+            project=None if by_agent else config.wandb.project,
+            entity=None if by_agent else config.wandb.entity,
             group=config.sweep,
             name=name,
             tags=config.wandb.tags,
-            config=asdict(config),
+            config=tree,
             dir=str(folder.absolute()),  # its service may work in another folder
             settings=wandb.Settings(
                 init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True, console="off"

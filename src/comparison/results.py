@@ -1,4 +1,4 @@
-"""The results of runs: read from their folders, filtered, gathered by setting and ranked."""
+"""The results of runs: read from their folders or W&B, filtered, gathered by setting and ranked."""
 
 import csv
 import difflib
@@ -70,6 +70,17 @@ class Run:
                 return [{column: number(text) for column, text in row.items()} for row in csv.DictReader(file)]
         except (OSError, ValueError, csv.Error):
             return []
+
+
+@dataclass(frozen=True)
+class WandbRun(Run):
+    """A run as W&B's server tells it; `folder` is its ENTITY/PROJECT/ID there."""
+
+    source: Any  # wandb.apis.public.Run
+
+    def epochs(self) -> list[dict[str, float | None]]:
+        rows = self.source.history(samples=10_000, pandas=False)
+        return [{column: number(value) for column, value in row.items()} for row in rows]
 
 
 @dataclass(frozen=True)
@@ -210,12 +221,17 @@ class Comparison:
 
 
 def read(
-    folders: Sequence[Path], metric: str | None = None, sort: str | None = None, filters: Sequence[str] = ()
+    folders: Sequence[Path],
+    metric: str | None = None,
+    sort: str | None = None,
+    filters: Sequence[str] = (),
+    wandb_paths: Sequence[str] = (),
 ) -> Comparison:
-    runs = read_runs(folders)
+    found = [*(run for path in wandb_paths for run in read_wandb(path)), *read_runs(folders)]
+    runs = list({run.summary.get("wandb_id", run.folder): run for run in found}.values())  # each once
     for condition in filters:
         runs = keep(runs, condition)
-    return Comparison(" and ".join(folder.resolve().name for folder in folders), runs, metric, sort)
+    return Comparison(" and ".join([*(folder.resolve().name for folder in folders), *wandb_paths]), runs, metric, sort)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -237,7 +253,7 @@ def read_run(folder: Path) -> Run:
         tree = yaml.load((folder / "config.yaml").read_text(), Loader=YamlLoader)
         if not isinstance(tree, dict):
             raise ValueError("it holds no mapping")
-        config = {key: value if key == "study.reference" else frozen(value) for key, value in cfg.flatten(tree)}
+        config = flat(tree)
     except (OSError, ValueError, yaml.YAMLError) as problem:
         error = f"config.yaml: {problem}"
     try:
@@ -250,6 +266,37 @@ def read_run(folder: Path) -> Run:
 
 
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+
+
+def read_wandb(path: str) -> list[WandbRun]:
+    """The runs of ENTITY/PROJECT, or those of ENTITY/PROJECT/SWEEP: a W&B sweep by its id, or our `sweep`.
+
+    Raises:
+        ConfigError: there is no such project, no login, or the server is out of reach.
+    """
+    import wandb  # takes long
+
+    entity, project, sweep = [*path.split("/"), "", ""][:3]
+    if not entity or not project or path.count("/") > 2:
+        raise cfg.ConfigError(f"--wandb {path}: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP")
+    filters = {"$or": [{"sweep": sweep}, {"group": sweep}]} if sweep else {}
+    try:
+        sources = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, lazy=False))
+    except Exception as error:  # of more kinds than the client documents
+        raise cfg.ConfigError(f"--wandb {path}: {str(error).splitlines()[0]}") from error
+    order = {key: place for place, (key, *_) in enumerate(cfg.keys_of(cfg.Config()))}  # the server keeps none
+    found = []
+    for run in sources:
+        config = {key: value for key, value in flat(run.config).items() if key not in cfg.GROUPS}  # as W&B sweeps add
+        config = dict(sorted(config.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+        summary = {"status": "interrupted", **run.summary_metrics}  # or still going, where it has not told its end
+        found.append(WandbRun(Path(*run.path), config, summary, run))
+    return found
+
+
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config as "section.key" → value; the values can be keys."""
+    return {key: value if key == "study.reference" else frozen(value) for key, value in cfg.flatten(tree)}
 
 
 def frozen(value: Any) -> Any:

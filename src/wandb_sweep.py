@@ -1,0 +1,210 @@
+"""A study as a W&B sweep: its agents, wherever they are started, fetch one run after the other.
+
+python src/wandb_sweep.py experiment=dropout seed=0,1,2
+python src/wandb_sweep.py 'optimizer.lr=tag(log, interval(0.001, 0.1))' sweep=lr --method bayes --run-cap 20
+
+The overrides are those of `python src/train.py -m`. Writes OUTPUT_DIR/SWEEP/wandb_sweep.yaml; with wandb.mode=online
+the sweep is made on the server as well. What is printed last is the command to type next.
+"""
+
+import argparse
+import itertools
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer
+
+import config as cfg
+from errors import one_clear_error
+from terminal import say
+
+CONF = Path(__file__).parents[1] / "conf"
+APP = "train"
+
+
+def wandb_sweep(
+    arguments: Sequence[str], method: str, run_cap: int | None, hyperband: int | None
+) -> tuple[cfg.Config, dict[str, Any]]:
+    """The config of the first run, and the sweep as W&B describes one.
+
+    Raises:
+        ConfigError: nothing is swept over, or not in a way that the method can do.
+    """
+    swept, fixed = parse(arguments)
+    if method != "grid":
+        from search import UNSEARCHED  # takes seconds to import
+
+        for key in swept.keys() & UNSEARCHED.keys():
+            raise cfg.ConfigError(f"{swept[key].input_line}: {UNSEARCHED[key]}")
+    parameters = {key: parameter(override, method, fixed) for key, override in swept.items()}
+    fixed["sweep"] = compose(APP, overrides_of(fixed)).sweep  # one for all, where it is the time of day
+    configs = check(parameters, method, fixed)
+    first = configs[0]
+    validated = all(config.data.val_fraction for config in configs)
+    if not validated and (method == "bayes" or hyperband):
+        raise cfg.ConfigError("data.val_fraction=0: a search or early stop goes by validation; expected above 0")
+    if hyperband and hyperband >= first.trainer.epochs:
+        raise cfg.ConfigError(f"--hyperband {hyperband}: expected fewer than trainer.epochs={first.trainer.epochs}")
+    metric = first.trainer.monitor if validated else "test/accuracy"
+    described = {
+        "name": first.sweep,
+        "description": first.study.question,
+        "project": first.wandb.project,
+        "entity": first.wandb.entity,
+        "program": str(Path(sys.argv[0]).with_name("train.py")),
+        "method": method,
+        "metric": {"name": metric, "goal": "minimize" if metric == "val/loss" else "maximize"},
+        "run_cap": run_cap,
+        "early_terminate": {"type": "hyperband", "min_iter": hyperband} if hyperband else None,
+        "parameters": parameters,
+        "command": [
+            "${env}", "${interpreter}", "${program}",
+            *overrides_of({**fixed, "wandb.mode": "online"}), "${args_no_hyphens}",
+        ],
+    }  # fmt: skip
+    return first, {key: value for key, value in described.items() if value is not None}
+
+
+def parse(arguments: Sequence[str]) -> tuple[dict[str, Override], dict[str, str]]:
+    """The keys with several values, and the ones with one; the experiment's own, unless the arguments say otherwise.
+
+    Raises:
+        ConfigError: nothing has several values, or an override is for Hydra's sweeper or launcher.
+    """
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    asked = parser.parse_overrides(list(arguments))
+    for override in asked:
+        if override.is_hydra_override():
+            raise cfg.ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
+    single = [str(override.input_line) for override in asked if not override.is_sweep_override()]
+    params = compose(APP, single, return_hydra_config=True).hydra.sweeper.params or {}
+    declared = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    overrides = {override.key_or_group: override for override in (*declared, *asked)}  # of several for a key the last
+    swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
+    if not swept:
+        raise cfg.ConfigError("there is nothing to sweep over; give a key several values, e.g. seed=0,1,2")
+    return swept, {key: overrides[key].get_value_element_as_str() for key in overrides if key not in swept}
+
+
+def parameter(override: Override, method: str, fixed: Mapping[str, str]) -> dict[str, Any]:
+    """A key's values or interval in the terms of W&B.
+
+    Raises:
+        ConfigError: the method cannot take values from it.
+    """
+    if not override.is_interval_sweep():
+        return {"values": list(override.sweep_iterator(as_argument))}
+    if method == "grid":
+        raise cfg.ConfigError(f"{override.input_line}: a grid needs single values; expected --method random or bayes")
+
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    import search  # takes seconds
+
+    try:
+        match search.distribution(APP, override, fixed):
+            case FloatDistribution(low=low, high=high, log=log):
+                return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
+            case IntDistribution(low=low, high=high, log=True):
+                return {"distribution": "q_log_uniform_values", "min": low, "max": high, "q": 1}
+            case IntDistribution(low=low, high=high):
+                return {"distribution": "int_uniform", "min": low, "max": high}
+            case other:
+                raise AssertionError(other)
+    except ValueError as error:
+        raise cfg.ConfigError(f"{override.input_line}: {error}") from error
+
+
+def as_argument(value: Any) -> Any:
+    """A value that Hydra reads as this one once an agent has made KEY=VALUE of it."""
+    return value if isinstance(value, int | float) else Transformer.str(value)
+
+
+def check(parameters: Mapping[str, Any], method: str, fixed: Mapping[str, str]) -> list[cfg.Config]:
+    """Every run of a grid, else every value and both ends of every interval with the first of the other keys.
+
+    Raises:
+        ConfigError: one of them cannot be.
+    """
+    ends = {key: space.get("values") or [space["min"], space["max"]] for key, space in parameters.items()}
+    if method == "grid":
+        points = [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]
+    else:
+        first = {key: values[0] for key, values in ends.items()}
+        points = [{**first, key: value} for key, values in ends.items() for value in values]
+    return [cfg.check(compose(APP, overrides_of({**fixed, **point}))) for point in points]
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def save(sweep: Mapping[str, Any], file: Path) -> None:
+    """
+    Raises:
+        ConfigError: the file holds another sweep.
+    """
+    text = yaml.safe_dump(sweep, sort_keys=False, width=120)
+    if file.exists() and file.read_text() != text:
+        raise cfg.ConfigError(f"{file}: holds another sweep; choose another name with sweep=NAME, or remove the file")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def create(sweep: dict[str, Any], config: cfg.Config) -> str:
+    """Make the sweep on the server; ENTITY/PROJECT/ID.
+
+    Raises:
+        wandb.Error: there is no login, or the server is out of reach or refuses.
+    """
+    import wandb
+
+    sweep_id = wandb.sweep(sweep, entity=config.wandb.entity, project=config.wandb.project)
+    return f"{config.wandb.entity or wandb.Api().default_entity}/{config.wandb.project}/{sweep_id}"
+
+
+def positive(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, at least 1")
+    return int(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE[,VALUE]", help="as for `python src/train.py -m`")
+    parser.add_argument(
+        "--method", choices=("grid", "random", "bayes"), default="grid", help="who chooses the next run"
+    )
+    parser.add_argument("--run-cap", type=positive, metavar="N", help="runs of all agents together; else no end")
+    parser.add_argument(
+        "--hyperband", type=positive, metavar="EPOCH", help="stop the worse two thirds at this epoch, at 3 times it, …"
+    )
+    given = parser.parse_intermixed_args()
+    cfg.register()
+    with one_clear_error(), initialize_config_dir(str(CONF), version_base="1.3"):
+        config, sweep = wandb_sweep(given.overrides, given.method, given.run_cap, given.hyperband)
+        file = Path(config.output_dir) / config.sweep / "wandb_sweep.yaml"
+        save(sweep, file)
+    say(f"W&B sweep {config.sweep}: {given.method} over {' '.join(sweep['parameters'])} → {file}")
+    later = f"wandb sweep {shlex.quote(str(file))}"
+    if config.wandb.mode != "online":
+        say(later)
+        return
+    from wandb import Error
+
+    try:
+        say(f"wandb agent {create(sweep, config)}")
+    except Error as error:
+        sys.exit(f"error: W&B: {str(error).splitlines()[0]}\nlater: {later}")
+
+
+if __name__ == "__main__":
+    main()
