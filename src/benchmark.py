@@ -1,178 +1,35 @@
-"""How fast this code is beside its peers, measured side by side in one process.
+"""How fast this code is beside its peers, measured side by side on this machine.
 
-    python src/benchmark.py data                    batches: ours beside timm's loader
-    python src/benchmark.py data data.num_workers=8 data.batch_size=512
-    python src/benchmark.py overhead                what a run's record and checkpoints cost it
-
-Of `data`, both sides get the same files, the same transforms and the same number of workers, and take turns.
+python src/benchmark.py                         training step and inference: the authors' plain model, timm's, ours
+python src/benchmark.py model.kernel_size=5     of another model; --json prints all figures
+python src/benchmark.py depthwise               the depthwise convolution: every backend, shape by shape
+python src/benchmark.py data                    batches: ours beside timm's loader
+python src/benchmark.py overhead                what a run's record and checkpoints cost it
 """
 
-import os
-import statistics
 import sys
-import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import timm.data
-import torch
-from hydra import compose, initialize_config_dir
-from PIL import Image
-from sklearn.datasets import load_sample_images
-
-import config as cfg
-import data
-import run
-from augmentation import MixAndErase, Normalize
-from checkpoint import Checkpoints
 from errors import one_clear_error
-from record import Record
-from terminal import print_table, say
-
-CONF = Path(__file__).parents[1] / "conf"
-
-
-def benchmark_data(overrides: list[str]) -> None:
-    """Augmented, normalized, mixed and erased batches per second with the paper's full augmentation.
-
-    The images are crops of scikit-learn's two embedded photographs, as JPEG files.
-    PyTorch computes with one thread in this process: with more they would take the cores from the workers, and the
-    ratio would say less about the loaders (1.25 instead of 1.54 for 32×32 on two cores).
-    """
-    torch.set_num_threads(1)  # of this process, for either side; the cores are the workers'
-    rows = []
-    for size, count, rounds in ((32, 4000, 5), (224, 400, 3)):
-        with tempfile.TemporaryDirectory() as root:
-            write_images(Path(root), size, count)
-            fixed = ["data=image_folder", f"data.root={root}", "data.val_fraction=0", "data.batch_size=64"]
-            config = make_config([*fixed, "augmentation=paper", f"data.num_workers={os.cpu_count()}", *overrides])
-            images = data.load(config.data, 1)
-            workers = data.training_batches(images, config).num_workers
-            contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
-            rates = take_turns(contestants, len(images.train), rounds)
-        ratio = [ours / timms for ours, timms in zip(rates["ours"], rates["timm"], strict=True)]
-        rows += [row(size, name, rate, ",.0f") for name, rate in rates.items()]
-        rows.append(row(size, "ours / timm", ratio, ".2f"))
-    say(f"paper's augmentation, batches of {config.data.batch_size}, {workers} worker(s), torch {torch.__version__}")
-    print_table("images per second", ("images", "loader", "median", "range"), rows)
-
-
-def benchmark_overhead(overrides: list[str]) -> None:
-    """The share of a run's time that goes into being able to go on with it, at the default interval.
-
-    Counted is all time spent in checkpoints, in metrics.csv and summary.json, and in seeding every step.
-    """
-    spent: dict[str, float] = defaultdict(float)
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[name] += time.perf_counter() - started
-
-        return call
-
-    Checkpoints.save = timed("checkpoints", Checkpoints.save)  # type: ignore[method-assign]
-    Record.add_epoch = timed("metrics.csv, summary.json", Record.add_epoch)  # type: ignore[method-assign]
-    run.seed_step = timed("seeding every step", run.seed_step)
-    with tempfile.TemporaryDirectory() as folder:
-        config = make_config(["wandb.mode=disabled", *overrides, f"output_dir={folder}", "sweep=overhead"])
-        started = time.perf_counter()
-        run.run(config, overrides)
-        total = time.perf_counter() - started
-    rows = [(name, f"{seconds:.3f}", f"{seconds / total:.2%}") for name, seconds in spent.items()]
-    rows.insert(0, ("all of it", f"{sum(spent.values()):.3f}", f"{sum(spent.values()) / total:.2%}"))
-    print_table(f"overhead of a run of {total:.1f} s", ("part", "seconds", "share"), rows)
-
-
-def row(size: int, name: str, values: list[float], form: str) -> tuple[str, ...]:
-    return f"{size}×{size}", name, f"{statistics.median(values):{form}}", f"{min(values):{form}}–{max(values):{form}}"
-
-
-def make_config(overrides: list[str]) -> cfg.Config:
-    cfg.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return cfg.check(compose("train", overrides))
-
-
-def write_images(root: Path, size: int, count: int) -> None:
-    """Random crops of two photographs in train/ and test/, two classes."""
-    photographs = load_sample_images().images
-    rng = np.random.default_rng(0)
-    for part, images in (("train", count), ("test", 10)):
-        for i in range(images):
-            photograph = photographs[i % 2]
-            top = rng.integers(photograph.shape[0] - size + 1)
-            left = rng.integers(photograph.shape[1] - size + 1)
-            folder = root / part / ("china", "flower")[i % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            crop = Image.fromarray(photograph[top : top + size, left : left + size])
-            crop.save(folder / f"{i:05}.jpg", quality=90)
-
-
-def our_epochs(images: data.ImageData, config: cfg.Config) -> Callable[[], int]:
-    batches = data.training_batches(images, config)
-    normalize = Normalize(images, torch.device("cpu"))
-    mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
-
-    def epoch() -> int:
-        seen = 0
-        for pixels, labels in batches:
-            seen += len(mix_and_erase(normalize(pixels), labels)[0])
-        return seen
-
-    return epoch
-
-
-def timm_epochs(root: str, images: data.ImageData, config: cfg.Config, workers: int) -> Callable[[], int]:
-    augmentation = config.augmentation
-    mixup = timm.data.FastCollateMixup(
-        augmentation.mixup, augmentation.cutmix, label_smoothing=0.0, num_classes=len(images.classes)
-    )
-    loader = timm.data.create_loader(
-        timm.data.create_dataset("", root=f"{root}/train", is_training=True),
-        input_size=(3, *images.image_size),
-        batch_size=config.data.batch_size,
-        is_training=True,
-        re_prob=augmentation.random_erasing,
-        re_mode="pixel",
-        scale=(augmentation.scale[0], augmentation.scale[1]),
-        ratio=(augmentation.ratio[0], augmentation.ratio[1]),
-        hflip=augmentation.hflip,
-        color_jitter=0.0,
-        auto_augment=augmentation.auto_augment,
-        interpolation=augmentation.interpolation,
-        mean=images.mean,
-        std=images.std,
-        num_workers=workers,
-        collate_fn=mixup,
-        device=torch.device("cpu"),
-        persistent_workers=workers > 0,
-    )
-    return lambda: sum(len(batch) for batch, _ in loader)
-
-
-def take_turns(contestants: dict[str, Callable[[], int]], images: int, rounds: int) -> dict[str, list[float]]:
-    """Images per second of each, round by round, after a round that does not count."""
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, epoch in contestants.items():
-            started = time.perf_counter()
-            seen = epoch()
-            if turn:
-                rates[name].append(seen / (time.perf_counter() - started))
-    return rates
-
 
 if __name__ == "__main__":
     with one_clear_error():
-        benchmarks = {"data": benchmark_data, "overhead": benchmark_overhead}
-        if sys.argv[1:2] == [] or sys.argv[1] not in benchmarks:
-            sys.exit(f"usage: python src/benchmark.py {'|'.join(benchmarks)} [overrides]")
-        benchmarks[sys.argv[1]](sys.argv[2:])
+        arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+        name, *overrides = arguments if arguments and "=" not in arguments[0] else ["steps", *arguments]
+        if name == "steps":
+            from benchmarks import steps
+
+            steps.run(overrides, as_json="--json" in sys.argv)
+        elif name == "depthwise":
+            from benchmarks import operators
+
+            operators.run()
+        elif name == "data":
+            from benchmarks import batches
+
+            batches.run(overrides)
+        elif name == "overhead":
+            from benchmarks import overhead
+
+            overhead.run(overrides)
+        else:
+            sys.exit(__doc__)

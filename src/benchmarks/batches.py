@@ -1,0 +1,118 @@
+"""Batches per second: our data path beside timm's loader, with the same files, transforms and number of workers."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm.data
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import config as cfg
+import data
+from augmentation import MixAndErase, Normalize
+from benchmarks.setting import make_config
+from terminal import print_table, say
+
+
+def run(overrides: list[str]) -> None:
+    """Augmented, normalized, mixed and erased batches per second with the paper's full augmentation.
+
+    The images are crops of scikit-learn's two embedded photographs, as JPEG files.
+    PyTorch computes with one thread in this process: with more they would take the cores from the workers, and the
+    ratio would say less about the loaders (1.25 instead of 1.54 for 32×32 on two cores).
+    """
+    torch.set_num_threads(1)  # of this process, for either side; the cores are the workers'
+    rows = []
+    for size, count, rounds in ((32, 4000, 5), (224, 400, 3)):
+        with tempfile.TemporaryDirectory() as root:
+            write_images(Path(root), size, count)
+            fixed = ["data=image_folder", f"data.root={root}", "data.val_fraction=0", "data.batch_size=64"]
+            config = make_config([*fixed, "augmentation=paper", f"data.num_workers={os.cpu_count()}", *overrides])
+            images = data.load(config.data, 1)
+            workers = data.training_batches(images, config).num_workers
+            contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
+            rates = take_turns(contestants, len(images.train), rounds)
+        ratio = [ours / timms for ours, timms in zip(rates["ours"], rates["timm"], strict=True)]
+        rows += [row(size, name, rate, ",.0f") for name, rate in rates.items()]
+        rows.append(row(size, "ours / timm", ratio, ".2f"))
+    say(f"paper's augmentation, batches of {config.data.batch_size}, {workers} worker(s), torch {torch.__version__}")
+    print_table("images per second", ("images", "loader", "median", "range"), rows)
+
+
+def row(size: int, name: str, values: list[float], form: str) -> tuple[str, ...]:
+    return f"{size}×{size}", name, f"{statistics.median(values):{form}}", f"{min(values):{form}}–{max(values):{form}}"
+
+
+def write_images(root: Path, size: int, count: int) -> None:
+    """Random crops of two photographs in train/ and test/, two classes."""
+    photographs = load_sample_images().images
+    rng = np.random.default_rng(0)
+    for part, images in (("train", count), ("test", 10)):
+        for i in range(images):
+            photograph = photographs[i % 2]
+            top = rng.integers(photograph.shape[0] - size + 1)
+            left = rng.integers(photograph.shape[1] - size + 1)
+            folder = root / part / ("china", "flower")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            crop = Image.fromarray(photograph[top : top + size, left : left + size])
+            crop.save(folder / f"{i:05}.jpg", quality=90)
+
+
+def our_epochs(images: data.ImageData, config: cfg.Config) -> Callable[[], int]:
+    batches = data.training_batches(images, config)
+    normalize = Normalize(images, torch.device("cpu"))
+    mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
+
+    def epoch() -> int:
+        seen = 0
+        for pixels, labels in batches:
+            seen += len(mix_and_erase(normalize(pixels), labels)[0])
+        return seen
+
+    return epoch
+
+
+def timm_epochs(root: str, images: data.ImageData, config: cfg.Config, workers: int) -> Callable[[], int]:
+    augmentation = config.augmentation
+    mixup = timm.data.FastCollateMixup(
+        augmentation.mixup, augmentation.cutmix, label_smoothing=0.0, num_classes=len(images.classes)
+    )
+    loader = timm.data.create_loader(
+        timm.data.create_dataset("", root=f"{root}/train", is_training=True),
+        input_size=(3, *images.image_size),
+        batch_size=config.data.batch_size,
+        is_training=True,
+        re_prob=augmentation.random_erasing,
+        re_mode="pixel",
+        scale=(augmentation.scale[0], augmentation.scale[1]),
+        ratio=(augmentation.ratio[0], augmentation.ratio[1]),
+        hflip=augmentation.hflip,
+        color_jitter=0.0,
+        auto_augment=augmentation.auto_augment,
+        interpolation=augmentation.interpolation,
+        mean=images.mean,
+        std=images.std,
+        num_workers=workers,
+        collate_fn=mixup,
+        device=torch.device("cpu"),
+        persistent_workers=workers > 0,
+    )
+    return lambda: sum(len(batch) for batch, _ in loader)
+
+
+def take_turns(contestants: dict[str, Callable[[], int]], images: int, rounds: int) -> dict[str, list[float]]:
+    """Images per second of each, round by round, after a round that does not count."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, epoch in contestants.items():
+            started = time.perf_counter()
+            seen = epoch()
+            if turn:
+                rates[name].append(seen / (time.perf_counter() - started))
+    return rates
