@@ -1,0 +1,61 @@
+"""The benchmark compares like with like, and says what it measured."""
+
+import json
+
+import pytest
+import timm.models.convmixer
+import torch
+
+from benchmarks import operators, steps
+from conftest import checked
+from depthwise import BACKENDS
+from network import make_model
+
+SMALL = ("model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2")
+
+
+def test_the_contestants_are_the_same_model() -> None:
+    config = checked(*SMALL)
+    ours = make_model(config, 3, steps.CLASSES).eval()
+    x = torch.randn(2, 3, 8, 8)
+    for peer in (steps.authors_model(config.model), steps.timms_model(config.model)):
+        assert isinstance(peer, torch.nn.Sequential | timm.models.convmixer.ConvMixer)
+        named = zip(peer.state_dict(), ours.state_dict().values(), strict=True)  # all name their layers in this order
+        peer.load_state_dict(dict(named))
+        torch.testing.assert_close(peer.eval()(x), ours(x))
+
+
+def test_training_and_inference_beside_the_peers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contestants = {name: made for name, made in steps.CONTESTANTS.items() if "compiled" not in name}  # it takes long
+    monkeypatch.setattr(steps, "CONTESTANTS", contestants)
+    monkeypatch.setattr(steps, "ROUNDS", 2)
+    monkeypatch.setattr(steps, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(steps, "measured_roofs", lambda *_: (1e10, 1e11))
+    steps.run([*SMALL, "data.batch_size=4"], as_json=True)
+    figures = json.loads(capsys.readouterr().out)
+    assert "ConvMixer-8/2, kernel 3, patch 2, 32×32, batch 4, fp32" in figures["setting"]
+    assert figures["failed"] == {}
+    for what in ("training", "inference"):
+        assert list(figures[what]) == list(contestants)
+        for turns in figures[what].values():
+            assert len(turns) == 2
+            assert all(turn["images_per_second"] > 0 and turn["peak_memory"] > 1e6 for turn in turns)
+
+
+def test_the_floor_is_that_of_the_derivation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ConvMixer-256/8, kernel 9, patch 1 on an H200: a floor near 68,000 images a second, bound by memory."""
+    monkeypatch.setattr(steps, "measured_roofs", lambda *_: (4.3e12, 790e12))
+    config = checked("model=convmixer_256_8", "model.kernel_size=9", "model.patch_size=1", "trainer.precision=bf16")
+    floor = steps.floors(config, torch.device("cpu"))
+    assert floor["training"] == pytest.approx(4.3e12 / (16 * 8 * 512 * 1024))
+    assert 60_000 < floor["training"] < 70_000
+
+
+def test_every_backend_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(operators, "CPU_SHAPES", [(2, 4, 5, 3)])
+    operators.run()
+    printed = capsys.readouterr().out
+    assert all(backend in printed for backend in BACKENDS)
+    assert "2×4×5×5" in printed
