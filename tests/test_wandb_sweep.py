@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from hydra import initialize_config_dir
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
@@ -199,6 +200,7 @@ def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     done = train("data.train_fraction=0.1", "wandb.project=later")
+    wandb.teardown()  # the client's service writes on after a run's end
     sweep = done.folder.parent.name
     files = [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*/wandb/offline-run-*")]
     sent = wandb_client("sync", *files, server=server, cwd=tmp_path)
