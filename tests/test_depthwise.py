@@ -10,6 +10,7 @@ from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, Conv
 from network import make_model
 from record import identity
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAST = [backend for backend in BACKENDS if backend not in ("auto", "reference")]
 KERNELS = (1, 2, 3, 5, 8, 9, 15)
 GRIDS = ((1, 1), (1, 7), (5, 3), (8, 8), (17, 12), (32, 32), (64, 33))
@@ -19,7 +20,7 @@ def tensors(k: int, height: int, width: int, dtype: torch.dtype = torch.float64)
     """x, weight, bias and the gradient of the result."""
     torch.manual_seed(0)
     shapes = [(3, 4, height, width), (4, 1, k, k), (4,), (3, 4, height, width)]
-    return [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    return [torch.randn(shape, dtype=torch.float64).to(DEVICE, dtype).requires_grad_() for shape in shapes]
 
 
 def with_gradients(backend: str, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +66,7 @@ def test_compiled_under_autocast_and_under_torch_func(backend: str) -> None:
     # Per-sample gradients of the kernel.
     found = torch.func.vmap(torch.func.grad(lambda one, w: loss(one[None], w), argnums=1), (0, None))(x, weight)
     torch.testing.assert_close(found.sum(0), expected[1])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = depthwise(x, weight, bias, backend)
     assert y.dtype == torch.bfloat16
     dw = torch.autograd.grad(y.float().square().sum(), weight)[0]

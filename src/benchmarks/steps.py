@@ -120,12 +120,19 @@ def ours(config: cfg.Config, device: torch.device) -> nn.Module:
     return model
 
 
+def ours_toeplitz(config: cfg.Config, device: torch.device) -> nn.Module:
+    config.model.backend = "toeplitz"
+    return ours(config, device)
+
+
 CONTESTANTS: dict[str, Callable[[cfg.Config, torch.device], nn.Module]] = {
     "authors' plain form": authors,
     "timm, channels last": timm,
     "timm, compiled": timm_compiled,
     "ours": ours,
+    "ours, toeplitz": ours_toeplitz,
 }
+GPU_ONLY = ("ours, toeplitz",)
 
 
 def contestant(pipe: Connection, name: str, config: cfg.Config, device: torch.device) -> None:
@@ -249,7 +256,7 @@ def contest(config: cfg.Config, device: torch.device) -> tuple[dict[str, dict[st
     """Every contestant's turns, of training and of inference, and what ended those that failed."""
     context = get_context("spawn")
     pipes, processes, failed = {}, [], {}
-    for name in CONTESTANTS:
+    for name in [name for name in CONTESTANTS if device.type == "cuda" or name not in GPU_ONLY]:
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=contestant, args=(theirs, name, config, device), daemon=True))
         processes[-1].start()
