@@ -33,7 +33,7 @@ from interruption import Stopped, StopRequest
 from metrics import Best, NotFinite, Patience, Sums
 from network import count_macs, make_average, make_model, memory_format, spread
 from optimization import make_optimizer, make_scheduler
-from record import Record, RunBusy, first_line
+from record import Record, RunBusy, first_line, run_of_agent
 from terminal import RunProgress
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
                 return FAILED
         if workers.is_worker():  # the others of the sweep stop in their own time
             return FAILED
-        raise SystemExit(128 + stop.number) from None
+        # For the agent of a W&B sweep, which stops runs itself, any other code is a failure; a few end it.
+        raise SystemExit(0 if run_of_agent() else 128 + stop.number) from None
     except (KeyboardInterrupt, SystemExit):
         record.close(exit_code=1)
         raise
@@ -102,7 +103,7 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
     seed_step(config.seed, 0, rank=0)  # the same initial weights everywhere
     device = choose_device(config.trainer.device)
     images = data.load(config.data, config.model.patch_size)
-    training = data.training_batches(images, config, team)
+    training = data.training_batches(images, config, team, device)
     order = cast(data.BatchOrder, training.sampler)
     validation = data.evaluation_batches(images.val, images, config, team) if images.val else None
     testing = data.evaluation_batches(images.test, images, config, team)

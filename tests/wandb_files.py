@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 BLOCK = 32 * 1024
@@ -34,6 +35,7 @@ def records(file: Path) -> list[Any]:
 
 def read(run_folder: Path) -> dict[str, Any]:
     """The W&B run in a run's folder: its name, group, config, history and summary; the latest of its files."""
+    wandb.teardown()  # the client's service writes on for a moment
     file = max(run_folder.glob("wandb/offline-run-*/*.wandb"))
     run: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
     for record in records(file):
