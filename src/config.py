@@ -97,6 +97,7 @@ class Data:
     val_fraction: float = key(BELOW_ONE, 0.1)  # of the training images, stratified; 0: no validation
     train_fraction: float = key(SHARE, 1.0)  # of what is left, stratified: to train on less
     split_seed: int = key(at_least(0), 0)  # apart from `seed`: a sweep validates on the same images
+    pipeline: str = key(one_of("cpu", "device"), "cpu")  # augments images on the CPU, or whole batches on the device
     num_workers: int | None = key(at_least(0), None)  # processes that augment; null: one per spare core
     image_size: int | None = key(at_least(1), None)  # pixels; null: the images' own, or 224 if they differ
     crop_fraction: float = key(SHARE, 1.0)  # evaluation takes this much of each side, from the middle

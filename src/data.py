@@ -27,6 +27,7 @@ from torchvision.datasets.folder import find_classes, has_file_allowed_extension
 
 import augmentation
 import config as cfg
+import device_augmentation
 from distributed import Team
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -257,10 +258,20 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class BatchKey:
-    """All that a batch depends on: which images, and the seed of each one's augmentation."""
+    """All that a batch, or a process's share of it, depends on.
+
+    Attributes:
+        indices: which images.
+        places: where in the batch they are.
+        seeds: for the augmentation of each one on the CPU.
+        batch_seed, batch_size: of the whole batch, for its augmentation on the device.
+    """
 
     indices: NDArray[np.int64]
+    places: NDArray[np.int64]
     seeds: NDArray[np.uint32]
+    batch_seed: int
+    batch_size: int
 
 
 class BatchOrder(Sampler[BatchKey]):
@@ -300,7 +311,8 @@ class BatchOrder(Sampler[BatchKey]):
             mirrored = np.minimum(places, places[::-1])
             mine = mirrored % self.team.size == self.team.rank
             if mine.any():
-                yield BatchKey(order[batch * self.batch_size + places][mine], seeds[mine])
+                indices = order[batch * self.batch_size + places]
+                yield BatchKey(indices[mine], places[mine], seeds[mine], int(seeds[0]), len(places))
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -327,6 +339,29 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return np.asarray(self.transform(self.images[index]))
 
 
+class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
+    """The same from images that are kept on the device, augmented there."""
+
+    def __init__(
+        self, images: Images, transform: device_augmentation.BatchTransform | None, device: torch.device
+    ) -> None:
+        self.transform, self.device = transform, device
+        self.pixels = torch.from_numpy(images.pixels).to(device).permute(0, 3, 1, 2).contiguous()
+        self.labels = torch.from_numpy(images.labels).to(device)
+        self.generator = torch.Generator(device)
+
+    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
+        indices, places = (
+            torch.from_numpy(part).to(self.device, non_blocking=True) for part in (key.indices, key.places)
+        )
+        pixels = self.pixels.index_select(0, indices)
+        if self.transform is not None:
+            self.generator.manual_seed(key.batch_seed)
+            draw = device_augmentation.draws(self.generator, key.batch_size, places)
+            pixels = self.transform(pixels, draw)
+        return pixels, self.labels.index_select(0, indices)
+
+
 @contextmanager
 def own_chance() -> Iterator[None]:
     """Whatever is drawn in here leaves the generators as they were."""
@@ -339,11 +374,33 @@ def own_chance() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def training_batches(data: ImageData, config: cfg.Config, team: Team | None = None) -> DataLoader[Any]:
+def training_batches(
+    data: ImageData, config: cfg.Config, team: Team | None = None, device: torch.device | str = "cpu"
+) -> DataLoader[Any]:
+    """
+    Raises:
+        ConfigError: data.pipeline=device cannot do it.
+    """
     transform = augmentation.training_transform(config.augmentation, data)
     pairs = augmentation.mixes(config.augmentation)
     order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, team)
+    if config.data.pipeline == "device":
+        return device_batches(data.train, transform, order, torch.device(device))
     return batches(data.train, transform, order, config.data.num_workers)
+
+
+def device_batches(
+    images: Images, transform: augmentation.Transform | None, order: BatchOrder, device: torch.device
+) -> DataLoader[Any]:
+    if not images.decoded:
+        raise cfg.ConfigError(
+            "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them, and without "
+            "data.image_size; these stay files; expected data.pipeline=cpu"
+        )
+    on_batches = device_augmentation.on_batches(transform) if transform else None
+    return DataLoader(
+        DeviceBatches(images, on_batches, device), batch_size=None, sampler=order, generator=torch.Generator()
+    )
 
 
 def evaluation_batches(
