@@ -193,8 +193,9 @@ def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None
     if sum(min(14, len(level_text(level))) for level in columns) > 34:
         axes.tick_params("x", rotation=30)
     others = [comparison.short(key) for key in comparison.factors if key not in (across, down)]
-    title = axis_label(metric) + (f", mean over {' and '.join(others)}" if others else "")
-    axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=shorten(title, 50))
+    over = " and ".join(others) if len(" and ".join(others)) < 26 else "the other factors"
+    title = axis_label(metric) + (f", mean over {over}" if others else "")
+    axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=title)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
