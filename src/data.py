@@ -27,7 +27,7 @@ from torchvision.datasets.folder import find_classes, has_file_allowed_extension
 
 import augmentation
 import config as cfg
-import device_augmentation
+from device_augmentation import BatchTransform
 from distributed import Team
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -340,25 +340,33 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
 
 class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The same from images that are kept on the device, augmented there."""
+    """The same from images that are kept on the device, augmented there.
+
+    Batches of `compiled_size`, if that is given, in a few kernels instead of hundreds.
+    """
 
     def __init__(
-        self, images: Images, transform: device_augmentation.BatchTransform | None, device: torch.device
+        self, images: Images, transform: augmentation.Transform | None, device: torch.device, compiled_size: int = 0
     ) -> None:
-        self.transform, self.device = transform, device
+        self.device, self.compiled_size = device, compiled_size
         self.pixels = torch.from_numpy(images.pixels).to(device).permute(0, 3, 1, 2).contiguous()
         self.labels = torch.from_numpy(images.labels).to(device)
         self.generator = torch.Generator(device)
+        self.transform = BatchTransform(transform, self.pixels.shape[1:], device) if transform else None
+        self.compiled: Any = torch.compile(self.transform, dynamic=False) if self.transform else None
 
     def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         indices, places = (
             torch.from_numpy(part).to(self.device, non_blocking=True) for part in (key.indices, key.places)
         )
         pixels = self.pixels.index_select(0, indices)
-        if self.transform is not None:
+        if self.transform:
+            # Drawn for the whole batch: then it is the same for any number of GPUs that share it.
             self.generator.manual_seed(key.batch_seed)
-            draw = device_augmentation.draws(self.generator, key.batch_size, places)
-            pixels = self.transform(pixels, draw)
+            shape = (key.batch_size, self.transform.numbers)
+            uniforms = torch.rand(shape, generator=self.generator, device=self.device)[places].T
+            transform = self.compiled if key.batch_size == self.compiled_size else self.transform
+            pixels = transform(pixels, uniforms)
         return pixels, self.labels.index_select(0, indices)
 
 
@@ -385,22 +393,15 @@ def training_batches(
     pairs = augmentation.mixes(config.augmentation)
     order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, team)
     if config.data.pipeline == "device":
-        return device_batches(data.train, transform, order, torch.device(device))
+        if not data.train.decoded:
+            raise cfg.ConfigError(
+                "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them, without "
+                "data.image_size; these stay files; expected data.pipeline=cpu"
+            )
+        compiled_size = config.data.batch_size if config.trainer.compile else 0
+        kept = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
+        return DataLoader(kept, batch_size=None, sampler=order, generator=torch.Generator())
     return batches(data.train, transform, order, config.data.num_workers)
-
-
-def device_batches(
-    images: Images, transform: augmentation.Transform | None, order: BatchOrder, device: torch.device
-) -> DataLoader[Any]:
-    if not images.decoded:
-        raise cfg.ConfigError(
-            "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them, and without "
-            "data.image_size; these stay files; expected data.pipeline=cpu"
-        )
-    on_batches = device_augmentation.on_batches(transform) if transform else None
-    return DataLoader(
-        DeviceBatches(images, on_batches, device), batch_size=None, sampler=order, generator=torch.Generator()
-    )
 
 
 def evaluation_batches(

@@ -1,6 +1,6 @@
 """Augmentation of whole batches on the device, every image with random operations of its own.
 
-What happens is said once, by the CPU path: `on_batches` takes its transform (src/augmentation.py) and does to
+What happens is said once, by the CPU path: `BatchTransform` takes its transform (src/augmentation.py) and does to
 uint8 [batch, channels, height, width] what timm, torchvision and Pillow do to one image after the other, with
 their probabilities and in their arithmetic: whole grey levels after every step, rounded where Pillow rounds and
 cut off where it cuts off. tests/test_device_augmentation.py compares the two.
@@ -12,7 +12,6 @@ the batch goes through all three, and the two that an image has not drawn leave 
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import timm.data.auto_augment
@@ -24,45 +23,69 @@ from torchvision import transforms
 from config import ConfigError
 
 Draw = Callable[[int], Tensor]  # draw(n): [n, batch], uniform in 0 … 1
-BatchTransform = Callable[[Tensor, Draw], Tensor]
 
 NEAREST, BILINEAR, BICUBIC = range(3)
 
 
-def on_batches(transform: transforms.Compose) -> BatchTransform:
-    """The same transform for batches.
+class BatchTransform:
+    """The same transform for batches of images of one shape.
+
+    Attributes:
+        numbers: how many random numbers it takes for an image.
 
     Raises:
-        ConfigError: it has a step or an operation that is missing here.
+        ConfigError: the transform has a step or an operation that is missing here.
     """
-    for step in transform.transforms:
-        if type(step) not in STEPS:
-            raise ConfigError(f"data.pipeline=device: has no {type(step).__name__}; expected data.pipeline=cpu")
-        if isinstance(step, timm.data.auto_augment.RandAugment):
-            missing = sorted({op.name for op in step.ops} - set(TIMM_LEVELS))
-            if missing or step.choice_weights is not None:
-                raise ConfigError(
-                    f"data.pipeline=device: augmentation.auto_augment has {', '.join(missing) or 'weighted choices'}, "
-                    "which it lacks; expected RandAugment without -t…, or data.pipeline=cpu"
-                )
 
-    def apply(images: Tensor, draw: Draw) -> Tensor:
-        for step in transform.transforms:
+    def __init__(self, transform: transforms.Compose, shape: tuple[int, ...], device: torch.device) -> None:
+        self.steps = transform.transforms
+        for step in self.steps:
+            if type(step) not in STEPS:
+                raise ConfigError(f"data.pipeline=device: has no {type(step).__name__}; expected data.pipeline=cpu")
+            if isinstance(step, timm.data.auto_augment.RandAugment):
+                missing = sorted({op.name for op in step.ops} - set(TIMM_LEVELS))
+                if missing or step.choice_weights is not None:
+                    raise ConfigError(
+                        f"data.pipeline=device: has no {', '.join(missing) or 'weighted choice of operations'}; "
+                        "expected augmentation.auto_augment without -t…, or data.pipeline=cpu"
+                    )
+        self.numbers = 0
+
+        def count(n: int) -> Tensor:
+            self.numbers += n
+            return torch.zeros(n, 1, device=device)
+
+        self.apply(torch.zeros(1, *shape, dtype=torch.uint8, device=device), count)  # makes the constants, too
+
+    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """
+        Args:
+            images: uint8 [batch, channels, height, width].
+            uniforms: random numbers in 0 … 1, [numbers, batch].
+        """
+        taken = 0
+
+        def draw(n: int) -> Tensor:
+            nonlocal taken
+            taken += n
+            return uniforms[taken - n : taken]
+
+        return self.apply(images, draw)
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        for step in self.steps:
             images = STEPS[type(step)](step, images, draw)
         return images
 
-    return apply
+
+CONSTANTS: dict[tuple[tuple[Any, ...], torch.device], Tensor] = {}
 
 
-def draws(generator: torch.Generator, batch_size: int, places: Tensor) -> Draw:
-    """Random numbers for the images at some places of a batch: the same whoever draws for the rest of it."""
-    return lambda n: torch.rand(batch_size, n, generator=generator, device=places.device)[places].T
-
-
-@cache
 def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """Numbers as floats on the device; kept, for a copy from the host waits for what is going on there."""
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    if (values, device) not in CONSTANTS:
+        CONSTANTS[values, device] = torch.tensor(values, dtype=torch.float32, device=device)
+    return CONSTANTS[values, device]
 
 
 def whole(uniform: Tensor, count: Tensor | int) -> Tensor:
@@ -347,15 +370,15 @@ def solarize_add(pixels: Tensor, added: Tensor) -> Tensor:
 
 def auto_contrast(pixels: Tensor, _: Tensor) -> Tensor:
     levels = grey_levels(pixels.device)
-    darkest, brightest = pixels.amin(2, keepdim=True).float(), pixels.amax(2, keepdim=True).float()
-    stretched = (255 * (levels - darkest)).div(brightest - darkest, rounding_mode="floor")
+    darkest, brightest = pixels.float().aminmax(dim=2, keepdim=True)  # amin of bytes is wrong where compiled (2.14)
+    stretched = (255 * (levels - darkest) / (brightest - darkest)).floor()
     return torch.where(brightest > darkest, stretched, levels)
 
 
 def equalize(pixels: Tensor, _: Tensor) -> Tensor:
     counts = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=pixels.device)
     counts.scatter_add_(2, pixels.long(), torch.ones_like(counts[..., :1]).expand(pixels.shape))
-    brightest = pixels.amax(2, keepdim=True).long()
+    brightest = pixels.float().amax(2, keepdim=True).long()
     step = (pixels.shape[2] - counts.gather(2, brightest)) // 255  # 0: too few pixels to spread
     below = counts.cumsum(2) - counts
     spread = (below + step // 2) // step.clamp(min=1)

@@ -44,6 +44,7 @@ def photographs_and_noise() -> np.ndarray:
 PLACES = np.random.default_rng(0).integers(0, 390, (16, 2))
 PIXELS = photographs_and_noise()
 COUNT = len(PIXELS)
+CPU = torch.device("cpu")
 
 
 def to_batch(pixels: np.ndarray) -> torch.Tensor:
@@ -254,8 +255,14 @@ def test_color_jitter_is_torchvisions_in_any_order(monkeypatch: pytest.MonkeyPat
 # Chance, beside that of the CPU path.
 
 
-def draws(count: int, seed: int = 0) -> device_augmentation.Draw:
-    return device_augmentation.draws(torch.Generator().manual_seed(seed), count, torch.arange(count))
+def draws(count: int) -> device_augmentation.Draw:
+    chance = torch.Generator().manual_seed(0)
+    return lambda n: torch.rand(n, count, generator=chance)
+
+
+def augmented(transform: transforms.Compose, pixels: np.ndarray) -> np.ndarray:
+    on_batches = device_augmentation.BatchTransform(transform, (3, 32, 32), CPU)
+    return to_pixels(on_batches(to_batch(pixels), draws(len(pixels))(on_batches.numbers)))
 
 
 def assert_same_frequencies(*counts: Counter) -> None:
@@ -334,7 +341,7 @@ def test_augmented_images_are_distributed_as_those_of_the_cpu(overrides: list[st
     """One photograph many times: for every pixel the mean of its value and of its square, in standard errors."""
     transform = transform_of(*overrides)
     pixels = np.repeat(PIXELS[3:4], count, 0)
-    ours = to_pixels(device_augmentation.on_batches(transform)(to_batch(pixels), draws(count)))
+    ours = augmented(transform, pixels)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -351,11 +358,18 @@ def test_augmented_images_are_distributed_as_those_of_the_cpu(overrides: list[st
 @pytest.mark.parametrize("name", ["paper", "short", "simple", "light", "randaugment"])
 def test_nothing_waits_for_the_device(name: str) -> None:
     """On tensors that have no values, whoever looks at one fails."""
-    images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device="meta")
-    augmented = device_augmentation.on_batches(transform_of(f"augmentation={name}", "augmentation.vflip=0.5"))(
-        images, lambda n: torch.empty(n, 64, device="meta")
-    )
-    assert (augmented.shape, augmented.dtype) == (images.shape, torch.uint8)
+    steps, nowhere = transform_of(f"augmentation={name}", "augmentation.vflip=0.5"), torch.device("meta")
+    transform = device_augmentation.BatchTransform(steps, (3, 32, 32), nowhere)
+    images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device=nowhere)
+    made = transform(images, torch.empty(transform.numbers, 64, device=nowhere))
+    assert (made.shape, made.dtype) == (images.shape, torch.uint8)
+
+
+def test_it_can_be_compiled_as_one_graph() -> None:
+    transform = device_augmentation.BatchTransform(transform_of("augmentation=paper"), (3, 32, 32), CPU)
+    compiled = torch.compile(transform, fullgraph=True, backend="eager")
+    uniforms = draws(COUNT)(transform.numbers)
+    assert torch.equal(compiled(to_batch(PIXELS), uniforms), transform(to_batch(PIXELS), uniforms))
 
 
 def batches(*overrides: str, images: data.ImageData | None = None, team: Team | None = None) -> Any:
