@@ -31,6 +31,7 @@ from distributed import Team
 INCREASING = timm.data.auto_augment._RAND_INCREASING_TRANSFORMS
 EVERY_OPERATION = sorted({*INCREASING, *timm.data.auto_augment._RAND_TRANSFORMS})
 MOVES = device_augmentation.MOVES
+LARGEST = {name: device_augmentation.TIMM_LEVELS[name][1] for name in MOVES}
 RESAMPLING = {NEAREST: Image.NEAREST, BILINEAR: Image.BILINEAR, BICUBIC: Image.BICUBIC}
 
 
@@ -295,7 +296,7 @@ def test_operations_magnitudes_and_interpolations_are_drawn_as_timms(
         for step in transform_of("augmentation=paper", f"augmentation.auto_augment={name}").transforms
         if isinstance(step, timm.data.auto_augment.RandAugment)
     )
-    count = 3000
+    count = 20_000
     ours, theirs = defaultdict(list), defaultdict(list)
 
     def record_batch(images: Any, names: Any, which: Any, argument: Any, kind: Any, fill: Any, prob: Any) -> Any:
@@ -326,6 +327,11 @@ def test_operations_magnitudes_and_interpolations_are_drawn_as_timms(
         arguments = [[argument for argument, _ in made[op.name]] for made in (ours, theirs)]
         assert stats.ks_2samp(*arguments).pvalue > 1e-4
         assert_same_frequencies(*(Counter(int(kind) for _, kind in made[op.name]) for made in (ours, theirs)))
+    levels = [
+        [abs(argument) for name in MOVES for argument in np.divide([a for a, _ in made[name]], LARGEST[name])]
+        for made in (ours, theirs)
+    ]
+    assert stats.ks_2samp(*levels).pvalue > 1e-4  # of all together, which tells more
 
 
 @pytest.mark.parametrize(
