@@ -64,8 +64,9 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
 def fastest(x: Tensor, weight: Tensor) -> str:
     """By shape and device alone, never by the clock: a run that goes on must compute as it did before."""
     if x.device.type == "cpu" and weight.requires_grad and x.dtype == torch.float32:
-        channels, _, kernel_size, _ = weight.shape
-        if kernel_size >= 7 and channels >= 128 and not torch.is_autocast_enabled("cpu"):
+        channels, _, k, _ = weight.shape
+        pays = (k >= 7 and channels >= 128) or (k >= 5 and channels >= 256 and x.shape[-1] >= 16)
+        if pays and not torch.is_autocast_enabled("cpu"):
             return "stacked"
     return "reference"
 

@@ -102,11 +102,11 @@ def test_a_model_trains_as_with_the_reference_and_exchanges_checkpoints_with_it(
 
 
 def test_auto_goes_by_the_shape() -> None:
-    def chosen(channels: int, k: int, dtype: torch.dtype = torch.float32) -> str:
+    def chosen(channels: int, k: int, dtype: torch.dtype = torch.float32, side: int = 8) -> str:
         conv = DepthwiseConv2d(channels, k).to(dtype)
-        return fastest(torch.randn(1, channels, 8, 8, dtype=dtype), conv.weight)
+        return fastest(torch.randn(1, channels, side, side, dtype=dtype), conv.weight)
 
-    assert chosen(256, 9) == chosen(128, 7) == "stacked"
+    assert chosen(256, 9) == chosen(128, 7) == chosen(256, 5, side=16) == "stacked"
     assert chosen(256, 5) == chosen(64, 9) == chosen(256, 9, torch.bfloat16) == "reference"
 
 
