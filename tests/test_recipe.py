@@ -1,5 +1,7 @@
 """Recipes and studies: the transforms and targets are those that the sources name, and every study runs."""
 
+import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 import augmentation
 import config as cfg
 import data
+import run as one_run
 from conftest import REPOSITORY, checked, command
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
@@ -225,13 +228,29 @@ REDUCED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_runs_on_the_embedded_data(name: str, tmp_path: Path) -> None:
+def reduced(name: str) -> tuple[list[str], list[list[str]]]:
+    """An experiment in a second on the digits: its overrides, and those of each of the runs that it declares."""
     record = yaml.safe_load((REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text())
     params = record.get("hydra", {}).get("sweeper", {}).get("params", {})
     patch = [] if "model.patch_size" in params else ["patch=p1"]
     kernel = [] if "model.kernel_size" in params else ["model.kernel_size=3"]
-    done = command("-m", f"experiment={name}", *REDUCED, *patch, *kernel, "sweep=s", cwd=tmp_path)
+    choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
+    runs = [list(run) for run in itertools.product(*choices)]
+    return [f"experiment={name}", *REDUCED, *patch, *kernel], runs
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_run_of_an_experiment_composes_and_the_first_and_last_train(name: str, tmp_path: Path) -> None:
+    overrides, runs = reduced(name)
+    configs = [checked(*overrides, *run, f"output_dir={tmp_path}", "sweep=s") for run in runs]
+    for config in (configs[0], configs[-1]):
+        objective = one_run.run(config, [])
+        assert (objective is None) == (config.data.val_fraction == 0)
+        assert objective is None or math.isfinite(objective)
+
+
+def test_a_study_is_one_command(tmp_path: Path) -> None:
+    overrides, runs = reduced("paper_patch_sweep")
+    done = command("-m", *overrides, "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = int(np.prod([len(str(values).split(",")) for values in params.values()]))
-    assert f"{runs} runs →" in done.stdout
+    assert f"{len(runs)} runs →" in done.stdout

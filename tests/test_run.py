@@ -237,7 +237,7 @@ def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> No
     (folder,) = [path.parent for path in tmp_path.glob("outputs/s/*/config.yaml")]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "completed"
-    assert took < summary["seconds"] + 40  # 15 for the server; the rest is imports on a busy machine
+    assert took < summary["seconds"] + 60  # 15 for the server; the rest is imports on a busy machine
     assert wandb_files.read(folder)["history"][0]["epoch"] == 1
 
 
