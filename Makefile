@@ -5,7 +5,7 @@ sweep: .venv/installed ## set up and run four runs on embedded data
 	.venv/bin/python src/train.py -m model.kernel_size=5,9 model.depth=8,16
 
 test: .venv/installed ## set up and pass the tests
-	.venv/bin/python -m pytest -n 4 --dist worksteal
+	.venv/bin/python -m pytest -n 4 --maxschedchunk 1
 
 check: .venv/installed ## lint and type check
 	.venv/bin/ruff format --check .

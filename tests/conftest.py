@@ -25,6 +25,22 @@ TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that are neve
 TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu", "trainer.figures=false")
 
 
+# Files whose tests start processes and wait for them: first, so that no worker is left with one of these at the end.
+FIRST = (
+    "test_launchers",
+    "test_wandb_sweep",
+    "test_search",
+    "test_resume",
+    "test_walk",
+    "test_distributed",
+    "test_sweep",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Tests run side by side; threads of their own would only get in each other's way."""
