@@ -236,6 +236,8 @@ def draw_history(rows: list[dict[str, Any]], title: str) -> Figure:
                 axes.plot(epochs, percent, color=color, marker="o" if len(rows) < 3 else None, label=part)
         axes.set(xlabel="epoch", ylabel="accuracy, %" if metric == "accuracy" else "loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(rows) < 3:
+            axes.set_xticks(epochs)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
