@@ -137,14 +137,14 @@ def test_slurm(tmp_path: Path, cluster: dict[str, str]) -> None:
 
 
 def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
-    run = (*SMALL, "sweep=s", f"trainer.epochs={epochs_in(45, tmp_path)}", "checkpoint.max_share=1")
+    run = (*SMALL, "sweep=s", f"trainer.epochs={epochs_in(80, tmp_path)}", "checkpoint.max_share=1")
     undisturbed = start(*run, "output_dir=undisturbed", cwd=tmp_path)
     process = start("-m", *run, *SLURM, cwd=tmp_path, **cluster)
     sweep = tmp_path / "outputs" / "s"
     wait_for(lambda: max(rows(sweep), default=0) >= 2, process)
     urgent = ["sbatch", "--partition=urgent", "--exclusive", "--wrap=true"]
     subprocess.run(urgent, env=os.environ | cluster, cwd=tmp_path, check=True)
-    output = process.communicate(timeout=200)[0]
+    output = process.communicate(timeout=280)[0]
     assert process.returncode == 0, output
     assert log_of_jobs(sweep).count("goes on after") == 1
     undisturbed.communicate(timeout=100)
