@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from omegaconf import DictConfig
 
 import config as cfg
 import run
+from processes import REPOSITORY, Command, environment_of
 
-REPOSITORY = Path(__file__).parents[1]
 TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that are never the same
 TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu", "trainer.figures=false")
 
@@ -98,37 +96,20 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
     return start
 
 
-def environment_of(**environment: str) -> dict[str, str]:
-    """The environment of a command of its own: W&B would tell child processes to use this process's service."""
-    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return {**inherited, "OMP_NUM_THREADS": "1", **environment}
-
-
 def command(*arguments: str, cwd: Path, script: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python src/SCRIPT.py ARGUMENTS` as a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "src" / f"{script}.py"), *arguments],
-        cwd=cwd,
-        env=environment_of(**environment),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """`python src/SCRIPT.py ARGUMENTS` as a process of its own, to its end."""
+    process = Command(script, arguments, cwd, environment_of(**environment))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "src" / "train.py"), *arguments],
-        cwd=cwd,
-        env=environment_of(**environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(*arguments: str, cwd: Path, **environment: str) -> Command:
+    """`python src/train.py ARGUMENTS` as a process of its own; its errors are in its output."""
+    return Command("train", arguments, cwd, environment_of(**environment), errors="stdout")
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], process: Command, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]

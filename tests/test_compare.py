@@ -24,7 +24,8 @@ import config as cfg
 from compare import compare
 from comparison.effects import Cell, Effect, against_best, effects, factors, mean
 from comparison.results import read
-from conftest import REPOSITORY, checked, command
+from conftest import checked, command
+from processes import REPOSITORY
 
 KERNEL, DEPTH = "model.kernel_size", "model.depth"
 

@@ -7,8 +7,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 import config as cfg
-from conftest import REPOSITORY, checked, command, composed
+from conftest import checked, command, composed
 from errors import explain
+from processes import REPOSITORY
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import data
-from conftest import REPOSITORY, command
+from conftest import command
 from distributed import Team
+from processes import REPOSITORY
 
 # No norm: BatchNorm over all processes is for GPUs only. SGD: Adam divides gradients by their
 # own size, so that it makes much of the rounding of the smallest.

@@ -11,7 +11,8 @@ import pytest
 from filelock import FileLock
 
 import slurm
-from conftest import REPOSITORY, command, metrics, start, summaries, wait_for
+from conftest import command, metrics, start, summaries, wait_for
+from processes import REPOSITORY, Command
 
 SMALL = ("model.d_model=8", "model.depth=1", "data.train_fraction=0.1", "wandb.mode=disabled", "trainer.figures=false")
 TWO = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
@@ -136,51 +137,66 @@ def test_slurm(tmp_path: Path, cluster: dict[str, str]) -> None:
     assert len(list(sweep.glob(".submitit/*/*_result.pkl"))) == 2
 
 
-def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
-    run = (*SMALL, "sweep=s", f"trainer.epochs={epochs_in(80, tmp_path)}", "checkpoint.max_share=1")
-    undisturbed = start(*run, "output_dir=undisturbed", cwd=tmp_path)
-    process = start("-m", *run, *SLURM, cwd=tmp_path, **cluster)
-    sweep = tmp_path / "outputs" / "s"
-    wait_for(lambda: max(rows(sweep), default=0) >= 2, process)
+# On a cluster a run meets its end at a moment that Slurm chooses, seconds from now: until then it is held, so that
+# it has epochs left however fast the machine is.
+
+ONE = ("-m", "model.kernel_size=3", *LONGER[2:], *SLURM)
+
+
+def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]) -> None:
+    process = start(*ONE, "checkpoint.epochs=1000", cwd=tmp_path, **cluster)  # one when it is told to stop
+    run, number = hold_the_run(process, tmp_path)
     urgent = ["sbatch", "--partition=urgent", "--exclusive", "--wrap=true"]
-    subprocess.run(urgent, env=os.environ | cluster, cwd=tmp_path, check=True)
-    output = process.communicate(timeout=280)[0]
+    subprocess.run(urgent, env=os.environ | cluster, cwd=tmp_path, check=True)  # Slurm lets go of the run to tell it
+    wait_for((run / "checkpoints" / "last.pt").exists, process)
+    wait_for(lambda: has_ended(number), process)
+    output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
-    assert log_of_jobs(sweep).count("goes on after") == 1
-    undisturbed.communicate(timeout=100)
-    assert metrics(sweep) == metrics(tmp_path / "undisturbed" / "s")
+    assert log_of_jobs(run.parent).count("goes on after") == 1
+    assert metrics(run.parent) == {run.name: undisturbed[run.name]}
 
 
-def test_a_run_that_its_time_limit_is_too_short_for_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
-    # With a limit of one minute Slurm's warning comes within half of it.
-    run = (*SMALL, "sweep=s", f"trainer.epochs={epochs_in(40, tmp_path)}", "checkpoint.max_share=1")
-    undisturbed = start(*run, "output_dir=undisturbed", cwd=tmp_path)
-    done = command("-m", *run, *SLURM, "hydra.launcher.timeout_min=1", cwd=tmp_path, **cluster)
-    assert done.returncode == 0, done.stdout + done.stderr
-    sweep = tmp_path / "outputs" / "s"
-    assert "SIGUSR2" in log_of_jobs(sweep)
-    assert "goes on after" in log_of_jobs(sweep)
-    undisturbed.communicate(timeout=100)
-    assert metrics(sweep) == metrics(tmp_path / "undisturbed" / "s")
+def test_a_run_that_its_time_limit_is_too_short_for_goes_on(
+    tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]
+) -> None:
+    process = start(*ONE, "hydra.launcher.timeout_min=1", cwd=tmp_path, **cluster)
+    run, _ = hold_the_run(process, tmp_path)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    assert "SIGUSR2" in log_of_jobs(run.parent)
+    assert log_of_jobs(run.parent).count("goes on after") == 1
+    assert metrics(run.parent) == {run.name: undisturbed[run.name]}
 
 
 def test_a_run_that_may_not_be_requeued_again_does_not_complete(tmp_path: Path, cluster: dict[str, str]) -> None:
-    run = (*SMALL, "sweep=s", "trainer.epochs=100000")
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=0")
-    done = command("-m", *run, *SLURM, *limits, cwd=tmp_path, **cluster)
-    assert done.returncode == 1
-    assert "1 of 1 runs did not complete" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert statuses(tmp_path / "outputs" / "s") == ["interrupted"]
+    process = start(*ONE, *limits, cwd=tmp_path, **cluster)
+    run, _ = hold_the_run(process, tmp_path)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "1 of 1 runs did not complete" in output
+    assert "Traceback" not in output
+    assert statuses(run.parent) == ["interrupted"]
+
+
+def hold_the_run(sweep: Command, cwd: Path) -> tuple[Path, int]:
+    """The folder and the process of the sweep's one run, stopped after an epoch or two."""
+    wait_for(lambda: max(rows(cwd / "outputs" / "s"), default=0) >= 2, sweep)
+    (lock,) = cwd.glob("outputs/s/*/run.lock")
+    locks = Path("/proc/locks").read_text().splitlines()
+    (number,) = [int(line.split()[4]) for line in locks if f":{lock.stat().st_ino} " in line]
+    os.kill(number, signal.SIGSTOP)
+    return lock.parent, number
+
+
+def has_ended(number: int) -> bool:
+    """Whether the process is gone; held on, though Slurm lets go of it every time that it tells it something."""
+    try:
+        os.kill(number, signal.SIGSTOP)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def log_of_jobs(sweep: Path) -> str:
     return "".join(path.read_text() for path in sweep.glob(".submitit/*/*.out"))
-
-
-def epochs_in(seconds: float, tmp_path: Path) -> int:
-    """About how many epochs this machine trains in so much time."""
-    timed = command(*SMALL, "trainer.epochs=50", "output_dir=timed", cwd=tmp_path)
-    assert timed.returncode == 0, timed.stderr
-    (summary,) = summaries(next((tmp_path / "timed").iterdir()))
-    return int(50 * seconds / summary["seconds"])

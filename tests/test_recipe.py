@@ -19,7 +19,8 @@ import augmentation
 import config as cfg
 import data
 import run as one_run
-from conftest import REPOSITORY, checked, command
+from conftest import checked, command
+from processes import REPOSITORY
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
 VARIANTS = sorted(path.stem for path in (REPOSITORY / "conf" / "variant").glob("*.yaml"))

@@ -54,7 +54,7 @@ def test_a_sweep_grows(tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns == times[path] for path in times)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     arguments = ("trainer.epochs=200", *SMALL[:2], *SMALL[3:], "wandb.mode=offline")
     process = start(*arguments, "sweep=s", cwd=tmp_path)
@@ -76,7 +76,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     undisturbed = command(*overrides, "sweep=whole", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stdout
     stops = 0
-    for lines in (3, 99):
+    for lines in (2, 4, 99):
         process = start(*overrides, "sweep=parts", cwd=tmp_path)
         sweep = tmp_path / "outputs" / "parts"
         reached = f"metrics.csv with {lines} lines"
@@ -88,7 +88,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
                 break
             time.sleep(0.005)
         process.communicate(timeout=60)
-    assert stops == 1, reached
+    assert stops >= 2, reached
     assert process.returncode == 0
     assert metrics(tmp_path / "outputs" / "parts") == metrics(tmp_path / "outputs" / "whole")
     (parts,), (whole,) = summaries(tmp_path / "outputs" / "parts"), summaries(tmp_path / "outputs" / "whole")
@@ -166,7 +166,7 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
 
 KILLS = int(os.environ.get("KILLS", "2"))
 MAIN_COMMAND = ("-m", "model.kernel_size=5,9", "model.depth=8,16")
-IN_CI = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "trainer.epochs=6")
+IN_CI = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "dropout=all")
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_p
         process = start(*arguments, f"sweep=killed{sweeps}", cwd=tmp_path)
         starts += 1
         try:
-            output = process.communicate(timeout=moments.uniform(4, 12) if kills < KILLS else 600)[0]
+            output = process.communicate(timeout=moments.uniform(0.5, 12) if kills < KILLS else 600)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import wandb_files
-from conftest import REPOSITORY, Finished, checked, command
+from conftest import Finished, checked, command
 from network import make_model
 from optimization import make_optimizer, make_scheduler
+from processes import REPOSITORY
 from record import COLUMNS
 
 Train = Callable[..., Finished]

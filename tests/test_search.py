@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 import config as cfg
 import search
-from conftest import REPOSITORY, checked, command, metrics, start, summaries, wait_for
+from conftest import checked, command, metrics, start, summaries, wait_for
+from processes import REPOSITORY
 
 TINY = (
     "model.d_model=8",

@@ -12,7 +12,8 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from conftest import REPOSITORY, checked, environment_of, summaries
+from conftest import checked, summaries
+from processes import REPOSITORY, environment_of
 from record import identity
 
 SCRIPT = REPOSITORY / "experiments" / "convmixer-experiment-cifar10.py"

@@ -19,7 +19,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 import config as cfg
 import wandb_sweep
-from conftest import REPOSITORY, TINY, Finished, checked, command, environment_of
+from conftest import TINY, Finished, checked, command
+from processes import REPOSITORY, environment_of
 from record import identity
 from wandb_server import WandbServer
 

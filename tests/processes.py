@@ -1,0 +1,97 @@
+"""Commands as processes of their own, which signals really reach and kills really end.
+
+Python takes some eight seconds to import what a run needs. Therefore commands are forked, by multiprocessing's
+fork server, from a process that has imported it; what they start in turn (workers, jobs) starts from nothing.
+"""
+
+import atexit
+import multiprocessing.forkserver
+import multiprocessing.process
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def environment_of(**environment: str) -> dict[str, str]:
+    """The environment of a command of its own: W&B would tell child processes to use this process's service."""
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return {**inherited, "OMP_NUM_THREADS": "1", **environment}
+
+
+@cache
+def fork_server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["run", "compare", "search", "wandb_sweep", "wandb"])
+    with pytest.MonkeyPatch.context() as only_here:  # Python 3.11 does not tell the server where to find modules
+        only_here.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+        only_here.setenv("OMP_NUM_THREADS", "1")
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+class Command:
+    """`python src/SCRIPT.py ARGUMENTS`, running; used like subprocess.Popen."""
+
+    def __init__(
+        self, script: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], errors: str = "stderr"
+    ) -> None:
+        self.args = [str(REPOSITORY / "src" / f"{script}.py"), *arguments]
+        folder = Path(tempfile.mkdtemp())  # not in cwd, which the command has for itself
+        self.outputs = [folder / "stdout", folder / errors]
+        self.process = fork_server().Process(target=become, args=(self.args, cwd, dict(environment), self.outputs))
+        self.process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        assert self.process.pid
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def communicate(self, timeout: float | None = None) -> list[str]:
+        """What the command has written to its standard output and for errors, when it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended in time.
+        """
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return [output.read_text() for output in self.outputs]
+
+
+def become(argv: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
+    """Turn this forked process into the command."""
+    multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # it is nobody's worker
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, output in zip((sys.stdout, sys.stderr), outputs, strict=True):
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+    sys.argv = argv
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    finally:  # what an interpreter does at its end, and multiprocessing does not
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
