@@ -9,12 +9,17 @@ python src/benchmark.py overhead                what a run's record and checkpoi
 
 import sys
 
+from config import ConfigError
 from errors import one_clear_error
 
 if __name__ == "__main__":
     with one_clear_error():
         arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
         name, *overrides = arguments if arguments and "=" not in arguments[0] else ["steps", *arguments]
+        if "--json" in sys.argv and name != "steps":
+            raise ConfigError(f"--json: {name} has a table only")
+        if overrides and name == "depthwise":
+            raise ConfigError(f"{overrides[0]}: depthwise has its own shapes and takes no overrides")
         if name == "steps":
             from benchmarks import steps
 

@@ -7,12 +7,15 @@ value is reported before anything is loaded or written.
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 class ConfigError(ValueError):
@@ -340,6 +343,10 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [
         pair for name, below in tree.items() for pair in flatten(below, f"{prefix}.{name}" if prefix else str(name))
     ]
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def parent(path: str) -> str:

@@ -58,7 +58,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
     if torch.is_autocast_enabled(x.device.type):  # which reaches PyTorch's operations, not these functions' backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return {"stacked": Stacked, "toeplitz": Toeplitz}[backend].apply(x, weight, bias)
+    return WithOwnGradients.apply(x, weight, bias, backend)
 
 
 def fastest(x: Tensor, weight: Tensor) -> str:
@@ -83,36 +83,35 @@ def after(kernel_size: int) -> int:
     return kernel_size // 2
 
 
-class Stacked(Function):
-    """PyTorch's convolution but for the kernel's gradient, which oneDNN computes slowly where kernels are large.
+class WithOwnGradients(Function):
+    """A backend's convolution and the two gradients that it has for it."""
 
-    dw[c, i, j], the sum over all b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u], is a
-    depthwise convolution itself: of all images in one tall column, zeros between them, with all of dy as the
-    kernel. It is summed column by column of about ROWS rows, which stay in the processor's cache.
-    """
-
-    ROWS = 64
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return same_conv(x, weight, bias)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        return CONVOLUTION[backend](x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, str], output: Tensor) -> None:
+        x, weight, _, ctx.backend = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        needs_dx, needs_dw, needs_db = ctx.needs_input_grad
-        dx = transposed_conv(dy, weight) if needs_dx else None
-        weight_gradient = plain_weight_gradient if torch.is_grad_enabled() else stacked_weight_gradient
-        dw = weight_gradient(x, dy, weight.shape[-1]) if needs_dw else None
-        return dx, dw, dy.sum((0, 2, 3)) if needs_db else None
+        needs_dx, needs_dw, needs_db, _ = ctx.needs_input_grad
+        dx = INPUT_GRADIENT[ctx.backend](dy, weight) if needs_dx else None
+        dw = WEIGHT_GRADIENT[ctx.backend](x, dy, weight.shape[-1]) if needs_dw else None
+        return dx, dw, dy.sum((0, 2, 3)) if needs_db else None, None
 
 
-def transposed_conv(dy: Tensor, weight: Tensor) -> Tensor:
+# Stacked: PyTorch's convolution but for the kernel's gradient, which oneDNN computes slowly where kernels are large.
+
+ROWS = 64  # of a column of images; they stay in the processor's cache
+
+
+def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     """The gradient of same_conv's input: the same, with kernel and padding turned round."""
     k = weight.shape[-1]
     if k % 2:
@@ -122,10 +121,17 @@ def transposed_conv(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 def stacked_weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """[batch, channels, height, width] twice → [channels, 1, k, k]."""
+    """[batch, channels, height, width] twice → [channels, 1, k, k].
+
+    dw[c, i, j], the sum over all b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u], is a
+    depthwise convolution itself: of all images in one tall column, zeros between them, with all of dy as the
+    kernel. It is summed column by column of about ROWS rows.
+    """
+    if torch.is_grad_enabled():
+        return plain_weight_gradient(x, dy, k)
     batch, channels, height, width = x.shape
     top, spacing = before(k), height + after(k)
-    n = min(batch, max(1, Stacked.ROWS // spacing))  # images in a column
+    n = min(batch, max(1, ROWS // spacing))  # images in a column
     dtype = torch.promote_types(x.dtype, torch.float32)  # sums want their digits
     column = x.new_zeros(n * spacing + top, width + k - 1, channels, dtype=dtype)
     kernel = x.new_zeros(n * spacing, width, channels, dtype=dtype)
@@ -147,32 +153,11 @@ def plain_weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
     return conv2d_weight(padded, (x.shape[1], 1, k, k), dy, groups=x.shape[1])
 
 
-class Toeplitz(Function):
-    """Strips of the grid times a matrix for each channel; both gradients are such products, too.
-
-    A strip of `height` rows depends on height + k - 1 rows of the input: [channels, batch · strips, rows in] ×
-    [channels, rows in, rows out], where a row is `width` positions. The matrix holds the kernel along its
-    diagonals, so that its gradient, summed along them, is the kernel's.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return toeplitz_conv(x, weight, before(weight.shape[-1]), bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        needs_dx, needs_dw, needs_db = ctx.needs_input_grad
-        k = weight.shape[-1]
-        dx = toeplitz_conv(dy, weight.flip(2, 3), after(k)) if needs_dx else None
-        dw = toeplitz_weight_gradient(x, dy, k) if needs_dw else None
-        return dx, dw, dy.sum((0, 2, 3)) if needs_db else None
+# Toeplitz: strips of the grid times a matrix for each channel; both gradients are such products, too.
+#
+# A strip of `height` rows depends on height + k - 1 rows of the input: [channels, batch · strips, rows in] ×
+# [channels, rows in, rows out], where a row is `width` positions. The matrix holds the kernel along its
+# diagonals, so that its gradient, summed along them, is the kernel's.
 
 
 def strip_height(height: int) -> int:
@@ -188,7 +173,15 @@ def strips_of(x: Tensor, k: int, above: int) -> Tensor:
     return padded.unfold(2, s + k - 1, s).permute(1, 0, 2, 4, 3).reshape(channels, -1, (s + k - 1) * width)
 
 
-def toeplitz_conv(x: Tensor, weight: Tensor, above: int, bias: Tensor | None = None) -> Tensor:
+def toeplitz_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return toeplitz_product(x, weight, before(weight.shape[-1]), bias)
+
+
+def toeplitz_input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
+    return toeplitz_product(dy, weight.flip(2, 3), after(weight.shape[-1]))
+
+
+def toeplitz_product(x: Tensor, weight: Tensor, above: int, bias: Tensor | None = None) -> Tensor:
     """Depthwise convolution with `above` zeros above and on the left, the rest of k - 1 below and on the right."""
     batch, channels, height, width = x.shape
     s, k = strip_height(height), weight.shape[-1]
@@ -226,3 +219,8 @@ def exact_bmm(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype.itemsize >= 4:
         return torch.bmm(a, b)
     return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.bmm(a.float(), b.float())
+
+
+CONVOLUTION = {"stacked": same_conv, "toeplitz": toeplitz_conv}
+INPUT_GRADIENT = {"stacked": input_gradient, "toeplitz": toeplitz_input_gradient}
+WEIGHT_GRADIENT = {"stacked": stacked_weight_gradient, "toeplitz": toeplitz_weight_gradient}

@@ -17,6 +17,8 @@ from torch import Tensor
 from config import ConfigError
 from workers import own_gpu
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by trainer.precision
+
 
 def choose_device(name: str) -> torch.device:
     """The device asked for; `auto` takes CUDA, then Apple's MPS, then the CPU.
@@ -42,8 +44,7 @@ def describe(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

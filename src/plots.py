@@ -1,11 +1,13 @@
-"""Figures for a paper: what a trained model looks like inside. compare's are in comparison/figure.py.
+"""Figures of a run: its curves, and for a paper what its trained model looks like inside.
+
+Those of compare are in comparison/figure.py.
 
 Sizes are inches on the page (a column is about 3.3 wide, a page 7), fonts at least 7 points, colors
 those of Okabe and Ito, which color-blind readers can tell apart.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,32 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(".png"), dpi=220)
         figure.set_layout_engine("none")  # what was laid out stays, and need not be again
         figure.savefig(path.with_suffix(".svg"))
+
+
+def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Loss and accuracy by epoch, training beside validation.
+
+    Args:
+        rows: those of metrics.csv.
+    """
+    epochs = [row["epoch"] for row in rows]
+    few = len(rows) < 3
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(PAGE, 2.8), layout="constrained")
+        figure.suptitle(title, fontsize=8, x=0.01, ha="left")
+        for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            for part, color in zip(("train", "val"), COLORS, strict=False):
+                values = [row[f"{part}/{metric}"] for row in rows]
+                if None not in values:
+                    percent = [100 * value for value in values] if metric == "accuracy" else values
+                    axes.plot(epochs, percent, color=color, marker="o" if few else None, label=part)
+            axes.set(xlabel="epoch", ylabel="accuracy, %" if metric == "accuracy" else "loss")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            if few:
+                axes.set_xticks(epochs)
+            axes.grid(alpha=0.3, linewidth=0.5)
+            axes.legend()
+    return figure
 
 
 def patch_embedding_filters(weight: ArrayLike) -> Figure:

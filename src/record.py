@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import config as cfg
@@ -161,7 +160,7 @@ class Record:
             return
         with no_harm():
             if self.rows:
-                draw_history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)
+                plots.history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)
         with no_harm():
             if self.is_completed and not self.rows:
                 self.report_again()
@@ -221,27 +220,6 @@ def display_name(overrides: list[str]) -> str:
         if not any(key == unnamed or key.startswith(unnamed + ".") for unnamed in UNNAMED):
             named.append(f"{key.rpartition('.')[2]}={value}")
     return " ".join(named) or "baseline"
-
-
-def draw_history(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Loss and accuracy by epoch, training beside validation."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    epochs = [row["epoch"] for row in rows]
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, color in (("train", "#0072B2"), ("val", "#D55E00")):
-            values = [row[f"{part}/{metric}"] for row in rows]
-            if None not in values:
-                percent = [100 * value for value in values] if metric == "accuracy" else values
-                axes.plot(epochs, percent, color=color, marker="o" if len(rows) < 3 else None, label=part)
-        axes.set(xlabel="epoch", ylabel="accuracy, %" if metric == "accuracy" else "loss")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(rows) < 3:
-            axes.set_xticks(epochs)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    return figure
 
 
 # Weights & Biases.

@@ -109,7 +109,7 @@ def search(
 
 def run_batch(study: optuna.Study, batch: Sequence[FrozenTrial], fixed: Mapping[str, str], launcher: Launcher) -> None:
     """Launch the runs and keep how they did; one that does not get to its end stays a running trial."""
-    overrides = [tuple(overrides_of({**trial.params, **fixed})) for trial in batch]
+    overrides = [tuple(cfg.overrides_of({**trial.params, **fixed})) for trial in batch]
     jobs = list(dict.fromkeys(overrides))  # where choices are few, two trials may be the same run
     returned = dict(zip(jobs, launcher.launch(jobs, initial_job_idx=batch[0].number), strict=True))
     for trial, job in zip(batch, overrides, strict=True):
@@ -194,7 +194,7 @@ def best(study: optuna.Study, monitor: str) -> str:
         return f"no trial completed, of {of}"
     value = study.best_value
     figure = f"{value:.1%}" if monitor == "val/accuracy" else f"{value:.4f}"
-    return f"best of {of}: {monitor} {figure} with {' '.join(overrides_of(study.best_params))}"
+    return f"best of {of}: {monitor} {figure} with {' '.join(cfg.overrides_of(study.best_params))}"
 
 
 # What is searched.
@@ -242,7 +242,7 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
         assert values.end is not None
         low, high, log_scale = values.start, values.end, "log" in values.tags
         whole = low == int(low) and high == int(high)
-        composed = compose(app, overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
+        composed = compose(app, cfg.overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
         typed = OmegaConf.select(composed, override.key_or_group)
         if isinstance(typed, float):
             return FloatDistribution(low, high, log=log_scale)
@@ -271,15 +271,13 @@ def check(app: str, space: Space, fixed: Mapping[str, str]) -> cfg.Config:
     }
     first = {**{key: values[0] for key, values in ends.items()}, **fixed}
     configs = [
-        cfg.check(compose(app, overrides_of({**first, key: value}))) for key, values in ends.items() for value in values
+        cfg.check(compose(app, cfg.overrides_of({**first, key: value})))
+        for key, values in ends.items()
+        for value in values
     ]
     if not all(config.data.val_fraction for config in configs):
         raise cfg.ConfigError("data.val_fraction=0: a search goes by validation; expected above 0")
     return configs[0]
-
-
-def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in values.items()]
 
 
 def study_name(typical: cfg.Config, space: Space) -> str:

@@ -26,7 +26,6 @@ import config as cfg
 from errors import one_clear_error
 from terminal import say
 
-CONF = Path(__file__).parents[1] / "conf"
 APP = "train"
 
 
@@ -45,7 +44,7 @@ def wandb_sweep(
         for key in swept.keys() & UNSEARCHED.keys():
             raise cfg.ConfigError(f"{swept[key].input_line}: {UNSEARCHED[key]}")
     parameters = {key: parameter(override, method, fixed) for key, override in swept.items()}
-    fixed["sweep"] = compose(APP, overrides_of(fixed)).sweep  # one for all, where it is the time of day
+    fixed["sweep"] = compose(APP, cfg.overrides_of(fixed)).sweep  # one for all, where it is the time of day
     configs = check(parameters, method, fixed)
     first = configs[0]
     validated = all(config.data.val_fraction for config in configs)
@@ -67,7 +66,7 @@ def wandb_sweep(
         "parameters": parameters,
         "command": [
             "${env}", "${interpreter}", "${program}",
-            *overrides_of({**fixed, "wandb.mode": "online"}), "${args_no_hyphens}",
+            *cfg.overrides_of({**fixed, "wandb.mode": "online"}), "${args_no_hyphens}",
         ],
     }  # fmt: skip
     return first, {key: value for key, value in described.items() if value is not None}
@@ -140,11 +139,7 @@ def check(parameters: Mapping[str, Any], method: str, fixed: Mapping[str, str]) 
     else:
         first = {key: values[0] for key, values in ends.items()}
         points = [{**first, key: value} for key, values in ends.items() for value in values]
-    return [cfg.check(compose(APP, overrides_of({**fixed, **point}))) for point in points]
-
-
-def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in values.items()]
+    return [cfg.check(compose(APP, cfg.overrides_of({**fixed, **point}))) for point in points]
 
 
 def save(sweep: Mapping[str, Any], file: Path) -> None:
@@ -189,7 +184,7 @@ def main() -> None:
     )
     given = parser.parse_intermixed_args()
     cfg.register()
-    with one_clear_error(), initialize_config_dir(str(CONF), version_base="1.3"):
+    with one_clear_error(), initialize_config_dir(str(cfg.CONF), version_base="1.3"):
         config, sweep = wandb_sweep(given.overrides, given.method, given.run_cap, given.hyperband)
         file = Path(config.output_dir) / config.sweep / "wandb_sweep.yaml"
         save(sweep, file)

@@ -1,13 +1,15 @@
 """The benchmark compares like with like, and says what it measured."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import timm.models.convmixer
 import torch
 
 from benchmarks import operators, steps
-from conftest import checked
+from conftest import checked, command
 from depthwise import BACKENDS
 from network import make_model
 
@@ -44,6 +46,43 @@ def test_training_and_inference_beside_the_peers(
         for turns in figures[what].values():
             assert len(turns) == 2
             assert all(turn["images_per_second"] > 0 and turn["peak_memory"] > 1e6 for turn in turns)
+
+
+def breaks(*_: object) -> torch.nn.Module:
+    raise MemoryError("no room for the model")
+
+
+def ends_its_process(*_: object) -> torch.nn.Module:
+    os._exit(9)
+
+
+def test_a_contestant_that_fails_leaves_the_others_their_turns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contestants = {"first": breaks, "second": ends_its_process, "ours": steps.ours}
+    monkeypatch.setattr(steps, "CONTESTANTS", contestants)
+    monkeypatch.setattr(steps, "ROUNDS", 1)
+    monkeypatch.setattr(steps, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(steps, "measured_roofs", lambda *_: (1e10, 1e11))
+    steps.run([*SMALL, "data.batch_size=4"])
+    printed = capsys.readouterr().out
+    assert "first: MemoryError: no room for the model" in printed
+    assert "second: its process was ended" in printed
+    assert [line.split()[0] for line in printed.splitlines() if "%" in line] == ["ours", "ours"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["depthwise", "model.kernel_size=5"], "model.kernel_size=5: depthwise has its own shapes"),
+        (["data", "--json"], "--json: data has a table only"),
+        (["model.kernel_size=0"], "model.kernel_size=0: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = command(*arguments, cwd=tmp_path, script="benchmark")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
 
 
 def test_the_floor_is_that_of_the_derivation(monkeypatch: pytest.MonkeyPatch) -> None:

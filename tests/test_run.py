@@ -13,6 +13,7 @@ import torch
 
 import wandb_files
 from conftest import Finished, checked, command
+from depthwise import BACKENDS
 from network import make_model
 from optimization import make_optimizer, make_scheduler
 from processes import REPOSITORY
@@ -51,8 +52,9 @@ def test_the_record(train: Train) -> None:
 TINY_SIZE = ("model.d_model=16", "model.depth=2", "model.kernel_size=3")
 
 
-def test_multiply_accumulates_are_counted(train: Train) -> None:
-    done = train(*TINY_SIZE)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_multiply_accumulates_are_counted(train: Train, backend: str) -> None:
+    done = train(*TINY_SIZE, f"model.backend={backend}")
     positions = 8 * 8
     per_layer = positions * 16 * (3 * 3 + 16)
     assert done.summary["macs"] == positions * 16 + 2 * per_layer + 16 * 10

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 import config as cfg
 from benchmarks.setting import make_config
 from comparison.findings import si
-from device import autocast, describe, keep_freed_memory, peak_memory, reset_peak_memory
+from device import DTYPES, autocast, describe, keep_freed_memory, peak_memory, reset_peak_memory
 from LLMConvMixer import make_activation
 from network import make_model, memory_format
 from optimization import make_optimizer
@@ -42,7 +42,6 @@ from terminal import print_table, say
 ROUNDS = 5
 TURN_SECONDS = 1.0
 CLASSES = 10
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -125,7 +124,8 @@ def ours_toeplitz(config: cfg.Config, device: torch.device) -> nn.Module:
     return ours(config, device)
 
 
-CONTESTANTS: dict[str, Callable[[cfg.Config, torch.device], nn.Module]] = {
+Make = Callable[[cfg.Config, torch.device], nn.Module]
+CONTESTANTS: dict[str, Make] = {
     "authors' plain form": authors,
     "timm, channels last": timm,
     "timm, compiled": timm_compiled,
@@ -135,10 +135,18 @@ CONTESTANTS: dict[str, Callable[[cfg.Config, torch.device], nn.Module]] = {
 GPU_ONLY = ("ours, toeplitz",)
 
 
-def contestant(pipe: Connection, name: str, config: cfg.Config, device: torch.device) -> None:
-    """A process: for every (what, seconds) that comes through the pipe a Turn goes back; an error as its text."""
+def contestant(pipe: Connection, make: Make, config: cfg.Config, device: torch.device) -> None:
+    """A process: an error that ends it, e.g. out of memory or no compiler, goes through the pipe as its text."""
+    try:
+        compete(pipe, make, config, device)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def compete(pipe: Connection, make: Make, config: cfg.Config, device: torch.device) -> None:
+    """For every (what, seconds) that comes through the pipe a Turn goes back, until None comes."""
     torch.manual_seed(0)
-    model = CONTESTANTS[name](config, device)
+    model = make(config, device)
     optimizer = make_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
     side = config.data.image_size or 32
@@ -160,18 +168,15 @@ def contestant(pipe: Connection, name: str, config: cfg.Config, device: torch.de
         with autocast(device, config.trainer.precision):
             model(images)
 
-    while True:
-        what, seconds = pipe.recv()
+    while asked := pipe.recv():
+        what, seconds = asked
         step = {"training": training, "inference": inference}[what]
-        try:
-            if not seconds:
-                step()  # compilation
-            steps = max(1, round(seconds / timed(step, 1, device)))
-            reset_peak_memory(device)
-            rate = steps * len(images) / timed(step, steps, device)
-            pipe.send(Turn(rate, peak_memory(device)))
-        except Exception as error:  # out of memory, no compiler
-            pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
+        if not seconds:
+            step()  # compilation
+        steps = max(1, round(seconds / timed(step, 1, device)))
+        reset_peak_memory(device)
+        rate = steps * len(images) / timed(step, steps, device)
+        pipe.send(Turn(rate, peak_memory(device)))
 
 
 def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
@@ -245,7 +250,7 @@ def run(overrides: list[str], as_json: bool = False) -> None:
         return
     say(f"{setting}; {where}")
     for what, by_name in turns.items():
-        plain = by_name[next(iter(CONTESTANTS))]
+        plain = by_name.get(next(iter(CONTESTANTS)))
         header = (what, "images/s", "range", "× plain", "of the floor", "memory")
         print_table("", header, [row(name, own, plain, floor[what]) for name, own in by_name.items()])
     for name, error in failed.items():
@@ -258,34 +263,44 @@ def contest(config: cfg.Config, device: torch.device) -> tuple[dict[str, dict[st
     pipes, processes, failed = {}, [], {}
     for name in [name for name in CONTESTANTS if device.type == "cuda" or name not in GPU_ONLY]:
         pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=contestant, args=(theirs, name, config, device), daemon=True))
+        processes.append(
+            context.Process(target=contestant, args=(theirs, CONTESTANTS[name], config, device), daemon=True)
+        )
         processes[-1].start()
+        theirs.close()  # here, so that its end is noticed
     turns: dict[str, dict[str, list[Turn]]] = {what: {name: [] for name in pipes} for what in ("training", "inference")}
     for what, by_name in turns.items():
         for turn in range(ROUNDS + 1):
             for name in [name for name in pipes if name not in failed]:
-                pipes[name].send((what, TURN_SECONDS if turn else 0.0))
-                answer = pipes[name].recv()
+                try:
+                    pipes[name].send((what, TURN_SECONDS if turn else 0.0))
+                    answer = pipes[name].recv()
+                except (EOFError, OSError):
+                    answer = "its process was ended; was the machine out of memory?"
                 if isinstance(answer, str):
                     failed[name] = answer
                 elif turn:  # the first does not count
                     by_name[name].append(answer)
             if sys.stderr.isatty():
                 print(f"\r{what}: round {turn} of {ROUNDS} ", end="", file=sys.stderr, flush=True)
+    for name in pipes.keys() - failed:
+        pipes[name].send(None)
     for process in processes:
-        process.terminate()
-    return {what: {n: own for n, own in by_name.items() if own} for what, by_name in turns.items()}, failed
+        process.join()
+    complete = {what: {n: own for n, own in by_name.items() if len(own) == ROUNDS} for what, by_name in turns.items()}
+    return complete, failed
 
 
-def row(name: str, turns: list[Turn], plain: list[Turn], floor: float) -> tuple[str, ...]:
+def row(name: str, turns: list[Turn], plain: list[Turn] | None, floor: float) -> tuple[str, ...]:
     rates = [turn.images_per_second for turn in turns]
-    ratios = [turn.images_per_second / other.images_per_second for turn, other in zip(turns, plain, strict=True)]
+    pairs = zip(turns, plain or [], strict=plain is not None)
+    ratios = [turn.images_per_second / other.images_per_second for turn, other in pairs]
     memory = turns[-1].peak_memory
     return (
         name,
         f"{statistics.median(rates):,.0f}",
         f"{min(rates):,.0f}–{max(rates):,.0f}",
-        f"{statistics.median(ratios):.2f}",
+        f"{statistics.median(ratios):.2f}" if ratios else "",
         f"{statistics.median(rates) / floor:.0%}",
         f"{si(memory)}B" if memory else "",
     )
