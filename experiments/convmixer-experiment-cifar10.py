@@ -64,6 +64,7 @@ import augmentation
 import config as cfg
 import data
 import plots
+from batches import evaluation_batches
 from device import seed_step
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from network import make_model
@@ -191,7 +192,7 @@ keep(gallery(before + after, images.classes, columns=len(before)), "augmentation
 # %%
 cpu = torch.device("cpu")
 normalize = augmentation.Normalize(images, cpu)
-pixels, _ = next(iter(data.evaluation_batches(images.val, images, config)))
+pixels, _ = next(iter(evaluation_batches(images.val, images, config)))
 x = normalize(pixels)
 print("images    ", list(x.shape))
 
@@ -341,7 +342,7 @@ keep(plots.depthwise_kernels(depthwise), "depthwise_kernels")
 @torch.no_grad()
 def predict(model: torch.nn.Module) -> np.ndarray:
     """The probability of every class, for all test images."""
-    batches = data.evaluation_batches(images.test, images, config)
+    batches = evaluation_batches(images.test, images, config)
     return torch.cat([model(normalize(pixels)).softmax(1) for pixels, _ in batches]).numpy()
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import config as cfg
 from comparison import report
-from comparison.results import Run, read
+from comparison.results import read
+from comparison.runs import Run
 from terminal import say
 
 

@@ -1,34 +1,22 @@
-"""Images: where they come from, how they are split, and the batches that training sees.
+"""Images: where they come from, and how they are split.
 
-Small images are decoded once per process and kept as bytes; large ones stay files until a batch
-needs them. Every image of a batch is a pure function of (seed, epoch, batch, place in the batch), so
-that a run is the same for any number of workers, and for any number of GPUs that share its batches.
+Small images are decoded once per process and kept as bytes; large ones stay files until a batch needs them.
 """
 
 import os
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 import torchvision
 from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.model_selection import train_test_split
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets.folder import find_classes, has_file_allowed_extension
 
-import augmentation
 import config as cfg
-from device_augmentation import BatchTransform
-from distributed import Team
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
@@ -251,180 +239,3 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
             return image.convert(mode or ("L" if image.mode in ("L", "1") else "RGB"))
     except OSError as error:
         raise DataError(f"data.root: {path} cannot be read as an image ({error})") from error
-
-
-# Batches.
-
-
-@dataclass(frozen=True)
-class BatchKey:
-    """All that a batch, or a process's share of it, depends on.
-
-    Attributes:
-        indices: which images.
-        places: where in the batch they are.
-        seeds: for the augmentation of each one on the CPU.
-        batch_seed, batch_size: of the whole batch, for its augmentation on the device.
-    """
-
-    indices: NDArray[np.int64]
-    places: NDArray[np.int64]
-    seeds: NDArray[np.uint32]
-    batch_seed: int
-    batch_size: int
-
-
-class BatchOrder(Sampler[BatchKey]):
-    """Which images make up the batches of an epoch: all of them once, in random order for training.
-
-    The last batch is smaller where they do not divide evenly; with `pairs` an odd one leaves one image out.
-    Of every batch a process of a team gets its share, in such a way that images which mixup or cutmix pairs
-    (the first with the last, and so on) stay together.
-    """
-
-    def __init__(
-        self, length: int, batch_size: int, seed: int | None, pairs: bool = False, team: Team | None = None
-    ) -> None:
-        self.length = length - length % 2 if pairs else length
-        self.drawn_from, self.batch_size, self.seed = length, batch_size, seed
-        self.team = team or Team()
-        left_over = self.length % batch_size
-        if seed is not None and left_over < 2 * self.team.size > 2:
-            self.length -= left_over  # every process needs a pair to train on
-        self.epoch = 0
-        self.start = 0  # batches of the epoch that are done
-
-    def __len__(self) -> int:
-        return -(-self.length // self.batch_size)
-
-    def size(self, batch: int) -> int:
-        """Images of a batch, counted from 0, over the whole team."""
-        return min(self.batch_size, self.length - batch * self.batch_size)
-
-    def __iter__(self) -> Iterator[BatchKey]:
-        order = np.arange(self.drawn_from)
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        for batch in range(self.start, len(self)):
-            places = np.arange(self.size(batch))
-            seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(len(places))
-            mirrored = np.minimum(places, places[::-1])
-            mine = mirrored % self.team.size == self.team.rank
-            if mine.any():
-                indices = order[batch * self.batch_size + places]
-                yield BatchKey(indices[mine], places[mine], seeds[mine], int(seeds[0]), len(places))
-
-
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches: uint8 [batch, channels, height, width] and labels [batch]."""
-
-    def __init__(self, images: Images, transform: augmentation.Transform | None) -> None:
-        self.images, self.transform = images, transform
-
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
-        if self.transform is None:
-            pixels = self.images.pixels[key.indices]
-        else:
-            with own_chance():
-                places = zip(key.indices.tolist(), key.seeds.tolist(), strict=True)
-                pixels = np.stack([self.augmented(index, seed) for index, seed in places])
-        channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
-        return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.images.labels[key.indices])
-
-    def augmented(self, index: int, seed: int) -> NDArray[np.uint8]:
-        assert self.transform is not None
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.random.default_generator.manual_seed(seed)
-        return np.asarray(self.transform(self.images[index]))
-
-
-class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The same from images that are kept on the device, augmented there.
-
-    Batches of `compiled_size`, if that is given, in a few kernels instead of hundreds.
-    """
-
-    def __init__(
-        self, images: Images, transform: augmentation.Transform | None, device: torch.device, compiled_size: int = 0
-    ) -> None:
-        self.device, self.compiled_size = device, compiled_size
-        self.pixels = torch.from_numpy(images.pixels).to(device).permute(0, 3, 1, 2).contiguous()
-        self.labels = torch.from_numpy(images.labels).to(device)
-        self.generator = torch.Generator(device)
-        self.transform = BatchTransform(transform, self.pixels.shape[1:], device) if transform else None
-        self.compiled: Any = torch.compile(self.transform, dynamic=False) if self.transform else None
-
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
-        indices, places = (
-            torch.from_numpy(part).to(self.device, non_blocking=True) for part in (key.indices, key.places)
-        )
-        pixels = self.pixels.index_select(0, indices)
-        if self.transform:
-            # Drawn for the whole batch: then it is the same for any number of GPUs that share it.
-            self.generator.manual_seed(key.batch_seed)
-            shape = (key.batch_size, self.transform.numbers)
-            uniforms = torch.rand(shape, generator=self.generator, device=self.device)[places].T
-            transform = self.compiled if key.batch_size == self.compiled_size else self.transform
-            pixels = transform(pixels, uniforms)
-        return pixels, self.labels.index_select(0, indices)
-
-
-@contextmanager
-def own_chance() -> Iterator[None]:
-    """Whatever is drawn in here leaves the generators as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def training_batches(
-    data: ImageData, config: cfg.Config, team: Team | None = None, device: torch.device | str = "cpu"
-) -> DataLoader[Any]:
-    """
-    Raises:
-        ConfigError: data.pipeline=device cannot do it.
-    """
-    transform = augmentation.training_transform(config.augmentation, data)
-    pairs = augmentation.mixes(config.augmentation)
-    order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, team)
-    if config.data.pipeline == "device":
-        if not data.train.decoded:
-            raise cfg.ConfigError(
-                "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them, without "
-                "data.image_size; these stay files; expected data.pipeline=cpu"
-            )
-        compiled_size = config.data.batch_size if config.trainer.compile else 0
-        kept = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
-        return DataLoader(kept, batch_size=None, sampler=order, generator=torch.Generator())
-    return batches(data.train, transform, order, config.data.num_workers)
-
-
-def evaluation_batches(
-    images: Images, data: ImageData, config: cfg.Config, team: Team | None = None
-) -> DataLoader[Any]:
-    transform = augmentation.evaluation_transform(config.data.crop_fraction, data)
-    order = BatchOrder(len(images), config.data.batch_size, seed=None, team=team)
-    return batches(images, transform, order, config.data.num_workers)
-
-
-def batches(
-    images: Images, transform: augmentation.Transform | None, order: BatchOrder, workers: int | None
-) -> DataLoader[Any]:
-    if transform is None:
-        workers = 0  # a batch is one slice of an array
-    elif workers is None:
-        workers = min(16, max(1, torch.get_num_threads() - 1))  # of this process's share of the cores
-    return DataLoader(
-        Batches(images, transform),
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # or it would draw from the one that dropout uses
-        pin_memory=torch.cuda.is_available(),
-    )

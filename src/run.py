@@ -18,6 +18,7 @@ import config as cfg
 import data
 import workers
 from augmentation import MixAndErase, Normalize
+from batches import BatchOrder, evaluation_batches, training_batches
 from checkpoint import Checkpoints
 from device import (
     autocast,
@@ -103,10 +104,10 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
     seed_step(config.seed, 0, rank=0)  # the same initial weights everywhere
     device = choose_device(config.trainer.device)
     images = data.load(config.data, config.model.patch_size)
-    training = data.training_batches(images, config, team, device)
-    order = cast(data.BatchOrder, training.sampler)
-    validation = data.evaluation_batches(images.val, images, config, team) if images.val else None
-    testing = data.evaluation_batches(images.test, images, config, team)
+    training = training_batches(images, config, team, device)
+    order = cast(BatchOrder, training.sampler)
+    validation = evaluation_batches(images.val, images, config, team) if images.val else None
+    testing = evaluation_batches(images.test, images, config, team)
     normalize = Normalize(images, device)
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), device)
 

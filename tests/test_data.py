@@ -17,6 +17,7 @@ from PIL import Image
 
 import config as cfg
 import data
+from batches import training_batches
 from conftest import checked
 
 LETTERS = ("cat", "dog", "owl")
@@ -107,7 +108,7 @@ def test_images_of_different_sizes_stay_files(folder: Path) -> None:
     config = checked("data=image_folder", f"data.root={folder}", "data.image_size=20", "data.num_workers=0")
     loaded = data.load(config.data, 5)
     assert not loaded.train.decoded
-    pixels, labels = next(iter(data.training_batches(loaded, config)))
+    pixels, labels = next(iter(training_batches(loaded, config)))
     assert pixels.shape[1:] == (3, 20, 20)
     assert pixels.dtype == torch.uint8
     assert len(labels) == len(pixels)
@@ -227,7 +228,7 @@ def test_a_corrupt_or_missing_cifar_is_a_clear_error(tmp_path: Path, cifar_serve
 
 
 def epochs_of(config: cfg.Config, epochs: int = 2) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    loader = data.training_batches(data.load(config.data, 1), config)
+    loader = training_batches(data.load(config.data, 1), config)
     seen = []
     for epoch in range(1, epochs + 1):
         loader.sampler.epoch = epoch  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ import config as cfg
 import data
 import device_augmentation
 import run
+from batches import BatchKey, DeviceBatches, training_batches
 from conftest import TINY, Finished, checked
 from device_augmentation import BICUBIC, BILINEAR, NEAREST
 from distributed import Team
@@ -380,7 +381,7 @@ def test_it_can_be_compiled_as_one_graph() -> None:
 
 def batches(*overrides: str, images: data.ImageData | None = None, team: Team | None = None) -> Any:
     config = checked("data=cifar10", "data.batch_size=16", "data.pipeline=device", *overrides)
-    return data.training_batches(images or photograph_data(), config, team)
+    return training_batches(images or photograph_data(), config, team)
 
 
 @pytest.mark.parametrize("name", ["rand-m9-t3a", "rand-m9-inc1-tweights"])
@@ -446,16 +447,16 @@ def test_an_interrupted_run_ends_as_if_it_had_never_stopped(
     overrides = ["data.pipeline=device", "augmentation=paper", "model.kernel_size=3", "data.train_fraction=0.4"]
     uninterrupted = train(*overrides).metrics
     config = checked(*TINY, *overrides, f"output_dir={tmp_path}", "sweep=stopped")
-    make, made = data.DeviceBatches.__getitem__, []
+    make, made = DeviceBatches.__getitem__, []
 
-    def make_and_stop(self: data.DeviceBatches, key: data.BatchKey) -> Any:
+    def make_and_stop(self: DeviceBatches, key: BatchKey) -> Any:
         made.append(key)
         if len(made) == 20:  # of 34 in two epochs
             os.kill(os.getpid(), signal.SIGTERM)
         return make(self, key)
 
     with monkeypatch.context() as context:
-        context.setattr(data.DeviceBatches, "__getitem__", make_and_stop)
+        context.setattr(DeviceBatches, "__getitem__", make_and_stop)
         with pytest.raises(SystemExit):
             run.run(config, overrides)
     run.run(config, overrides)

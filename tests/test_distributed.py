@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import data
+from batches import BatchKey, BatchOrder
 from conftest import command
 from distributed import Team
 from processes import REPOSITORY
@@ -40,8 +40,8 @@ def torchrun(processes: int, *arguments: str, cwd: Path) -> subprocess.Completed
 @pytest.mark.parametrize("length", [60, 61, 67])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_team_shares_every_batch(length: int, size: int) -> None:
-    def keys(team: Team) -> list[data.BatchKey]:
-        return list(data.BatchOrder(length, 16, seed=3, pairs=True, team=team))
+    def keys(team: Team) -> list[BatchKey]:
+        return list(BatchOrder(length, 16, seed=3, pairs=True, team=team))
 
     alone = keys(Team())
     shares = [keys(Team(rank, size)) for rank in range(size)]

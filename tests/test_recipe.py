@@ -19,6 +19,7 @@ import augmentation
 import config as cfg
 import data
 import run as one_run
+from batches import training_batches
 from conftest import checked, command
 from processes import REPOSITORY
 
@@ -200,7 +201,7 @@ def test_mixing_needs_pairs() -> None:
     with pytest.raises(cfg.ConfigError, match=r"data.batch_size=63: mixup and cutmix pair images"):
         checked(PAPER, "data.batch_size=63")
     config = checked(PAPER, "data=digits", "data.val_fraction=0.1", "data.batch_size=32", "data.num_workers=0")
-    sizes = [len(labels) for _, labels in data.training_batches(data.load(config.data, 1), config)]
+    sizes = [len(labels) for _, labels in training_batches(data.load(config.data, 1), config)]
     assert sum(sizes) == 1292  # of 1,293
     assert all(size % 2 == 0 for size in sizes)
 

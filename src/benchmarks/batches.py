@@ -16,6 +16,7 @@ from sklearn.datasets import load_sample_images
 import config as cfg
 import data
 from augmentation import MixAndErase, Normalize
+from batches import training_batches
 from benchmarks.setting import make_config
 from terminal import print_table, say
 
@@ -35,7 +36,7 @@ def run(overrides: list[str]) -> None:
             fixed = ["data=image_folder", f"data.root={root}", "data.val_fraction=0", "data.batch_size=64"]
             config = make_config([*fixed, "augmentation=paper", f"data.num_workers={os.cpu_count()}", *overrides])
             images = data.load(config.data, 1)
-            workers = data.training_batches(images, config).num_workers
+            workers = training_batches(images, config).num_workers
             contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
             rates = take_turns(contestants, len(images.train), rounds)
         ratio = [ours / timms for ours, timms in zip(rates["ours"], rates["timm"], strict=True)]
@@ -65,7 +66,7 @@ def write_images(root: Path, size: int, count: int) -> None:
 
 
 def our_epochs(images: data.ImageData, config: cfg.Config) -> Callable[[], int]:
-    batches = data.training_batches(images, config)
+    batches = training_batches(images, config)
     normalize = Normalize(images, torch.device("cpu"))
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
 
