@@ -4,7 +4,7 @@ import json
 import logging
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,13 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def quiet_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test() -> Iterator[None]:
+    yield
+    while Command.started:
+        Command.started.pop().kill()
 
 
 def composed(*overrides: str) -> DictConfig:

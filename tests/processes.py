@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -43,6 +44,8 @@ def fork_server() -> ForkServerContext:
 class Command:
     """`python src/SCRIPT.py ARGUMENTS`, running; used like subprocess.Popen."""
 
+    started: ClassVar[list["Command"]] = []  # by the test that is going on, which ends those that go on after it
+
     def __init__(
         self, script: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], errors: str = "stderr"
     ) -> None:
@@ -51,6 +54,7 @@ class Command:
         self.outputs = [folder / "stdout", folder / errors]
         self.process = fork_server().Process(target=become, args=(self.args, cwd, dict(environment), self.outputs))
         self.process.start()
+        self.started.append(self)
 
     @property
     def returncode(self) -> int | None:

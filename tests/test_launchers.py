@@ -179,14 +179,39 @@ def test_a_run_that_may_not_be_requeued_again_does_not_complete(tmp_path: Path, 
     assert statuses(run.parent) == ["interrupted"]
 
 
+def test_a_lost_job_leaves_the_others_their_runs(
+    tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]
+) -> None:
+    process = start(*LONGER, *SLURM, cwd=tmp_path, **cluster)
+    sweep = tmp_path / "outputs" / "s"
+    wait_for(lambda: max(rows(sweep), default=0) >= 2, process)
+    lost = max(sweep.glob("*/metrics.csv"), key=lambda path: path.read_text().count("\n")).parent
+    os.kill(process_of(lost), signal.SIGKILL)  # as the system does where memory runs out
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 1
+    assert "ended without a result; what it said: " in output
+    assert "1 of 2 runs did not complete" in output
+    assert "Traceback" not in output
+    assert {path.parent for path in sweep.glob("*/summary.json") if "interrupted" in path.read_text()} == {lost}
+    again = command(*LONGER, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after" in again.stdout
+    assert metrics(sweep) == undisturbed
+
+
 def hold_the_run(sweep: Command, cwd: Path) -> tuple[Path, int]:
     """The folder and the process of the sweep's one run, stopped after an epoch or two."""
     wait_for(lambda: max(rows(cwd / "outputs" / "s"), default=0) >= 2, sweep)
-    (lock,) = cwd.glob("outputs/s/*/run.lock")
-    locks = Path("/proc/locks").read_text().splitlines()
-    (number,) = [int(line.split()[4]) for line in locks if f":{lock.stat().st_ino} " in line]
+    (run,) = [path.parent for path in cwd.glob("outputs/s/*/run.lock")]
+    number = process_of(run)
     os.kill(number, signal.SIGSTOP)
-    return lock.parent, number
+    return run, number
+
+
+def process_of(run: Path) -> int:
+    inode = (run / "run.lock").stat().st_ino
+    (number,) = [line.split()[4] for line in Path("/proc/locks").read_text().splitlines() if f":{inode} " in line]
+    return int(number)
 
 
 def has_ended(number: int) -> bool:
