@@ -1,9 +1,11 @@
 """Sweeps whose runs are processes of their own: side by side on this machine, and jobs of a real Slurm."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def test_side_by_side(tmp_path: Path) -> None:
     assert "\r" not in done.stdout  # no bar, even on a terminal: two would overwrite each other
 
 
-LONGER = (*TWO, "trainer.epochs=30", "checkpoint.max_share=1")
+LONGER = (*TWO, "trainer.epochs=80", "checkpoint.max_share=1")
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +88,33 @@ def test_runs_side_by_side_stop_together_and_go_on(
 
 
 def test_a_failure_can_stop_the_runs_beside_it(tmp_path: Path) -> None:
-    diverging = ("optimizer.lr=0.001,1e30", "optimizer=sgd", "model.norm=none", "data.num_workers=0")
-    stop = ("-m", *diverging, *SMALL, "data.train_fraction=1", "trainer.epochs=10000", "on_failure=stop", "sweep=s")
-    done = command(*stop, *SIDE_BY_SIDE, cwd=tmp_path)
-    assert done.returncode == 128 + signal.SIGTERM
+    process = start(*LONGER, *SIDE_BY_SIDE, "trainer.epochs=10000", "on_failure=stop", cwd=tmp_path)
     sweep = tmp_path / "outputs" / "s"
+    wait_for(lambda: len(rows(sweep)) == 2 and min(rows(sweep)) >= 1, process)
+    (failing,), (other,) = sweep.glob("kernel_size_3*"), sweep.glob("kernel_size_5*")
+    (failing / "checkpoints").rename(tmp_path / "elsewhere")
+    (failing / "checkpoints").write_text("no place for checkpoints")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM
     assert sorted(statuses(sweep)) == ["failed", "interrupted"]
-    (other,) = sweep.glob("lr_0.001*")
     assert (other / "checkpoints" / "last.pt").exists()
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in output
+
+
+def test_a_run_that_is_killed_leaves_those_beside_it_alone(tmp_path: Path) -> None:
+    process = start(*LONGER, *SIDE_BY_SIDE, "model.kernel_size=3,5,7", cwd=tmp_path)
+    sweep = tmp_path / "outputs" / "s"
+    while process.poll() is None:  # as the system does where memory runs out, whenever this one is tried
+        for csv in sweep.glob("kernel_size_5*/metrics.csv"):
+            for number in processes_of(csv.parent):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.01)
+    output = process.communicate()[0]
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    assert re.search("the process of .*model.kernel_size=5 .*was killed", output)
+    assert sorted(statuses(sweep)) == ["completed", "completed", "interrupted"]
+    assert "1 of 3 runs did not complete" in output
 
 
 def claimant(folder: Path) -> subprocess.Popen[str]:
@@ -186,7 +206,8 @@ def test_a_lost_job_leaves_the_others_their_runs(
     sweep = tmp_path / "outputs" / "s"
     wait_for(lambda: max(rows(sweep), default=0) >= 2, process)
     lost = max(sweep.glob("*/metrics.csv"), key=lambda path: path.read_text().count("\n")).parent
-    os.kill(process_of(lost), signal.SIGKILL)  # as the system does where memory runs out
+    (number,) = processes_of(lost)
+    os.kill(number, signal.SIGKILL)  # as the system does where memory runs out
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 1
     assert "ended without a result; what it said: " in output
@@ -203,15 +224,15 @@ def hold_the_run(sweep: Command, cwd: Path) -> tuple[Path, int]:
     """The folder and the process of the sweep's one run, stopped after an epoch or two."""
     wait_for(lambda: max(rows(cwd / "outputs" / "s"), default=0) >= 2, sweep)
     (run,) = [path.parent for path in cwd.glob("outputs/s/*/run.lock")]
-    number = process_of(run)
+    (number,) = processes_of(run)
     os.kill(number, signal.SIGSTOP)
     return run, number
 
 
-def process_of(run: Path) -> int:
+def processes_of(run: Path) -> list[int]:
+    """Of a run that is going on the one that has it."""
     inode = (run / "run.lock").stat().st_ino
-    (number,) = [line.split()[4] for line in Path("/proc/locks").read_text().splitlines() if f":{inode} " in line]
-    return int(number)
+    return [int(line.split()[4]) for line in Path("/proc/locks").read_text().splitlines() if f":{inode} " in line]
 
 
 def has_ended(number: int) -> bool:
