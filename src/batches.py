@@ -4,7 +4,10 @@ Every image of a batch is a pure function of (seed, epoch, batch, place in the b
 for any number of workers, and for any number of GPUs that share its batches.
 """
 
+import ctypes
 import random
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,9 @@ import config as cfg
 from data import ImageData, Images
 from device_augmentation import BatchTransform
 from distributed import Team
+from interruption import SIGNALS
+
+PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,16 @@ class BatchOrder(Sampler[BatchKey]):
         """Images of a batch, counted from 0, over the whole team."""
         return min(self.batch_size, self.length - batch * self.batch_size)
 
+    def owners(self, images: int) -> NDArray[np.int64]:
+        """Which process has each place of a batch of so many images."""
+        places = np.arange(images)
+        return np.minimum(places, places[::-1]) % self.team.size
+
+    def parts(self, batch: int, asked: int) -> int:
+        """Into how many parts, at most as many as asked for, every process can divide its share of a batch."""
+        shares = np.bincount(self.owners(self.size(batch)), minlength=self.team.size)
+        return min(asked, int(shares.min()))
+
     def __iter__(self) -> Iterator[BatchKey]:
         order = np.arange(self.drawn_from)
         if self.seed is not None:
@@ -75,8 +91,7 @@ class BatchOrder(Sampler[BatchKey]):
         for batch in range(self.start, len(self)):
             places = np.arange(self.size(batch))
             seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(len(places))
-            mirrored = np.minimum(places, places[::-1])
-            mine = mirrored % self.team.size == self.team.rank
+            mine = self.owners(len(places)) == self.team.rank
             if mine.any():
                 indices = order[batch * self.batch_size + places]
                 yield BatchKey(indices[mine], places[mine], seeds[mine], int(seeds[0]), len(places))
@@ -154,11 +169,22 @@ def training_batches(
 ) -> DataLoader[Any]:
     """
     Raises:
-        ConfigError: data.pipeline=device cannot do it.
+        ConfigError: data.pipeline=device cannot do it, or there is not enough to train on for every process.
     """
     transform = augmentation.training_transform(config.augmentation, data)
     pairs = augmentation.mixes(config.augmentation)
     order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, team)
+    size = order.team.size
+    if config.data.batch_size < 2 * size > 2:
+        raise cfg.ConfigError(
+            f"data.batch_size={config.data.batch_size}: each of the {size} processes needs two images of every batch; "
+            f"expected at least {2 * size}"
+        )
+    if not len(order):
+        raise cfg.ConfigError(
+            f"data.train_fraction={config.data.train_fraction}: leaves {len(data.train)} images to train on; "
+            f"expected at least {2 * size}"
+        )
     if config.data.pipeline == "device":
         if not data.train.decoded:
             raise cfg.ConfigError(
@@ -192,6 +218,20 @@ def loader(
         sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=serve_the_run,
+        # A process of joblib's starts others in a way that PyTorch's cannot be started in.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # or it would draw from the one that dropout uses
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def serve_the_run(worker: int) -> None:
+    """A terminal and Slurm tell all of a run's processes to stop; this one stops when the run has no more need of it.
+
+    And at once with a run that is killed: it would keep the run locked.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -37,4 +37,4 @@ if __name__ == "__main__":
 
             overhead.run(overrides)
         else:
-            sys.exit(__doc__)
+            raise ConfigError(f"{name}: there is no such benchmark; expected steps, depthwise, data or overhead")

@@ -31,6 +31,7 @@ class Checkpoints:
         self.folder, self.identity, self.config = folder, identity, config
         self.written_at = time.monotonic()
         self.cost = 0.0  # seconds that writing took
+        self.unusable: set[Path] = set()
 
     def is_due(self, epoch: int | None = None) -> bool:
         """Whether to write now, at the end of an epoch or between two steps."""
@@ -47,8 +48,9 @@ class Checkpoints:
         if best is not None:
             write(best, self.folder / "best.pt")
         last = self.folder / "last.pt"
-        if last.exists():
-            last.replace(self.folder / "previous.pt")
+        if last.exists():  # one that is no good must not take the place of the one before it
+            last.replace(self.folder / ("last.pt.unusable" if last in self.unusable else "previous.pt"))
+            self.unusable.discard(last)
         write({"identity": self.identity, **state}, last)
         self.written_at = time.monotonic()
         self.cost = self.written_at - started
@@ -67,6 +69,7 @@ class Checkpoints:
             except Exception as error:  # a cut-off file fails in many ways
                 reason = f"it cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
             log.warning(f"{path} is not used: {reason}")
+            self.unusable.add(path)
         return None
 
     def load_best(self) -> dict[str, Any]:

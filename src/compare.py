@@ -9,6 +9,7 @@ outputs/wandb-PROJECT-SWEEP.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,15 +41,17 @@ def compare(
         return []
     report.show(comparison)
     folder = folders[0] if folders else Path("outputs", "-".join(["wandb", *wandb_paths[0].split("/")[1:]]))
+    # That of some of the runs does not take the place of that of all.
+    stem = "-".join(["comparison", *(re.sub(r"[^\w.+-]+", "_", condition) for condition in filters)])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.csv").write_text(report.table_csv(comparison))
-        (folder / "comparison.md").write_text(report.markdown(comparison))
+        (folder / f"{stem}.csv").write_text(report.table_csv(comparison))
+        (folder / f"{stem}.md").write_text(report.markdown(comparison, stem))
         if figure := comparison_figure(comparison):
-            save(figure, folder / "comparison")
-            say(f"→ {folder}/comparison.png (picture), comparison.svg, comparison.md (report), comparison.csv")
+            save(figure, folder / f"{stem}.png")
+            say(f"→ {folder}/{stem}.png (picture), {stem}.svg, {stem}.md (report), {stem}.csv")
         else:
-            say(f"→ {folder}/comparison.md (report), comparison.csv")
+            say(f"→ {folder}/{stem}.md (report), {stem}.csv")
     except OSError as error:
         say(f"the comparison could not be written: {error}", style="yellow")
     return comparison.runs

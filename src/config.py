@@ -40,6 +40,10 @@ def one_of(*options: str) -> Limit:
     return Limit(f"one of {', '.join(options)}", lambda value: value in options)
 
 
+def chosen(group: str, *options: str) -> Limit:
+    return Limit(f"{' or '.join(options)}; {group}=OPTION chooses another", lambda value: value in options)
+
+
 def ascending(low: float, high: float) -> Limit:
     return Limit(
         f"[low, high], in order, above {low:g} and at most {high:g}",
@@ -58,7 +62,9 @@ BETAS = Limit(
 POSITIVE_LIST = Limit("a number above 0 for each channel", lambda values: min(values, default=0) > 0)
 RAND_AUGMENT = Limit(
     "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1, or torchvision's, e.g. torchvision-n2-m12",
-    lambda text: bool(re.fullmatch(r"rand-m\d.*|torchvision-n\d+-m\d+", text)),
+    lambda text: bool(
+        re.fullmatch(r"rand-m\d[\d.]*(-(n|p|w|mstd|mmax|inc)\d[\d.]*|-t\w+)*|torchvision-n\d+-m([12]?\d|30)", text)
+    ),
 )
 FOLDER_NAME = Limit("the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != ".")
 
@@ -139,14 +145,14 @@ class Optimizer:
 
 @dataclass
 class Adam(Optimizer):
-    name: str = key(one_of("adam", "adamw"))  # adam: an L2 penalty; adamw: decoupled weight decay
+    name: str = key(chosen("optimizer", "adam", "adamw"))  # adam: an L2 penalty; adamw: decoupled weight decay
     betas: list[float] = key(BETAS, [0.9, 0.999])
     eps: float = key(above(0), 1e-8)
 
 
 @dataclass
 class SGD(Optimizer):
-    name: str = key(one_of("sgd"), "sgd")
+    name: str = key(chosen("optimizer", "sgd"))
     momentum: float = key(BELOW_ONE, 0.9)
     nesterov: bool = True
 
@@ -155,21 +161,24 @@ class SGD(Optimizer):
 class Scheduler:
     """The learning rate over the run, set at every step."""
 
-    name: str = MISSING
+    name: str = key(chosen("scheduler", "one_cycle"))
 
 
 @dataclass
 class WarmedUp(Scheduler):
+    name: str = key(chosen("scheduler", "constant"))
     warmup_epochs: int = key(at_least(0), 0)  # linear, from 0
 
 
 @dataclass
 class Cosine(WarmedUp):
+    name: str = key(chosen("scheduler", "cosine"))
     min_lr: float = key(at_least(0), 0.0)  # at the end
 
 
 @dataclass
 class Step(WarmedUp):
+    name: str = key(chosen("scheduler", "step"))
     decay_epochs: float = key(above(0))  # from one step to the next
     decay_rate: float = key(above(0), 0.1)  # the factor of each
 

@@ -5,7 +5,7 @@ Small images are decoded once per process and kept as bytes; large ones stay fil
 
 import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +152,12 @@ def read_digits() -> ImageData:
 def read_cifar(name: str, root: Path) -> ImageData:
     source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):  # runs side by side download once
-            parts = [source(str(root), train=train, download=True) for train in (True, False)]
+        try:
+            parts = [source(str(root), train=train) for train in (True, False)]
+        except RuntimeError:  # missing or not intact
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f".{name}.lock"):  # runs side by side download once
+                parts = [source(str(root), train=train, download=True) for train in (True, False)]
     except Exception as error:  # torchvision raises whatever urllib, tarfile and pickle raise
         raise DataError(
             f"data.root={root}: {name} is not there intact and could not be downloaded ({error}); "
@@ -190,6 +193,16 @@ def read_image_folder(root: Path, image_size: int | None) -> ImageData:
         train, test = decode(train, size, channels), decode(test, size, channels)
         val = decode(val, size, channels) if val else None
     return ImageData(train, val, test, classes, channels, size)
+
+
+@cache
+def inventory(root: Path) -> list[tuple[str, int, int]]:
+    """Of every class the folder, the number of files and the size of the first: the same wherever the images are."""
+    found = []
+    for folder in sorted(folder for part in ("train", "val", "test") for folder in (root / part).glob("*/")):
+        files = sorted(folder.iterdir())
+        found.append((str(folder.relative_to(root)), len(files), files[0].stat().st_size if files else 0))
+    return found
 
 
 def folder_classes(folder: Path) -> list[str]:

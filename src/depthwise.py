@@ -72,7 +72,11 @@ def fastest(x: Tensor, weight: Tensor) -> str:
 
 
 def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.conv2d(x, weight, bias, padding="same", groups=len(weight))
+    k = weight.shape[-1]
+    if k % 2:
+        return F.conv2d(x, weight, bias, padding="same", groups=len(weight))
+    x = F.pad(x, (before(k), after(k), before(k), after(k)))  # PyTorch would do the same, and warn
+    return F.conv2d(x, weight, bias, groups=len(weight))
 
 
 def before(kernel_size: int) -> int:

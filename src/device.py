@@ -34,6 +34,7 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {there}")
     if name == "cuda" and "LOCAL_RANK" not in os.environ:  # a team's processes have theirs (src/distributed.py)
         torch.cuda.set_device(own_gpu())
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     if name == "cpu":
         keep_freed_memory()
     return torch.device(name)

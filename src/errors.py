@@ -47,9 +47,26 @@ def explain(error: Exception) -> str:
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key}: has no value yet; set it with {cause.full_key}=VALUE"
     if isinstance(cause, ValidationError) and cause.full_key:
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+        return f"{cause.full_key}{wrong_type(str(cause).splitlines()[0])}"
     unknown_group = re.match(r"Could not override '([^'@]+)'", message)
     if unknown_group:
         return f"{unknown_group[1]}: there is no such key or group; {suggest(unknown_group[1])}"
+    unknown_option = re.search(r"Could not find '(.+)/([^/]+)'\s+Available options in .*:\n((?:\t.*\n?)+)", message)
+    if unknown_option:
+        group, option, there = unknown_option[1], unknown_option[2], unknown_option[3].split()
+        return f"{group}={option}: there is no such option; expected one of {', '.join(there)}"
+    several = re.match(r"Ambiguous value for argument '(.+)'", message)
+    if several:
+        return f"{several[1]}: several values; add -m to sweep over them, or write them as a list, [A,B]"
     # Hydra's own words, without its search path and its traceback.
     return re.split(r"\n\s*\n?Config search path", message)[0].strip()
+
+
+TYPES = {"integer": "a whole number", "float": "a number", "bool": "true or false"}  # by OmegaConf's words for them
+
+
+def wrong_type(message: str) -> str:
+    """OmegaConf's message about a value, in words like those about a value out of its limit."""
+    told = re.match(r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", message)
+    expected = TYPES.get(told[2].lower()) if told else None
+    return f"={told[1]}: expected {expected}" if told and expected else f": {message}"

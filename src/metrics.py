@@ -1,5 +1,6 @@
 """What is measured while a model trains: loss and accuracy, the best epoch, and when to stop."""
 
+import copy
 import math
 from typing import Any
 
@@ -43,11 +44,14 @@ class Sums:
         if n := len(self.confusion):
             self.confusion += torch.bincount(targets * n + logits.argmax(1), minlength=n * n).view(n, n)
 
-    def add_up(self, team: Team) -> None:
-        """Take the other processes' share of the images in."""
+    def over(self, team: Team) -> "Sums":
+        """The sums over all processes' images; these stay as they are."""
+        total = copy.deepcopy(self)
         images = torch.tensor(self.images, device=self.loss.device)
-        team.add_up(self.loss, self.correct, self.confusion, images)
-        self.images = int(images)
+        team.add_up(total.loss, total.correct, total.confusion, images)
+        total.images = int(images)
+        total.first_bad.fill_(team.highest(self.bad_step()))  # what one process has met ends the run of all
+        return total
 
     def bad_step(self) -> int:
         """The first step whose loss was not finite, or 0."""

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 import config as cfg
+import data
 import plots
 from distributed import Team
 
@@ -62,11 +63,15 @@ class Record:
         self.name = display_name(overrides)
         self.identity = identity(config)
         sweep = Path(config.output_dir) / config.sweep
+        # Let go by the system when the process ends, however it ends.
+        self.lock = FileLock(sweep / ".locks" / f"{self.identity}.lock")
+        if team.tell(self.writes and not self.take()):
+            raise RunBusy(f"{self.name} is being trained by another process ({sweep}/*-{self.identity})")
+        # Not before: the same run may have got its folder from another process, under another name.
         found = next(sweep.glob(f"*-{self.identity}"), sweep / f"{readable(self.name)}-{self.identity}")
         self.folder = Path(team.tell(str(found)))
-        self.lock = FileLock(self.folder / "run.lock")  # let go by the system when the process ends, however it ends
-        if team.tell(self.writes and not self.take()):
-            raise RunBusy(f"{self.name} is being trained by another process ({self.folder})")
+        if self.writes:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.summary = team.tell(self.read_summary())
         self.rows: list[dict[str, Any]] = []
         self.wandb: Any = None
@@ -74,8 +79,8 @@ class Record:
         self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def take(self) -> bool:
-        """Make the folder and lock it; False where another process has it."""
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        """Lock the run; False where another process has it."""
+        Path(self.lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
@@ -143,19 +148,27 @@ class Record:
                 self.wandb.log(files, step=self.rows[-1]["epoch"])
 
     def complete(self, **figures: Any) -> None:
-        self.update(status="completed", **figures)
-        self.close()
+        self.summary |= {"status": "completed", **figures}
+        self.finish()
+        self.update()  # last of all: what is not completed is finished by the next start
+        self.release()
 
     def fail(self, error: BaseException) -> None:
         """Keep the error; its traceback goes to the summary and the log file."""
         text = "".join(traceback.format_exception(error))
         log.error(text, extra={"file_only": True})
+        self.summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": text}
         with no_harm():  # the disk may be full
-            self.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=text)
+            self.update()
         self.close(exit_code=1)
 
     def close(self, exit_code: int = 0) -> None:
-        """Finish the picture, W&B and the log file; the status stays what it is."""
+        """Finish and let go of the run; the status stays what it is."""
+        self.finish(exit_code)
+        self.release()
+
+    def finish(self, exit_code: int = 0) -> None:
+        """The picture, and W&B."""
         if not self.writes:
             return
         with no_harm():
@@ -169,6 +182,10 @@ class Record:
             if self.wandb:
                 self.wandb.summary.update({key: value for key, value in self.summary.items() if key != "traceback"})
                 self.wandb.finish(exit_code=exit_code)
+
+    def release(self) -> None:
+        if not self.writes:
+            return
         logging.getLogger().removeHandler(self.log_handler)
         self.log_handler.close()
         self.lock.release()
@@ -198,12 +215,14 @@ def write(path: Path, text: str) -> None:
 
 
 def identity(config: cfg.Config) -> str:
-    """A short hash of all that determines the run's result."""
-    determining = {
+    """A short hash of all that determines the run's result: not where its images are, but which."""
+    determining: dict[str, Any] = {
         path: value
         for path, value, _ in cfg.keys_of(config)
         if not any(path == key or path.startswith(key + ".") for key in cfg.NOT_IDENTITY)
     }
+    if config.data.name == "image_folder":
+        determining["data.root"] = data.inventory(Path(config.data.root))
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -225,7 +244,7 @@ def display_name(overrides: list[str]) -> str:
 # Weights & Biases.
 
 CONNECT_SECONDS = 15  # to wait for the server at the start
-FINISH_SECONDS = 120  # and at the end, for the last figures; they stay on disk
+FINISH_SECONDS = 20  # and at the end, for the last figures; they stay on disk
 unreachable = False  # once the server could not be had, this process does not wait for it again
 
 

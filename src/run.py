@@ -4,6 +4,7 @@ import gc
 import logging
 import math
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, cast
@@ -46,8 +47,8 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     """Train one ConvMixer and record it; go on where it was interrupted; do nothing where it is completed.
 
     Returns:
-        The objective: the best epoch's `trainer.monitor`; None without validation, or while another process
-        trains the run; NaN if the run failed.
+        The objective: the best epoch's `trainer.monitor`; None without validation, while another process trains the
+        run, or where the sweep was told to stop; NaN if the run failed.
 
     Raises:
         SystemExit: a signal asked for a stop, or the run failed and on_failure=stop.
@@ -56,7 +57,7 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     if team.rank:
         logging.getLogger().setLevel(logging.ERROR)  # one voice is enough
     if workers.stopped_by:
-        return FAILED
+        return None
     try:
         record = Record(config, overrides, team)
     except RunBusy as busy:
@@ -69,16 +70,18 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     try:
         return train(config, record, team)
     except Stopped as stop:
+        traceback.clear_frames(stop.__traceback__)  # which ends the processes that load its batches
         log.warning(f"{stop}: {record.name} is kept; the same command with sweep={config.sweep} goes on with it")
         record.close(exit_code=128 + stop.number)
+        team.tell(None)  # torchrun ends the first process, which records, as soon as another has ended
         if callable(stop.previous):
             try:
                 stop.previous(stop.number, None)
             except Exception as refusal:  # submitit's: the job may not be requeued any more
                 log.error(first_line(refusal))
-                return FAILED
+                return None
         if workers.is_worker():  # the others of the sweep stop in their own time
-            return FAILED
+            return None
         # For the agent of a W&B sweep, which stops runs itself, any other code is a failure; a few end it.
         raise SystemExit(0 if run_of_agent() else 128 + stop.number) from None
     except (KeyboardInterrupt, SystemExit):
@@ -124,22 +127,23 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
     sums = Sums(device)
     best = Best(config.trainer.monitor)
     patience = Patience(config.trainer.early_stopping)
-    first_epoch, steps_done, seconds_before, over = 1, 0, 0.0, False
+    first_epoch, steps_done, trained_before, seconds_before, over = 1, 0, 0.0, 0.0, False
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         if average:
             average.load_state_dict(state["average"])
-        sums.load_state_dict(state["sums"], device)
+        if team.rank == 0:  # they are over the whole team
+            sums.load_state_dict(state["sums"], device)
         best.row = state["best"]
         patience.lowest, patience.waited = state["patience"]
-        first_epoch, steps_done, seconds_before, over = state["position"]
+        first_epoch, steps_done, trained_before, seconds_before, over = state["position"]
     started = time.perf_counter() - seconds_before
     new_best: dict[str, Any] | None = None
 
-    def save(epoch: int, step: int) -> None:
-        """Write the state after a step of an epoch."""
+    def save(epoch: int, step: int, trained: float = 0.0) -> None:
+        """Write the state after a step of an epoch, which has taken `trained` seconds so far; a team all together."""
         nonlocal new_best
         state = {
             **about(config, images),
@@ -147,10 +151,10 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
             "average": average.state_dict() if average else None,
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
-            "sums": sums.state_dict(),
+            "sums": sums.over(team).state_dict(),
             "best": best.row,
             "patience": (patience.lowest, patience.waited),
-            "position": (epoch, step, time.perf_counter() - started, over),
+            "position": (epoch, step, trained, time.perf_counter() - started, over),
             "rows": record.rows,
         }
         if team.rank == 0:
@@ -180,7 +184,7 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
         for epoch in range(first_epoch, config.trainer.epochs + 1):
             if over:
                 break
-            epoch_started = time.perf_counter()
+            epoch_started = time.perf_counter() - trained_before
             order.epoch, order.start = epoch, steps_done
             if not steps_done:
                 sums = Sums(device)
@@ -194,7 +198,8 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
                 seed_step(config.seed, update, team.rank)
                 inputs, targets = mix_and_erase(normalize(pixels), labels)
                 inputs = memory_format(inputs, config)
-                for part, target in split_batch(inputs, targets, config.trainer.accumulation_steps):
+                parts = order.parts(step - 1, config.trainer.accumulation_steps)
+                for part, target in split_batch(inputs, targets, parts):
                     with autocast(device, config.trainer.precision):
                         logits = network(part)
                         loss = F.cross_entropy(logits, target, label_smoothing=config.trainer.label_smoothing)
@@ -210,18 +215,19 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
                 if average:
                     average.update_parameters(model)
 
-                if progress.is_due():
+                if team.rank == 0 and progress.is_due():  # what the others meet reaches it with the next step
                     stop_if_not_finite(sums, scheduler)
-                    rate = (step - steps_done) * config.data.batch_size / (time.perf_counter() - epoch_started)
+                    rate = step * config.data.batch_size / (time.perf_counter() - epoch_started)
                     progress.show(epoch, step, *sums.means(), current_lr(optimizer), rate)
                 if team.size == 1 or update % 8 == 0:
-                    stop.number = team.highest(stop.number)  # all of a team stop after the same step
-                    if checkpoints.is_due() or stop.number:
-                        save(epoch, step)
+                    asked = is_asked_to_stop(stop, team)
+                    if asked or team.tell(checkpoints.is_due()):
+                        save(epoch, step, time.perf_counter() - epoch_started)
+                    if asked:
                         stop.heed()
-            stop_if_not_finite(sums, scheduler)
-            sums.add_up(team)
-            team.share_buffers(model)
+            total = sums.over(team)
+            stop_if_not_finite(total, scheduler)
+            team.share_buffers(evaluated)
             trained = time.perf_counter() - epoch_started
 
             # Validation, the epoch's row, and its checkpoint.
@@ -231,21 +237,21 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
                     validated = evaluate(evaluated, validation, normalize, config, device, team, stop)
                     val_loss, val_accuracy = validated.means()
                 except Stopped:
-                    save(epoch, len(training))
+                    save(epoch, len(training), trained)
                     raise
                 if not math.isfinite(val_loss):
                     raise NotFinite("validation", epoch * len(training), current_lr(optimizer))
             row = {
                 "epoch": epoch,
-                "train/loss": sums.means()[0],
-                "train/accuracy": sums.means()[1],
+                "train/loss": total.means()[0],
+                "train/accuracy": total.means()[1],
                 "val/loss": val_loss,
                 "val/accuracy": val_accuracy,
                 "lr": current_lr(optimizer),
-                "images_per_second": max(0, len(images.train) - steps_done * config.data.batch_size) / trained,
+                "images_per_second": len(images.train) / trained,
                 "seconds": time.perf_counter() - started,
             }
-            steps_done = 0
+            steps_done, trained_before = 0, 0.0
             record.add_epoch(row)
             of = f"{record.name}: " if workers.is_worker() else ""  # the lines of several runs alternate
             log.info(
@@ -260,9 +266,11 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
                 log.info(
                     f"  {of}stopped early after epoch {epoch}: val/loss has not fallen for {patience.waited} epochs"
                 )
-            if over or epoch == config.trainer.epochs or checkpoints.is_due(epoch) or stop.number:
+            asked = is_asked_to_stop(stop, team)
+            if over or epoch == config.trainer.epochs or asked or team.tell(checkpoints.is_due(epoch)):
                 save(epoch + 1, 0)
-            stop.heed()
+            if asked:
+                stop.heed()
 
         # The test set is looked at once, with the best epoch's weights.
         team.tell(None)  # the first process has written them
@@ -312,8 +320,14 @@ def evaluate(
             logits = model(memory_format(normalize(pixels), config))
             loss = F.cross_entropy(logits, labels)
         sums.add(loss, logits, labels)
-    sums.add_up(team)
-    return sums
+    return sums.over(team)
+
+
+def is_asked_to_stop(stop: StopRequest, team: Team) -> bool:
+    """Whether any process of the team is: all of them stop after the same step."""
+    if number := team.highest(stop.number):
+        stop.number = number  # but no 0, which would undo a signal that has just come
+    return number > 0
 
 
 def stop_if_not_finite(sums: Sums, scheduler: Scheduler) -> None:
@@ -339,7 +353,7 @@ def about(config: cfg.Config, images: data.ImageData) -> dict[str, Any]:
 
 
 def split_batch(inputs: Tensor, targets: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
+    return zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float:

@@ -100,26 +100,38 @@ def search(
             + f"; {study.direction.name.lower()} {typical.trainer.monitor} → {folder}"
         )
         while batch or (batch := propose(study, space, min(n_jobs, n_trials - count(study)), seed, sampler)):
-            run_batch(study, batch, fixed, launcher)
+            run_batch(app, study, batch, fixed, launcher)
             batch = []
             if workers.stopped_by:
                 return  # SweepCallback ends the process
         say(best(study, typical.trainer.monitor))
 
 
-def run_batch(study: optuna.Study, batch: Sequence[FrozenTrial], fixed: Mapping[str, str], launcher: Launcher) -> None:
+def run_batch(
+    app: str, study: optuna.Study, batch: Sequence[FrozenTrial], fixed: Mapping[str, str], launcher: Launcher
+) -> None:
     """Launch the runs and keep how they did; one that does not get to its end stays a running trial."""
-    overrides = [tuple(cfg.overrides_of({**trial.params, **fixed})) for trial in batch]
-    jobs = list(dict.fromkeys(overrides))  # where choices are few, two trials may be the same run
-    returned = dict(zip(jobs, launcher.launch(jobs, initial_job_idx=batch[0].number), strict=True))
-    for trial, job in zip(batch, overrides, strict=True):
-        objective = objective_of(job, returned[job])
+    overrides = [cfg.overrides_of({**trial.params, **fixed}) for trial in batch]
+    runs = [run_of(app, own) for own in overrides]
+    jobs = dict(zip(runs, overrides, strict=True))  # two trials may be the same run
+    results = launcher.launch(list(jobs.values()), initial_job_idx=batch[0].number)
+    returned = dict(zip(jobs, results, strict=True))
+    for trial, run in zip(batch, runs, strict=True):
+        objective = objective_of(jobs[run], returned[run])
         if objective is None:
             continue
         if math.isnan(objective):
             study.tell(trial.number, state=TrialState.FAIL)
         else:
             study.tell(trial.number, objective)
+
+
+def run_of(app: str, overrides: list[str]) -> str:
+    """The run's identity; the overrides where they do not fit together, as it will be said when they are launched."""
+    try:
+        return identity(cfg.check(compose(app, overrides)))
+    except cfg.ConfigError:
+        return " ".join(overrides)
 
 
 def objective_of(job: Sequence[str], returned: JobReturn) -> float | None:

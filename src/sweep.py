@@ -35,6 +35,7 @@ class SweepCallback(Callback):
         with exit_on_error():
             cfg.check(config)
             check_team(config)
+            make_output_dir(config)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         objective = kwargs["job_return"].return_value
@@ -51,6 +52,8 @@ class SweepCallback(Callback):
             for overrides in jobs:
                 with exit_on_error(of_run=" ".join(overrides)):
                     cfg.check(compose(config.hydra.job.config_name, overrides))
+            with exit_on_error():
+                make_output_dir(config)
             self.total = at_once = len(jobs)
             if is_first():
                 say(f"sweep {config.sweep}: {self.total} runs → {config.output_dir}/{config.sweep}")
@@ -105,6 +108,19 @@ def check_team(config: DictConfig) -> None:
     named = any(override.startswith("sweep=") for override in config.hydra.overrides.task)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
         raise cfg.ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
+
+
+def make_output_dir(config: DictConfig) -> None:
+    """
+    Raises:
+        ConfigError: there can be no such folder.
+    """
+    try:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cfg.ConfigError(
+            f"output_dir={config.output_dir}: {error.strerror}; expected a folder to write to"
+        ) from error
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class RunProgress(Progress):
     def __init__(self, epochs: int, steps_per_epoch: int, quiet: bool) -> None:
         super().__init__(
             TextColumn("  epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[figures]}", style="cyan"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),

@@ -65,8 +65,13 @@ def test_dropout_rate_reaches_its_places() -> None:
     [
         (["model.kernl_size=5"], "model.kernl_size: there is no such key; did you mean model.kernel_size?"),
         (["kernl=k5"], "kernl: there is no such key; did you mean kernel?"),
-        (["kernel=k6"], "Could not find 'kernel/k6'"),
-        (["model.kernel_size=abc"], "model.kernel_size: Value 'abc'"),
+        (["kernel=k6"], "kernel=k6: there is no such option; expected one of k15, k3, k5, k7, k9"),
+        (["trainer.compile=perhaps"], "trainer.compile=perhaps: expected true or false"),
+        (["model.depth=8,16"], "model.depth=8,16: several values; add -m to sweep over them"),
+        (["optimizer.name=lion"], "optimizer.name=lion: expected adam or adamw; optimizer=OPTION chooses another"),
+        (["scheduler.name=one_cylce"], "scheduler.name=one_cylce: expected one_cycle; scheduler=OPTION"),
+        (["augmentation.auto_augment=torchvision-n2-m40"], "augmentation.auto_augment=torchvision-n2-m40: expected"),
+        (["model.kernel_size=abc"], "model.kernel_size=abc: expected a whole number"),
         (["model.kernel_size=0"], "model.kernel_size=0: expected at least 1"),
         (["model.activation=tanh"], "model.activation=tanh: expected one of relu, gelu"),
         (["model.norm=group"], "model.norm=group: expected one of batch, layer, none"),
@@ -108,6 +113,8 @@ def test_what_is_wrong_is_named(overrides: list[str], expected: str) -> None:
         ["-m", "model.kernel_size=5,0"],
         ["-m", "kernel=k5,k6"],
         ["-m", "optimizer.lr=0.1,high"],
+        ["output_dir=/proc/nowhere"],
+        ["-m", "seed=0,1", "output_dir=/proc/nowhere"],
     ],
 )
 def test_an_error_is_one_message_before_anything_is_written(arguments: list[str], tmp_path: Path) -> None:

@@ -40,9 +40,13 @@ def rows(sweep: Path) -> list[int]:
     return [path.read_text().count("\n") - 1 for path in sweep.glob("*/metrics.csv")]
 
 
+def lock_of(run: Path) -> Path:
+    return run.parent / ".locks" / f"{run.name.rpartition('-')[2]}.lock"
+
+
 def is_free(run: Path) -> bool:
     """Whether no process has the run."""
-    with FileLock(run / "run.lock").acquire(timeout=10):
+    with FileLock(lock_of(run)).acquire(timeout=10):
         return True
 
 
@@ -58,7 +62,7 @@ def test_side_by_side(tmp_path: Path) -> None:
     assert "\r" not in done.stdout  # no bar, even on a terminal: two would overwrite each other
 
 
-LONGER = (*TWO, "trainer.epochs=80", "checkpoint.max_share=1")
+LONGER = (*TWO, "trainer.epochs=80", "checkpoint.max_share=1", "data.num_workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,7 @@ def test_a_lost_job_leaves_the_others_their_runs(
 def hold_the_run(sweep: Command, cwd: Path) -> tuple[Path, int]:
     """The folder and the process of the sweep's one run, stopped after an epoch or two."""
     wait_for(lambda: max(rows(cwd / "outputs" / "s"), default=0) >= 2, sweep)
-    (run,) = [path.parent for path in cwd.glob("outputs/s/*/run.lock")]
+    (run,) = [path.parent for path in cwd.glob("outputs/s/*/metrics.csv")]
     (number,) = processes_of(run)
     os.kill(number, signal.SIGSTOP)
     return run, number
@@ -231,7 +235,7 @@ def hold_the_run(sweep: Command, cwd: Path) -> tuple[Path, int]:
 
 def processes_of(run: Path) -> list[int]:
     """Of a run that is going on the one that has it."""
-    inode = (run / "run.lock").stat().st_ino
+    inode = lock_of(run).stat().st_ino
     return [int(line.split()[4]) for line in Path("/proc/locks").read_text().splitlines() if f":{inode} " in line]
 
 

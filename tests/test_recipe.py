@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import config as cfg
 import data
 import run as one_run
 from batches import training_batches
+from comparison.results import Row, decides
+from comparison.runs import Run, flat
 from conftest import checked, command
 from processes import REPOSITORY
 
@@ -218,10 +221,89 @@ def test_an_experiment_is_a_record(name: str) -> None:
     assert config.study.name
     assert bool(config.study.source) == bool(config.study.reference)
     known = {path for path, *_ in cfg.keys_of(config)}
+    assert {path for path, _ in cfg.flatten(config.study.where)} <= known
     for row in config.study.reference:
         assert set(row) == {"where", "value"}
         assert set(row["where"]) <= known
         assert 0 < row["value"] < 1
+
+
+def reference(run: dict[str, Any]) -> float | None:
+    """What a completed run of this flat config stands beside."""
+    found = Row({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
+    return found and found.value
+
+
+def composed(experiment: str, *overrides: str) -> dict[str, Any]:
+    root = ["data.root=DIR"] if "imagenet" in experiment else []
+    return flat(asdict(checked(f"experiment={experiment}", *root, *overrides)))
+
+
+PUBLISHED = {  # experiment: what each of its overrides reached; 95.88 is the baseline of the paper's tables
+    "paper_cifar10": {"": 0.9589},
+    "paper_kernel_sweep": {"kernel=k3": 0.9361, "kernel=k5": 0.9511, "kernel=k7": 0.9572, "kernel=k9": 0.9588},
+    "paper_patch_sweep": {"patch=p1": 0.9588, "patch=p2": 0.9588 - 0.0080, "patch=p4": 0.9588 - 0.0327},
+    "paper_ablation": {
+        "variant=baseline": 0.9588,
+        "variant=residual_pointwise": 0.9588 - 0.0110,
+        "variant=layer_norm": 0.9588 - 0.0144,
+        "variant=no_randaugment": 0.9588 - 0.0296,
+        "variant=no_random_scaling": 0.9588 - 0.0964,
+    },
+    "short_cifar10": {"": 0.9260},
+    "convmixerlib": {"": 0.8320},
+    "imagenet_1536_20": {"": 0.8137},
+    "imagenet_768_32": {"": 0.8016},
+    "imagenet_1024_20": {"": 0.7694},
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_published_setting_stands_beside_its_figure(name: str) -> None:
+    for override, value in PUBLISHED.get(name, {"": None}).items():
+        assert reference(composed(name, *override.split())) == (value and pytest.approx(value)), override
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("paper_kernel_sweep", "patch=p2 kernel=k9"),
+        ("paper_kernel_sweep", "kernel=k15"),
+        ("paper_kernel_sweep", "variant=layer_norm"),
+        ("paper_kernel_sweep", "data.train_fraction=0.1"),
+        ("paper_patch_sweep", "kernel=k3"),
+        ("paper_ablation", "kernel=k5 patch=p2"),
+        ("paper_ablation", "variant=layer_norm kernel=k5"),
+        ("paper_ablation", "variant=no_flip"),
+        ("paper_ablation", "variant=no_mixing model.norm=layer"),
+        ("paper_cifar10", "optimizer=adam"),
+        ("short_cifar10", "augmentation=none"),
+        ("short_cifar10", "scheduler=cosine"),
+        ("convmixerlib", "dropout=none"),
+        ("imagenet_1536_20", "model=convmixer_768_32"),
+        ("imagenet_1536_20", "model=convmixer_1024_20"),
+        ("imagenet_768_32", "trainer.epochs=150"),
+    ],
+)
+def test_another_setting_stands_beside_nothing(name: str, overrides: str) -> None:
+    assert reference(composed(name, *overrides.split())) is None
+
+
+# What a published figure is held to mean the same under: numerics, hardware, and what other keys decide.
+FREE = {
+    "seed", "data.split_seed", "data.pipeline", "data.hflip", "dropout.rate", "trainer.precision",
+    "trainer.channels_last", "trainer.compile", "trainer.sync_batch_norm", "trainer.accumulation_steps",
+    "trainer.monitor", "trainer.early_stopping.min_delta", "trainer.early_stopping.start_epoch",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_key_of_the_recipe_decides_whether_the_reference_applies(name: str) -> None:
+    run = composed(name, *next(iter(PUBLISHED[name])).split())
+    assert reference(run) is not None
+    for key in filter(decides, run):
+        if key not in FREE and not key.startswith("study."):
+            assert reference(run | {key: "another"}) is None, key
 
 
 REDUCED = (

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 import config as cfg
+import plots
 import run
 import wandb_files
 from conftest import checked, command, metrics, start, summaries, wait_for
+from distributed import Team
+from record import Record, RunBusy, identity
 
 SMALL = ("model.d_model=8", "model.depth=2", "trainer.epochs=3", "data.train_fraction=0.3", "checkpoint.max_share=1",
          "trainer.figures=false")  # fmt: skip
@@ -109,7 +114,7 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     config = configured(tmp_path)
     run.run(config, [])
     expected = metrics(tmp_path / "s")
-    (folder,) = (tmp_path / "s").iterdir()
+    (folder,) = (tmp_path / "s").glob("baseline*")
     last = folder / "checkpoints" / "last.pt"
     if damage == "truncated":
         last.write_bytes(last.read_bytes()[:1000])
@@ -121,8 +126,51 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     run.run(config, [])
     assert f"{last} is not used" in caplog.text
     assert "goes on after step 0 of epoch 3" in caplog.text
+    assert (last.parent / "last.pt.unusable").exists(), "it has not taken the place of the one before it"
     assert metrics(tmp_path / "s") == expected
     assert summaries(tmp_path / "s")[0]["status"] == "completed"
+
+
+def test_a_run_is_completed_when_everything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as once:
+        once.setattr(plots, "history", stopped_hard)
+        with pytest.raises(SystemExit):
+            run.run(configured(tmp_path), [])
+    assert summaries(tmp_path / "s")[0]["status"] == "interrupted"
+    run.run(configured(tmp_path), [])
+    assert summaries(tmp_path / "s")[0]["status"] == "completed"
+    assert list((tmp_path / "s").glob("*/history.png"))
+
+
+def stopped_hard(*_: object) -> None:
+    plots.history = lambda *_: Figure()  # what follows is the end of the process
+    raise SystemExit(1)
+
+
+def test_a_run_of_another_name_is_the_same_run(tmp_path: Path) -> None:
+    def record(*overrides: str) -> Record:
+        return Record(configured(tmp_path, *overrides), list(overrides), Team())
+
+    first = record("dropout=blocks", "dropout.rate=0")
+    with pytest.raises(RunBusy):
+        record("dropout=head", "dropout.rate=0")
+    first.release()
+    second = record("dropout=head", "dropout.rate=0")
+    assert second.folder == first.folder
+    second.release()
+
+
+def test_a_folder_of_images_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    def images(name: str, count: int) -> str:
+        for part, label in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
+            folder = tmp_path / name / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+        return identity(configured(tmp_path, "data=image_folder", f"data.root={tmp_path / name}"))
+
+    assert images("here", 3) == images("moved", 3)
+    assert images("other", 4) != images("another", 3)
 
 
 def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:
@@ -166,7 +214,7 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
 
 KILLS = int(os.environ.get("KILLS", "2"))
 MAIN_COMMAND = ("-m", "model.kernel_size=5,9", "model.depth=8,16")
-IN_CI = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "dropout=all")
+IN_CI = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "dropout=all", "data.num_workers=1")
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_record(train: Train) -> None:
     names = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "metrics.csv", "summary.json", "checkpoints/last.pt", "checkpoints/best.pt", "history.png",
-        "train.log", "run.lock", "checkpoints/previous.pt",
+        "train.log", "checkpoints/previous.pt",
     }  # fmt: skip
     assert list(done.metrics.columns) == list(COLUMNS)
     assert list(done.metrics["epoch"]) == [1, 2]

@@ -10,12 +10,13 @@ than half of the seeds ran on both sides the seed leaves the model, and it is th
 independent samples with pooled variance. Without a second seed there is no interval.
 
 P values are corrected for the number of comparisons by Holm's method (Holm, 1979, Scandinavian
-Journal of Statistics 6, 65-70); intervals are not.
+Journal of Statistics 6, 65-70), those against the best setting for all pairs of settings, as the
+best is picked from the same runs; intervals are not corrected.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,29 +90,70 @@ def mean(values: Iterable[float]) -> Estimate | None:
     return Estimate(center, sample.size, std, center - margin, center + margin)
 
 
-def factors(cells: Sequence[Cell]) -> list[str]:
-    """The fewest keys that set all cells apart.
+def factors(cells: Sequence[Cell], given: Collection[str] = ()) -> list[str]:
+    """The keys that set the cells apart, without those that follow from others.
 
-    A key that follows from the others is no factor of its own: the width where each depth has its
-    own, momentum where the optimizer's name decides it, whatever a config group's option sets.
+    The width where each depth has its own, momentum where the optimizer's name decides it, whatever
+    a config group's option sets. Where the fewest keys that set all cells apart are crossed, as in a
+    grid, they are the factors. Elsewhere, as in a search, these can be a single key with a value of
+    its own in each run; from that nothing follows, and a key needs a reason to be left out.
+
+    Args:
+        cells: the settings.
+        given: keys that were set by their own name, not by a config group's option.
     """
     kept = [key for key in cells[0].levels if len({cell.levels[key] for cell in cells}) > 1] if cells else []
     levels = {key: len({cell.levels[key] for cell in cells}) for key in kept}
+    fewest, justified = kept, kept
     for key in sorted(kept, key=lambda key: ("." not in key, key.endswith(".name"), -levels[key])):
-        others = [other for other in kept if other != key]
-        if others and len({tuple(cell.levels[other] for other in others) for cell in cells}) == len(cells):
-            kept = others
-    return kept
+        may_follow = key not in given and comes_again(cells, key)
+        others = [other for other in fewest if other != key]
+        if are_apart(cells, others) and (may_follow or follows(key, others, cells, key in given)):
+            fewest = others
+        others = [other for other in justified if other != key]
+        if are_apart(cells, others) and follows(key, others, cells, key in given):
+            justified = others
+    return fewest if are_crossed(cells, fewest) else justified
 
 
-def effects(cells: Sequence[Cell]) -> list[Effect]:
+def are_apart(cells: Sequence[Cell], keys: Sequence[str]) -> bool:
+    return bool(keys) and len({tuple(cell.levels[key] for key in keys) for cell in cells}) == len(cells)
+
+
+def are_crossed(cells: Sequence[Cell], keys: Sequence[str]) -> bool:
+    """Whether more than half of the keys' combinations are there, and their levels come again."""
+    combinations = math.prod(len({cell.levels[key] for cell in cells}) for key in keys)
+    return len(keys) > 1 and 2 * len(cells) > combinations and all(comes_again(cells, key) for key in keys)
+
+
+def comes_again(cells: Sequence[Cell], key: str) -> bool:
+    """Whether most cells share their level with another cell."""
+    counts = Counter(cell.levels[key] for cell in cells)
+    return 2 * sum(n for n in counts.values() if n > 1) > len(cells)
+
+
+def follows(key: str, others: Sequence[str], cells: Sequence[Cell], is_given: bool) -> bool:
+    """Whether another key decides this one, by the config's structure or as often as it came to the test."""
+    section = key.rpartition(".")[0]
+    if key == "dropout.rate":  # it is the rate at the places that dropout has
+        return any(other.startswith("dropout.") for other in others)
+    for other in others:
+        pairs = {(cell.levels[other], cell.levels[key]) for cell in cells}
+        is_decided = len(pairs) == len({level for level, _ in pairs})
+        is_option = not is_given and ("." not in other or other == f"{section}.name")
+        if is_decided and (is_option or comes_again(cells, other) or all(a == b for a, b in pairs)):
+            return True
+    return False
+
+
+def effects(cells: Sequence[Cell], given: Collection[str] = ()) -> list[Effect]:
     """Every level of every factor against the factor's baseline.
 
     The baseline is the level that most settings share, as in a study that changes one thing at a
     time; of equals the lowest. A level that no pair of settings singles out is left out.
     """
     valued = [cell for cell in cells if cell.values]
-    keys = factors(valued)
+    keys = factors(valued, given)
     found = []
     for factor in keys:
         contexts: dict[tuple[Any, ...], dict[Any, Cell]] = defaultdict(dict)
@@ -129,8 +171,15 @@ def effects(cells: Sequence[Cell]) -> list[Effect]:
 
 
 def against_best(best: Cell, others: Sequence[Cell]) -> list[Effect]:
-    """Each other cell's distance from the best."""
-    return holm([difference("setting", i, "best", [(other, best)]) for i, other in enumerate(others)])
+    """Each other cell's distance from the best.
+
+    Which one is best is known from the same runs: as if all pairs of cells had been compared, and
+    the extreme ones picked. So the p values are corrected for all pairs; those of cells with one
+    value each cannot be tested and do not count.
+    """
+    single = sum(len(cell.values) < 2 for cell in (best, *others))
+    found = [difference("setting", i, "best", [(other, best)]) for i, other in enumerate(others)]
+    return holm(found, math.comb(1 + len(others), 2) - math.comb(single, 2))
 
 
 def difference(
@@ -210,12 +259,16 @@ def quantile(freedom: int) -> float:
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-def holm(found: Sequence[Effect]) -> list[Effect]:
-    """The effects with their p values corrected for each other."""
+def holm(found: Sequence[Effect], comparisons: int | None = None) -> list[Effect]:
+    """The effects with their p values corrected for each other, or for so many comparisons that they are picked from.
+
+    Of such a choice this never rejects more than Holm's method does of all comparisons: an effect's
+    place among those found is at most its place among all.
+    """
     tested = sorted((effect.p, i) for i, effect in enumerate(found) if effect.p is not None)
     corrected, highest = list(found), 0.0
     for done, (p, i) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - done)))
+        highest = max(highest, min(1.0, p * ((comparisons or len(tested)) - done)))
         corrected[i] = replace(found[i], p_holm=highest)
     return corrected
 

@@ -133,7 +133,8 @@ def learning_curves(axes: Axes, histories: Sequence[tuple[Look, Sequence[History
             epochs = np.arange(1, shortest + 1)
             center, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(shortest)
             axes.fill_between(epochs, center - spread, center + spread, color=look.color, alpha=0.18, linewidth=0)
-            axes.plot(epochs, center, line, color=look.color, marker=look.marker, markevery=max(1, shortest // 6),
+            color = look.color if metric == parts[0][0] else GREY
+            axes.plot(epochs, center, line, color=color, marker=look.marker, markevery=max(1, shortest // 6),
                       markersize=3.5, label=metric)  # fmt: skip
             for edge in (center - spread, center + spread):
                 late += edge[shortest // 3 :].tolist()
@@ -145,7 +146,10 @@ def learning_curves(axes: Axes, histories: Sequence[tuple[Look, Sequence[History
     axes.set(
         title=f"Learning curves{band}", xlabel="epoch", ylabel=f"{parts[0][0]}, %" if len(parts) == 1 else "accuracy, %"
     )
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if axes.dataLim.width:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    else:
+        axes.set_xticks([1])
     axes.grid(alpha=0.25, linewidth=0.5)
 
 

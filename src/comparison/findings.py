@@ -109,6 +109,8 @@ def caveats(comparison: Comparison) -> list[str]:
         )
     elif single:
         lines.append(f"One seed only, so no interval of their own: {listing(single, comparison)}.")
+    if len(rows) > 1 and not comparison.effects:
+        lines.append("No setting differs from a baseline in one factor alone, so no factor's own effect can be told.")
     part = metric.partition("/")[0]
     images = next((row.completed[0].summary.get("images", {}).get(part) for row in rows), None)
     if metric in ACCURACIES and images and images < 2000:
@@ -129,7 +131,9 @@ def method(comparison: Comparison) -> list[str]:
             "Intervals are 95 %, Student's t, over seeds: they do not cover the choice of the images. "
             "An effect is the mean difference between settings that differ in nothing else, by least squares over "
             "their runs with the seeds as blocks where both sides share them. "
-            "What is called clear has p < 0.05 after Holm's correction for all comparisons listed."
+            "What is called clear has p < 0.05 after Holm's correction: an effect's for all effects listed; a distance "
+            "from the best setting, which is picked from the same runs, for all pairs of settings. "
+            "Intervals are not corrected."
         )
     seconds = sum(run.figure("seconds") or 0 for run in comparison.runs)
     if seconds:
@@ -165,7 +169,8 @@ def not_completed_lines(comparison: Comparison) -> list[str]:
 def label(row: Row, comparison: Comparison, width: int | None = None) -> str:
     """What sets a row apart, e.g. "kernel_size=9 depth=8"."""
     named = [f"{comparison.short(key)}={level_text(row.levels[key], width)}" for key in comparison.factors]
-    return " ".join(named) or str(row.runs[0].summary.get("name") or row.runs[0].folder.name)
+    name = str(row.runs[0].summary.get("name") or row.runs[0].folder.name)
+    return " ".join(named) or " ".join(word for word in name.split() if not word.startswith("seed=")) or "baseline"
 
 
 def listing(rows: Sequence[Row], comparison: Comparison) -> str:

@@ -49,7 +49,7 @@ def show(comparison: Comparison) -> None:
         say(f"… and {len(comparison.not_completed) - limit} more without a result", style="red")
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: Comparison, stem: str = "comparison") -> str:
     """comparison.md: what was asked, what differed, the result in words, tables, failures, the figure."""
     limit = SHOWN["markdown"]
     lines = [f"# {comparison.title}", ""]
@@ -60,7 +60,7 @@ def markdown(comparison: Comparison) -> str:
         lines += ["**What differed.** " + "; ".join(differed(comparison)) + ".", ""]
     lines += ["## Result", "", *bullets(result(comparison))]
     if any(run.status == "completed" for run in comparison.runs):
-        lines += ["![The comparison as a figure](comparison.png)", ""]
+        lines += [f"![The comparison as a figure]({stem}.png)", ""]
     if comparison.rows:
         header, rows = table(comparison)
         lines += [caption(comparison) + ".", "", *markdown_table(header, rows[:limit])]

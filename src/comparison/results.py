@@ -127,7 +127,7 @@ class Comparison:
     @cached_property
     def factors(self) -> list[str]:
         """Those of them that set the rows apart; the others follow from these."""
-        return factors([Cell(row.levels, {}) for row in self.rows])
+        return factors([Cell(row.levels, {}) for row in self.rows], given(self.rows))
 
     def short(self, key: str) -> str:
         """The last word of a key, where that is clear; the section of a name."""
@@ -147,7 +147,7 @@ class Comparison:
 
     @cached_property
     def effects(self) -> list[Effect]:
-        return effects([row.cell(self.metric) for row in self.rows])
+        return effects([row.cell(self.metric) for row in self.rows], given(self.rows))
 
     @cached_property
     def gaps(self) -> list[Effect]:
@@ -171,13 +171,16 @@ def read(
     runs = list({run.summary.get("wandb_id", run.folder): run for run in found}.values())  # each once
     for condition in filters:
         runs = keep(runs, condition)
-    return Comparison(" and ".join([*(folder.resolve().name for folder in folders), *wandb_paths]), runs, metric, sort)
+    title = " and ".join([*(folder.resolve().name for folder in folders), *wandb_paths])
+    return Comparison(f"{title} where {' and '.join(filters)}" if filters else title, runs, metric, sort)
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
     """The runs by setting; unreadable ones have none."""
     readable = [run for run in runs if run.status != "unreadable"]
     keys = dict.fromkeys(key for run in readable for key in run.config)
+    if not any(run.config.get("data.name") == "image_folder" for run in readable):
+        keys.pop("data.root", None)
     distinct = {key: {run.config.get(key) for run in readable} for key in keys if decides(key)}
     differing = [key for key, values in distinct.items() if len(values) > 1]
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
@@ -187,28 +190,36 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def with_choices(rows: Sequence[Row]) -> list[Row]:
-    """The rows with a level for each config group whose option sets several factors at once.
+    """The rows with a level for each config group whose option sets several differing keys at once.
 
     It then stands for them: "augmentation light instead of none" says more than a list of keys.
     """
-    levels = [dict(row.levels) for row in rows]
+    levels, by_name = [dict(row.levels) for row in rows], given(rows)
     for group in cfg.GROUPS:
-        cells = [Cell(level, {}) for level in levels]
         options = [{run.choices.get(group) for run in row.runs} for row in rows]
         if any(len(found) != 1 or None in found for found in options):
             continue
         chosen = [next(iter(found)) for found in options]
         together = [
             key
-            for key in factors(cells)
-            if len({(option, level[key]) for option, level in zip(chosen, levels, strict=True)}) == len(set(chosen))
+            for key in (rows[0].levels if rows else ())
+            if key not in by_name
+            and len({(option, level[key]) for option, level in zip(chosen, levels, strict=True)}) == len(set(chosen))
         ]
         if len(together) > 1 and len({tuple(level[key] for key in together) for level in levels}) == len(set(chosen)):
             levels = [{group: option, **level} for option, level in zip(chosen, levels, strict=True)]
     return [replace(row, levels=level) for row, level in zip(rows, levels, strict=True)]
 
 
+def given(rows: Sequence[Row]) -> set[str]:
+    """The differing keys that runs were given one by one, as their names tell, e.g. "kernel_size=9"."""
+    words = {override.partition("=")[0] for row in rows for run in row.runs for override in run.overrides}
+    return {key for row in rows for key in row.levels if key.rpartition(".")[2] in words}
+
+
 def decides(key: str) -> bool:
+    if key == "data.root":  # of a folder of images; of others it says nothing of what is in it
+        return True
     return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in cfg.NOT_IDENTITY)
 
 
@@ -235,7 +246,11 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
     parts = re.fullmatch(r"\s*([\w./]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", condition)
     if not parts:
         raise cfg.ConfigError(f"--filter {condition}: expected KEY=VALUE, or !=, >, <, >=, <= in place of =")
-    key, sign, wanted = find_key(parts[1], runs), parts[2], yaml.safe_load(parts[3])
+    key, sign = find_key(parts[1], runs), parts[2]
+    try:
+        wanted: Any = float(parts[3])  # YAML takes 1e-2 for a word
+    except ValueError:
+        wanted = yaml.safe_load(parts[3])
 
     def meets(run: Run) -> bool:
         value = run.value(key)

@@ -36,9 +36,14 @@ class Run:
         return lines[0] if lines else ""
 
     @property
+    def overrides(self) -> list[str]:
+        """What its name tells of them: the last words of keys, e.g. "kernel_size=9", and groups' options."""
+        return str(self.summary.get("name")).split()
+
+    @property
     def choices(self) -> dict[str, str]:
         """The options of config groups that its name tells, e.g. {"augmentation": "light"}."""
-        overrides = [part.partition("=") for part in str(self.summary.get("name")).split()]
+        overrides = [override.partition("=") for override in self.overrides]
         return {group: option for group, _, option in overrides if group in cfg.GROUPS}
 
     def figure(self, name: str) -> float | None:
