@@ -62,7 +62,7 @@ def test_side_by_side(tmp_path: Path) -> None:
     assert "\r" not in done.stdout  # no bar, even on a terminal: two would overwrite each other
 
 
-LONGER = (*TWO, "trainer.epochs=80", "checkpoint.max_share=1", "data.num_workers=1")
+LONGER = (*TWO, "trainer.epochs=60", "checkpoint.max_share=1", "data.num_workers=1")
 
 
 @pytest.fixture(scope="module")
