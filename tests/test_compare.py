@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -519,13 +518,14 @@ def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
         write_run(tmp_path / "s" / f"{i}", config=tree, best__val__accuracy=generator.normal(0.9, 0.01))
     measure = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r})\n"
-        "from pathlib import Path; from compare import compare\n"
+        "import time; from pathlib import Path; from compare import compare\n"
         "assert len(compare([Path('s')])) == 1000\n"
-        "print(Path('/proc/self/status').read_text() if Path('/proc').exists() else 'VmHWM: 0 kB')"
+        "print(Path('/proc/self/status').read_text() if Path('/proc').exists() else 'VmHWM: 0 kB')\n"
+        "print('seconds:', time.process_time())"
     )
-    started = time.perf_counter()
     finished = subprocess.run([sys.executable, "-c", measure], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 10
+    (seconds,) = re.findall(r"seconds: (.*)", finished.stdout)
+    assert float(seconds) < 10, "of the processor: other tests run beside this one"
     (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", finished.stdout)
     assert int(peak) * 1024 < 500e6
     assert len(rows(tmp_path / "s")) == 200 and "180 more settings in comparison.csv" in finished.stdout

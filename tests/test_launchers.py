@@ -62,7 +62,7 @@ def test_side_by_side(tmp_path: Path) -> None:
     assert "\r" not in done.stdout  # no bar, even on a terminal: two would overwrite each other
 
 
-LONGER = (*TWO, "trainer.epochs=60", "checkpoint.max_share=1", "data.num_workers=1")
+LONGER = (*TWO, "trainer.epochs=45", "checkpoint.max_share=1", "data.num_workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_runs_side_by_side_stop_together_and_go_on(
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert all(is_free(path.parent) for path in sweep.glob("*/metrics.csv"))
     assert set(statuses(sweep)) == {"interrupted"}
-    again = command(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
+    again = command(*LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "goes on after" in again.stdout
     assert metrics(sweep) == undisturbed
@@ -106,7 +106,7 @@ def test_a_failure_can_stop_the_runs_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_killed_leaves_those_beside_it_alone(tmp_path: Path) -> None:
-    process = start(*LONGER, *SIDE_BY_SIDE, "model.kernel_size=3,5,7", cwd=tmp_path)
+    process = start(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
     sweep = tmp_path / "outputs" / "s"
     while process.poll() is None:  # as the system does where memory runs out, whenever this one is tried
         for csv in sweep.glob("kernel_size_5*/metrics.csv"):
@@ -117,8 +117,8 @@ def test_a_run_that_is_killed_leaves_those_beside_it_alone(tmp_path: Path) -> No
     assert process.returncode == 1
     assert "Traceback" not in output
     assert re.search("the process of .*model.kernel_size=5 .*was killed", output)
-    assert sorted(statuses(sweep)) == ["completed", "completed", "interrupted"]
-    assert "1 of 3 runs did not complete" in output
+    assert sorted(statuses(sweep)) == ["completed", "interrupted"]
+    assert "1 of 2 runs did not complete" in output
 
 
 def claimant(folder: Path) -> subprocess.Popen[str]:

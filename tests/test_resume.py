@@ -214,7 +214,10 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
 
 KILLS = int(os.environ.get("KILLS", "2"))
 MAIN_COMMAND = ("-m", "model.kernel_size=5,9", "model.depth=8,16")
-IN_CI = ("-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "dropout=all", "data.num_workers=1")
+IN_CI = (
+    "-m", "model.kernel_size=3,5", "model.depth=1,2", "model.d_model=8", "dropout=all", "trainer.epochs=6",
+    "data.num_workers=1",
+)  # fmt: skip
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
