@@ -81,7 +81,7 @@ def test_runs_side_by_side_stop_together_and_go_on(
     process = start(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
     wait_for(lambda: max(rows(sweep), default=0) >= 2, process)  # and the other not far behind
     process.send_signal(number)  # to the sweep's own process alone
-    process.communicate(timeout=30)
+    process.communicate(timeout=100)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert all(is_free(path.parent) for path in sweep.glob("*/metrics.csv"))
     assert set(statuses(sweep)) == {"interrupted"}
@@ -98,7 +98,7 @@ def test_a_failure_can_stop_the_runs_beside_it(tmp_path: Path) -> None:
     (failing,), (other,) = sweep.glob("kernel_size_3*"), sweep.glob("kernel_size_5*")
     (failing / "checkpoints").rename(tmp_path / "elsewhere")
     (failing / "checkpoints").write_text("no place for checkpoints")
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=200)[0]
     assert process.returncode == 128 + signal.SIGTERM
     assert sorted(statuses(sweep)) == ["failed", "interrupted"]
     assert (other / "checkpoints" / "last.pt").exists()
@@ -196,7 +196,7 @@ def test_a_run_that_may_not_be_requeued_again_does_not_complete(tmp_path: Path, 
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=0")
     process = start(*ONE, *limits, cwd=tmp_path, **cluster)
     run, _ = hold_the_run(process, tmp_path)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=200)[0]
     assert process.returncode == 1
     assert "1 of 1 runs did not complete" in output
     assert "Traceback" not in output
