@@ -42,7 +42,7 @@ def compare(
     report.show(comparison)
     folder = folders[0] if folders else Path("outputs", "-".join(["wandb", *wandb_paths[0].split("/")[1:]]))
     # That of some of the runs does not take the place of that of all.
-    stem = "-".join(["comparison", *(re.sub(r"[^\w.+-]+", "_", condition) for condition in filters)])
+    stem = "-".join(["comparison", *map(in_a_file_name, filters)])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{stem}.csv").write_text(report.table_csv(comparison))
@@ -55,6 +55,13 @@ def compare(
     except OSError as error:
         say(f"the comparison could not be written: {error}", style="yellow")
     return comparison.runs
+
+
+def in_a_file_name(condition: str) -> str:
+    """A filter in characters that a shell leaves alone: "depth>=8" is depth_from_8."""
+    words = {"!=": "_not_", ">=": "_from_", "<=": "_to_", ">": "_above_", "<": "_below_"}
+    spelled = re.sub(r"[!<>]=|[<>]", lambda sign: words[sign[0]], condition)
+    return re.sub(r"[^\w.=+-]+", "_", spelled)
 
 
 def main() -> None:

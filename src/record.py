@@ -30,7 +30,6 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 import config as cfg
-import data
 import plots
 from distributed import Team
 
@@ -222,6 +221,8 @@ def identity(config: cfg.Config) -> str:
         if not any(path == key or path.startswith(key + ".") for key in cfg.NOT_IDENTITY)
     }
     if config.data.name == "image_folder":
+        import data  # takes seconds, which a search's mistake need not wait for
+
         determining["data.root"] = data.inventory(Path(config.data.root))
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -55,7 +55,7 @@ def quiet_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_command_outlives_its_test() -> Iterator[None]:
     yield
     while Command.started:
-        Command.started.pop().kill()
+        Command.started.pop().end()
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -9,6 +9,7 @@ import multiprocessing.forkserver
 import multiprocessing.process
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,10 @@ class Command:
 
     def kill(self) -> None:
         self.process.kill()
+
+    def end(self) -> None:
+        self.kill()
+        shutil.rmtree(self.outputs[0].parent)
 
     def communicate(self, timeout: float | None = None) -> list[str]:
         """What the command has written to its standard output and for errors, when it has ended.

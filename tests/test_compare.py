@@ -510,6 +510,26 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.
     assert "could not be written" in out and "Best: kernel_size=5" in out
 
 
+def test_a_comparison_of_some_runs_leaves_that_of_all(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", {(5, 8): [0.9], (9, 8): [0.8], (9, 16): [0.7]})
+    compare([folder])
+    before = (folder / "comparison.csv").read_bytes()
+    for condition in ("depth>8", "depth>=8", "depth<=8", "depth=8", "depth!=8"):
+        compare([folder], filters=[condition])
+    assert (folder / "comparison.csv").read_bytes() == before
+    assert len(list(folder.glob("comparison*.csv"))) == 6
+    assert len((folder / "comparison-depth_from_8.csv").read_text().splitlines()) == 4
+    assert "](comparison-depth=8.png)" in (folder / "comparison-depth=8.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "settings"), [("image_folder", 2), ("cifar10", 1)])
+def test_two_folders_of_images_are_two_settings(tmp_path: Path, name: str, settings: int) -> None:
+    for place in ("here", "there"):
+        write_run(tmp_path / "s" / place, f"data.name={name}", f"data.root={place}", best__val__accuracy=0.9)
+    compare([tmp_path / "s"])
+    assert len(rows(tmp_path / "s")) == settings
+
+
 def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for i in range(1000):

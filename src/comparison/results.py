@@ -179,9 +179,12 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """The runs by setting; unreadable ones have none."""
     readable = [run for run in runs if run.status != "unreadable"]
     keys = dict.fromkeys(key for run in readable for key in run.config)
-    if not any(run.config.get("data.name") == "image_folder" for run in readable):
-        keys.pop("data.root", None)
-    distinct = {key: {run.config.get(key) for run in readable} for key in keys if decides(key)}
+    folders = any(run.config.get("data.name") == "image_folder" for run in readable)  # then the place tells the images
+    distinct = {
+        key: {run.config.get(key) for run in readable}
+        for key in keys
+        if decides(key) or (folders and key == "data.root")
+    }
     differing = [key for key, values in distinct.items() if len(values) > 1]
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in readable:
@@ -218,8 +221,6 @@ def given(rows: Sequence[Row]) -> set[str]:
 
 
 def decides(key: str) -> bool:
-    if key == "data.root":  # of a folder of images; of others it says nothing of what is in it
-        return True
     return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in cfg.NOT_IDENTITY)
 
 
