@@ -132,8 +132,8 @@ def learning_curves(axes: Axes, histories: Sequence[tuple[Look, Sequence[History
             values = np.stack([curve[:shortest] for curve in curves])
             epochs = np.arange(1, shortest + 1)
             center, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(shortest)
-            axes.fill_between(epochs, center - spread, center + spread, color=look.color, alpha=0.18, linewidth=0)
             color = look.color if metric == parts[0][0] else GREY
+            axes.fill_between(epochs, center - spread, center + spread, color=color, alpha=0.18, linewidth=0)
             axes.plot(epochs, center, line, color=color, marker=look.marker, markevery=max(1, shortest // 6),
                       markersize=3.5, label=metric)  # fmt: skip
             for edge in (center - spread, center + spread):
