@@ -60,20 +60,20 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from PIL import Image
 
-import augmentation
-import config as cfg
-import data
-import plots
-from batches import evaluation_batches
-from device import seed_step
+from config.check import check_config
+from config.schema import Config, register
+from data import datasets, transforms
+from data.batches import evaluation_batches
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
-from network import make_model
-from record import identity
-from run import run
-from terminal import Handler
+from runtime.console import Handler
+from runtime.rng import seed_rngs
+from tracking import plots
+from tracking.identity import identity
+from training.model import make_model
+from training.run import run
 
 logging.basicConfig(level=logging.INFO, handlers=[Handler()])
-cfg.register()
+register()
 
 # %% [markdown]
 # ## Settings
@@ -101,11 +101,11 @@ settings |= dict(setting.split("=", 1) for setting in asked)
 print("changed by WALK:", *asked or ["nothing"])
 
 
-def composed(**more: str) -> cfg.Config:
+def composed(**more: str) -> Config:
     """The config as `python src/train.py` would compose it."""
     with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
         overrides = [f"{key}={value}" for key, value in {**settings, **more}.items()]
-        return cfg.check(compose("train", overrides))
+        return check_config(compose("train", overrides))
 
 
 # %% [markdown]
@@ -119,12 +119,12 @@ def composed(**more: str) -> cfg.Config:
 socket.setdefaulttimeout(10)  # seconds to wait for a server that does not answer
 config = composed()
 try:
-    images = data.load(config.data, config.model.patch_size)
-except data.DataError as error:
+    images = datasets.load(config.data, config.model.patch_size)
+except datasets.DataError as error:
     print(f"{error}\n\nSo we take the embedded digits instead.\n")
     settings |= {"data": "digits", "patch": "p1"}
     config = composed()
-    images = data.load(config.data, config.model.patch_size)
+    images = datasets.load(config.data, config.model.patch_size)
 socket.setdefaulttimeout(None)
 
 print(f"{config.data.name}: {images.image_size[0]}×{images.image_size[1]} pixels, {images.channels} channels")
@@ -177,9 +177,9 @@ keep(gallery([images.train[i] for i in examples.flat], images.classes, columns=l
 # the others are three draws after augmentation; black is what was beyond the edge.
 
 # %%
-augment = augmentation.training_transform(config.augmentation, images)
+augment = transforms.training_transform(config.augmentation, images)
 before = [images.train[i] for i in examples[0]]
-seed_step(config.seed, 0, rank=0)  # the same draws whenever the cell is run
+seed_rngs(config.seed, 0, rank=0)  # the same draws whenever the cell is run
 after = [augment(image) if augment else image for _ in range(3) for image in before]
 keep(gallery(before + after, images.classes, columns=len(before)), "augmentation")
 
@@ -191,7 +191,7 @@ keep(gallery(before + after, images.classes, columns=len(before)), "augmentation
 
 # %%
 cpu = torch.device("cpu")
-normalize = augmentation.Normalize(images, cpu)
+normalize = transforms.Normalize(images, cpu)
 pixels, _ = next(iter(evaluation_batches(images.val, images, config)))
 x = normalize(pixels)
 print("images    ", list(x.shape))

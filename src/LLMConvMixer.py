@@ -19,7 +19,7 @@ import copy
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from depthwise import DepthwiseConv2d
+from ops.depthwise import DepthwiseConv2d
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 NORMS = ("batch", "layer", "none")
@@ -79,7 +79,7 @@ class ConvMixerLayer(nn.Module):
         dropout: probability of dropping a value of the layer's input.
         stochastic_depth: probability of dropping a residual branch, for an image as a whole
             (Huang et al., arXiv 1603.09382).
-        backend: how the depthwise convolution is computed (depthwise.py); parameters are the same for all.
+        backend: how the depthwise convolution is computed (ops/depthwise.py); parameters are the same for all.
 
     Raises:
         ValueError: an argument is out of range; the message names it.

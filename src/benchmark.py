@@ -9,11 +9,10 @@ python src/benchmark.py overhead                what a run's record and checkpoi
 
 import sys
 
-from config import ConfigError
-from errors import one_clear_error
+from config.errors import ConfigError, report_errors
 
 if __name__ == "__main__":
-    with one_clear_error():
+    with report_errors():
         arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
         name, *overrides = arguments if arguments and "=" not in arguments[0] else ["steps", *arguments]
         if "--json" in sys.argv and name != "steps":

@@ -9,20 +9,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-import config
-from errors import one_clear_error
+from config.check import check_config
+from config.errors import report_errors
+from config.schema import register
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(composed: DictConfig) -> float | None:
     """One run; Hydra calls this once for every run of a sweep."""
-    checked = config.check(composed)
-    from run import run  # torch takes seconds to import: not for --help, tab completion or a misspelt key
+    checked = check_config(composed)
+    from training.run import run  # torch takes seconds to import: not for --help, tab completion or a misspelt key
 
     return run(checked, list(HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":
-    config.register()
-    with one_clear_error():
+    register()
+    with report_errors():
         main()

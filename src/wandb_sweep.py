@@ -22,16 +22,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 
-import config as cfg
-from errors import one_clear_error
-from terminal import say
+from config.check import check_config
+from config.errors import ConfigError, report_errors
+from config.schema import CONF, Config, overrides_of, register
+from runtime.console import say
 
 APP = "train"
 
 
 def wandb_sweep(
     arguments: Sequence[str], method: str, run_cap: int | None, hyperband: int | None
-) -> tuple[cfg.Config, dict[str, Any]]:
+) -> tuple[Config, dict[str, Any]]:
     """The config of the first run, and the sweep as W&B describes one.
 
     Raises:
@@ -39,19 +40,19 @@ def wandb_sweep(
     """
     swept, fixed = parse(arguments)
     if method != "grid":
-        from search import UNSEARCHED  # takes seconds to import
+        from sweeps.search import UNSEARCHED  # takes seconds to import
 
         for key in swept.keys() & UNSEARCHED.keys():
-            raise cfg.ConfigError(f"{swept[key].input_line}: {UNSEARCHED[key]}")
+            raise ConfigError(f"{swept[key].input_line}: {UNSEARCHED[key]}")
     parameters = {key: parameter(override, method, fixed) for key, override in swept.items()}
-    fixed["sweep"] = compose(APP, cfg.overrides_of(fixed)).sweep  # one for all, where it is the time of day
+    fixed["sweep"] = compose(APP, overrides_of(fixed)).sweep  # one for all, where it is the time of day
     configs = check(parameters, method, fixed)
     first = configs[0]
     validated = all(config.data.val_fraction for config in configs)
     if not validated and (method == "bayes" or hyperband):
-        raise cfg.ConfigError("data.val_fraction=0: a search or early stop goes by validation; expected above 0")
+        raise ConfigError("data.val_fraction=0: a search or early stop goes by validation; expected above 0")
     if hyperband and hyperband >= first.trainer.epochs:
-        raise cfg.ConfigError(f"--hyperband {hyperband}: expected fewer than trainer.epochs={first.trainer.epochs}")
+        raise ConfigError(f"--hyperband {hyperband}: expected fewer than trainer.epochs={first.trainer.epochs}")
     metric = first.trainer.monitor if validated else "test/accuracy"
     described = {
         "name": first.sweep,
@@ -66,7 +67,7 @@ def wandb_sweep(
         "parameters": parameters,
         "command": [
             "${env}", "${interpreter}", "${program}",
-            *cfg.overrides_of({**fixed, "wandb.mode": "online"}), "${args_no_hyphens}",
+            *overrides_of({**fixed, "wandb.mode": "online"}), "${args_no_hyphens}",
         ],
     }  # fmt: skip
     return first, {key: value for key, value in described.items() if value is not None}
@@ -82,14 +83,14 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Override], dict[str, str]
     asked = parser.parse_overrides(list(arguments))
     for override in asked:
         if override.is_hydra_override():
-            raise cfg.ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
+            raise ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
     single = [str(override.input_line) for override in asked if not override.is_sweep_override()]
     params = compose(APP, single, return_hydra_config=True).hydra.sweeper.params or {}
     declared = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
     overrides = {override.key_or_group: override for override in (*declared, *asked)}  # of several for a key the last
     swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
     if not swept:
-        raise cfg.ConfigError("there is nothing to sweep over; give a key several values, e.g. seed=0,1,2")
+        raise ConfigError("there is nothing to sweep over; give a key several values, e.g. seed=0,1,2")
     return swept, {key: overrides[key].get_value_element_as_str() for key in overrides if key not in swept}
 
 
@@ -102,11 +103,11 @@ def parameter(override: Override, method: str, fixed: Mapping[str, str]) -> dict
     if not override.is_interval_sweep():
         return {"values": list(override.sweep_iterator(as_argument))}
     if method == "grid":
-        raise cfg.ConfigError(f"{override.input_line}: a grid needs single values; expected --method random or bayes")
+        raise ConfigError(f"{override.input_line}: a grid needs single values; expected --method random or bayes")
 
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    import search  # takes seconds
+    from sweeps import search  # takes seconds
 
     try:
         match search.distribution(APP, override, fixed):
@@ -119,7 +120,7 @@ def parameter(override: Override, method: str, fixed: Mapping[str, str]) -> dict
             case other:
                 raise AssertionError(other)
     except ValueError as error:
-        raise cfg.ConfigError(f"{override.input_line}: {error}") from error
+        raise ConfigError(f"{override.input_line}: {error}") from error
 
 
 def as_argument(value: Any) -> Any:
@@ -127,7 +128,7 @@ def as_argument(value: Any) -> Any:
     return value if isinstance(value, int | float) else Transformer.str(value)
 
 
-def check(parameters: Mapping[str, Any], method: str, fixed: Mapping[str, str]) -> list[cfg.Config]:
+def check(parameters: Mapping[str, Any], method: str, fixed: Mapping[str, str]) -> list[Config]:
     """Every run of a grid, else every value and both ends of every interval with the first of the other keys.
 
     Raises:
@@ -139,7 +140,7 @@ def check(parameters: Mapping[str, Any], method: str, fixed: Mapping[str, str]) 
     else:
         first = {key: values[0] for key, values in ends.items()}
         points = [{**first, key: value} for key, values in ends.items() for value in values]
-    return [cfg.check(compose(APP, cfg.overrides_of({**fixed, **point}))) for point in points]
+    return [check_config(compose(APP, overrides_of({**fixed, **point}))) for point in points]
 
 
 def save(sweep: Mapping[str, Any], file: Path) -> None:
@@ -149,12 +150,12 @@ def save(sweep: Mapping[str, Any], file: Path) -> None:
     """
     text = yaml.safe_dump(sweep, sort_keys=False, width=120)
     if file.exists() and file.read_text() != text:
-        raise cfg.ConfigError(f"{file}: holds another sweep; choose another name with sweep=NAME, or remove the file")
+        raise ConfigError(f"{file}: holds another sweep; choose another name with sweep=NAME, or remove the file")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
 
 
-def create(sweep: dict[str, Any], config: cfg.Config) -> str:
+def create(sweep: dict[str, Any], config: Config) -> str:
     """Make the sweep on the server; ENTITY/PROJECT/ID.
 
     Raises:
@@ -183,8 +184,8 @@ def main() -> None:
         "--hyperband", type=positive, metavar="EPOCH", help="stop the worse two thirds at this epoch, at 3 times it, …"
     )
     given = parser.parse_intermixed_args()
-    cfg.register()
-    with one_clear_error(), initialize_config_dir(str(cfg.CONF), version_base="1.3"):
+    register()
+    with report_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
         config, sweep = wandb_sweep(given.overrides, given.method, given.run_cap, given.hyperband)
         file = Path(config.output_dir) / config.sweep / "wandb_sweep.yaml"
         save(sweep, file)

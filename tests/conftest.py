@@ -15,9 +15,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import config as cfg
-import run
+from config.check import check_config
+from config.schema import Config, register
 from processes import REPOSITORY, Command, environment_of
+from training import run
 
 TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that are never the same
 TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu", "trainer.figures=false")
@@ -60,13 +61,13 @@ def no_command_outlives_its_test() -> Iterator[None]:
 
 def composed(*overrides: str) -> DictConfig:
     """The config as `python src/train.py OVERRIDES` composes it."""
-    cfg.register()
+    register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return compose("train", ["sweep=test", *overrides])  # not the time of day
 
 
-def checked(*overrides: str) -> cfg.Config:
-    return cfg.check(composed(*overrides))
+def checked(*overrides: str) -> Config:
+    return check_config(composed(*overrides))
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import operators, steps
 from conftest import checked, command
-from depthwise import BACKENDS
-from network import make_model
+from ops.depthwise import BACKENDS
+from training.model import make_model
 
 SMALL = ("model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2")
 

@@ -19,10 +19,10 @@ import yaml
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-import config as cfg
 from compare import compare
 from comparison.effects import Cell, Effect, against_best, effects, factors, mean
 from comparison.results import read
+from config.errors import ConfigError
 from conftest import checked, command
 from processes import REPOSITORY
 
@@ -449,11 +449,11 @@ def test_sort_metric_and_filter(tmp_path: Path) -> None:
     assert kernels_and_depths(filters=["val/accuracy>=9.3e-1"]) == [(9, 8), (5, 16)]
     assert len(read([folder], filters=["lr=1e-2"]).rows) == 3, "YAML takes it for a word"
     assert kernels_and_depths(filters=["status=failed"]) == []
-    with pytest.raises(cfg.ConfigError, match=r"kernel_sise: no run has such .*; did you mean kernel_size"):
+    with pytest.raises(ConfigError, match=r"kernel_sise: no run has such .*; did you mean kernel_size"):
         read([folder], filters=["kernel_sise=3"])
-    with pytest.raises(cfg.ConfigError, match="expected KEY=VALUE"):
+    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
         read([folder], filters=["kernel_size"])
-    with pytest.raises(cfg.ConfigError, match="no run has such a figure"):
+    with pytest.raises(ConfigError, match="no run has such a figure"):
         read([folder], metric="model.norm")
 
 
@@ -494,7 +494,7 @@ def test_json_is_all_that_is_printed_and_nothing_is_written(tmp_path: Path) -> N
         (("s", "--metric", "val/acuracy"), "did you mean val/accuracy"),
     ],
 )
-def test_what_cannot_be_compared_is_one_clear_error(tmp_path: Path, arguments: tuple[str], message: str) -> None:
+def test_what_cannot_be_compared_is_report_errors(tmp_path: Path, arguments: tuple[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     write_sweep(tmp_path / "s", {(5, 8): [0.9]})
     finished = command(*arguments, cwd=tmp_path, script="compare")

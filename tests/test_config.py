@@ -6,15 +6,14 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-import config as cfg
+from config import schema
+from config.errors import ConfigError, explain
+from config.schema import GROUPS
 from conftest import checked, command, composed
-from errors import explain
 from processes import REPOSITORY
 
 OPTIONS = sorted(
-    f"{path.parent.name}={path.stem}"
-    for path in (REPOSITORY / "conf").glob("*/*.yaml")
-    if path.parent.name in cfg.GROUPS
+    f"{path.parent.name}={path.stem}" for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name in GROUPS
 )
 NEEDS_ROOT = ("data=image_folder", "data=imagenet", *(option for option in OPTIONS if "=imagenet_" in option))
 
@@ -57,7 +56,7 @@ def test_dropout_rate_reaches_its_places() -> None:
     everywhere = checked("dropout=all", "dropout.rate=0.3").dropout
     assert (everywhere.blocks, everywhere.head, everywhere.stochastic_depth) == (0.3, 0.3, 0.0)
     assert checked("dropout=stochastic_depth").dropout.stochastic_depth == 0.1
-    assert checked().dropout == cfg.Dropout()
+    assert checked().dropout == schema.Dropout()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_dropout_rate_reaches_its_places() -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(overrides: list[str], expected: str) -> None:
-    with pytest.raises((HydraException, OmegaConfBaseException, cfg.ConfigError)) as caught:
+    with pytest.raises((HydraException, OmegaConfBaseException, ConfigError)) as caught:
         checked(*overrides)
     assert expected in explain(caught.value)
 

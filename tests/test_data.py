@@ -15,17 +15,18 @@ import torch
 import torchvision
 from PIL import Image
 
-import config as cfg
-import data
-from batches import training_batches
+from config import schema
+from config.schema import Config
 from conftest import checked
+from data import datasets
+from data.batches import training_batches
 
 LETTERS = ("cat", "dog", "owl")
 
 
 @pytest.fixture(autouse=True)
 def forget_what_was_read() -> None:
-    data.read.cache_clear()
+    datasets.read.cache_clear()
 
 
 @pytest.fixture
@@ -40,12 +41,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load_folder(root: Path, *overrides: str, patch_size: int = 2) -> data.ImageData:
-    return data.load(checked("data=image_folder", f"data.root={root}", *overrides).data, patch_size)
+def load_folder(root: Path, *overrides: str, patch_size: int = 2) -> datasets.ImageData:
+    return datasets.load(checked("data=image_folder", f"data.root={root}", *overrides).data, patch_size)
 
 
 def test_digits() -> None:
-    digits = data.load(checked().data, 1)
+    digits = datasets.load(checked().data, 1)
     assert digits.val is not None
     assert (digits.channels, digits.image_size, len(digits.classes)) == (1, (8, 8), 10)
     assert len(digits.train) + len(digits.val) + len(digits.test) == 1797
@@ -53,12 +54,12 @@ def test_digits() -> None:
 
 
 def test_splits_are_disjoint_stratified_and_repeatable() -> None:
-    def parts(**options: float) -> tuple[data.Images, data.Images, data.Images]:
-        loaded = data.load(cfg.Data(name="digits", root="", **options), 1)
+    def parts(**options: float) -> tuple[datasets.Images, datasets.Images, datasets.Images]:
+        loaded = datasets.load(schema.Data(name="digits", root="", **options), 1)
         assert loaded.val is not None
         return loaded.train, loaded.val, loaded.test
 
-    def rows(images: data.Images) -> set[bytes]:
+    def rows(images: datasets.Images) -> set[bytes]:
         return {pixels.tobytes() for pixels in images.pixels}
 
     train, val, test = parts(val_fraction=0.2, split_seed=3)
@@ -106,7 +107,7 @@ def test_images_of_different_sizes_stay_files(folder: Path) -> None:
     loaded = load_folder(folder, patch_size=7)
     assert loaded.image_size == (224, 224)
     config = checked("data=image_folder", f"data.root={folder}", "data.image_size=20", "data.num_workers=0")
-    loaded = data.load(config.data, 5)
+    loaded = datasets.load(config.data, 5)
     assert not loaded.train.decoded
     pixels, labels = next(iter(training_batches(loaded, config)))
     assert pixels.shape[1:] == (3, 20, 20)
@@ -139,19 +140,19 @@ def spoil(folder: Path, what: str) -> list[str]:
 @pytest.mark.parametrize("what", ["empty class", "missing class", "corrupt image", "no test set", "no train set"])
 def test_a_broken_folder_is_a_clear_error(folder: Path, what: str) -> None:
     names = spoil(folder, what)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(datasets.DataError) as caught:
         load_folder(folder)
     for name in names:
         assert name in str(caught.value)
 
 
 def test_a_patch_size_must_divide_the_image(folder: Path) -> None:
-    with pytest.raises(data.DataError, match=r"model.patch_size=5: does not divide the 12x12 .* 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(datasets.DataError, match=r"model.patch_size=5: does not divide the 12x12 .* 1, 2, 3, 4, 6, 12"):
         load_folder(folder, patch_size=5)
 
 
 def test_a_split_that_cannot_be_is_a_clear_error(folder: Path) -> None:
-    with pytest.raises(data.DataError, match=r"data.val_fraction=0.01: cannot split 36 images"):
+    with pytest.raises(datasets.DataError, match=r"data.val_fraction=0.01: cannot split 36 images"):
         load_folder(folder, "data.val_fraction=0.01")
 
 
@@ -197,9 +198,9 @@ def cifar_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     server.shutdown()
 
 
-def load_cifar(root: Path) -> data.ImageData:
-    data.read.cache_clear()
-    return data.load(checked("data=cifar10", f"data.root={root}", "data.val_fraction=0.25").data, 4)
+def load_cifar(root: Path) -> datasets.ImageData:
+    datasets.read.cache_clear()
+    return datasets.load(checked("data=cifar10", f"data.root={root}", "data.val_fraction=0.25").data, 4)
 
 
 def test_cifar_is_downloaded_once_verified_and_split(tmp_path: Path, cifar_server: Path) -> None:
@@ -220,15 +221,17 @@ def test_a_corrupt_or_missing_cifar_is_a_clear_error(tmp_path: Path, cifar_serve
     cifar_server.write_bytes(b"broken, too")
     for path in (root / "cifar-10-python.tar.gz", root / "cifar-10-batches-py" / "test_batch"):
         path.write_bytes(b"broken")
-    with pytest.raises(data.DataError, match=r"data.root=.*cifar10 is not there intact and could not be downloaded"):
+    with pytest.raises(
+        datasets.DataError, match=r"data.root=.*cifar10 is not there intact and could not be downloaded"
+    ):
         load_cifar(root)
 
 
 # Batches.
 
 
-def epochs_of(config: cfg.Config, epochs: int = 2) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    loader = training_batches(data.load(config.data, 1), config)
+def epochs_of(config: Config, epochs: int = 2) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    loader = training_batches(datasets.load(config.data, 1), config)
     seen = []
     for epoch in range(1, epochs + 1):
         loader.sampler.epoch = epoch  # type: ignore[attr-defined]
@@ -251,7 +254,7 @@ def test_batches_are_the_same_for_any_number_of_workers() -> None:
 
 def test_an_epoch_has_every_image_once_in_random_order() -> None:
     config = checked("augmentation=none")
-    images = data.load(config.data, 1).train
+    images = datasets.load(config.data, 1).train
     (batches,) = epochs_of(config, 1)
     assert [len(labels) for _, labels in batches[:-1]] == [32] * (len(batches) - 1)
     pixels = torch.cat([pixels for pixels, _ in batches])

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from conftest import checked
-from depthwise import BACKENDS, DepthwiseConv2d, depthwise, fastest
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
-from network import make_model
-from record import identity
+from ops.depthwise import BACKENDS, DepthwiseConv2d, depthwise, fastest
+from tracking.identity import identity
+from training.model import make_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAST = [backend for backend in BACKENDS if backend not in ("auto", "reference")]

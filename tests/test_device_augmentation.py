@@ -19,20 +19,19 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms.functional import adjust_hue
 
-import augmentation
-import config as cfg
-import data
-import device_augmentation
-import run
-from batches import BatchKey, DeviceBatches, training_batches
+from config.errors import ConfigError
 from conftest import TINY, Finished, checked
-from device_augmentation import BICUBIC, BILINEAR, NEAREST
-from distributed import Team
+from data import datasets, gpu_transforms
+from data.batches import BatchKey, DeviceBatches, training_batches
+from data.gpu_transforms import BICUBIC, BILINEAR, NEAREST
+from data.transforms import training_transform
+from runtime.distributed import Team
+from training import run
 
 INCREASING = timm.data.auto_augment._RAND_INCREASING_TRANSFORMS
 EVERY_OPERATION = sorted({*INCREASING, *timm.data.auto_augment._RAND_TRANSFORMS})
-MOVES = device_augmentation.MOVES
-LARGEST = {name: device_augmentation.TIMM_LEVELS[name][1] for name in MOVES}
+MOVES = gpu_transforms.MOVES
+LARGEST = {name: gpu_transforms.TIMM_LEVELS[name][1] for name in MOVES}
 RESAMPLING = {NEAREST: Image.NEAREST, BILINEAR: Image.BILINEAR, BICUBIC: Image.BICUBIC}
 
 
@@ -75,7 +74,7 @@ def operate(name: str, argument: float, kind: int = BICUBIC, pixels: np.ndarray 
     each = torch.ones(len(pixels))
     fill = (124, 116, 104)[: pixels.shape[-1]]
     which, kinds = torch.zeros(len(pixels), dtype=torch.int64), torch.full((len(pixels),), kind)
-    return to_pixels(device_augmentation.operate(to_batch(pixels), [name], which, argument * each, kinds, fill, prob=1))
+    return to_pixels(gpu_transforms.operate(to_batch(pixels), [name], which, argument * each, kinds, fill, prob=1))
 
 
 # Operations, each beside timm's.
@@ -129,7 +128,7 @@ def test_an_operations_argument_is_timms(monkeypatch: pytest.MonkeyPatch) -> Non
             for sign in (1, -1):
                 theirs = [(*timm_arguments(name, magnitude, sign, monkeypatch), 0)[0] for name in names]
                 level, signs = torch.full((len(names),), magnitude / 10), torch.full((len(names),), 0.5 - sign / 4)
-                ours = device_augmentation.timm_argument(names, which, level, signs)
+                ours = gpu_transforms.timm_argument(names, which, level, signs)
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=f"{magnitude} {sign}")
 
 
@@ -140,7 +139,7 @@ def test_images_of_a_batch_have_their_own_operations() -> None:
     argument = torch.tensor([{"P": 3.0, "S": 100.0, "R": 20.0, "T": 0.2}.get(name[0], 0.3) for name in names])[which]
     kinds = torch.arange(COUNT) % 2 + 1
     fill = (124, 116, 104)
-    together = device_augmentation.operate(to_batch(PIXELS), names, which, argument, kinds, fill, prob=1)
+    together = gpu_transforms.operate(to_batch(PIXELS), names, which, argument, kinds, fill, prob=1)
     for i in range(COUNT):
         expected = PIXELS[i : i + 1]
         if which[i] >= 0:
@@ -163,7 +162,7 @@ def test_torchvisions_operations(magnitude: int, monkeypatch: pytest.MonkeyPatch
             def draw(n: int, i: int = i, negative: int = negative) -> torch.Tensor:
                 return torch.tensor([(i + 0.5) / len(space), 0.25 if negative else 0.75])[:n, None].expand(n, COUNT)
 
-            ours = to_pixels(device_augmentation.torchvision_rand_augment(step, to_batch(PIXELS), draw))
+            ours = to_pixels(gpu_transforms.torchvision_rand_augment(step, to_batch(PIXELS), draw))
             assert_close(ours, theirs, levels={"AutoContrast": 1, "Rotate": 255}.get(name, 0), share=0.002)
 
 
@@ -179,7 +178,7 @@ def test_a_resized_crop_is_pillows(size: tuple[int, int], kind: int) -> None:
     for height, width in chance.integers(8, 33, (COUNT, 2)).tolist():
         boxes.append((chance.integers(0, 33 - height), chance.integers(0, 33 - width), height, width))
     boxes[0] = (0, 0, 32, 32)
-    ours = device_augmentation.resized_crop(
+    ours = gpu_transforms.resized_crop(
         to_batch(PIXELS), *torch.tensor(np.array(boxes)).float().T, size, torch.full((COUNT,), kind)
     )
     remaining = iter(boxes)
@@ -201,7 +200,7 @@ def test_crop_boxes_are_distributed_as_timms(size: tuple[int, int], scale: Any, 
     random.seed(0)
     image = Image.new("L", size[::-1])
     theirs = [RandomResizedCropAndInterpolation.get_params(image, scale, ratio) for _ in range(count)]
-    ours = device_augmentation.crop_boxes(size, scale, ratio, draws(count))
+    ours = gpu_transforms.crop_boxes(size, scale, ratio, draws(count))
     for column, values in zip(np.array(theirs).T, ours, strict=True):
         assert_same_frequencies(Counter(column.tolist()), Counter(values.int().tolist()))
 
@@ -209,7 +208,7 @@ def test_crop_boxes_are_distributed_as_timms(size: tuple[int, int], scale: Any, 
 def test_shifts_are_torchvisions() -> None:
     step = transforms.RandomCrop((32, 32), padding=[4, 3])
     pixels = np.repeat(PIXELS[:1], 4000, 0)
-    ours = to_pixels(device_augmentation.random_shift(step, to_batch(pixels), draws(len(pixels))))
+    ours = to_pixels(gpu_transforms.random_shift(step, to_batch(pixels), draws(len(pixels))))
     torch.manual_seed(0)
     theirs = one_by_one(step, pixels[:1000])
     counts = [Counter(image.tobytes() for image in images) for images in (ours, theirs)]
@@ -220,8 +219,8 @@ def test_shifts_are_torchvisions() -> None:
 @pytest.mark.parametrize("axis", [1, 2])
 def test_flips(axis: int) -> None:
     step, ours = (
-        (transforms.RandomVerticalFlip(0.3), device_augmentation.random_vflip),
-        (transforms.RandomHorizontalFlip(0.3), device_augmentation.random_hflip),
+        (transforms.RandomVerticalFlip(0.3), gpu_transforms.random_vflip),
+        (transforms.RandomHorizontalFlip(0.3), gpu_transforms.random_hflip),
     )[axis - 1]
     pixels = np.repeat(PIXELS[:1], 2000, 0)
     images = to_pixels(ours(step, to_batch(pixels), draws(len(pixels))))
@@ -234,7 +233,7 @@ def test_flips(axis: int) -> None:
 def test_hue_is_torchvisions(turn: float) -> None:
     """Exact but for one step of hue, six grey levels at most, in half a percent of the pixels."""
     pixels = np.concatenate([PIXELS, PIXELS // 64, PIXELS[..., :1].repeat(3, -1), PIXELS | 252])
-    ours = device_augmentation.turn_hue(to_batch(pixels), torch.full((len(pixels),), turn))
+    ours = gpu_transforms.turn_hue(to_batch(pixels), torch.full((len(pixels),), turn))
     assert_close(to_pixels(ours), one_by_one(lambda image: adjust_hue(image, turn), pixels), levels=6, share=0.005)
 
 
@@ -246,7 +245,7 @@ def test_color_jitter_is_torchvisions_in_any_order(monkeypatch: pytest.MonkeyPat
         factors = [low + (high - low) * float(u) for (low, high), u in zip(limits, uniforms, strict=True)]
         places = torch.tensor(order).argsort() / 4
         answers = iter([uniforms, places])
-        ours = device_augmentation.color_jitter(
+        ours = gpu_transforms.color_jitter(
             step, to_batch(PIXELS), lambda _, answers=answers: next(answers)[:, None].expand(-1, COUNT)
         )
         drawn = (torch.tensor(order), *factors)
@@ -257,13 +256,13 @@ def test_color_jitter_is_torchvisions_in_any_order(monkeypatch: pytest.MonkeyPat
 # Chance, beside that of the CPU path.
 
 
-def draws(count: int) -> device_augmentation.Draw:
+def draws(count: int) -> gpu_transforms.Draw:
     chance = torch.Generator().manual_seed(0)
     return lambda n: torch.rand(n, count, generator=chance)
 
 
 def augmented(transform: transforms.Compose, pixels: np.ndarray) -> np.ndarray:
-    on_batches = device_augmentation.BatchTransform(transform, (3, 32, 32), CPU)
+    on_batches = gpu_transforms.BatchTransform(transform, (3, 32, 32), CPU)
     return to_pixels(on_batches(to_batch(pixels), draws(len(pixels))(on_batches.numbers)))
 
 
@@ -277,13 +276,13 @@ def assert_same_frequencies(*counts: Counter) -> None:
         assert stats.chi2_contingency(table).pvalue > 1e-4
 
 
-def photograph_data(size: tuple[int, int] = (32, 32)) -> data.ImageData:
-    images = data.Images(PIXELS, np.arange(COUNT) % 10)
-    return data.ImageData(images, None, images, [str(i) for i in range(10)], 3, size, (0.5,) * 3, (0.25,) * 3)
+def photograph_data(size: tuple[int, int] = (32, 32)) -> datasets.ImageData:
+    images = datasets.Images(PIXELS, np.arange(COUNT) % 10)
+    return datasets.ImageData(images, None, images, [str(i) for i in range(10)], 3, size, (0.5,) * 3, (0.25,) * 3)
 
 
 def transform_of(*overrides: str) -> transforms.Compose:
-    transform = augmentation.training_transform(checked("data=cifar10", *overrides).augmentation, photograph_data())
+    transform = training_transform(checked("data=cifar10", *overrides).augmentation, photograph_data())
     assert isinstance(transform, transforms.Compose)
     return transform
 
@@ -314,8 +313,8 @@ def test_operations_magnitudes_and_interpolations_are_drawn_as_timms(
         return operation
 
     with monkeypatch.context() as context:
-        context.setattr(device_augmentation, "operate", record_batch)
-        device_augmentation.rand_augment(step, torch.zeros(count, 3, 1, 1), draws(count))
+        context.setattr(gpu_transforms, "operate", record_batch)
+        gpu_transforms.rand_augment(step, torch.zeros(count, 3, 1, 1), draws(count))
         random.seed(0)
         np.random.seed(0)
         for op in step.ops:
@@ -366,34 +365,34 @@ def test_augmented_images_are_distributed_as_those_of_the_cpu(overrides: list[st
 def test_nothing_waits_for_the_device(name: str) -> None:
     """On tensors that have no values, whoever looks at one fails."""
     steps, nowhere = transform_of(f"augmentation={name}", "augmentation.vflip=0.5"), torch.device("meta")
-    transform = device_augmentation.BatchTransform(steps, (3, 32, 32), nowhere)
+    transform = gpu_transforms.BatchTransform(steps, (3, 32, 32), nowhere)
     images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device=nowhere)
     made = transform(images, torch.empty(transform.numbers, 64, device=nowhere))
     assert (made.shape, made.dtype) == (images.shape, torch.uint8)
 
 
 def test_it_can_be_compiled_as_one_graph() -> None:
-    transform = device_augmentation.BatchTransform(transform_of("augmentation=paper"), (3, 32, 32), CPU)
+    transform = gpu_transforms.BatchTransform(transform_of("augmentation=paper"), (3, 32, 32), CPU)
     compiled = torch.compile(transform, fullgraph=True, backend="eager")
     uniforms = draws(COUNT)(transform.numbers)
     assert torch.equal(compiled(to_batch(PIXELS), uniforms), transform(to_batch(PIXELS), uniforms))
 
 
-def batches(*overrides: str, images: data.ImageData | None = None, team: Team | None = None) -> Any:
+def batches(*overrides: str, images: datasets.ImageData | None = None, team: Team | None = None) -> Any:
     config = checked("data=cifar10", "data.batch_size=16", "data.pipeline=device", *overrides)
     return training_batches(images or photograph_data(), config, team)
 
 
 @pytest.mark.parametrize("name", ["rand-m9-t3a", "rand-m9-inc1-tweights"])
 def test_an_operation_that_is_missing_is_a_clear_error(name: str) -> None:
-    with pytest.raises(cfg.ConfigError, match=r"data.pipeline=device: .*; expected .*data.pipeline=cpu"):
+    with pytest.raises(ConfigError, match=r"data.pipeline=device: .*; expected .*data.pipeline=cpu"):
         batches("augmentation=paper", f"augmentation.auto_augment={name}")
 
 
 def test_images_that_stay_files_are_a_clear_error() -> None:
-    files = data.Images(np.array(["a.png", "b.png"]), np.arange(2))
-    images = data.ImageData(files, None, files, ["a", "b"], 3, (224, 224), (0.5,) * 3, (0.25,) * 3)
-    with pytest.raises(cfg.ConfigError, match=r"data.pipeline=device: .*these stay files; expected data.pipeline=cpu"):
+    files = datasets.Images(np.array(["a.png", "b.png"]), np.arange(2))
+    images = datasets.ImageData(files, None, files, ["a", "b"], 3, (224, 224), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ConfigError, match=r"data.pipeline=device: .*these stay files; expected data.pipeline=cpu"):
         batches("augmentation=none", images=images)
 
 

@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
-import config as cfg
-import data
-import run
-from augmentation import Normalize
-from batches import BatchKey, BatchOrder, evaluation_batches, training_batches
+from config.errors import ConfigError
 from conftest import checked, command, start, summaries, wait_for
-from distributed import Team
-from interruption import StopRequest
-from network import make_model
+from data import datasets
+from data.batches import BatchKey, BatchOrder, evaluation_batches, training_batches
+from data.transforms import Normalize
 from processes import REPOSITORY, Command
+from runtime.distributed import Team
+from runtime.signals import StopRequest
+from training import run
+from training.model import make_model
 
 # No norm: BatchNorm over all processes is for GPUs only. SGD: Adam divides gradients by their
 # own size, so that it makes much of the rounding of the smallest.
@@ -106,8 +106,8 @@ def test_a_team_divides_its_shares_into_as_many_parts(pairs: bool) -> None:
 )
 def test_too_little_for_every_process_is_an_error(overrides: list[str], size: int, error: str) -> None:
     config = checked(*overrides)
-    images = data.load(config.data, config.model.patch_size)
-    with pytest.raises(cfg.ConfigError, match=error):
+    images = datasets.load(config.data, config.model.patch_size)
+    with pytest.raises(ConfigError, match=error):
         training_batches(images, config, Team(0, size))
 
 
@@ -168,7 +168,7 @@ def test_a_team_validates_the_weights_that_it_keeps(tmp_path: Path) -> None:
     (summary,) = summaries(tmp_path / "outputs" / "s")
     assert summary["status"] == "completed", texts
     config = checked(*arguments)
-    images = data.load(config.data, config.model.patch_size)
+    images = datasets.load(config.data, config.model.patch_size)
     assert images.val
     model = make_model(config, images.channels, len(images.classes))
     model.load_state_dict(torch.load(folder / "checkpoints" / "best.pt")["model"])

@@ -11,7 +11,7 @@ from torch import nn
 import LLMConvMixer
 from conftest import checked
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
-from network import make_model
+from training.model import make_model
 
 
 def build(

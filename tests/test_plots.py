@@ -13,8 +13,8 @@ from matplotlib.text import Text
 
 from comparison.figure import comparison_figure
 from comparison.results import read
-from plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save
 from test_compare import DEPTH, KERNEL, REFERENCE, write_run, write_sweep
+from tracking.plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save
 
 
 def shown_texts(figure: Figure) -> list[Text]:

@@ -16,30 +16,34 @@ import yaml
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-import augmentation
-import config as cfg
-import data
-import run as one_run
-from batches import training_batches
 from comparison.results import Row, decides
 from comparison.runs import Run, flat
+from config import schema
+from config.errors import ConfigError
+from config.schema import flatten, keys_of
 from conftest import checked, command
+from data import datasets, transforms
+from data.batches import training_batches
 from processes import REPOSITORY
+from training import run as one_run
+from training.metrics import soft_accuracy
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
 VARIANTS = sorted(path.stem for path in (REPOSITORY / "conf" / "variant").glob("*.yaml"))
 PAPER = "experiment=paper_cifar10"
 
 
-def photographs(size: int = 32, count: int = 64) -> data.ImageData:
+def photographs(size: int = 32, count: int = 64) -> datasets.ImageData:
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    images = data.Images(pixels, np.arange(count) % 10)
-    return data.ImageData(images, None, images, [str(i) for i in range(10)], 3, (size, size), (0.5,) * 3, (0.25,) * 3)
+    images = datasets.Images(pixels, np.arange(count) % 10)
+    return datasets.ImageData(
+        images, None, images, [str(i) for i in range(10)], 3, (size, size), (0.5,) * 3, (0.25,) * 3
+    )
 
 
 def steps(*overrides: str) -> dict[str, Any]:
     """The training transform's steps by their class."""
-    transform = augmentation.training_transform(checked(*overrides).augmentation, photographs())
+    transform = transforms.training_transform(checked(*overrides).augmentation, photographs())
     return {type(step).__name__: step for step in transform.transforms} if transform else {}  # type: ignore[attr-defined]
 
 
@@ -67,7 +71,7 @@ def test_the_rest_of_the_papers_recipe() -> None:
         0.5,
         0.5,
     )
-    assert isinstance(config.optimizer, cfg.Adam)
+    assert isinstance(config.optimizer, schema.Adam)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.eps) == ("adamw", 0.01, 1e-3)
     assert config.optimizer.weight_decay == 0.01
     assert (config.scheduler.name, config.trainer.epochs, config.data.batch_size) == ("one_cycle", 200, 64)
@@ -105,7 +109,7 @@ def test_convmixerlibs_weak_augmentation() -> None:
 )
 def test_a_switch_changes_its_part_alone(override: str, step: str | None) -> None:
     before, after = checked(PAPER), checked(PAPER, override)
-    changed = [path for (path, a, _), (_, b, _) in zip(cfg.keys_of(before), cfg.keys_of(after), strict=True) if a != b]
+    changed = [path for (path, a, _), (_, b, _) in zip(keys_of(before), keys_of(after), strict=True) if a != b]
     assert changed == [override.partition("=")[0]]
     assert set(steps(PAPER)) - set(steps(PAPER, override)) == ({step} if step else set())
     crops = steps(PAPER, override)["RandomResizedCropAndInterpolation"].scale
@@ -117,7 +121,7 @@ def test_a_variant_changes_what_its_name_says(variant: str) -> None:
     changed = {
         path
         for (path, a, _), (_, b, _) in zip(
-            cfg.keys_of(checked(PAPER)), cfg.keys_of(checked(PAPER, f"variant={variant}")), strict=True
+            keys_of(checked(PAPER)), keys_of(checked(PAPER, f"variant={variant}")), strict=True
         )
         if a != b
     }
@@ -161,7 +165,7 @@ def test_widths_and_depths_have_one_budget() -> None:
 def mixed(*overrides: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     config = checked("augmentation=none", *overrides).augmentation
     images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
-    seen, targets = augmentation.MixAndErase(config, 10, torch.device("cpu"))(images.clone(), labels)
+    seen, targets = transforms.MixAndErase(config, 10, torch.device("cpu"))(images.clone(), labels)
     return images, labels, seen, targets
 
 
@@ -184,7 +188,7 @@ def test_cutmixs_targets_are_the_shares_of_the_area() -> None:
 
 def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
     config = checked("augmentation=none", "augmentation.random_erasing=0.25").augmentation
-    erase = augmentation.MixAndErase(config, 10, torch.device("cpu"))
+    erase = transforms.MixAndErase(config, 10, torch.device("cpu"))
     images, labels = torch.zeros(2000, 1, 16, 16), torch.zeros(2000, dtype=torch.int64)
     seen, targets = erase(images.clone(), labels)
     erased = (seen != 0).flatten(1).any(1)
@@ -195,16 +199,16 @@ def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
 
 def test_a_prediction_counts_as_its_share() -> None:
     logits = torch.eye(3)[[0, 1, 2]]
-    assert augmentation.credit(logits, torch.tensor([0, 1, 1])) == 2
+    assert soft_accuracy(logits, torch.tensor([0, 1, 1])) == 2
     shares = torch.tensor([[0.7, 0.3, 0.0], [1.0, 0.0, 0.0], [0.0, 0.4, 0.6]])
-    torch.testing.assert_close(augmentation.credit(logits, shares), torch.tensor(0.7 + 0.0 + 0.6))
+    torch.testing.assert_close(soft_accuracy(logits, shares), torch.tensor(0.7 + 0.0 + 0.6))
 
 
 def test_mixing_needs_pairs() -> None:
-    with pytest.raises(cfg.ConfigError, match=r"data.batch_size=63: mixup and cutmix pair images"):
+    with pytest.raises(ConfigError, match=r"data.batch_size=63: mixup and cutmix pair images"):
         checked(PAPER, "data.batch_size=63")
     config = checked(PAPER, "data=digits", "data.val_fraction=0.1", "data.batch_size=32", "data.num_workers=0")
-    sizes = [len(labels) for _, labels in training_batches(data.load(config.data, 1), config)]
+    sizes = [len(labels) for _, labels in training_batches(datasets.load(config.data, 1), config)]
     assert sum(sizes) == 1292  # of 1,293
     assert all(size % 2 == 0 for size in sizes)
 
@@ -220,8 +224,8 @@ def test_an_experiment_is_a_record(name: str) -> None:
     assert "million images" in text  # what it costs
     assert config.study.name
     assert bool(config.study.source) == bool(config.study.reference)
-    known = {path for path, *_ in cfg.keys_of(config)}
-    assert {path for path, _ in cfg.flatten(config.study.where)} <= known
+    known = {path for path, *_ in keys_of(config)}
+    assert {path for path, _ in flatten(config.study.where)} <= known
     for row in config.study.reference:
         assert set(row) == {"where", "value"}
         assert set(row["where"]) <= known

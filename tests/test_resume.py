@@ -13,13 +13,14 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-import config as cfg
-import plots
-import run
 import wandb_files
+from config.schema import Config
 from conftest import checked, command, metrics, start, summaries, wait_for
-from distributed import Team
-from record import Record, RunBusy, identity
+from runtime.distributed import Team
+from tracking import plots
+from tracking.identity import identity
+from tracking.run_folder import Record, RunBusy
+from training import run
 
 SMALL = ("model.d_model=8", "model.depth=2", "trainer.epochs=3", "data.train_fraction=0.3", "checkpoint.max_share=1",
          "trainer.figures=false")  # fmt: skip
@@ -30,7 +31,7 @@ EVERYTHING = (
 )  # fmt: skip
 
 
-def configured(tmp_path: Path, *overrides: str, sweep: str = "s") -> cfg.Config:
+def configured(tmp_path: Path, *overrides: str, sweep: str = "s") -> Config:
     return checked(*SMALL, *overrides, f"output_dir={tmp_path}", f"sweep={sweep}")
 
 

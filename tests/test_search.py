@@ -11,10 +11,11 @@ from hydra import initialize_config_dir
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-import config as cfg
-import search
+from config.errors import ConfigError
+from config.schema import register
 from conftest import checked, command, metrics, start, summaries, wait_for
 from processes import REPOSITORY
+from sweeps import search
 
 TINY = (
     "model.d_model=8",
@@ -115,7 +116,7 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
 
 def space(*arguments: str) -> dict[str, Any]:
     """What `python src/train.py -m hydra/sweeper=optuna ARGUMENTS` would search."""
-    cfg.register()
+    register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         found, fixed = search.parse("train", ["sweep=s", *arguments])
         search.check("train", found, fixed)
@@ -167,12 +168,12 @@ def test_another_search_under_the_same_name_begins_anew() -> None:
     ],
 )
 def test_what_cannot_be_searched(arguments: list[str], message: str) -> None:
-    with pytest.raises(cfg.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         space(*arguments)
 
 
 @pytest.mark.parametrize("wrong", ["hydra.sweeper.n_trials=0", "optimizer.nmae=choice(sgd,adam)"])
-def test_a_wrong_search_is_one_clear_error_before_anything_starts(tmp_path: Path, wrong: str) -> None:
+def test_a_wrong_search_is_report_errors_before_anything_starts(tmp_path: Path, wrong: str) -> None:
     done = command(*SEARCH, *TINY, wrong, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {wrong.partition('=')[0]}")

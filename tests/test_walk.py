@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 
 from conftest import checked, summaries
 from processes import REPOSITORY, environment_of
-from record import identity
+from tracking.identity import identity
 
 SCRIPT = REPOSITORY / "experiments" / "convmixer-experiment-cifar10.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")

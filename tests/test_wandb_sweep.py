@@ -17,11 +17,12 @@ import yaml
 from hydra import initialize_config_dir
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-import config as cfg
 import wandb_sweep
+from config.errors import ConfigError
+from config.schema import register
 from conftest import TINY, Finished, checked, command
 from processes import REPOSITORY, environment_of
-from record import identity
+from tracking.identity import identity
 from wandb_server import WandbServer
 
 SMALL = (*TINY, "data.train_fraction=0.1")
@@ -38,7 +39,7 @@ def describe(
     *arguments: str, method: str = "grid", run_cap: int | None = None, hyperband: int | None = None
 ) -> dict[str, Any]:
     """The sweep's YAML for these overrides."""
-    cfg.register()
+    register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return wandb_sweep.wandb_sweep(arguments, method, run_cap, hyperband)[1]
 
@@ -127,7 +128,7 @@ def test_a_search_takes_values_from_intervals(override: str, parameter: dict[str
     ],
 )
 def test_what_cannot_be_swept_over_is_said(arguments: list[str], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(cfg.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         describe(*arguments, **options)
 
 
@@ -224,7 +225,7 @@ def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
         ("team", "0" * 40, "--wandb team: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"),
     ],
 )
-def test_what_cannot_be_had_from_wandb_is_one_clear_error(
+def test_what_cannot_be_had_from_wandb_is_report_errors(
     tmp_path: Path, server: WandbServer, path: str, key: str, message: str
 ) -> None:
     environment = {**server.environment, "WANDB_API_KEY": key, "HOME": str(tmp_path)}

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-import config as cfg
-import data
-from augmentation import MixAndErase, Normalize
-from batches import training_batches
 from benchmarks.setting import make_config
-from terminal import print_table, say
+from config.schema import Config
+from data import datasets
+from data.batches import training_batches
+from data.transforms import MixAndErase, Normalize
+from runtime.console import print_table, say
 
 
 def run(overrides: list[str]) -> None:
@@ -35,7 +35,7 @@ def run(overrides: list[str]) -> None:
             write_images(Path(root), size, count)
             fixed = ["data=image_folder", f"data.root={root}", "data.val_fraction=0", "data.batch_size=64"]
             config = make_config([*fixed, "augmentation=paper", f"data.num_workers={os.cpu_count()}", *overrides])
-            images = data.load(config.data, 1)
+            images = datasets.load(config.data, 1)
             workers = training_batches(images, config).num_workers
             contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
             rates = take_turns(contestants, len(images.train), rounds)
@@ -65,7 +65,7 @@ def write_images(root: Path, size: int, count: int) -> None:
             crop.save(folder / f"{i:05}.jpg", quality=90)
 
 
-def our_epochs(images: data.ImageData, config: cfg.Config) -> Callable[[], int]:
+def our_epochs(images: datasets.ImageData, config: Config) -> Callable[[], int]:
     batches = training_batches(images, config)
     normalize = Normalize(images, torch.device("cpu"))
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
@@ -79,7 +79,7 @@ def our_epochs(images: data.ImageData, config: cfg.Config) -> Callable[[], int]:
     return epoch
 
 
-def timm_epochs(root: str, images: data.ImageData, config: cfg.Config, workers: int) -> Callable[[], int]:
+def timm_epochs(root: str, images: datasets.ImageData, config: Config, workers: int) -> Callable[[], int]:
     augmentation = config.augmentation
     mixup = timm.data.FastCollateMixup(
         augmentation.mixup, augmentation.cutmix, label_smoothing=0.0, num_classes=len(images.classes)

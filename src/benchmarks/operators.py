@@ -8,9 +8,9 @@ import statistics
 import torch
 
 from benchmarks.steps import timed
-from depthwise import BACKENDS, depthwise, fastest
-from device import describe, keep_freed_memory
-from terminal import print_table, say
+from ops.depthwise import BACKENDS, depthwise, fastest
+from runtime.console import print_table, say
+from runtime.device import describe, keep_freed_memory
 
 ROUNDS = 5
 CPU_SHAPES = [(64, channels, side, k) for channels, side in ((64, 8), (256, 8), (256, 16)) for k in (3, 5, 7, 9, 15)]

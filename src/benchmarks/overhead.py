@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import run as one_run
 from benchmarks.setting import make_config
-from checkpoint import Checkpoints
-from record import Record
-from terminal import print_table
+from runtime.console import print_table
+from tracking.checkpoint import Checkpoints
+from tracking.run_folder import Record
+from training import run as one_run
 
 
 def run(overrides: list[str]) -> None:
@@ -32,7 +32,7 @@ def run(overrides: list[str]) -> None:
 
     Checkpoints.save = timed("checkpoints", Checkpoints.save)  # type: ignore[method-assign]
     Record.add_epoch = timed("metrics.csv, summary.json", Record.add_epoch)  # type: ignore[method-assign]
-    one_run.seed_step = timed("seeding every step", one_run.seed_step)
+    one_run.seed_rngs = timed("seeding every step", one_run.seed_rngs)
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(["wandb.mode=disabled", *overrides, f"output_dir={folder}", "sweep=overhead"])
         started = time.perf_counter()

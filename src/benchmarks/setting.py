@@ -2,10 +2,11 @@
 
 from hydra import compose, initialize_config_dir
 
-import config as cfg
+from config.check import check_config
+from config.schema import CONF, Config, register
 
 
-def make_config(overrides: list[str]) -> cfg.Config:
-    cfg.register()
-    with initialize_config_dir(str(cfg.CONF), version_base="1.3"):
-        return cfg.check(compose("train", overrides))
+def make_config(overrides: list[str]) -> Config:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return check_config(compose("train", overrides))

@@ -30,14 +30,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import config as cfg
 from benchmarks.setting import make_config
 from comparison.findings import si
-from device import DTYPES, autocast, describe, keep_freed_memory, peak_memory, reset_peak_memory
+from config import schema
+from config.schema import Config
 from LLMConvMixer import make_activation
-from network import make_model, memory_format
-from optimization import make_optimizer
-from terminal import print_table, say
+from runtime.console import print_table, say
+from runtime.device import DTYPES, autocast, describe, keep_freed_memory, peak_memory, reset_peak_memory
+from training.model import make_model, memory_format
+from training.optimization import make_optimizer
 
 ROUNDS = 5
 TURN_SECONDS = 1.0
@@ -62,7 +63,7 @@ class Residual(nn.Module):
         return self.inner(x) + x
 
 
-def authors_model(model: cfg.Model) -> nn.Module:
+def authors_model(model: schema.Model) -> nn.Module:
     """The paper's model as plain layers in sequence (arXiv 2201.09792, figure 3)."""
     width, k = model.d_model, model.kernel_size
 
@@ -80,7 +81,7 @@ def authors_model(model: cfg.Model) -> nn.Module:
     return nn.Sequential(*stem, *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES))
 
 
-def timms_model(model: cfg.Model) -> nn.Module:
+def timms_model(model: schema.Model) -> nn.Module:
     from timm.models.convmixer import ConvMixer
 
     activation = type(make_activation(model.activation))
@@ -89,25 +90,25 @@ def timms_model(model: cfg.Model) -> nn.Module:
     )
 
 
-def authors(config: cfg.Config, device: torch.device) -> nn.Module:
+def authors(config: Config, device: torch.device) -> nn.Module:
     config.trainer.channels_last = False
     return authors_model(config.model).to(device)
 
 
-def timm(config: cfg.Config, device: torch.device) -> nn.Module:
+def timm(config: Config, device: torch.device) -> nn.Module:
     torch.backends.cudnn.benchmark = True
     config.trainer.channels_last = True
     return timms_model(config.model).to(device).to(memory_format=torch.channels_last)
 
 
-def timm_compiled(config: cfg.Config, device: torch.device) -> nn.Module:
+def timm_compiled(config: Config, device: torch.device) -> nn.Module:
     mode = "max-autotune" if device.type == "cuda" else None  # on the CPU it takes very long, for nothing
     model = timm(config, device)
     model.compile(mode=mode)
     return model
 
 
-def ours(config: cfg.Config, device: torch.device) -> nn.Module:
+def ours(config: Config, device: torch.device) -> nn.Module:
     if device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.benchmark = True
@@ -119,12 +120,12 @@ def ours(config: cfg.Config, device: torch.device) -> nn.Module:
     return model
 
 
-def ours_toeplitz(config: cfg.Config, device: torch.device) -> nn.Module:
+def ours_toeplitz(config: Config, device: torch.device) -> nn.Module:
     config.model.backend = "toeplitz"
     return ours(config, device)
 
 
-Make = Callable[[cfg.Config, torch.device], nn.Module]
+Make = Callable[[Config, torch.device], nn.Module]
 CONTESTANTS: dict[str, Make] = {
     "authors' plain form": authors,
     "timm, channels last": timm,
@@ -135,7 +136,7 @@ CONTESTANTS: dict[str, Make] = {
 GPU_ONLY = ("ours, toeplitz",)
 
 
-def contestant(pipe: Connection, make: Make, config: cfg.Config, device: torch.device) -> None:
+def contestant(pipe: Connection, make: Make, config: Config, device: torch.device) -> None:
     """A process: an error that ends it, e.g. out of memory or no compiler, goes through the pipe as its text."""
     try:
         compete(pipe, make, config, device)
@@ -143,7 +144,7 @@ def contestant(pipe: Connection, make: Make, config: cfg.Config, device: torch.d
         pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def compete(pipe: Connection, make: Make, config: cfg.Config, device: torch.device) -> None:
+def compete(pipe: Connection, make: Make, config: Config, device: torch.device) -> None:
     """For every (what, seconds) that comes through the pipe a Turn goes back, until None comes."""
     torch.manual_seed(0)
     model = make(config, device)
@@ -198,7 +199,7 @@ def timed(step: Callable[[], object], steps: int, device: torch.device) -> float
 # The floor.
 
 
-def floors(config: cfg.Config, device: torch.device) -> dict[str, float]:
+def floors(config: Config, device: torch.device) -> dict[str, float]:
     """Images per second of training and inference that no implementation on this device can be faster than."""
     dtype, model = DTYPES[config.trainer.precision], config.model
     bandwidth, rate = measured_roofs(device, dtype)
@@ -257,7 +258,7 @@ def run(overrides: list[str], as_json: bool = False) -> None:
         say(f"{name}: {error}", "yellow")
 
 
-def contest(config: cfg.Config, device: torch.device) -> tuple[dict[str, dict[str, list[Turn]]], dict[str, str]]:
+def contest(config: Config, device: torch.device) -> tuple[dict[str, dict[str, list[Turn]]], dict[str, str]]:
     """Every contestant's turns, of training and of inference, and what ended those that failed."""
     context = get_context("spawn")
     pipes, processes, failed = {}, [], {}

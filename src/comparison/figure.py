@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from comparison.effects import TIE, Effect
 from comparison.findings import effect_name, label, level_text, shorten
 from comparison.results import LOWER_IS_BETTER, Comparison, Row
-from plots import COLORS, GREY, PAGE, STYLE
+from tracking.plots import COLORS, GREY, PAGE, STYLE
 
 MARKERS = "os^DvPX"  # say what the colors say
 LEVEL = 20  # characters of a level's name

@@ -24,7 +24,7 @@ from comparison.findings import (
     several,
 )
 from comparison.results import ACCURACIES, COSTS, Comparison, Row
-from terminal import print_table, say
+from runtime.console import print_table, say
 
 HEADINGS = {
     "val/accuracy": "val %", "test/accuracy": "test %", "parameters": "params", "macs": "MACs",

@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-import config as cfg
 from comparison.effects import Cell, Effect, Estimate, against_best, effects, factors, mean, order
 from comparison.runs import Run, frozen, read_runs, read_wandb
+from config.errors import ConfigError
+from config.schema import GROUPS, NOT_IDENTITY
 
 ACCURACIES = ("val/accuracy", "test/accuracy")
 COSTS = ("parameters", "macs", "seconds", "images_per_second", "peak_memory")
@@ -97,7 +98,7 @@ class Comparison:
         self.title, self.runs = title, list(runs)
         self.metric = find_key(metric, runs) if metric else default_metric(runs)
         if metric and all(run.figure(self.metric) is None for run in runs):
-            raise cfg.ConfigError(f"--metric {metric}: no run has such a figure")
+            raise ConfigError(f"--metric {metric}: no run has such a figure")
         self.sort = find_key(sort, runs) if sort else None
         self.rows = sorted(with_choices(rows_of(runs)), key=self.rank)
 
@@ -198,7 +199,7 @@ def with_choices(rows: Sequence[Row]) -> list[Row]:
     It then stands for them: "augmentation light instead of none" says more than a list of keys.
     """
     levels, by_name = [dict(row.levels) for row in rows], given(rows)
-    for group in cfg.GROUPS:
+    for group in GROUPS:
         options = [{run.choices.get(group) for run in row.runs} for row in rows]
         if any(len(found) != 1 or None in found for found in options):
             continue
@@ -221,7 +222,7 @@ def given(rows: Sequence[Row]) -> set[str]:
 
 
 def decides(key: str) -> bool:
-    return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in cfg.NOT_IDENTITY)
+    return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in NOT_IDENTITY)
 
 
 def default_metric(runs: Sequence[Run]) -> str:
@@ -246,7 +247,7 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
     """
     parts = re.fullmatch(r"\s*([\w./]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", condition)
     if not parts:
-        raise cfg.ConfigError(f"--filter {condition}: expected KEY=VALUE, or !=, >, <, >=, <= in place of =")
+        raise ConfigError(f"--filter {condition}: expected KEY=VALUE, or !=, >, <, >=, <= in place of =")
     key, sign = find_key(parts[1], runs), parts[2]
     try:
         wanted: Any = float(parts[3])  # YAML takes 1e-2 for a word
@@ -279,7 +280,7 @@ def find_key(name: str, runs: Sequence[Run]) -> str:
     if len(fitting) == 1:
         return fitting[0]
     close = fitting or difflib.get_close_matches(name, [*keys, *figures, *(key.rpartition(".")[2] for key in keys)])
-    raise cfg.ConfigError(
+    raise ConfigError(
         f"{name}: {'fits several keys' if fitting else 'no run has such a key or figure'}"
         + (f"; did you mean {' or '.join(close)}?" if close else "")
     )

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-import config as cfg
+from config.errors import ConfigError
+from config.schema import GROUPS, Config, flatten, keys_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Run:
     def choices(self) -> dict[str, str]:
         """The options of config groups that its name tells, e.g. {"augmentation": "light"}."""
         overrides = [override.partition("=") for override in self.overrides]
-        return {group: option for group, _, option in overrides if group in cfg.GROUPS}
+        return {group: option for group, _, option in overrides if group in GROUPS}
 
     def figure(self, name: str) -> float | None:
         """A number of the summary; `val/…` and `train/…` are the best epoch's. None where it is no number."""
@@ -121,16 +122,16 @@ def read_wandb(path: str) -> list[WandbRun]:
 
     entity, project, sweep = [*path.split("/"), "", ""][:3]
     if not entity or not project or path.count("/") > 2:
-        raise cfg.ConfigError(f"--wandb {path}: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP")
+        raise ConfigError(f"--wandb {path}: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP")
     filters = {"$or": [{"sweep": sweep}, {"group": sweep}]} if sweep else {}
     try:
         sources = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, lazy=False))
     except Exception as error:  # of more kinds than the client documents
-        raise cfg.ConfigError(f"--wandb {path}: {str(error).splitlines()[0]}") from error
-    order = {key: place for place, (key, *_) in enumerate(cfg.keys_of(cfg.Config()))}  # the server keeps none
+        raise ConfigError(f"--wandb {path}: {str(error).splitlines()[0]}") from error
+    order = {key: place for place, (key, *_) in enumerate(keys_of(Config()))}  # the server keeps none
     found = []
     for run in sources:
-        config = {key: value for key, value in flat(run.config).items() if key not in cfg.GROUPS}  # as W&B sweeps add
+        config = {key: value for key, value in flat(run.config).items() if key not in GROUPS}  # as W&B sweeps add
         config = dict(sorted(config.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
         summary = {"status": "interrupted", **run.summary_metrics}  # or still going, where it has not told its end
         found.append(WandbRun(Path(*run.path), config, summary, run))
@@ -139,7 +140,7 @@ def read_wandb(path: str) -> list[WandbRun]:
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
     """A config as "section.key" → value; the values can be keys."""
-    return {key: value if key == "study.reference" else frozen(value) for key, value in cfg.flatten(tree)}
+    return {key: value if key == "study.reference" else frozen(value) for key, value in flatten(tree)}
 
 
 def frozen(value: Any) -> Any:

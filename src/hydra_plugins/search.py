@@ -20,6 +20,6 @@ class Search(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         assert self.config and self.launcher
-        from search import search  # Hydra imports this module at every start, and Optuna takes its time
+        from sweeps.search import search  # Hydra imports this module at every start, and Optuna takes its time
 
         search(self.config, self.launcher, arguments, **self.options)

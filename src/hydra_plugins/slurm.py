@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
-from terminal import say
+from runtime.console import say
 
 
 class Slurm(SlurmLauncher):

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import random
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -10,12 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from config import ConfigError
-from workers import own_gpu
+from config.errors import ConfigError
+from runtime.gpu_lock import assign_gpu
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by trainer.precision
 
@@ -32,8 +30,8 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         there = ", ".join(device for device, is_there in available.items() if is_there)
         raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {there}")
-    if name == "cuda" and "LOCAL_RANK" not in os.environ:  # a team's processes have theirs (src/distributed.py)
-        torch.cuda.set_device(own_gpu())
+    if name == "cuda" and "LOCAL_RANK" not in os.environ:  # a team's processes have theirs (runtime/distributed.py)
+        torch.cuda.set_device(assign_gpu())
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     if name == "cpu":
         keep_freed_memory()
@@ -68,19 +66,6 @@ def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Te
         ready = coming
     if ready is not None:
         yield ready
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make chance a function of the seed and the step, so that a run that goes on draws as if it had never stopped.
-
-    The processes of a team draw alike where they must agree (mixup's shares), and apart in dropout.
-    """
-    python, numpy, dropout = np.random.SeedSequence([seed, step]).generate_state(3).tolist()
-    random.seed(python)
-    np.random.seed(numpy)
-    torch.random.default_generator.manual_seed(dropout + rank)  # torch.manual_seed takes a hundred times as long
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(dropout + rank)
 
 
 # Memory.

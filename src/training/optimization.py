@@ -6,10 +6,10 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
-import config as cfg
+from config import schema
 
 
-def make_optimizer(model: nn.Module, config: cfg.Optimizer) -> Optimizer:
+def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
     """The configured optimizer, in its fused form."""
     # One-dimensional parameters are biases and the norms' scales.
     flat = [p for p in model.parameters() if p.ndim == 1]
@@ -18,9 +18,9 @@ def make_optimizer(model: nn.Module, config: cfg.Optimizer) -> Optimizer:
         {"params": rest, "weight_decay": config.weight_decay},
         {"params": flat, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
     ]
-    if isinstance(config, cfg.SGD):
+    if isinstance(config, schema.SGD):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
-    assert isinstance(config, cfg.Adam)
+    assert isinstance(config, schema.Adam)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
@@ -47,7 +47,7 @@ class OneCycle(Scheduler):
         return [lr * max(0.0, factor) for lr in self.base_values]
 
 
-def make_scheduler(optimizer: Optimizer, config: cfg.Scheduler, epochs: int, steps_per_epoch: int) -> Scheduler:
+def make_scheduler(optimizer: Optimizer, config: schema.Scheduler, epochs: int, steps_per_epoch: int) -> Scheduler:
     """A scheduler in timm's interface; `step_update(n)` sets the rate of the n-th step, from 1."""
     if config.name == "one_cycle":
         return OneCycle(optimizer, epochs * steps_per_epoch)
@@ -58,10 +58,10 @@ def make_scheduler(optimizer: Optimizer, config: cfg.Scheduler, epochs: int, ste
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
         warmup_lr=0.0,
-        warmup_epochs=config.warmup_epochs if isinstance(config, cfg.WarmedUp) else 0,
-        min_lr=config.min_lr if isinstance(config, cfg.Cosine) else 0.0,
-        decay_epochs=config.decay_epochs if isinstance(config, cfg.Step) else None,
-        decay_rate=config.decay_rate if isinstance(config, cfg.Step) else 1.0,
+        warmup_epochs=config.warmup_epochs if isinstance(config, schema.WarmedUp) else 0,
+        min_lr=config.min_lr if isinstance(config, schema.Cosine) else 0.0,
+        decay_epochs=config.decay_epochs if isinstance(config, schema.Step) else None,
+        decay_rate=config.decay_rate if isinstance(config, schema.Step) else 1.0,
     )
     assert scheduler is not None
     return scheduler

@@ -12,35 +12,30 @@ OUTPUT_DIR/SWEEP/RUN/
 """
 
 import csv
-import hashlib
 import json
 import logging
-import os
-import re
 import secrets
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-import config as cfg
-import plots
-from distributed import Team
+from config.schema import Config
+from runtime.distributed import Team
+from tracking import plots
+from tracking.identity import display_name, identity, readable
+from tracking.wandb_logger import log_exceptions, run_of_agent, start_wandb
 
 log = logging.getLogger(__name__)
 
 COLUMNS = (
     "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "images_per_second", "seconds",
 )  # fmt: skip
-
-# Overrides that say where and how, not what: no part of a run's name.
-UNNAMED = (*cfg.NOT_IDENTITY, "experiment")
 
 
 class RunBusy(RuntimeError):
@@ -56,7 +51,7 @@ class Record:
         RunBusy: another process has it.
     """
 
-    def __init__(self, config: cfg.Config, overrides: list[str], team: Team) -> None:
+    def __init__(self, config: Config, overrides: list[str], team: Team) -> None:
         self.config = config
         self.writes = team.rank == 0  # the first process of a team alone
         self.name = display_name(overrides)
@@ -100,7 +95,7 @@ class Record:
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         write(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=len(rows))
-        with no_harm():
+        with log_exceptions():
             self.wandb = start_wandb(self.config, self.folder, self.name, wandb_id)
         write(self.folder / "metrics.csv", ",".join(COLUMNS) + "\n")
         for row in rows:
@@ -113,7 +108,7 @@ class Record:
             return
         with (self.folder / "metrics.csv").open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-        with no_harm():
+        with log_exceptions():
             if self.wandb:
                 self.wandb.log({key: value for key, value in row.items() if value is not None}, step=row["epoch"])
         self.update(epochs=row["epoch"], **{f"last/{key}": row[key] for key in COLUMNS[1:5]})
@@ -128,7 +123,7 @@ class Record:
         """Picture the trained model: its filters, and which class of the test set it takes for which."""
         if not self.writes:
             return
-        with no_harm():
+        with log_exceptions():
             depthwise = [weight.cpu() for name, weight in weights.items() if name.endswith("depth_wise_conv.weight")]
             figures = {
                 "patch_embedding_filters": plots.patch_embedding_filters(weights["patch_emb.conv.weight"].cpu()),
@@ -157,7 +152,7 @@ class Record:
         text = "".join(traceback.format_exception(error))
         log.error(text, extra={"file_only": True})
         self.summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": text}
-        with no_harm():  # the disk may be full
+        with log_exceptions():  # the disk may be full
             self.update()
         self.close(exit_code=1)
 
@@ -170,10 +165,10 @@ class Record:
         """The picture, and W&B."""
         if not self.writes:
             return
-        with no_harm():
+        with log_exceptions():
             if self.rows:
                 plots.history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)
-        with no_harm():
+        with log_exceptions():
             if self.is_completed and not self.rows:
                 self.report_again()
             if self.wandb and self.rows:
@@ -211,103 +206,3 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-def identity(config: cfg.Config) -> str:
-    """A short hash of all that determines the run's result: not where its images are, but which."""
-    determining: dict[str, Any] = {
-        path: value
-        for path, value, _ in cfg.keys_of(config)
-        if not any(path == key or path.startswith(key + ".") for key in cfg.NOT_IDENTITY)
-    }
-    if config.data.name == "image_folder":
-        import data  # takes seconds, which a search's mistake need not wait for
-
-        determining["data.root"] = data.inventory(Path(config.data.root))
-    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def readable(name: str) -> str:
-    """A run's name as the start of a folder's, free of what a shell or Hydra would trip over."""
-    return re.sub(r"[^\w.+-]+", "_", "-".join(name.split())).strip("_")[:100]
-
-
-def display_name(overrides: list[str]) -> str:
-    """What sets a run apart, e.g. "kernel_size=5 depth=8"; "baseline" where nothing does."""
-    named = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if not any(key == unnamed or key.startswith(unnamed + ".") for unnamed in UNNAMED):
-            named.append(f"{key.rpartition('.')[2]}={value}")
-    return " ".join(named) or "baseline"
-
-
-# Weights & Biases.
-
-CONNECT_SECONDS = 15  # to wait for the server at the start
-FINISH_SECONDS = 20  # and at the end, for the last figures; they stay on disk
-unreachable = False  # once the server could not be had, this process does not wait for it again
-
-
-def run_of_agent() -> str | None:
-    """The id of the W&B run that this process is for, where the agent of a W&B sweep has started it."""
-    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-
-
-def start_wandb(config: cfg.Config, folder: Path, name: str, run_id: str) -> Any:
-    """A W&B run inside the run's folder, or None where wandb.mode=disabled.
-
-    A run that goes on is the same W&B run; its files begin with the rows that it has already.
-    Where the server cannot be reached or refuses, the run is recorded offline, to be synchronized later.
-    """
-    global unreachable
-    if config.wandb.mode == "disabled":
-        return None
-    import wandb
-
-    by_agent = run_of_agent() is not None  # then the client knows the run's id and place
-    # An agent's run has the sweep's parameters in its config already, under keys with dots; and in a nested config
-    # a group among them, e.g. dropout=blocks, would take its section's place.
-    tree = dict(cfg.flatten(asdict(config))) if by_agent else asdict(config)
-
-    def start(mode: Literal["online", "offline"]) -> Any:
-        return wandb.init(
-            mode=mode,
-            id=None if by_agent else run_id,
-            resume="allow" if mode == "online" else None,
-            project=None if by_agent else config.wandb.project,
-            entity=None if by_agent else config.wandb.entity,
-            group=config.sweep,
-            name=name,
-            tags=config.wandb.tags,
-            config=tree,
-            dir=str(folder.absolute()),  # its service may work in another folder
-            settings=wandb.Settings(
-                init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True, console="off"
-            ),
-        )
-
-    if config.wandb.mode == "online" and not unreachable:
-        try:
-            return start("online")
-        except wandb.Error as error:
-            unreachable = True
-            wandb.teardown()  # or the client would hold the run's id to be in use
-            log.warning(
-                f"W&B is out of reach ({first_line(error)}); this run is recorded offline. "
-                f"Later: wandb sync {folder}/wandb/offline-*"
-            )
-    return start("offline")
-
-
-@contextmanager
-def no_harm() -> Iterator[None]:
-    """Training goes on whatever W&B or a picture runs into; all of it is in metrics.csv and summary.json."""
-    try:
-        yield
-    except Exception as error:
-        log.warning(f"not recorded: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import config as cfg
-from augmentation import credit
-from distributed import Team
+from config import schema
+from runtime.distributed import Team
 
 
 class NotFinite(RuntimeError):
@@ -38,7 +37,7 @@ class Sums:
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor, step: int = 0) -> None:
         """`loss` is the mean over the images; `step` counts from 1 over the run."""
         self.loss += loss * len(targets)
-        self.correct += credit(logits, targets)
+        self.correct += soft_accuracy(logits, targets)
         self.first_bad += (~loss.isfinite() & (self.first_bad == 0)) * step
         self.images += len(targets)
         if n := len(self.confusion):
@@ -99,7 +98,7 @@ class Best:
 class Patience:
     """Early stopping on val/loss."""
 
-    def __init__(self, config: cfg.EarlyStopping) -> None:
+    def __init__(self, config: schema.EarlyStopping) -> None:
         self.config = config
         self.lowest = math.inf
         self.waited = 0
@@ -112,3 +111,15 @@ class Patience:
         else:
             self.waited += 1
         return self.waited >= self.config.patience
+
+
+def soft_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """How right the predictions are, summed over the batch.
+
+    A prediction counts as the share that its class has in the image: 1 or 0 for a plain image, 0.7
+    for the greater part of one mixed 7 to 3.
+    """
+    predicted = logits.argmax(1)
+    if targets.ndim == 1:
+        return (predicted == targets).sum()
+    return targets.gather(1, predicted[:, None]).sum()

@@ -16,15 +16,15 @@ from timm.data.transforms_factory import transforms_imagenet_eval, transforms_im
 from torch import Tensor
 from torchvision import transforms
 
-import config as cfg
+from config import schema
 
 if TYPE_CHECKING:
-    from data import ImageData
+    from data.datasets import ImageData
 
 Transform = Callable[[Image.Image], Image.Image]
 
 
-def training_transform(config: cfg.Augmentation, data: "ImageData") -> Transform | None:
+def training_transform(config: schema.Augmentation, data: "ImageData") -> Transform | None:
     """From an image to the augmented image at the model's size; None: take decoded pixels as they are."""
     jitter = (config.brightness, config.contrast, config.saturation, config.hue)
     auto_augment = config.auto_augment or ""
@@ -83,7 +83,7 @@ class Normalize:
         return rows.view(channels_last.shape).permute(0, 3, 1, 2)
 
 
-def mixes(config: cfg.Augmentation) -> bool:
+def mixes(config: schema.Augmentation) -> bool:
     return bool(config.mixup or config.cutmix)
 
 
@@ -94,7 +94,7 @@ class MixAndErase:
     [batch, classes].
     """
 
-    def __init__(self, config: cfg.Augmentation, n_classes: int, device: torch.device) -> None:
+    def __init__(self, config: schema.Augmentation, n_classes: int, device: torch.device) -> None:
         self.mix: Callable[[Tensor, Tensor], Any] | None = None
         self.erase: Callable[[Tensor], Tensor] | None = None
         if mixes(config):
@@ -109,15 +109,3 @@ class MixAndErase:
         if self.erase:
             images = self.erase(images)
         return images, labels
-
-
-def credit(logits: Tensor, targets: Tensor) -> Tensor:
-    """How right the predictions are, summed over the batch.
-
-    A prediction counts as the share that its class has in the image: 1 or 0 for a plain image, 0.7
-    for the greater part of one mixed 7 to 3.
-    """
-    predicted = logits.argmax(1)
-    if targets.ndim == 1:
-        return (predicted == targets).sum()
-    return targets.gather(1, predicted[:, None]).sum()

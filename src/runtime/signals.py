@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import workers
+from runtime import workers
 
 # Ctrl-C, an orderly shutdown, and the warnings of Slurm (USR1) and submitit (USR2) before a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

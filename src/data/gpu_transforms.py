@@ -20,7 +20,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from config import ConfigError
+from config.errors import ConfigError
 
 Draw = Callable[[int], Tensor]  # draw(n): [n, batch], uniform in 0 … 1
 

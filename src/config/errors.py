@@ -1,9 +1,10 @@
 """Bad input gets one clear error, without a traceback."""
 
+import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 
@@ -16,11 +17,15 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from config import ConfigError, suggest
+from config.schema import GROUPS, Config, keys_of
+
+
+class ConfigError(ValueError):
+    """A value that cannot be; the message names the key, the value and what would be right."""
 
 
 @contextmanager
-def one_clear_error() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Turn what Hydra raises into one line; HYDRA_FULL_ERROR=1 shows the whole traceback instead."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
@@ -70,3 +75,26 @@ def wrong_type(message: str) -> str:
     told = re.match(r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", message)
     expected = TYPES.get(told[2].lower()) if told else None
     return f"={told[1]}: expected {expected}" if told and expected else f": {message}"
+
+
+def parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
+    """What may have been meant by a key that does not exist; `siblings` are the keys beside it."""
+    section, _, name = unknown.rpartition(".")
+    known = [path for path, *_ in keys_of(Config())]
+    same_name = [path for path in known if path.rpartition(".")[2] == name]
+    if section and siblings:
+        similar = [f"{section}.{sibling}" for sibling in difflib.get_close_matches(name, siblings, n=1)]
+    else:
+        siblings = [*GROUPS, "trainer", "checkpoint", "wandb", "study", "seed", "on_failure", "output_dir", "sweep"]
+        similar = difflib.get_close_matches(unknown, siblings, n=1)
+    if close := similar or same_name:
+        return f"did you mean {close[0]}?"
+    return f"{section or 'the config'} has {', '.join(siblings)}"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

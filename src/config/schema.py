@@ -1,77 +1,71 @@
-"""Every config key: its type, its meaning, its limits.
+"""Every config key: its type, its meaning, its constraint.
 
-The YAML files under conf/ choose the values; these classes say what may be chosen. Hydra checks
-names and types while it composes, `check` the limits and what must fit together. Either way a bad
-value is reported before anything is loaded or written.
+The YAML files under conf/ choose the values; these classes declare what may be chosen. Hydra checks
+names and types while it composes; config/check.py checks the constraints and what must fit together.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
-CONF = Path(__file__).parents[1] / "conf"
-
-
-class ConfigError(ValueError):
-    """A value that cannot be; the message names the key, the value and what would be right."""
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @dataclass(frozen=True)
-class Limit:
+class Constraint:
     expected: str
     holds: Callable[[Any], bool]
 
 
-def at_least(low: float) -> Limit:
-    return Limit(f"at least {low:g}", lambda value: value >= low)
+def at_least(low: float) -> Constraint:
+    return Constraint(f"at least {low:g}", lambda value: value >= low)
 
 
-def above(low: float) -> Limit:
-    return Limit(f"above {low:g}", lambda value: value > low)
+def above(low: float) -> Constraint:
+    return Constraint(f"above {low:g}", lambda value: value > low)
 
 
-def one_of(*options: str) -> Limit:
-    return Limit(f"one of {', '.join(options)}", lambda value: value in options)
+def one_of(*options: str) -> Constraint:
+    return Constraint(f"one of {', '.join(options)}", lambda value: value in options)
 
 
-def chosen(group: str, *options: str) -> Limit:
-    return Limit(f"{' or '.join(options)}; {group}=OPTION chooses another", lambda value: value in options)
+def chosen(group: str, *options: str) -> Constraint:
+    return Constraint(f"{' or '.join(options)}; {group}=OPTION chooses another", lambda value: value in options)
 
 
-def ascending(low: float, high: float) -> Limit:
-    return Limit(
+def ascending(low: float, high: float) -> Constraint:
+    return Constraint(
         f"[low, high], in order, above {low:g} and at most {high:g}",
         lambda pair: len(pair) == 2 and low < pair[0] <= pair[1] <= high,
     )
 
 
-PROBABILITY = Limit("a probability, 0 to 1", lambda value: 0 <= value <= 1)
-BELOW_ONE = Limit("at least 0 and below 1", lambda value: 0 <= value < 1)
-SHARE = Limit("a share, above 0 and at most 1", lambda value: 0 < value <= 1)
-HALF = Limit("at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
-BETAS = Limit(
+PROBABILITY = Constraint("a probability, 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Constraint("at least 0 and below 1", lambda value: 0 <= value < 1)
+SHARE = Constraint("a share, above 0 and at most 1", lambda value: 0 < value <= 1)
+HALF = Constraint("at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
+BETAS = Constraint(
     "two numbers, at least 0 and below 1",
     lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
 )
-POSITIVE_LIST = Limit("a number above 0 for each channel", lambda values: min(values, default=0) > 0)
-RAND_AUGMENT = Limit(
+POSITIVE_LIST = Constraint("a number above 0 for each channel", lambda values: min(values, default=0) > 0)
+RAND_AUGMENT = Constraint(
     "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1, or torchvision's, e.g. torchvision-n2-m12",
     lambda text: bool(
         re.fullmatch(r"rand-m\d[\d.]*(-(n|p|w|mstd|mmax|inc)\d[\d.]*|-t\w+)*|torchvision-n\d+-m([12]?\d|30)", text)
     ),
 )
-FOLDER_NAME = Limit("the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != ".")
+FOLDER_NAME = Constraint("the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != ".")
 
 
-def key(limit: Limit | None, default: Any = MISSING) -> Any:
-    """A config key with its limit; null always passes."""
-    metadata = {"limit": limit}
+def key(constraint: Constraint | None, default: Any = MISSING) -> Any:
+    """A config key with its constraint; null always passes."""
+    metadata = {"constraint": constraint}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -87,7 +81,7 @@ class Model:
     norm: str = key(one_of("batch", "layer", "none"), "batch")
     residual_depthwise: bool = True
     residual_pointwise: bool = False
-    backend: str = key(one_of("auto", "reference", "stacked", "toeplitz"), "auto")  # src/depthwise.py: speed, rounding
+    backend: str = key(one_of("auto", "reference", "stacked", "toeplitz"), "auto")  # ops/depthwise.py: speed, rounding
 
 
 @dataclass
@@ -277,72 +271,14 @@ def register() -> None:
         store.store(name=f"schema_{name}", node=node)
 
 
-def check(composed: DictConfig) -> Config:
-    """The composed config as typed objects.
-
-    Raises:
-        ConfigError: a value is out of its limit, or two do not fit together.
-    """
-    composed = composed.copy()
-    OmegaConf.set_struct(composed, False)
-    composed.pop("hydra", None)
-    config = cast(Config, OmegaConf.to_object(composed))
-    known = [path for path, _ in flatten(asdict(config))]
-    for path, _ in flatten(OmegaConf.to_container(composed)):
-        if path not in known:  # appended with +key=value
-            siblings = [other.rpartition(".")[2] for other in known if parent(other) == parent(path)]
-            raise ConfigError(f"{path}: there is no such key; {suggest(path, siblings)}")
-    for path, value, limit in keys_of(config):
-        if limit and value is not None and not limit.holds(value):
-            raise ConfigError(f"{path}={value}: expected {limit.expected}")
-    check_together(config)
-    return config
-
-
-def check_together(config: Config) -> None:
-    model, dropout, data, trainer = config.model, config.dropout, config.data, config.trainer
-    augmentation = config.augmentation
-    if dropout.rate and not (dropout.blocks or dropout.head or dropout.stochastic_depth):
-        raise ConfigError(
-            f"dropout.rate={dropout.rate}: there is no place for it; "
-            "choose dropout=blocks, head, all or stochastic_depth"
-        )
-    if dropout.stochastic_depth and not (model.residual_depthwise or model.residual_pointwise):
-        raise ConfigError(
-            f"dropout.stochastic_depth={dropout.stochastic_depth}: needs a residual branch to drop, "
-            "model.residual_depthwise=true or model.residual_pointwise=true"
-        )
-    if (augmentation.mixup or augmentation.cutmix) and data.batch_size % 2:
-        raise ConfigError(f"data.batch_size={data.batch_size}: mixup and cutmix pair images; expected an even number")
-    if (data.mean is None) != (data.std is None):
-        raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: give both, or null for both")
-    if trainer.early_stopping.patience is not None and not data.val_fraction:
-        raise ConfigError(
-            f"trainer.early_stopping.patience={trainer.early_stopping.patience}: "
-            "needs a validation set, data.val_fraction above 0"
-        )
-    if trainer.accumulation_steps > data.batch_size:
-        raise ConfigError(
-            f"trainer.accumulation_steps={trainer.accumulation_steps}: "
-            f"expected at most data.batch_size={data.batch_size}"
-        )
-    if isinstance(config.scheduler, WarmedUp) and config.scheduler.warmup_epochs >= trainer.epochs:
-        raise ConfigError(
-            f"scheduler.warmup_epochs={config.scheduler.warmup_epochs}: "
-            f"expected fewer than trainer.epochs={trainer.epochs}"
-        )
-    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and not config.optimizer.momentum:
-        raise ConfigError("optimizer.nesterov=true: needs optimizer.momentum above 0")
-
-
-def keys_of(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit | None]]:
-    """Every key below a section, as (full name, value, limit)."""
+def keys_of(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Constraint | None]]:
+    """Every key below a section, as (full name, value, constraint)."""
     for item in fields(section):
         value = getattr(section, item.name)
         if is_dataclass(value):
             yield from keys_of(value, f"{prefix}{item.name}.")
         else:
-            yield prefix + item.name, value, item.metadata.get("limit")
+            yield prefix + item.name, value, item.metadata.get("constraint")
 
 
 def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -356,22 +292,3 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
-
-
-def parent(path: str) -> str:
-    return path.rpartition(".")[0]
-
-
-def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
-    """What may have been meant by a key that does not exist; `siblings` are the keys beside it."""
-    section, _, name = unknown.rpartition(".")
-    known = [path for path, *_ in keys_of(Config())]
-    same_name = [path for path in known if path.rpartition(".")[2] == name]
-    if section and siblings:
-        similar = [f"{section}.{sibling}" for sibling in difflib.get_close_matches(name, siblings, n=1)]
-    else:
-        siblings = [*GROUPS, "trainer", "checkpoint", "wandb", "study", "seed", "on_failure", "output_dir", "sweep"]
-        similar = difflib.get_close_matches(unknown, siblings, n=1)
-    if close := similar or same_name:
-        return f"did you mean {close[0]}?"
-    return f"{section or 'the config'} has {', '.join(siblings)}"

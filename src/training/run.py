@@ -15,35 +15,37 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import config as cfg
-import data
-import workers
-from augmentation import MixAndErase, Normalize
-from batches import BatchOrder, evaluation_batches, training_batches
-from checkpoint import Checkpoints
-from device import (
+from config.errors import first_line
+from config.schema import Config
+from data import datasets
+from data.batches import BatchOrder, evaluation_batches, training_batches
+from data.transforms import MixAndErase, Normalize
+from runtime import workers
+from runtime.console import RunProgress
+from runtime.device import (
     autocast,
     choose_device,
     describe,
     peak_memory,
     reset_peak_memory,
-    seed_step,
     to_device,
 )
-from distributed import Team, join
-from interruption import Stopped, StopRequest
-from metrics import Best, NotFinite, Patience, Sums
-from network import count_macs, make_average, make_model, memory_format, spread
-from optimization import make_optimizer, make_scheduler
-from record import Record, RunBusy, first_line, run_of_agent
-from terminal import RunProgress
+from runtime.distributed import Team, join
+from runtime.rng import seed_rngs
+from runtime.signals import Stopped, StopRequest
+from tracking.checkpoint import Checkpoints
+from tracking.run_folder import Record, RunBusy
+from tracking.wandb_logger import run_of_agent
+from training.metrics import Best, NotFinite, Patience, Sums
+from training.model import count_macs, make_average, make_model, memory_format, spread
+from training.optimization import make_optimizer, make_scheduler
 
 log = logging.getLogger(__name__)
 
 FAILED = math.nan
 
 
-def run(config: cfg.Config, overrides: list[str]) -> float | None:
+def run(config: Config, overrides: list[str]) -> float | None:
     """Train one ConvMixer and record it; go on where it was interrupted; do nothing where it is completed.
 
     Returns:
@@ -99,14 +101,14 @@ def run(config: cfg.Config, overrides: list[str]) -> float | None:
     return FAILED
 
 
-def train(config: cfg.Config, record: Record, team: Team) -> float | None:
+def train(config: Config, record: Record, team: Team) -> float | None:
     checkpoints = Checkpoints(record.folder / "checkpoints", record.identity, config.checkpoint)
     state = checkpoints.load()
     record.start(state["rows"] if state else [])
 
-    seed_step(config.seed, 0, rank=0)  # the same initial weights everywhere
+    seed_rngs(config.seed, 0, rank=0)  # the same initial weights everywhere
     device = choose_device(config.trainer.device)
-    images = data.load(config.data, config.model.patch_size)
+    images = datasets.load(config.data, config.model.patch_size)
     training = training_batches(images, config, team, device)
     order = cast(BatchOrder, training.sampler)
     validation = evaluation_batches(images.val, images, config, team) if images.val else None
@@ -195,7 +197,7 @@ def train(config: cfg.Config, record: Record, team: Team) -> float | None:
             for step, (pixels, labels) in enumerate(to_device(training, device), start=steps_done + 1):
                 update = (epoch - 1) * len(training) + step
                 scheduler.step_update(update)
-                seed_step(config.seed, update, team.rank)
+                seed_rngs(config.seed, update, team.rank)
                 inputs, targets = mix_and_erase(normalize(pixels), labels)
                 inputs = memory_format(inputs, config)
                 parts = order.parts(step - 1, config.trainer.accumulation_steps)
@@ -300,7 +302,7 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[Any],
     normalize: Normalize,
-    config: cfg.Config,
+    config: Config,
     device: torch.device,
     team: Team,
     stop: StopRequest,
@@ -340,7 +342,7 @@ def stop_if_not_finite(sums: Sums, scheduler: Scheduler) -> None:
         raise NotFinite("training", step, current_lr(scheduler.optimizer))
 
 
-def about(config: cfg.Config, images: data.ImageData) -> dict[str, Any]:
+def about(config: Config, images: datasets.ImageData) -> dict[str, Any]:
     """What a checkpoint needs to be used without this run's data."""
     return {
         "config": asdict(config),

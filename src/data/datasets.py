@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import find_classes, has_file_allowed_extension
 
-import config as cfg
+from config import schema
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
@@ -72,7 +72,7 @@ class ImageData:
     std: tuple[float, ...] = ()
 
 
-def load(config: cfg.Data, patch_size: int) -> ImageData:
+def load(config: schema.Data, patch_size: int) -> ImageData:
     """Read, check and split the images.
 
     Raises:

@@ -32,11 +32,12 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-import config as cfg
-import workers
-from errors import explain
-from record import identity
-from terminal import say
+from config.check import check_config
+from config.errors import ConfigError, explain
+from config.schema import Config, overrides_of
+from runtime import workers
+from runtime.console import say
+from tracking.identity import identity
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +63,13 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, value, low in (("n_trials", n_trials, 1), ("n_jobs", n_jobs, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < low:
-            raise cfg.ConfigError(f"hydra.sweeper.{name}={value}: expected a whole number, at least {low}")
+            raise ConfigError(f"hydra.sweeper.{name}={value}: expected a whole number, at least {low}")
     try:
         sampler(seed=seed)
     except (TypeError, ValueError) as error:
-        raise cfg.ConfigError(f"hydra.sweeper.sampler: {error}") from error
+        raise ConfigError(f"hydra.sweeper.sampler: {error}") from error
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise cfg.ConfigError(
-            "hydra/sweeper=optuna: several processes were started; expected one, which starts the others"
-        )
+        raise ConfigError("hydra/sweeper=optuna: several processes were started; expected one, which starts the others")
 
     app: str = config.hydra.job.config_name
     space, fixed = parse(app, [*(f"{key}={value}" for key, value in (params or {}).items()), *arguments])
@@ -80,7 +79,7 @@ def search(
     try:
         lock = FileLock(folder / "search.lock").acquire(blocking=False)
     except Timeout:
-        raise cfg.ConfigError(f"sweep={config.sweep}: another process is searching there") from None
+        raise ConfigError(f"sweep={config.sweep}: another process is searching there") from None
     with lock:
         study = optuna.create_study(
             storage=f"sqlite:///{folder / 'search.db'}",
@@ -111,7 +110,7 @@ def run_batch(
     app: str, study: optuna.Study, batch: Sequence[FrozenTrial], fixed: Mapping[str, str], launcher: Launcher
 ) -> None:
     """Launch the runs and keep how they did; one that does not get to its end stays a running trial."""
-    overrides = [cfg.overrides_of({**trial.params, **fixed}) for trial in batch]
+    overrides = [overrides_of({**trial.params, **fixed}) for trial in batch]
     runs = [run_of(app, own) for own in overrides]
     jobs = dict(zip(runs, overrides, strict=True))  # two trials may be the same run
     results = launcher.launch(list(jobs.values()), initial_job_idx=batch[0].number)
@@ -129,16 +128,16 @@ def run_batch(
 def run_of(app: str, overrides: list[str]) -> str:
     """The run's identity; the overrides where they do not fit together, as it will be said when they are launched."""
     try:
-        return identity(cfg.check(compose(app, overrides)))
-    except cfg.ConfigError:
+        return identity(check_config(compose(app, overrides)))
+    except ConfigError:
         return " ".join(overrides)
 
 
 def objective_of(job: Sequence[str], returned: JobReturn) -> float | None:
-    """What src/run.py returned; NaN where values, each right by itself, do not fit together."""
+    """What training/run.py returned; NaN where values, each right by itself, do not fit together."""
     try:
         return returned.return_value
-    except cfg.ConfigError as error:
+    except ConfigError as error:
         log.error(f"FAILED {' '.join(job)}: {explain(error)}")
         return math.nan
 
@@ -206,7 +205,7 @@ def best(study: optuna.Study, monitor: str) -> str:
         return f"no trial completed, of {of}"
     value = study.best_value
     figure = f"{value:.1%}" if monitor == "val/accuracy" else f"{value:.4f}"
-    return f"best of {of}: {monitor} {figure} with {' '.join(cfg.overrides_of(study.best_params))}"
+    return f"best of {of}: {monitor} {figure} with {' '.join(overrides_of(study.best_params))}"
 
 
 # What is searched.
@@ -228,7 +227,7 @@ def parse(app: str, arguments: Sequence[str]) -> tuple[Space, dict[str, str]]:
     searched = {key: override for key, override in overrides.items() if override.is_sweep_override()}
     fixed = {key: overrides[key].get_value_element_as_str() for key in overrides if key not in searched}
     if not searched:
-        raise cfg.ConfigError(
+        raise ConfigError(
             "hydra/sweeper=optuna: there is nothing to search; give a key several values, "
             "e.g. 'optimizer.lr=interval(0.001, 0.1)'"
         )
@@ -239,7 +238,7 @@ def parse(app: str, arguments: Sequence[str]) -> tuple[Space, dict[str, str]]:
                 raise ValueError(UNSEARCHED[key])
             space[key] = distribution(app, override, fixed)
         except ValueError as error:  # this module's or Optuna's
-            raise cfg.ConfigError(f"{override.input_line}: {error}") from error
+            raise ConfigError(f"{override.input_line}: {error}") from error
     return space, fixed
 
 
@@ -254,7 +253,7 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
         assert values.end is not None
         low, high, log_scale = values.start, values.end, "log" in values.tags
         whole = low == int(low) and high == int(high)
-        composed = compose(app, cfg.overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
+        composed = compose(app, overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
         typed = OmegaConf.select(composed, override.key_or_group)
         if isinstance(typed, float):
             return FloatDistribution(low, high, log=log_scale)
@@ -271,7 +270,7 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def check(app: str, space: Space, fixed: Mapping[str, str]) -> cfg.Config:
+def check(app: str, space: Space, fixed: Mapping[str, str]) -> Config:
     """Every choice and both ends of every interval, each with the first of the other keys; the first of all.
 
     Raises:
@@ -283,16 +282,16 @@ def check(app: str, space: Space, fixed: Mapping[str, str]) -> cfg.Config:
     }
     first = {**{key: values[0] for key, values in ends.items()}, **fixed}
     configs = [
-        cfg.check(compose(app, cfg.overrides_of({**first, key: value})))
+        check_config(compose(app, overrides_of({**first, key: value})))
         for key, values in ends.items()
         for value in values
     ]
     if not all(config.data.val_fraction for config in configs):
-        raise cfg.ConfigError("data.val_fraction=0: a search goes by validation; expected above 0")
+        raise ConfigError("data.val_fraction=0: a search goes by validation; expected above 0")
     return configs[0]
 
 
-def study_name(typical: cfg.Config, space: Space) -> str:
+def study_name(typical: Config, space: Space) -> str:
     """The same for the same search: another one under an old name of a sweep starts from nothing."""
     spaces = {key: distribution_to_json(values) for key, values in sorted(space.items())}
     return hashlib.sha256(json.dumps([identity(typical), spaces]).encode()).hexdigest()[:8]

@@ -9,7 +9,6 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import augmentation
-import config as cfg
-from data import ImageData, Images
-from device_augmentation import BatchTransform
-from distributed import Team
-from interruption import SIGNALS
+from config.errors import ConfigError
+from config.schema import Config
+from data import transforms
+from data.datasets import ImageData, Images
+from data.gpu_transforms import BatchTransform
+from runtime.distributed import Team
+from runtime.rng import preserve_rng_state
+from runtime.signals import SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
@@ -100,14 +101,14 @@ class BatchOrder(Sampler[BatchKey]):
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Whole batches: uint8 [batch, channels, height, width] and labels [batch]."""
 
-    def __init__(self, images: Images, transform: augmentation.Transform | None) -> None:
+    def __init__(self, images: Images, transform: transforms.Transform | None) -> None:
         self.images, self.transform = images, transform
 
     def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         if self.transform is None:
             pixels = self.images.pixels[key.indices]
         else:
-            with own_chance():
+            with preserve_rng_state():
                 places = zip(key.indices.tolist(), key.seeds.tolist(), strict=True)
                 pixels = np.stack([self.augmented(index, seed) for index, seed in places])
         channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
@@ -128,7 +129,7 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, images: Images, transform: augmentation.Transform | None, device: torch.device, compiled_size: int = 0
+        self, images: Images, transform: transforms.Transform | None, device: torch.device, compiled_size: int = 0
     ) -> None:
         self.device, self.compiled_size = device, compiled_size
         self.pixels = torch.from_numpy(images.pixels).to(device).permute(0, 3, 1, 2).contiguous()
@@ -152,42 +153,30 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
         return pixels, self.labels.index_select(0, indices)
 
 
-@contextmanager
-def own_chance() -> Iterator[None]:
-    """Whatever is drawn in here leaves the generators as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
 def training_batches(
-    data: ImageData, config: cfg.Config, team: Team | None = None, device: torch.device | str = "cpu"
+    data: ImageData, config: Config, team: Team | None = None, device: torch.device | str = "cpu"
 ) -> DataLoader[Any]:
     """
     Raises:
         ConfigError: data.pipeline=device cannot do it, or there is not enough to train on for every process.
     """
-    transform = augmentation.training_transform(config.augmentation, data)
-    pairs = augmentation.mixes(config.augmentation)
+    transform = transforms.training_transform(config.augmentation, data)
+    pairs = transforms.mixes(config.augmentation)
     order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, team)
     size = order.team.size
     if config.data.batch_size < 2 * size > 2:
-        raise cfg.ConfigError(
+        raise ConfigError(
             f"data.batch_size={config.data.batch_size}: each of the {size} processes needs two images of every batch; "
             f"expected at least {2 * size}"
         )
     if not len(order):
-        raise cfg.ConfigError(
+        raise ConfigError(
             f"data.train_fraction={config.data.train_fraction}: leaves {len(data.train)} images to train on; "
             f"expected at least {2 * size}"
         )
     if config.data.pipeline == "device":
         if not data.train.decoded:
-            raise cfg.ConfigError(
+            raise ConfigError(
                 "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them, without "
                 "data.image_size; these stay files; expected data.pipeline=cpu"
             )
@@ -197,16 +186,14 @@ def training_batches(
     return loader(data.train, transform, order, config.data.num_workers)
 
 
-def evaluation_batches(
-    images: Images, data: ImageData, config: cfg.Config, team: Team | None = None
-) -> DataLoader[Any]:
-    transform = augmentation.evaluation_transform(config.data.crop_fraction, data)
+def evaluation_batches(images: Images, data: ImageData, config: Config, team: Team | None = None) -> DataLoader[Any]:
+    transform = transforms.evaluation_transform(config.data.crop_fraction, data)
     order = BatchOrder(len(images), config.data.batch_size, seed=None, team=team)
     return loader(images, transform, order, config.data.num_workers)
 
 
 def loader(
-    images: Images, transform: augmentation.Transform | None, order: BatchOrder, workers: int | None
+    images: Images, transform: transforms.Transform | None, order: BatchOrder, workers: int | None
 ) -> DataLoader[Any]:
     if transform is None:
         workers = 0  # a batch is one slice of an array

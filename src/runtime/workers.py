@@ -4,22 +4,16 @@ The sweep's own process hands the runs to workers, processes of their own
 (conf/hydra/launcher/side_by_side.yaml); this is what either side does for that.
 """
 
-import itertools
 import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
-from terminal import say
+from runtime.console import say
 
 stopped_by = 0  # the signal that this process was told to stop with; in a worker, no run starts after it
 
@@ -98,32 +92,3 @@ def leave_if_alone() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:
         os._exit(1)
-
-
-# GPUs, shared with whatever other processes of this code run on the machine.
-
-claims: list[FileLock] = []  # let go by the system when the process ends, however it ends
-
-
-@cache
-def own_gpu() -> int:
-    """The index of a GPU that no more processes have than any other; it stays this process's own."""
-    import torch
-
-    gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
-    return claim(gpus, Path(tempfile.gettempdir()) / f"convmixer-gpus-{os.getuid()}")
-
-
-def claim(gpus: Sequence[str], folder: Path) -> int:
-    """The index of the GPU that was claimed: the first that is free, else the first with one process, …"""
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in itertools.count():
-        for index, gpu in enumerate(gpus):
-            lock = FileLock(folder / f"{gpu}-{place}.lock")
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                continue
-            claims.append(lock)
-            return index
-    raise AssertionError("unreachable")

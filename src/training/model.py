@@ -9,13 +9,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-import config as cfg
-import data
-from distributed import Team
+from config.errors import ConfigError
+from config.schema import Config
+from data import datasets
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
+from runtime.distributed import Team
 
 
-def make_model(config: cfg.Config, channels: int, n_classes: int) -> ConvMixer:
+def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
     """The configured ConvMixer, from a layer, an embedding and a head."""
     model, dropout = config.model, config.dropout
     layer = ConvMixerLayer(
@@ -36,7 +37,7 @@ def make_model(config: cfg.Config, channels: int, n_classes: int) -> ConvMixer:
     return ConvMixer(layer, model.depth, patch_emb, classification)
 
 
-def count_macs(config: cfg.Config, images: data.ImageData) -> int:
+def count_macs(config: Config, images: datasets.ImageData) -> int:
     """Multiply-accumulates of one image's forward pass, in convolutions and the classifier.
 
     Those that the model asks for: a backend may spend more to be faster.
@@ -48,7 +49,7 @@ def count_macs(config: cfg.Config, images: data.ImageData) -> int:
     return counter.get_total_flops() // 2
 
 
-def spread(model: nn.Module, config: cfg.Config, team: Team, device: torch.device) -> nn.Module:
+def spread(model: nn.Module, config: Config, team: Team, device: torch.device) -> nn.Module:
     """The model as it is called in training: over the team's devices, compiled if asked for.
 
     Raises:
@@ -58,7 +59,7 @@ def spread(model: nn.Module, config: cfg.Config, team: Team, device: torch.devic
     if team.size > 1:
         if config.trainer.sync_batch_norm:
             if device.type != "cuda":
-                raise cfg.ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
+                raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = DistributedDataParallel(network)
     return cast(nn.Module, torch.compile(network)) if config.trainer.compile else network
@@ -71,5 +72,5 @@ def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def memory_format(inputs: Tensor, config: cfg.Config) -> Tensor:
+def memory_format(inputs: Tensor, config: Config) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if config.trainer.channels_last else inputs

@@ -18,10 +18,10 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
-import config as cfg
-import workers
-from errors import explain
-from terminal import say
+from config.check import check_config
+from config.errors import ConfigError, explain
+from runtime import workers
+from runtime.console import say
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with exit_on_error():
-            cfg.check(config)
+            check_config(config)
             check_team(config)
             make_output_dir(config)
 
@@ -43,7 +43,7 @@ class SweepCallback(Callback):
             sys.exit(1)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if "n_trials" in config.hydra.sweeper:  # a search: src/search.py checks what it may propose
+        if "n_trials" in config.hydra.sweeper:  # a search: sweeps/search.py checks what it may propose
             self.total, at_once = config.hydra.sweeper.n_trials, config.hydra.sweeper.n_jobs
         else:
             with exit_on_error():
@@ -51,7 +51,7 @@ class SweepCallback(Callback):
                 check_team(config)
             for overrides in jobs:
                 with exit_on_error(of_run=" ".join(overrides)):
-                    cfg.check(compose(config.hydra.job.config_name, overrides))
+                    check_config(compose(config.hydra.job.config_name, overrides))
             with exit_on_error():
                 make_output_dir(config)
             self.total = at_once = len(jobs)
@@ -96,7 +96,7 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
 
 
 def is_first() -> bool:
-    """Whether this process speaks for its team (src/distributed.py), or is alone."""
+    """Whether this process speaks for its team (runtime/distributed.py), or is alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -107,7 +107,7 @@ def check_team(config: DictConfig) -> None:
     """
     named = any(override.startswith("sweep=") for override in config.hydra.overrides.task)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
-        raise cfg.ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
+        raise ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
 
 
 def make_output_dir(config: DictConfig) -> None:
@@ -118,9 +118,7 @@ def make_output_dir(config: DictConfig) -> None:
     try:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cfg.ConfigError(
-            f"output_dir={config.output_dir}: {error.strerror}; expected a folder to write to"
-        ) from error
+        raise ConfigError(f"output_dir={config.output_dir}: {error.strerror}; expected a folder to write to") from error
 
 
 @contextmanager

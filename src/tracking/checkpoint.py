@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import config as cfg
+from config import schema
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Checkpoints:
         config: how often a state is written.
     """
 
-    def __init__(self, folder: Path, identity: str, config: cfg.Checkpoint) -> None:
+    def __init__(self, folder: Path, identity: str, config: schema.Checkpoint) -> None:
         self.folder, self.identity, self.config = folder, identity, config
         self.written_at = time.monotonic()
         self.cost = 0.0  # seconds that writing took

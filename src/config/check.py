@@ -1,0 +1,67 @@
+"""Checks a composed config: every constraint of config/schema.py, and what must fit together."""
+
+from dataclasses import asdict
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from config.errors import ConfigError, parent, suggest
+from config.schema import SGD, Config, WarmedUp, flatten, keys_of
+
+
+def check_config(composed: DictConfig) -> Config:
+    """The composed config as typed objects.
+
+    Raises:
+        ConfigError: a value is outside its constraint, or two do not fit together.
+    """
+    composed = composed.copy()
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra", None)
+    config = cast(Config, OmegaConf.to_object(composed))
+    known = [path for path, _ in flatten(asdict(config))]
+    for path, _ in flatten(OmegaConf.to_container(composed)):
+        if path not in known:  # appended with +key=value
+            siblings = [other.rpartition(".")[2] for other in known if parent(other) == parent(path)]
+            raise ConfigError(f"{path}: there is no such key; {suggest(path, siblings)}")
+    for path, value, constraint in keys_of(config):
+        if constraint and value is not None and not constraint.holds(value):
+            raise ConfigError(f"{path}={value}: expected {constraint.expected}")
+    check_together(config)
+    return config
+
+
+def check_together(config: Config) -> None:
+    model, dropout, data, trainer = config.model, config.dropout, config.data, config.trainer
+    augmentation = config.augmentation
+    if dropout.rate and not (dropout.blocks or dropout.head or dropout.stochastic_depth):
+        raise ConfigError(
+            f"dropout.rate={dropout.rate}: there is no place for it; "
+            "choose dropout=blocks, head, all or stochastic_depth"
+        )
+    if dropout.stochastic_depth and not (model.residual_depthwise or model.residual_pointwise):
+        raise ConfigError(
+            f"dropout.stochastic_depth={dropout.stochastic_depth}: needs a residual branch to drop, "
+            "model.residual_depthwise=true or model.residual_pointwise=true"
+        )
+    if (augmentation.mixup or augmentation.cutmix) and data.batch_size % 2:
+        raise ConfigError(f"data.batch_size={data.batch_size}: mixup and cutmix pair images; expected an even number")
+    if (data.mean is None) != (data.std is None):
+        raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: give both, or null for both")
+    if trainer.early_stopping.patience is not None and not data.val_fraction:
+        raise ConfigError(
+            f"trainer.early_stopping.patience={trainer.early_stopping.patience}: "
+            "needs a validation set, data.val_fraction above 0"
+        )
+    if trainer.accumulation_steps > data.batch_size:
+        raise ConfigError(
+            f"trainer.accumulation_steps={trainer.accumulation_steps}: "
+            f"expected at most data.batch_size={data.batch_size}"
+        )
+    if isinstance(config.scheduler, WarmedUp) and config.scheduler.warmup_epochs >= trainer.epochs:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={config.scheduler.warmup_epochs}: "
+            f"expected fewer than trainer.epochs={trainer.epochs}"
+        )
+    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and not config.optimizer.momentum:
+        raise ConfigError("optimizer.nesterov=true: needs optimizer.momentum above 0")
