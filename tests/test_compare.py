@@ -538,7 +538,7 @@ def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
         write_run(tmp_path / "s" / f"{i}", config=tree, best__val__accuracy=generator.normal(0.9, 0.01))
     measure = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r})\n"
-        "import time; from pathlib import Path; from compare import compare\n"
+        "import time; from pathlib import Path; from comparison.compare import compare\n"
         "assert len(compare([Path('s')])) == 1000\n"
         "print(Path('/proc/self/status').read_text() if Path('/proc').exists() else 'VmHWM: 0 kB')\n"
         "print('seconds:', time.process_time())"
