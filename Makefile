@@ -1,19 +1,30 @@
 PYTHON ?= python3
+PYTEST = .venv/bin/python -m pytest -n 4 --maxschedchunk 1
 
-.PHONY: sweep test check
-sweep: .venv/installed ## set up and run four runs on embedded data
+.PHONY: help sweep test test-fast check
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+sweep: .venv/running ## set up, then train four ConvMixers on embedded digits and compare them
 	.venv/bin/python src/train.py -m model.kernel_size=5,9 model.depth=8,16
 
-test: .venv/installed ## set up and pass the tests
-	.venv/bin/python -m pytest -n 4 --maxschedchunk 1
+test: .venv/testing ## set up, then run all tests
+	$(PYTEST)
 
-check: .venv/installed ## lint and type check
+test-fast: .venv/testing ## set up, then run all tests that start no long trainings: under two minutes
+	$(PYTEST) -m "not slow"
+
+check: .venv/testing ## set up, then format, lint and type check
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-.venv/installed: requirements.txt
+.venv/running: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --upgrade pip
-	.venv/bin/pip install -q -r requirements.txt
-	touch .venv/installed
+	.venv/bin/pip install -q -r requirements.txt -c constraints.txt
+	touch $@
+
+.venv/testing: .venv/running requirements-dev.txt
+	.venv/bin/pip install -q -r requirements-dev.txt -c constraints.txt
+	touch $@
