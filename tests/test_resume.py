@@ -108,6 +108,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert ids == {parts["wandb_id"]}
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    ["one_cycle", "constant", "constant scheduler.warmup_epochs=1", "cosine", "step scheduler.decay_epochs=0.3"],
+)
+def test_interrupted_in_the_middle_of_an_epoch_and_resumed_with_every_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    overrides = (f"scheduler={scheduler}".split()[0], *scheduler.split()[1:], "trainer.epochs=2", "data.batch_size=40")
+    run.run(configured(tmp_path, *overrides, sweep="whole"), [])  # 10 steps an epoch
+    with monkeypatch.context() as patched:
+        signal_at_step(4, patched)
+        with pytest.raises(SystemExit):
+            run.run(configured(tmp_path, *overrides, sweep="parts"), [])
+    (state,) = (tmp_path / "parts").glob("*/checkpoints/last.pt")
+    assert torch.load(state)["position"][:2] == (1, 4)
+    run.run(configured(tmp_path, *overrides, sweep="parts"), [])
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def signal_at_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's warning reaches the process during a step of the run."""
+    seed_rngs = run.seed_rngs
+
+    def seed_and_signal(seed: int, number: int, rank: int) -> None:
+        seed_rngs(seed, number, rank)
+        if number == step:
+            signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(run, "seed_rngs", seed_and_signal)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "text"])
 def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture

@@ -17,7 +17,7 @@ from ops.depthwise import BACKENDS
 from processes import REPOSITORY
 from tracking.run_folder import COLUMNS
 from training.model import make_model
-from training.optimization import make_optimizer, make_scheduler
+from training.optimization import make_optimizer
 
 Train = Callable[..., Finished]
 TIMES = ["images_per_second", "seconds"]
@@ -160,39 +160,54 @@ def test_a_device_that_is_not_there_is_an_error(train: Train) -> None:
     assert "trainer.device=cuda: not available on this machine; expected auto or cpu" in error
 
 
-# The learning rate.
+# The learning rate. With all images in one batch an epoch is one step, whose rate is in its row.
 
 
-def rates(*overrides: str, epochs: int = 10, steps: int = 7) -> list[float]:
-    config = checked("optimizer.lr=0.04", *overrides)
-    optimizer = make_optimizer(torch.nn.Linear(2, 2), config.optimizer)
-    scheduler = make_scheduler(optimizer, config.scheduler, epochs, steps)
-    seen = []
-    for step in range(1, epochs * steps + 1):
-        scheduler.step_update(step)
-        seen.append(optimizer.param_groups[0]["lr"])
-    return seen
+def rates(train: Train, *overrides: str, epochs: int) -> list[float]:
+    done = train("data.batch_size=2000", "data.train_fraction=0.1", f"trainer.epochs={epochs}", "optimizer.lr=0.04",
+                 *overrides)  # fmt: skip
+    assert done.summary["status"] == "completed", done.summary["error"]
+    return list(done.metrics["lr"])
 
 
-@pytest.mark.parametrize("epochs", [1, 10, 25])
-def test_one_cycle_is_the_published_formula_at_every_step(epochs: int) -> None:
-    steps = 7
-    done = [(epoch + (i + 1) / steps) / epochs for epoch in range(epochs) for i in range(steps)]
-    expected = np.interp(done, [0, 2 / 5, 4 / 5, 1], [0, 0.04, 0.04 / 20, 0])
-    np.testing.assert_allclose(rates(epochs=epochs, steps=steps), expected, atol=1e-12)
+def test_one_cycle_is_the_published_formula_at_every_step(train: Train) -> None:
+    expected = np.interp(np.arange(1, 8) / 7, [0, 2 / 5, 4 / 5, 1], [0, 0.04, 0.04 / 20, 0])
+    np.testing.assert_allclose(rates(train, "scheduler=one_cycle", epochs=7), expected, atol=1e-12)
 
 
-def test_the_other_schedules() -> None:
-    cosine = rates("scheduler=cosine", "scheduler.warmup_epochs=2", "scheduler.min_lr=0.001")
-    assert cosine[0] == pytest.approx(0.04 / 14)
-    assert max(cosine) <= 0.04
-    assert cosine[-1] == pytest.approx(0.001)
-    middle = 0.001 + (0.04 - 0.001) * (1 + math.cos(math.pi * 35 / 70)) / 2
-    assert cosine[34] == pytest.approx(middle)
-    step = rates("scheduler=step", "scheduler.decay_epochs=5", "scheduler.decay_rate=0.1")
-    assert step[0] == pytest.approx(0.04)
-    assert step[-2] == pytest.approx(0.004)
-    assert rates("scheduler=constant") == [0.04] * 70
+def test_cosine_begins_where_the_warm_up_ends_and_wastes_no_step(train: Train) -> None:
+    assert rates(train, "scheduler=cosine", "scheduler.warmup_epochs=0", epochs=1) == [0.04]
+    seen = rates(train, "scheduler=cosine", "scheduler.warmup_epochs=2", epochs=6)
+    cosine = [0.04 * (1 + math.cos(math.pi * done / 4)) / 2 for done in range(4)]
+    np.testing.assert_allclose(seen, [0.02, 0.04, *cosine], rtol=1e-12)
+    ends = rates(train, "scheduler=cosine", "scheduler.warmup_epochs=0", "scheduler.min_lr=0.01", epochs=4)
+    np.testing.assert_allclose(ends, [0.01 + 3 / 4 * rate for rate in cosine], rtol=1e-12)
+
+
+def test_step_decays_after_whole_periods(train: Train) -> None:
+    seen = rates(train, "scheduler=step", "scheduler.decay_epochs=2", "scheduler.decay_rate=0.5", epochs=5)
+    np.testing.assert_allclose(seen, [0.04, 0.04, 0.02, 0.02, 0.01], rtol=1e-12)
+    warm = rates(train, "scheduler=step", "scheduler.decay_epochs=3", "scheduler.warmup_epochs=2", epochs=4)
+    np.testing.assert_allclose(warm, [0.02, 0.04, 0.04, 0.004], rtol=1e-12)
+
+
+def test_constant_stays_after_the_warm_up(train: Train) -> None:
+    assert rates(train, "scheduler=constant", epochs=2) == [0.04] * 2
+    warm = rates(train, "scheduler=constant", "scheduler.warmup_epochs=2", epochs=4)
+    np.testing.assert_allclose(warm, [0.02, 0.04, 0.04, 0.04], rtol=1e-12)
+
+
+def test_an_epochs_rate_is_that_of_its_last_step(train: Train) -> None:
+    done = train("scheduler=step", "scheduler.decay_epochs=1", "optimizer.lr=0.04", "data.train_fraction=0.1")
+    np.testing.assert_allclose(done.metrics["lr"], [0.04, 0.004], rtol=1e-12)
+
+
+def test_a_run_whose_only_step_has_rate_zero_is_an_error(train: Train) -> None:
+    done = train("data.batch_size=2000", "trainer.epochs=1")
+    assert done.summary["status"] == "failed"
+    assert "trainer.epochs=1" in done.summary["error"]
+    assert "scheduler=one_cycle" in done.summary["error"]
+    assert done.metrics.empty
 
 
 def test_weight_decay_spares_norms_and_biases_unless_told_otherwise() -> None:

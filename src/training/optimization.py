@@ -1,12 +1,14 @@
 """The optimizer and the learning rate over the run."""
 
+import math
+
 import torch
-from timm.scheduler.scheduler import Scheduler
-from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
 from config import schema
+from config.errors import ConfigError
+from config.schema import Config, Cosine, Step, WarmedUp
 
 
 def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
@@ -25,43 +27,51 @@ def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
     return kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
-class OneCycle(Scheduler):
-    """The authors' schedule, piecewise linear in the share of the run that is done.
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step of the run, the first being 1.
 
-    0 at the start, the optimizer's rate at 2/5, a twentieth of it at 4/5, 0 at the end
-    (locuslab/convmixer-cifar10).
+    `one_cycle` is the authors' (locuslab/convmixer-cifar10): linear from 0 at the start to optimizer.lr at 2/5 of
+    the run, to a twentieth of it at 4/5, to 0 at the end. The others rise linearly to optimizer.lr at the last step
+    of the warm-up; the step after it has that rate, too, and the decay begins there.
     """
+    schedule, lr = config.scheduler, config.optimizer.lr
+    total = config.trainer.epochs * steps_per_epoch
+    if not isinstance(schedule, WarmedUp):
+        return lr * one_cycle(step / total)
+    warmup = schedule.warmup_epochs * steps_per_epoch
+    if step <= warmup:
+        return step * (lr / warmup)
+    done = step - 1
+    if isinstance(schedule, Cosine):
+        cosine = math.cos(math.pi * (done - warmup) / (total - warmup))
+        return schedule.min_lr + (lr - schedule.min_lr) * (1 + cosine) / 2
+    if isinstance(schedule, Step):
+        periods = done / (schedule.decay_epochs * steps_per_epoch)
+        return lr * schedule.decay_rate ** math.floor(periods + 1e-9)  # a whole number may have been rounded down
+    return lr
 
-    def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
-        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
-        self.total_steps = total_steps
 
-    def _get_lr(self, t: int) -> list[float]:
-        done = t / self.total_steps
-        if done < 2 / 5:
-            factor = done / (2 / 5)
-        elif done < 4 / 5:
-            factor = 1 - (done - 2 / 5) / (2 / 5) * (1 - 1 / 20)
-        else:
-            factor = (1 - done) / (1 / 5) / 20
-        return [lr * max(0.0, factor) for lr in self.base_values]
+def one_cycle(done: float) -> float:
+    """The share of optimizer.lr when this share of the run is done."""
+    if done < 2 / 5:
+        return done / (2 / 5)
+    if done < 4 / 5:
+        return 1 - (done - 2 / 5) / (2 / 5) * (1 - 1 / 20)
+    return max(0.0, (1 - done) / (1 / 5) / 20)
 
 
-def make_scheduler(optimizer: Optimizer, config: schema.Scheduler, epochs: int, steps_per_epoch: int) -> Scheduler:
-    """A scheduler in timm's interface; `step_update(n)` sets the rate of the n-th step, from 1."""
-    if config.name == "one_cycle":
-        return OneCycle(optimizer, epochs * steps_per_epoch)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.name,
-        num_epochs=epochs,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-        warmup_lr=0.0,
-        warmup_epochs=config.warmup_epochs if isinstance(config, schema.WarmedUp) else 0,
-        min_lr=config.min_lr if isinstance(config, schema.Cosine) else 0.0,
-        decay_epochs=config.decay_epochs if isinstance(config, schema.Step) else None,
-        decay_rate=config.decay_rate if isinstance(config, schema.Step) else 1.0,
-    )
-    assert scheduler is not None
-    return scheduler
+def check_schedule(config: Config, steps_per_epoch: int) -> None:
+    """
+    Raises:
+        ConfigError: every step of the run has learning rate 0: a single one, with one_cycle.
+    """
+    if config.trainer.epochs * steps_per_epoch == 1 and not learning_rate(config, 1, 1):
+        raise ConfigError(
+            f"trainer.epochs=1: the run has a single step, in which scheduler={config.scheduler.name} has learning "
+            "rate 0; expected more epochs, a smaller data.batch_size or another scheduler"
+        )
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

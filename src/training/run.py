@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +37,7 @@ from tracking.run_folder import Record, RunBusy
 from tracking.wandb_logger import run_of_agent
 from training.metrics import Best, NotFinite, Patience, Sums
 from training.model import count_macs, make_average, make_model, memory_format, spread
-from training.optimization import make_optimizer, make_scheduler
+from training.optimization import check_schedule, learning_rate, make_optimizer, set_lr
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +119,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
     if config.trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config.optimizer)
-    scheduler = make_scheduler(optimizer, config.scheduler, config.trainer.epochs, len(training))
+    check_schedule(config, len(training))
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
     average = make_average(model, config.trainer.ema_decay)
     evaluated = average.module if average else model
@@ -196,7 +195,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
             network.train()
             for step, (pixels, labels) in enumerate(to_device(training, device), start=steps_done + 1):
                 update = (epoch - 1) * len(training) + step
-                scheduler.step_update(update)
+                set_lr(optimizer, learning_rate(config, update, len(training)))
                 seed_rngs(config.seed, update, team.rank)
                 inputs, targets = mix_and_erase(normalize(pixels), labels)
                 inputs = memory_format(inputs, config)
@@ -218,7 +217,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
                     average.update_parameters(model)
 
                 if team.rank == 0 and progress.is_due():  # what the others meet reaches it with the next step
-                    stop_if_not_finite(sums, scheduler)
+                    stop_if_not_finite(sums, config, len(training))
                     rate = step * config.data.batch_size / (time.perf_counter() - epoch_started)
                     progress.show(epoch, step, *sums.means(), current_lr(optimizer), rate)
                 if team.size == 1 or update % 8 == 0:
@@ -228,7 +227,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
                     if asked:
                         stop.heed()
             total = sums.over(team)
-            stop_if_not_finite(total, scheduler)
+            stop_if_not_finite(total, config, len(training))
             team.share_buffers(evaluated)
             trained = time.perf_counter() - epoch_started
 
@@ -332,14 +331,13 @@ def is_asked_to_stop(stop: StopRequest, team: Team) -> bool:
     return number > 0
 
 
-def stop_if_not_finite(sums: Sums, scheduler: Scheduler) -> None:
+def stop_if_not_finite(sums: Sums, config: Config, steps_per_epoch: int) -> None:
     """
     Raises:
         NotFinite: the training loss was NaN or infinite at some step of the epoch.
     """
     if step := sums.bad_step():
-        scheduler.step_update(step)
-        raise NotFinite("training", step, current_lr(scheduler.optimizer))
+        raise NotFinite("training", step, learning_rate(config, step, steps_per_epoch))
 
 
 def about(config: Config, images: datasets.ImageData) -> dict[str, Any]:
