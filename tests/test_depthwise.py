@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from conftest import checked
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from ops.depthwise import BACKENDS, DepthwiseConv2d, depthwise, fastest
-from tracking.identity import identity
+from tracking.identity import run_id
 from training.model import make_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,6 +114,6 @@ def test_the_backend_is_a_key_and_no_part_of_a_runs_identity() -> None:
     assert (
         make_model(checked("model.backend=toeplitz"), 1, 10).conv_mixer_layers[0].depth_wise_conv.backend == "toeplitz"
     )
-    assert identity(checked("model.backend=toeplitz")) == identity(checked())
+    assert run_id(checked("model.backend=toeplitz")) == run_id(checked())
     with pytest.raises(ValueError, match=r"backend='fast': expected one of auto, reference, stacked, toeplitz"):
         ConvMixerLayer(8, 3, backend="fast")

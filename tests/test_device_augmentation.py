@@ -25,7 +25,7 @@ from data import datasets, gpu_transforms
 from data.batches import BatchKey, DeviceBatches, training_batches
 from data.gpu_transforms import BICUBIC, BILINEAR, NEAREST
 from data.transforms import training_transform
-from runtime.distributed import Team
+from runtime.distributed import World
 from training import run
 
 INCREASING = timm.data.auto_augment._RAND_INCREASING_TRANSFORMS
@@ -378,9 +378,9 @@ def test_it_can_be_compiled_as_one_graph() -> None:
     assert torch.equal(compiled(to_batch(PIXELS), uniforms), transform(to_batch(PIXELS), uniforms))
 
 
-def batches(*overrides: str, images: datasets.ImageData | None = None, team: Team | None = None) -> Any:
+def batches(*overrides: str, images: datasets.ImageData | None = None, world: World | None = None) -> Any:
     config = checked("data=cifar10", "data.batch_size=16", "data.pipeline=device", *overrides)
-    return training_batches(images or photograph_data(), config, team)
+    return training_batches(images or photograph_data(), config, world)
 
 
 @pytest.mark.parametrize("name", ["rand-m9-t3a", "rand-m9-inc1-tweights"])
@@ -425,7 +425,7 @@ def test_a_batch_depends_on_the_seed_the_epoch_and_its_number_alone() -> None:
 
 
 def test_a_teams_shares_are_the_batch() -> None:
-    shares = [batches("augmentation=paper", team=Team(rank, 2)) for rank in range(2)]
+    shares = [batches("augmentation=paper", world=World(rank, 2)) for rank in range(2)]
     for alone, *parts in zip(batches("augmentation=paper"), *shares, strict=True):
         together = {image.numpy().tobytes() for pixels, _ in parts for image in pixels}
         assert together == {image.numpy().tobytes() for image in alone[0]}

@@ -19,7 +19,7 @@ from data import datasets
 from data.batches import BatchKey, BatchOrder, evaluation_batches, training_batches
 from data.transforms import Normalize
 from processes import REPOSITORY, Command
-from runtime.distributed import Team
+from runtime.distributed import World
 from runtime.signals import StopRequest
 from training import run
 from training.model import make_model
@@ -47,26 +47,26 @@ def torchrun(processes: int, *arguments: str, cwd: Path) -> subprocess.Completed
     )
 
 
-def start_team(*arguments: str, cwd: Path) -> list[Command]:
-    """The two processes of a team, without torchrun: quicker, and a signal can be sent to one of them."""
+def start_ranks(*arguments: str, cwd: Path) -> list[Command]:
+    """Two ranks of one run, without torchrun: quicker, and a signal can be sent to one of them."""
     with socket.create_server(("localhost", 0)) as free:
         port = str(free.getsockname()[1])
     meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     return [start(*arguments, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in ("0", "1")]
 
 
-def outputs(team: list[Command]) -> list[str]:
-    return [process.communicate(timeout=120)[0] for process in team]
+def outputs(ranks: list[Command]) -> list[str]:
+    return [process.communicate(timeout=120)[0] for process in ranks]
 
 
 @pytest.mark.parametrize("length", [60, 61, 67])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_team_shares_every_batch(length: int, size: int) -> None:
-    def keys(team: Team) -> list[BatchKey]:
-        return list(BatchOrder(length, 16, seed=3, pairs=True, team=team))
+    def keys(world: World) -> list[BatchKey]:
+        return list(BatchOrder(length, 16, seed=3, pairs=True, world=world))
 
-    alone = keys(Team())
-    shares = [keys(Team(rank, size)) for rank in range(size)]
+    alone = keys(World())
+    shares = [keys(World(rank, size)) for rank in range(size)]
     assert len({len(share) for share in shares}) == 1
     for batch, parts in enumerate(zip(*shares, strict=True)):
         together = np.concatenate([part.indices for part in parts])
@@ -83,7 +83,7 @@ def test_a_team_shares_every_batch(length: int, size: int) -> None:
 def test_a_team_divides_its_shares_into_as_many_parts(pairs: bool) -> None:
     for size, batch_size, asked in ((1, 12, 5), (2, 10, 5), (2, 12, 3), (3, 16, 4), (3, 6, 6)):
         for length in range(2 * size, 3 * batch_size):
-            orders = [BatchOrder(length, batch_size, 3, pairs, Team(rank, size)) for rank in range(size)]
+            orders = [BatchOrder(length, batch_size, 3, pairs, World(rank, size)) for rank in range(size)]
             for batch, keys in enumerate(zip(*orders, strict=True)):
                 counts = {order.parts(batch, asked) for order in orders}
                 assert len(counts) == 1
@@ -108,20 +108,20 @@ def test_too_little_for_every_process_is_an_error(overrides: list[str], size: in
     config = checked(*overrides)
     images = datasets.load(config.data, config.model.patch_size)
     with pytest.raises(ConfigError, match=error):
-        training_batches(images, config, Team(0, size))
+        training_batches(images, config, World(0, size))
 
 
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     alone = command(*ARGUMENTS, "data.batch_size=30", "sweep=one", cwd=tmp_path)
     parts = ("data.batch_size=30", "trainer.accumulation_steps=5")  # of 16 and 14 images
-    team = torchrun(2, *ARGUMENTS, *parts, "sweep=two", cwd=tmp_path)
-    assert (alone.returncode, team.returncode) == (0, 0), alone.stderr + team.stderr
+    ranks = torchrun(2, *ARGUMENTS, *parts, "sweep=two", cwd=tmp_path)
+    assert (alone.returncode, ranks.returncode) == (0, 0), alone.stderr + ranks.stderr
     one, two = (pd.read_csv(next(tmp_path.glob(f"outputs/{sweep}/*/metrics.csv"))) for sweep in ("one", "two"))
     np.testing.assert_allclose(one[COLUMNS], two[COLUMNS], rtol=1e-4)
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/summary.json")]
     assert [summary["status"] for summary in summaries] == ["completed"] * 2
     assert summaries[0]["test/loss"] == pytest.approx(summaries[1]["test/loss"], rel=1e-4)
-    assert team.stdout.count("epoch 2/2") == 1  # one voice
+    assert ranks.stdout.count("epoch 2/2") == 1  # one voice
 
 
 AVERAGED = ("trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1")
@@ -129,19 +129,19 @@ AVERAGED = ("trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1
 
 def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, *AVERAGED, "data.train_fraction=1", "data.batch_size=8", "trainer.epochs=2")
-    texts = outputs(start_team(*arguments, "sweep=whole", cwd=tmp_path))
+    texts = outputs(start_ranks(*arguments, "sweep=whole", cwd=tmp_path))
     assert [summary["status"] for summary in summaries(tmp_path / "outputs" / "whole")] == ["completed"], texts
 
     arguments += ("checkpoint.minutes=1e-6",)  # whenever it can be
-    team = start_team(*arguments, "sweep=parts", cwd=tmp_path)
+    ranks = start_ranks(*arguments, "sweep=parts", cwd=tmp_path)
     sweep = tmp_path / "outputs" / "parts"
-    wait_for(lambda: [*sweep.glob("*/checkpoints/last.pt")], team[0])
-    team[1].send_signal(signal.SIGUSR1)
-    texts = outputs(team)
-    assert [process.returncode for process in team] == [128 + signal.SIGUSR1] * 2, texts
+    wait_for(lambda: [*sweep.glob("*/checkpoints/last.pt")], ranks[0])
+    ranks[1].send_signal(signal.SIGUSR1)
+    texts = outputs(ranks)
+    assert [process.returncode for process in ranks] == [128 + signal.SIGUSR1] * 2, texts
     (last,) = sweep.glob("*/checkpoints/last.pt")
     epoch, step = torch.load(last)["position"][:2]  # within an epoch, but for bad luck
-    texts = outputs(start_team(*arguments, "sweep=parts", cwd=tmp_path))
+    texts = outputs(start_ranks(*arguments, "sweep=parts", cwd=tmp_path))
     assert f"goes on after step {step} of epoch {epoch}" in texts[0]
 
     one, two = (pd.read_csv(next(tmp_path.glob(f"outputs/{sweep}/*/metrics.csv"))) for sweep in ("whole", "parts"))
@@ -150,20 +150,20 @@ def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 
 def test_a_signal_to_one_process_stops_the_team_after_an_epoch(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, "data.batch_size=2000", "trainer.epochs=1000")  # epochs of one step
-    team = start_team(*arguments, "sweep=s", cwd=tmp_path)
+    ranks = start_ranks(*arguments, "sweep=s", cwd=tmp_path)
     wait_for(
-        lambda: any(path.read_text().count("\n") > 1 for path in tmp_path.glob("outputs/s/*/metrics.csv")), team[0]
+        lambda: any(path.read_text().count("\n") > 1 for path in tmp_path.glob("outputs/s/*/metrics.csv")), ranks[0]
     )
-    team[1].send_signal(signal.SIGUSR1)
-    texts = outputs(team)
-    assert [process.returncode for process in team] == [128 + signal.SIGUSR1] * 2, texts
+    ranks[1].send_signal(signal.SIGUSR1)
+    texts = outputs(ranks)
+    assert [process.returncode for process in ranks] == [128 + signal.SIGUSR1] * 2, texts
     (summary,) = summaries(tmp_path / "outputs" / "s")
     assert summary["status"] == "interrupted"
 
 
 def test_a_team_validates_the_weights_that_it_keeps(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, *AVERAGED, "data.batch_size=8")  # the statistics of four images differ
-    texts = outputs(start_team(*arguments, "sweep=s", cwd=tmp_path))
+    texts = outputs(start_ranks(*arguments, "sweep=s", cwd=tmp_path))
     (folder,) = [path.parent for path in tmp_path.glob("outputs/s/*/metrics.csv")]
     (summary,) = summaries(tmp_path / "outputs" / "s")
     assert summary["status"] == "completed", texts
@@ -174,7 +174,7 @@ def test_a_team_validates_the_weights_that_it_keeps(tmp_path: Path) -> None:
     model.load_state_dict(torch.load(folder / "checkpoints" / "best.pt")["model"])
     cpu = torch.device("cpu")
     batches = evaluation_batches(images.val, images, config)
-    validated = run.evaluate(model, batches, Normalize(images, cpu), config, cpu, Team(), StopRequest())
+    validated = run.evaluate(model, batches, Normalize(images, cpu), config, cpu, World(), StopRequest())
     assert validated.means() == pytest.approx((summary["best/val/loss"], summary["best/val/accuracy"]), rel=1e-6)
 
 
@@ -193,6 +193,6 @@ def test_the_processes_must_share_a_name(tmp_path: Path) -> None:
 
 
 def test_batch_norm_over_processes_without_gpus_is_an_error(tmp_path: Path) -> None:
-    team = start_team(*ARGUMENTS, "trainer.sync_batch_norm=true", "sweep=s", cwd=tmp_path)
-    assert "trainer.sync_batch_norm=true: PyTorch has it for GPUs only" in outputs(team)[0]
-    assert [process.returncode for process in team] == [1, 1]
+    ranks = start_ranks(*ARGUMENTS, "trainer.sync_batch_norm=true", "sweep=s", cwd=tmp_path)
+    assert "trainer.sync_batch_norm=true: PyTorch has it for GPUs only" in outputs(ranks)[0]
+    assert [process.returncode for process in ranks] == [1, 1]

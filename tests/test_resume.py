@@ -16,9 +16,9 @@ from PIL import Image
 import wandb_files
 from config.schema import Config
 from conftest import checked, command, metrics, start, summaries, wait_for
-from runtime.distributed import Team
+from runtime.distributed import World
 from tracking import plots
-from tracking.identity import identity
+from tracking.identity import run_id
 from tracking.run_folder import Record, RunBusy
 from training import run
 
@@ -181,7 +181,7 @@ def stopped_hard(*_: object) -> None:
 
 def test_a_run_of_another_name_is_the_same_run(tmp_path: Path) -> None:
     def record(*overrides: str) -> Record:
-        return Record(configured(tmp_path, *overrides), list(overrides), Team())
+        return Record(configured(tmp_path, *overrides), list(overrides), World())
 
     first = record("dropout=blocks", "dropout.rate=0")
     with pytest.raises(RunBusy):
@@ -199,7 +199,7 @@ def test_a_folder_of_images_is_known_by_what_is_in_it(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
-        return identity(configured(tmp_path, "data=image_folder", f"data.root={tmp_path / name}"))
+        return run_id(configured(tmp_path, "data=image_folder", f"data.root={tmp_path / name}"))
 
     assert images("here", 3) == images("moved", 3)
     assert images("other", 4) != images("another", 3)

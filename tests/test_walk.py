@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 
 from conftest import checked, summaries
 from processes import REPOSITORY, environment_of
-from tracking.identity import identity
+from tracking.identity import run_id
 
 SCRIPT = REPOSITORY / "experiments" / "convmixer-experiment-cifar10.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
@@ -83,7 +83,7 @@ def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Pa
     (line,) = re.findall(r"^python src/train.py -m (.*)$", finished.stdout, re.MULTILINE)
     repeated = [argument for argument in shlex.split(line) if not re.match("dropout=|seed=", argument)]
     for dropout in ("none", "all"):
-        run = identity(checked(*repeated, f"dropout={dropout}", "seed=0"))
+        run = run_id(checked(*repeated, f"dropout={dropout}", "seed=0"))
         assert list((tmp_path / "walk").glob(f"*-{run}")), "the command would train it once more"
 
 

@@ -22,7 +22,7 @@ from config.errors import ConfigError
 from config.schema import register
 from conftest import TINY, Finished, checked, command
 from processes import REPOSITORY, environment_of
-from tracking.identity import identity
+from tracking.identity import run_id
 from wandb_server import WandbServer
 
 SMALL = (*TINY, "data.train_fraction=0.1")
@@ -76,7 +76,7 @@ def test_agents_are_given_the_runs_of_the_same_sweep_here() -> None:
         given = {"args": {key: {"value": space["values"][point]} for key, space in parameters.items()}}
         agents = checked(*before[3:], *create_sweep_command_args(given)["args_no_hyphens"])
         ours = checked(*fixed, *(f"{key}={values[point]}" for key, values in swept.items()))
-        assert identity(agents) == identity(ours) and (agents.sweep, agents.wandb.mode) == ("s", "online")
+        assert run_id(agents) == run_id(ours) and (agents.sweep, agents.wandb.mode) == ("s", "online")
 
 
 def test_an_experiments_own_values_are_swept_over_unless_said_otherwise() -> None:

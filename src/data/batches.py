@@ -23,7 +23,7 @@ from config.schema import Config
 from data import transforms
 from data.datasets import ImageData, Images
 from data.gpu_transforms import BatchTransform
-from runtime.distributed import Team
+from runtime.distributed import World
 from runtime.rng import preserve_rng_state
 from runtime.signals import SIGNALS
 
@@ -52,18 +52,18 @@ class BatchOrder(Sampler[BatchKey]):
     """Which images make up the batches of an epoch: all of them once, in random order for training.
 
     The last batch is smaller where they do not divide evenly; with `pairs` an odd one leaves one image out.
-    Of every batch a process of a team gets its share, in such a way that images which mixup or cutmix pairs
+    Of every batch each rank gets its share, in such a way that images which mixup or cutmix pairs
     (the first with the last, and so on) stay together.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int | None, pairs: bool = False, team: Team | None = None
+        self, length: int, batch_size: int, seed: int | None, pairs: bool = False, world: World | None = None
     ) -> None:
         self.length = length - length % 2 if pairs else length
         self.drawn_from, self.batch_size, self.seed = length, batch_size, seed
-        self.team = team or Team()
+        self.world = world or World()
         left_over = self.length % batch_size
-        if seed is not None and left_over < 2 * self.team.size > 2:
+        if seed is not None and left_over < 2 * self.world.size > 2:
             self.length -= left_over  # every process needs a pair to train on
         self.epoch = 0
         self.start = 0  # batches of the epoch that are done
@@ -72,17 +72,17 @@ class BatchOrder(Sampler[BatchKey]):
         return -(-self.length // self.batch_size)
 
     def size(self, batch: int) -> int:
-        """Images of a batch, counted from 0, over the whole team."""
+        """Images of a batch, counted from 0, over all ranks."""
         return min(self.batch_size, self.length - batch * self.batch_size)
 
     def owners(self, images: int) -> NDArray[np.int64]:
         """Which process has each place of a batch of so many images."""
         places = np.arange(images)
-        return np.minimum(places, places[::-1]) % self.team.size
+        return np.minimum(places, places[::-1]) % self.world.size
 
     def parts(self, batch: int, asked: int) -> int:
         """Into how many parts, at most as many as asked for, every process can divide its share of a batch."""
-        shares = np.bincount(self.owners(self.size(batch)), minlength=self.team.size)
+        shares = np.bincount(self.owners(self.size(batch)), minlength=self.world.size)
         return min(asked, int(shares.min()))
 
     def __iter__(self) -> Iterator[BatchKey]:
@@ -92,7 +92,7 @@ class BatchOrder(Sampler[BatchKey]):
         for batch in range(self.start, len(self)):
             places = np.arange(self.size(batch))
             seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(len(places))
-            mine = self.owners(len(places)) == self.team.rank
+            mine = self.owners(len(places)) == self.world.rank
             if mine.any():
                 indices = order[batch * self.batch_size + places]
                 yield BatchKey(indices[mine], places[mine], seeds[mine], int(seeds[0]), len(places))
@@ -154,7 +154,7 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def training_batches(
-    data: ImageData, config: Config, team: Team | None = None, device: torch.device | str = "cpu"
+    data: ImageData, config: Config, world: World | None = None, device: torch.device | str = "cpu"
 ) -> DataLoader[Any]:
     """
     Raises:
@@ -162,8 +162,8 @@ def training_batches(
     """
     transform = transforms.training_transform(config.augmentation, data)
     pairs = transforms.mixes(config.augmentation)
-    order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, team)
-    size = order.team.size
+    order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, world)
+    size = order.world.size
     if config.data.batch_size < 2 * size > 2:
         raise ConfigError(
             f"data.batch_size={config.data.batch_size}: each of the {size} processes needs two images of every batch; "
@@ -186,9 +186,9 @@ def training_batches(
     return loader(data.train, transform, order, config.data.num_workers)
 
 
-def evaluation_batches(images: Images, data: ImageData, config: Config, team: Team | None = None) -> DataLoader[Any]:
+def evaluation_batches(images: Images, data: ImageData, config: Config, world: World | None = None) -> DataLoader[Any]:
     transform = transforms.evaluation_transform(config.data.crop_fraction, data)
-    order = BatchOrder(len(images), config.data.batch_size, seed=None, team=team)
+    order = BatchOrder(len(images), config.data.batch_size, seed=None, world=world)
     return loader(images, transform, order, config.data.num_workers)
 
 

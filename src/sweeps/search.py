@@ -37,7 +37,7 @@ from config.errors import ConfigError, explain
 from config.schema import Config, overrides_of
 from runtime import workers
 from runtime.console import say
-from tracking.identity import identity
+from tracking.identity import run_id
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def run_batch(
 def run_of(app: str, overrides: list[str]) -> str:
     """The run's identity; the overrides where they do not fit together, as it will be said when they are launched."""
     try:
-        return identity(check_config(compose(app, overrides)))
+        return run_id(check_config(compose(app, overrides)))
     except ConfigError:
         return " ".join(overrides)
 
@@ -294,4 +294,4 @@ def check(app: str, space: Space, fixed: Mapping[str, str]) -> Config:
 def study_name(typical: Config, space: Space) -> str:
     """The same for the same search: another one under an old name of a sweep starts from nothing."""
     spaces = {key: distribution_to_json(values) for key, values in sorted(space.items())}
-    return hashlib.sha256(json.dumps([identity(typical), spaces]).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([run_id(typical), spaces]).encode()).hexdigest()[:8]

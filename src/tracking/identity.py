@@ -12,7 +12,7 @@ from config.schema import NOT_IDENTITY, Config, keys_of
 UNNAMED = (*NOT_IDENTITY, "experiment")
 
 
-def identity(config: Config) -> str:
+def run_id(config: Config) -> str:
     """A short hash of all that determines the run's result: not where its images are, but which."""
     determining: dict[str, Any] = {
         path: value

@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from config.schema import Config
-from runtime.distributed import Team
+from runtime.distributed import World
 from tracking import plots
-from tracking.identity import display_name, identity, readable
+from tracking.identity import display_name, readable, run_id
 from tracking.wandb_logger import log_exceptions, run_of_agent, start_wandb
 
 log = logging.getLogger(__name__)
@@ -51,22 +51,22 @@ class Record:
         RunBusy: another process has it.
     """
 
-    def __init__(self, config: Config, overrides: list[str], team: Team) -> None:
+    def __init__(self, config: Config, overrides: list[str], world: World) -> None:
         self.config = config
-        self.writes = team.rank == 0  # the first process of a team alone
+        self.writes = world.rank == 0  # rank 0 alone
         self.name = display_name(overrides)
-        self.identity = identity(config)
+        self.run_id = run_id(config)
         sweep = Path(config.output_dir) / config.sweep
         # Let go by the system when the process ends, however it ends.
-        self.lock = FileLock(sweep / ".locks" / f"{self.identity}.lock")
-        if team.tell(self.writes and not self.take()):
-            raise RunBusy(f"{self.name} is being trained by another process ({sweep}/*-{self.identity})")
+        self.lock = FileLock(sweep / ".locks" / f"{self.run_id}.lock")
+        if world.broadcast(self.writes and not self.take()):
+            raise RunBusy(f"{self.name} is being trained by another process ({sweep}/*-{self.run_id})")
         # Not before: the same run may have got its folder from another process, under another name.
-        found = next(sweep.glob(f"*-{self.identity}"), sweep / f"{readable(self.name)}-{self.identity}")
-        self.folder = Path(team.tell(str(found)))
+        found = next(sweep.glob(f"*-{self.run_id}"), sweep / f"{readable(self.name)}-{self.run_id}")
+        self.folder = Path(world.broadcast(str(found)))
         if self.writes:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.summary = team.tell(self.read_summary())
+        self.summary = world.broadcast(self.read_summary())
         self.rows: list[dict[str, Any]] = []
         self.wandb: Any = None
         self.log_handler = logging.FileHandler(self.folder / "train.log", delay=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from config import schema
-from runtime.distributed import Team
+from runtime.distributed import World
 
 
 class NotFinite(RuntimeError):
@@ -43,13 +43,13 @@ class Sums:
         if n := len(self.confusion):
             self.confusion += torch.bincount(targets * n + logits.argmax(1), minlength=n * n).view(n, n)
 
-    def over(self, team: Team) -> "Sums":
+    def over(self, world: World) -> "Sums":
         """The sums over all processes' images; these stay as they are."""
         total = copy.deepcopy(self)
         images = torch.tensor(self.images, device=self.loss.device)
-        team.add_up(total.loss, total.correct, total.confusion, images)
+        world.all_reduce_sum(total.loss, total.correct, total.confusion, images)
         total.images = int(images)
-        total.first_bad.fill_(team.highest(self.bad_step()))  # what one process has met ends the run of all
+        total.first_bad.fill_(world.all_reduce_max(self.bad_step())[0])  # what one process has met ends the run of all
         return total
 
     def bad_step(self) -> int:

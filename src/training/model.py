@@ -13,7 +13,7 @@ from config.errors import ConfigError
 from config.schema import Config
 from data import datasets
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
-from runtime.distributed import Team
+from runtime.distributed import World
 
 
 def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
@@ -49,14 +49,14 @@ def count_macs(config: Config, images: datasets.ImageData) -> int:
     return counter.get_total_flops() // 2
 
 
-def spread(model: nn.Module, config: Config, team: Team, device: torch.device) -> nn.Module:
-    """The model as it is called in training: over the team's devices, compiled if asked for.
+def spread(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
+    """The model as it is called in training: over all ranks' devices, compiled if asked for.
 
     Raises:
         ConfigError: synchronized BatchNorm without GPUs.
     """
     network = model
-    if team.size > 1:
+    if world.size > 1:
         if config.trainer.sync_batch_norm:
             if device.type != "cuda":
                 raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")

@@ -29,7 +29,7 @@ from runtime.device import (
     reset_peak_memory,
     to_device,
 )
-from runtime.distributed import Team, join
+from runtime.distributed import World, init_distributed
 from runtime.rng import seed_rngs
 from runtime.signals import Stopped, StopRequest
 from tracking.checkpoint import Checkpoints
@@ -54,13 +54,13 @@ def run(config: Config, overrides: list[str]) -> float | None:
     Raises:
         SystemExit: a signal asked for a stop, or the run failed and on_failure=stop.
     """
-    team = join()
-    if team.rank:
+    world = init_distributed()
+    if world.rank:
         logging.getLogger().setLevel(logging.ERROR)  # one voice is enough
     if workers.stopped_by:
         return None
     try:
-        record = Record(config, overrides, team)
+        record = Record(config, overrides, world)
     except RunBusy as busy:
         log.warning(str(busy))
         return None
@@ -69,12 +69,12 @@ def run(config: Config, overrides: list[str]) -> float | None:
         record.close()
         return record.summary["objective"]
     try:
-        return train(config, record, team)
+        return train(config, record, world)
     except Stopped as stop:
         traceback.clear_frames(stop.__traceback__)  # which ends the processes that load its batches
         log.warning(f"{stop}: {record.name} is kept; the same command with sweep={config.sweep} goes on with it")
         record.close(exit_code=128 + stop.number)
-        team.tell(None)  # torchrun ends the first process, which records, as soon as another has ended
+        world.broadcast(None)  # torchrun ends the first process, which records, as soon as another has ended
         if callable(stop.previous):
             try:
                 stop.previous(stop.number, None)
@@ -93,25 +93,25 @@ def run(config: Config, overrides: list[str]) -> float | None:
         log.error(f"FAILED {record.name}: {first_line(error)} ({record.folder}/train.log)")
     if config.on_failure == "stop" and workers.is_worker():
         workers.stop_the_others()
-    elif config.on_failure == "stop" or team.size > 1:  # the others of a team would wait for this process
+    elif config.on_failure == "stop" or world.size > 1:  # the other ranks would wait for this one
         raise SystemExit(1)
     gc.collect()  # what the failed run held in memory is the next one's
     torch.cuda.empty_cache()
     return FAILED
 
 
-def train(config: Config, record: Record, team: Team) -> float | None:
-    checkpoints = Checkpoints(record.folder / "checkpoints", record.identity, config.checkpoint)
+def train(config: Config, record: Record, world: World) -> float | None:
+    checkpoints = Checkpoints(record.folder / "checkpoints", record.run_id, config.checkpoint)
     state = checkpoints.load()
     record.start(state["rows"] if state else [])
 
     seed_rngs(config.seed, 0, rank=0)  # the same initial weights everywhere
     device = choose_device(config.trainer.device)
     images = datasets.load(config.data, config.model.patch_size)
-    training = training_batches(images, config, team, device)
+    training = training_batches(images, config, world, device)
     order = cast(BatchOrder, training.sampler)
-    validation = evaluation_batches(images.val, images, config, team) if images.val else None
-    testing = evaluation_batches(images.test, images, config, team)
+    validation = evaluation_batches(images.val, images, config, world) if images.val else None
+    testing = evaluation_batches(images.test, images, config, world)
     normalize = Normalize(images, device)
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), device)
 
@@ -123,7 +123,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
     average = make_average(model, config.trainer.ema_decay)
     evaluated = average.module if average else model
-    network = spread(model, config, team, device)
+    network = spread(model, config, world, device)
 
     sums = Sums(device)
     best = Best(config.trainer.monitor)
@@ -135,7 +135,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
         scaler.load_state_dict(state["scaler"])
         if average:
             average.load_state_dict(state["average"])
-        if team.rank == 0:  # they are over the whole team
+        if world.rank == 0:  # they are over all ranks
             sums.load_state_dict(state["sums"], device)
         best.row = state["best"]
         patience.lowest, patience.waited = state["patience"]
@@ -144,7 +144,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
     new_best: dict[str, Any] | None = None
 
     def save(epoch: int, step: int, trained: float = 0.0) -> None:
-        """Write the state after a step of an epoch, which has taken `trained` seconds so far; a team all together."""
+        """Write the state after a step of an epoch, which has taken `trained` seconds so far; all ranks together."""
         nonlocal new_best
         state = {
             **about(config, images),
@@ -152,13 +152,13 @@ def train(config: Config, record: Record, team: Team) -> float | None:
             "average": average.state_dict() if average else None,
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
-            "sums": sums.over(team).state_dict(),
+            "sums": sums.over(world).state_dict(),
             "best": best.row,
             "patience": (patience.lowest, patience.waited),
             "position": (epoch, step, trained, time.perf_counter() - started, over),
             "rows": record.rows,
         }
-        if team.rank == 0:
+        if world.rank == 0:
             checkpoints.save(state, new_best)
         new_best = None
 
@@ -179,7 +179,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
     )
 
     with (
-        RunProgress(config.trainer.epochs, len(training), quiet=team.rank > 0 or workers.is_worker()) as progress,
+        RunProgress(config.trainer.epochs, len(training), quiet=world.rank > 0 or workers.is_worker()) as progress,
         StopRequest() as stop,
     ):
         for epoch in range(first_epoch, config.trainer.epochs + 1):
@@ -196,7 +196,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
             for step, (pixels, labels) in enumerate(to_device(training, device), start=steps_done + 1):
                 update = (epoch - 1) * len(training) + step
                 set_lr(optimizer, learning_rate(config, update, len(training)))
-                seed_rngs(config.seed, update, team.rank)
+                seed_rngs(config.seed, update, world.rank)
                 inputs, targets = mix_and_erase(normalize(pixels), labels)
                 inputs = memory_format(inputs, config)
                 parts = order.parts(step - 1, config.trainer.accumulation_steps)
@@ -204,7 +204,7 @@ def train(config: Config, record: Record, team: Team) -> float | None:
                     with autocast(device, config.trainer.precision):
                         logits = network(part)
                         loss = F.cross_entropy(logits, target, label_smoothing=config.trainer.label_smoothing)
-                    share = len(target) * team.size / order.size(step - 1)  # DDP takes the mean over processes
+                    share = len(target) * world.size / order.size(step - 1)  # DDP takes the mean over processes
                     scaler.scale(loss * share).backward()
                     sums.add(loss.detach(), logits.detach(), target, update)
                 if config.trainer.clip_grad_norm is not None:
@@ -216,26 +216,26 @@ def train(config: Config, record: Record, team: Team) -> float | None:
                 if average:
                     average.update_parameters(model)
 
-                if team.rank == 0 and progress.is_due():  # what the others meet reaches it with the next step
+                if world.rank == 0 and progress.is_due():  # what the others meet reaches it with the next step
                     stop_if_not_finite(sums, config, len(training))
                     rate = step * config.data.batch_size / (time.perf_counter() - epoch_started)
                     progress.show(epoch, step, *sums.means(), current_lr(optimizer), rate)
-                if team.size == 1 or update % 8 == 0:
-                    asked = is_asked_to_stop(stop, team)
-                    if asked or team.tell(checkpoints.is_due()):
+                if world.size == 1 or update % 8 == 0:
+                    asked = is_asked_to_stop(stop, world)
+                    if asked or world.broadcast(checkpoints.is_due()):
                         save(epoch, step, time.perf_counter() - epoch_started)
                     if asked:
                         stop.heed()
-            total = sums.over(team)
+            total = sums.over(world)
             stop_if_not_finite(total, config, len(training))
-            team.share_buffers(evaluated)
+            world.broadcast_buffers(evaluated)
             trained = time.perf_counter() - epoch_started
 
             # Validation, the epoch's row, and its checkpoint.
             val_loss, val_accuracy = None, None
             if validation is not None:
                 try:
-                    validated = evaluate(evaluated, validation, normalize, config, device, team, stop)
+                    validated = evaluate(evaluated, validation, normalize, config, device, world, stop)
                     val_loss, val_accuracy = validated.means()
                 except Stopped:
                     save(epoch, len(training), trained)
@@ -267,16 +267,16 @@ def train(config: Config, record: Record, team: Team) -> float | None:
                 log.info(
                     f"  {of}stopped early after epoch {epoch}: val/loss has not fallen for {patience.waited} epochs"
                 )
-            asked = is_asked_to_stop(stop, team)
-            if over or epoch == config.trainer.epochs or asked or team.tell(checkpoints.is_due(epoch)):
+            asked = is_asked_to_stop(stop, world)
+            if over or epoch == config.trainer.epochs or asked or world.broadcast(checkpoints.is_due(epoch)):
                 save(epoch + 1, 0)
             if asked:
                 stop.heed()
 
         # The test set is looked at once, with the best epoch's weights.
-        team.tell(None)  # the first process has written them
+        world.broadcast(None)  # the first process has written them
         evaluated.load_state_dict(checkpoints.load_best()["model"])
-        tested = evaluate(evaluated, testing, normalize, config, device, team, stop, classes=len(images.classes))
+        tested = evaluate(evaluated, testing, normalize, config, device, world, stop, classes=len(images.classes))
     test_loss, test_accuracy = tested.means()
     seconds = time.perf_counter() - started
     if config.trainer.figures:
@@ -303,7 +303,7 @@ def evaluate(
     normalize: Normalize,
     config: Config,
     device: torch.device,
-    team: Team,
+    world: World,
     stop: StopRequest,
     classes: int = 0,
 ) -> Sums:
@@ -315,18 +315,19 @@ def evaluate(
     model.eval()
     sums = Sums(device, classes)
     for pixels, labels in to_device(batches, device):
-        if team.size == 1:  # else the others would wait
+        if world.size == 1:  # else the others would wait
             stop.heed(saved=False)
         with autocast(device, config.trainer.precision):
             logits = model(memory_format(normalize(pixels), config))
             loss = F.cross_entropy(logits, labels)
         sums.add(loss, logits, labels)
-    return sums.over(team)
+    return sums.over(world)
 
 
-def is_asked_to_stop(stop: StopRequest, team: Team) -> bool:
-    """Whether any process of the team is: all of them stop after the same step."""
-    if number := team.highest(stop.number):
+def is_asked_to_stop(stop: StopRequest, world: World) -> bool:
+    """Whether any rank is: all of them stop after the same step."""
+    (number,) = world.all_reduce_max(stop.number)
+    if number:
         stop.number = number  # but no 0, which would undo a signal that has just come
     return number > 0
 
