@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import timm.models.convmixer
 import torch
 
 from benchmarks import operators, steps
+from benchmarks.counting import Counter, fake_cuda
 from conftest import checked, command
 from ops.depthwise import BACKENDS
 from training.model import make_model
@@ -98,3 +100,40 @@ def test_every_backend_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     printed = capsys.readouterr().out
     assert all(backend in printed for backend in BACKENDS)
     assert "2×4×5×5" in printed
+
+
+# Counting, on fake tensors.
+
+
+def test_operations_bytes_and_waits_of_a_step_are_counted_without_a_gpu() -> None:
+    with fake_cuda():
+        model = torch.nn.Linear(8, 4, device="cuda")
+        x = torch.randn(2, 8, device="cuda")
+        with Counter() as counter:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = model(x).float().square().sum()
+            loss.backward()
+        assert counter.synchronizations == []
+        (product,) = [call for call in counter.calls if call.name == "aten.addmm.default"]
+        assert {operand.dtype for operand in (*product.inputs, *product.outputs)} == {torch.bfloat16}
+        assert product.bytes_moved == 2 * (4 + 2 * 8 + 4 * 8 + 2 * 4)
+        assert counter.operations > 5
+        assert model.weight.grad is not None
+        assert model.weight.grad.device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("waits", "times"),
+    [
+        (lambda x: x.sum().item(), 1),
+        (lambda x: float(x[0]) > bool(x[1] > 0), 2),
+        (lambda x: x.cpu(), 1),
+        (lambda x: torch.tensor([1.0, 2.0], device="cuda") + x, 1),
+        (lambda x: torch.ones(2).to("cuda", non_blocking=True) + x, 0),
+        (lambda x: x.to(torch.bfloat16) @ x.to(torch.bfloat16), 0),
+    ],
+)
+def test_what_makes_the_host_wait_is_found(waits: Callable[[torch.Tensor], object], times: int) -> None:
+    with fake_cuda(), Counter() as counter:
+        waits(torch.randn(2, device="cuda"))
+    assert len(counter.synchronizations) == times

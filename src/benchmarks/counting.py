@@ -1,0 +1,182 @@
+"""Counts what a step asks of a GPU, on a machine without one: operations, bytes moved, host synchronizations.
+
+with fake_cuda():                    # tensors with device="cuda" have a shape, and no data
+    step = …                         # make model, optimizer and batch here
+    with Counter() as counter:
+        step()
+counter.operations, counter.bytes_moved, counter.synchronizations
+"""
+
+import math
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _foreach_utils, backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+# Operations that launch nothing on the device.
+FREE = {
+    aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
+    aten.new_empty_strided.default, aten.lift_fresh.default,
+}  # fmt: skip
+PICKS = {str(aten.index_select.default), str(aten.index.Tensor), str(aten.gather.default)}
+SOURCE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an operation reads or writes; not the tensor itself, which would live longer than without us."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Operand":
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Values that `expand` repeats count once."""
+        distinct = (length for length, stride in zip(self.shape, self.stride, strict=True) if stride or not length)
+        return math.prod(distinct) * self.dtype.itemsize
+
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether the channels of a grid of more than one position are next to each other."""
+        return len(self.shape) == 4 and self.stride[1] == 1 and math.prod(self.shape[2:]) > 1 < self.shape[1]
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation on the device."""
+
+    name: str
+    inputs: list[Operand]
+    outputs: list[Operand]
+
+    @property
+    def bytes_moved(self) -> int:
+        """Every input is read once and every output written once, as if no cache held anything between operations.
+
+        Where an operation picks some of an input's values, it reads as many as it writes.
+        """
+        written = sum(operand.bytes for operand in self.outputs)
+        return written + (written if self.name in PICKS else sum(operand.bytes for operand in self.inputs))
+
+
+class Counter(TorchDispatchMode):
+    """Records what CUDA tensors are used for while it is entered.
+
+    Attributes:
+        calls: the operations in order; views and allocations, which launch nothing, are left out.
+        synchronizations: where the host waits for the device, as "file:line what".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.synchronizations: list[str] = []
+
+    @property
+    def operations(self) -> int:
+        return len(self.calls)
+
+    @property
+    def bytes_moved(self) -> int:
+        return sum(call.bytes_moved for call in self.calls)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.prim.device.default:
+            return device_as_autograd_sees_it(args[0])
+        inputs = on_cuda((args, kwargs))
+        if func is aten._local_scalar_dense.default and inputs:
+            self.synchronizations.append(f"{caller()} item()")
+            return 1.0 if inputs[0].dtype.is_floating_point else 1  # some value: there is none
+        if kwargs.get("device") == torch.device("meta"):  # from a tensor, in a backward pass
+            kwargs["device"] = inputs[0].device
+        result = func(*args, **kwargs)
+        outputs = on_cuda(result)
+        if func in COPIES and crosses_over(args, result) and not is_asynchronous(func, args, kwargs):
+            self.synchronizations.append(f"{caller()} copy between host and device")
+        if (inputs or outputs) and func.namespace == "aten" and not func.is_view and func not in FREE:
+            self.calls.append(Call(str(func), list(map(Operand.of, inputs)), list(map(Operand.of, outputs))))
+        return result
+
+
+COPIES = {aten._to_copy.default, aten.copy_.default}
+
+
+def crosses_over(args: Any, result: Any) -> bool:
+    devices = {leaf.device.type for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)}
+    return devices == {"cpu", "cuda"}
+
+
+def is_asynchronous(func: Any, args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("non_blocking") or (func is aten.copy_.default and len(args) > 2 and args[2]))
+
+
+def on_cuda(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.device.type == "cuda"]
+
+
+def caller() -> str:
+    """The line of this repository that is being executed, else the innermost one of all."""
+    stack = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+    ours = [frame for frame in stack if SOURCE in Path(frame.filename).parents]
+    frame = (ours or stack)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+@contextmanager
+def fake_cuda() -> Iterator[None]:
+    """Make tensors fake, also those on CUDA, whether there is a GPU or not.
+
+    Without one, this process can have no other accelerator from now on.
+    """
+    with ExitStack() as stack:
+        # Fake tensors are grouped for "foreach" operations as real ones are.
+        stack.enter_context(mock.patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor]))
+        if not torch.cuda.is_available():
+            let_autograd_do_without_a_gpu()
+            # Autocast for CUDA asks whether there is a GPU and whether it knows bf16.
+            stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+            stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
+        stack.enter_context(FakeTensorMode())
+        yield
+
+
+# Where there is no GPU, a backward pass of CUDA tensors fails on asking for the GPU's stream (PyTorch 2.14). It asks
+# where the tensors are on the accelerator of this process; so another one is registered, which has nothing, and
+# during backward passes tensors say that they are elsewhere.
+
+
+@cache
+def let_autograd_do_without_a_gpu() -> None:
+    backend_registration._setup_privateuseone_for_python_backend("nothing", backend_module=Nothing)
+
+
+class Nothing:
+    is_available = staticmethod(lambda: False)
+    is_initialized = staticmethod(lambda: False)
+    device_count = staticmethod(lambda: 0)
+    manual_seed_all = staticmethod(lambda seed: None)
+    _is_in_bad_fork = staticmethod(lambda: False)
+
+
+def device_as_autograd_sees_it(tensor: FakeTensor) -> torch.device:
+    in_backward = torch._C._current_graph_task_id() != -1
+    return torch.device("meta") if in_backward and not torch.cuda.is_available() else tensor.fake_device
