@@ -1,0 +1,168 @@
+"""The layouts in which ConvMixer's weights are published, and what weights tell about their model.
+
+    ours      patch_emb.conv, conv_mixer_layers.N.depth_wise_conv, …, classification.linear: this repository and the
+              annotated implementation (labml_nn.conv_mixer)
+    authors   0, 2, N.0.fn.0, …: a plain nn.Sequential (locuslab/convmixer and convmixer-cifar10)
+    timm      stem.0, stem.2, blocks.N.0.fn.0, …, head (timm.models.convmixer)
+
+Weights tell everything about their model but its activation.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
+
+LAYOUTS = ("ours", "authors", "timm")
+
+# A key that each layer of the layout has once.
+DEPTHWISE = {
+    "ours": r"conv_mixer_layers\.\d+\.depth_wise_conv\.weight",
+    "authors": r"\d+\.0\.fn\.0\.weight",
+    "timm": r"blocks\.\d+\.0\.fn\.0\.weight",
+}
+COUNTER = "num_batches_tracked"  # BatchNorm's, which evaluation does not need and some files lack
+
+
+class LayoutError(ValueError):
+    """The weights are not those of a ConvMixer; the message names the first differences."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What weights tell about their model."""
+
+    d_model: int
+    depth: int
+    kernel_size: int
+    patch_size: int
+    channels: int
+    n_classes: int
+    norm: str
+
+    def __str__(self) -> str:
+        return f"ConvMixer-{self.d_model}/{self.depth}, kernel {self.kernel_size}, patch {self.patch_size}"
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of such a model, by our name."""
+        with torch.device("meta"):
+            model = ConvMixer(
+                ConvMixerLayer(self.d_model, self.kernel_size, norm=self.norm),
+                self.depth,
+                ConvPatchEmbeddings(self.d_model, self.patch_size, self.channels, norm=self.norm),
+                ConvClassificationHead(self.d_model, self.n_classes),
+            )
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def module_names(layout: str, depth: int) -> dict[str, str]:
+    """The layout's name of every module with weights, by ours."""
+    if layout == "authors":
+        patch_emb, layers, head = "", [str(3 + i) for i in range(depth)], str(3 + depth + 2)  # pool, flatten, linear
+    else:
+        patch_emb, layers, head = "stem.", [f"blocks.{i}" for i in range(depth)], "head"
+    names = {"patch_emb.conv": f"{patch_emb}0", "patch_emb.norm": f"{patch_emb}2"}
+    for i, layer in enumerate(layers):
+        ours = f"conv_mixer_layers.{i}"
+        names |= {
+            f"{ours}.depth_wise_conv": f"{layer}.0.fn.0",
+            f"{ours}.norm1": f"{layer}.0.fn.2",
+            f"{ours}.point_wise_conv": f"{layer}.1",
+            f"{ours}.norm2": f"{layer}.3",
+        }
+    names["classification.linear"] = head
+    return names if layout != "ours" else {name: name for name in names}
+
+
+def to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Weights under our names → under the layout's."""
+    names = module_names(layout, count_layers(weights, "ours"))
+    return {rename(name, names): tensor for name, tensor in weights.items()}
+
+
+def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[str, Tensor]]:
+    """Weights of any of the layouts → which one it is, their model, and the weights under our names in fp32.
+
+    Raises:
+        LayoutError: something is missing, unexpected or of another shape.
+    """
+    layout = max(LAYOUTS, key=lambda layout: count_layers(weights, layout))
+    depth = count_layers(weights, layout)
+    if not depth:
+        raise LayoutError(
+            "expected a ConvMixer with conv_mixer_layers.0.… (ours), 3.0.fn.0.… (the authors') or blocks.0.0.fn.0.… "
+            f"(timm's), found {enumerate_first(list(weights))}"
+        )
+    theirs = module_names(layout, depth)
+    ours = {name: module for module, name in theirs.items()}
+    found = {rename(name, ours): tensor for name, tensor in weights.items()}
+    architecture = read_architecture(found, theirs)
+    expected = architecture.expected_shapes()
+    found = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith(COUNTER)} | found
+    differences = [
+        *(f"{rename(name, theirs)} is missing" for name in expected if name not in found),
+        *(f"{rename(name, theirs)} is unexpected" for name in found if name not in expected),
+        *(
+            f"{rename(name, theirs)} is {list(found[name].shape)} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name].shape) != shape
+        ),
+    ]
+    if differences:
+        raise LayoutError(f"looks like {architecture}, but {enumerate_first(differences)}")
+    return layout, architecture, {name: in_fp32(found[name]) for name in expected}
+
+
+def read_architecture(found: Mapping[str, Tensor], theirs: Mapping[str, str]) -> Architecture:
+    """
+    Args:
+        found: tensors by our name.
+        theirs: the file's name of each module, for errors.
+
+    Raises:
+        LayoutError: a tensor that would tell is missing or has another number of dimensions.
+    """
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in found:
+            raise LayoutError(f"{rename(name, theirs)} is missing")
+        if found[name].ndim != dimensions:
+            raise LayoutError(f"{rename(name, theirs)} is {list(found[name].shape)}, not of {dimensions} dimensions")
+        return tuple(found[name].shape)
+
+    d_model, channels, _, patch_size = shape("patch_emb.conv.weight", 4)
+    *_, kernel_size = shape("conv_mixer_layers.0.depth_wise_conv.weight", 4)
+    n_classes, _ = shape("classification.linear.weight", 2)
+    has_statistics, has_norm = "patch_emb.norm.running_mean" in found, "patch_emb.norm.weight" in found
+    return Architecture(
+        d_model=d_model,
+        depth=count_layers(found, "ours"),
+        kernel_size=kernel_size,
+        patch_size=patch_size,
+        channels=channels,
+        n_classes=n_classes,
+        norm="batch" if has_statistics else "layer" if has_norm else "none",
+    )
+
+
+def count_layers(weights: Mapping[str, Tensor], layout: str) -> int:
+    return sum(bool(re.fullmatch(DEPTHWISE[layout], name)) for name in weights)
+
+
+def rename(name: str, modules: Mapping[str, str]) -> str:
+    """ "stem.0.weight" → "patch_emb.conv.weight", where `modules` has "stem.0"."""
+    module, dot, parameter = name.rpartition(".")
+    return f"{modules.get(module, module)}{dot}{parameter}"
+
+
+def in_fp32(tensor: Tensor) -> Tensor:
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def enumerate_first(items: list[str], most: int = 3) -> str:
+    shown = ", ".join(items[:most]) or "no weights"
+    return shown if len(items) <= most else f"{shown}, and {len(items) - most} more"

@@ -1,0 +1,219 @@
+"""Weights of any origin: three layouts, wrapped in many ways, damaged or not a ConvMixer's at all."""
+
+import argparse
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm.models.convmixer
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from config.errors import ConfigError
+from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
+from weights.files import read_weights
+from weights.layouts import LayoutError, from_layout, to_layout
+
+CIFAR = (32, 2, 5, 2, 10, "relu")  # width, depth, kernel, patch, classes, activation
+PUBLISHED = {
+    "convmixer_1536_20_ks9_p7": (1536, 20, 9, 7, 1000, "gelu"),
+    "convmixer_768_32_ks7_p7_relu": (768, 32, 7, 7, 1000, "relu"),
+    "convmixer_1024_20_ks9_p14": (1024, 20, 9, 14, 1000, "gelu"),
+}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class Residual(nn.Module):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x) + x
+
+
+def by_the_authors(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> nn.Module:
+    """The model as locuslab/convmixer writes it down, in a layout of numbers."""
+    act = ACTIVATIONS[activation]
+
+    def layer() -> nn.Module:
+        mix = nn.Sequential(nn.Conv2d(d, d, k, groups=d, padding="same"), act(), nn.BatchNorm2d(d))
+        return nn.Sequential(Residual(mix), nn.Conv2d(d, d, 1), act(), nn.BatchNorm2d(d))
+
+    patch_emb = (nn.Conv2d(3, d, p, stride=p), act(), nn.BatchNorm2d(d))
+    head = (nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(d, classes))
+    return nn.Sequential(*patch_emb, *(layer() for _ in range(depth)), *head)
+
+
+def by_timm(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> nn.Module:
+    return timm.models.convmixer.ConvMixer(
+        d, depth, kernel_size=k, patch_size=p, num_classes=classes, act_layer=ACTIVATIONS[activation]
+    )
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """With running statistics as if it had been trained, in evaluation mode."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0.3, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.normal_(module.weight, 1.0, 0.2)
+            nn.init.normal_(module.bias, 0.0, 0.2)
+            module.num_batches_tracked.fill_(7)
+    return model.eval()
+
+
+def ours(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> ConvMixer:
+    return ConvMixer(
+        ConvMixerLayer(d, k, activation=activation), depth,
+        ConvPatchEmbeddings(d, p, 3, activation=activation), ConvClassificationHead(d, classes),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [by_timm, by_the_authors])
+@pytest.mark.parametrize("shape", [CIFAR, *PUBLISHED.values()])
+@torch.no_grad()
+def test_published_layouts_give_the_same_logits_and_come_back_bit_equal(build: Callable, shape: tuple) -> None:
+    published = randomized(build(*shape))
+    layout, architecture, weights = from_layout(published.state_dict())
+    d, depth, k, p, classes, _ = shape
+    assert layout == ("timm" if build is by_timm else "authors")
+    assert (architecture.d_model, architecture.depth, architecture.kernel_size) == (d, depth, k)
+    assert (architecture.patch_size, architecture.channels, architecture.n_classes) == (p, 3, classes)
+    model = ours(*shape)
+    model.load_state_dict(weights)
+    images = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(model(images), published(images), atol=1e-5, rtol=0)
+    for layout, peer in (("timm", by_timm), ("authors", by_the_authors)):
+        exported = to_layout(weights, layout)
+        assert list(exported) == list(peer(*shape).state_dict())
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in from_layout(exported)[2].items())
+
+
+@pytest.fixture
+def peer() -> nn.Module:
+    return randomized(by_timm(*CIFAR))
+
+
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "bare": lambda weights: weights,
+    "state_dict": lambda weights: {"epoch": 3, "arch": "convmixer", "state_dict": weights, "optimizer": {}},
+    "module": lambda weights: {"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}},
+    "compiled": lambda weights: {f"_orig_mod.module.{name}": tensor for name, tensor in weights.items()},
+    "lightning": lambda weights: {"state_dict": {f"model.{name}": tensor for name, tensor in weights.items()}},
+    "ema": lambda weights: {
+        "state_dict": {name: torch.zeros_like(tensor) for name, tensor in weights.items()},
+        "state_dict_ema": {f"module.{name}": tensor for name, tensor in weights.items()},
+        "args": argparse.Namespace(model="convmixer", lr=0.01),
+    },
+    "averaged": lambda weights: {
+        "n_averaged": torch.tensor(5), **{f"module.{name}": tensor for name, tensor in weights.items()}
+    },
+    "half": lambda weights: {name: tensor.half() if tensor.ndim else tensor for name, tensor in weights.items()},
+    "without counters": lambda weights: {name: tensor for name, tensor in weights.items() if "num_batch" not in name},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("suffix", [".pt", ".pth.tar"])
+def test_wrapped_weights(name: str, suffix: str, peer: nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    torch.save(WRAPPED[name](dict(peer.state_dict())), file)
+    weights = read_weights(str(file))
+    assert weights.layout == "timm"
+    expected = from_layout(peer.state_dict())[2]
+    for key, tensor in weights.tensors.items():
+        if name == "without counters" and key.endswith("num_batches_tracked"):
+            assert tensor == 0
+        else:
+            torch.testing.assert_close(tensor, expected[key], atol=1e-3 if name == "half" else 0, rtol=0)
+
+
+def test_safetensors(peer: nn.Module, tmp_path: Path) -> None:
+    save_file(peer.state_dict(), tmp_path / "model.safetensors")
+    assert read_weights(str(tmp_path / "model.safetensors")).layout == "timm"
+    assert read_weights(str(tmp_path)).architecture.d_model == CIFAR[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "activation"),
+    [
+        *((f"{name}.pth.tar", shape[-1]) for name, shape in PUBLISHED.items()),
+        ("mine.pt", None),
+        ("mine-gelu.pt", "gelu"),
+    ],
+)
+def test_the_activation_is_known_by_the_name(file: str, activation: str | None, tmp_path: Path) -> None:
+    torch.save(by_timm(8, 1, 3, 2, 10, "relu").state_dict(), tmp_path / file)
+    assert read_weights(str(tmp_path / file)).activation == activation
+
+
+def test_the_same_content_has_one_fingerprint(peer: nn.Module, tmp_path: Path) -> None:
+    weights = from_layout(peer.state_dict())[2]
+    torch.save({"state_dict": peer.state_dict(), "epoch": 1}, tmp_path / "one.pth.tar")
+    save_file(to_layout(weights, "authors"), tmp_path / "two.safetensors")
+    one, two = (read_weights(str(tmp_path / name)) for name in ("one.pth.tar", "two.safetensors"))
+    assert one.fingerprint() == two.fingerprint()
+    weights["classification.linear.bias"][0] += 1e-6
+    torch.save(weights, tmp_path / "three.pt")
+    assert read_weights(str(tmp_path / "three.pt")).fingerprint() != one.fingerprint()
+
+
+class Malicious:
+    def __init__(self, touched: Path) -> None:
+        self.touched = touched
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.touched,))
+
+
+def test_a_stranger_s_file_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "extra": Malicious(tmp_path / "touched")}, tmp_path / "one.pt")
+    (tmp_path / "two.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "touched")))
+    for name in ("one.pt", "two.pt"):
+        with pytest.raises(ConfigError, match=name):
+            read_weights(str(tmp_path / name))
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.9])
+def test_a_truncated_file_is_one_line(suffix: str, left: float, peer: nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    save_file(peer.state_dict(), file) if suffix == ".safetensors" else torch.save(peer.state_dict(), file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(left * len(content))])
+    with pytest.raises(ConfigError, match=f"checkpoint={file}") as raised:
+        read_weights(str(file))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda weights: weights.pop("blocks.1.1.bias"), "blocks.1.1.bias is missing"),
+        (lambda weights: weights.pop("head.weight"), "head.weight is missing"),
+        (lambda weights: weights.update({"head.scale": torch.ones(1)}), "head.scale is unexpected"),
+        (lambda weights: weights.update({"blocks.1.3.bias": torch.ones(5)}), r"blocks.1.3.bias is \[5\] instead of"),
+        (lambda weights: weights.update({"stem.0.weight": torch.ones(5)}), r"stem.0.weight is \[5\]"),
+    ],
+)
+def test_mismatching_weights_name_the_differences(change: Callable, names: str, peer: nn.Module) -> None:
+    weights = dict(peer.state_dict())
+    change(weights)
+    with pytest.raises(LayoutError, match=names):
+        from_layout(weights)
+
+
+def test_foreign_weights_and_files_that_are_not_there(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).state_dict(), tmp_path / "foreign.pt")
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    for name, expected in (("foreign.pt", "found 0.weight"), ("tensor.pt", "Tensor"), ("none.pt", "no such file")):
+        with pytest.raises(ConfigError, match=expected) as raised:
+            read_weights(str(tmp_path / name), key="model.pretrained")
+        assert str(raised.value).startswith(f"model.pretrained={tmp_path / name}")
+    with pytest.raises(ConfigError, match="no weights here"):
+        read_weights(str(tmp_path))
