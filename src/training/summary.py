@@ -1,0 +1,91 @@
+"""A model in numbers, part by part: parameters, multiply-accumulates, activation memory."""
+
+import re
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from config.schema import Config
+from training.model import make_model
+
+PARTS = {  # and the modules that belong to each: with a convolution its activation and norm
+    "patch embedding": r"patch_emb",
+    "depthwise": r"depth_wise_conv|act1|norm1",
+    "pointwise": r"point_wise_conv|act2|norm2",
+    "head": r"classification",
+}
+
+
+@dataclass
+class Part:
+    """A part of the model, all layers together.
+
+    Attributes:
+        macs: multiply-accumulates of one image's forward pass, in convolutions and the classifier.
+        activation_bytes: what training keeps of one image in fp32 until its backward pass.
+    """
+
+    name: str
+    parameters: int = 0
+    macs: int = 0
+    activation_bytes: int = 0
+
+
+def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[int, int]) -> list[Part]:
+    """The parts in the order of PARTS and their total, counted while the model runs on PyTorch's "meta" device.
+
+    Multiply-accumulates are those that the model asks for: a backend may spend more to be faster.
+    """
+    plain = replace(config, model=replace(config.model, backend="reference"))
+    parts = {name: Part(name) for name in PARTS}
+    kept: dict[int, Tensor] = {}  # alive until the end, or the next tensor could get the address of one that is gone
+
+    def part_of(path: str) -> Part:
+        return parts[next((name for name, pattern in PARTS.items() if re.search(pattern, path)), "depthwise")]
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in kept:
+            kept[storage] = tensor
+            innermost = max(counter.mod_tracker.parents, key=len)
+            part_of(innermost).activation_bytes += tensor.numel() * tensor.itemsize
+        return tensor
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = make_model(plain, channels, n_classes).train()
+        kept |= {parameter.untyped_storage()._cdata: parameter for parameter in model.parameters()}
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(torch.empty(1, channels, *image_size))
+    for path, parameter in model.named_parameters():
+        part_of(path).parameters += parameter.numel()
+    leaves = {f"{type(model).__name__}.{path}" for path, module in model.named_modules() if not list(module.children())}
+    for path, counts in counter.get_flop_counts().items():
+        if path in leaves:
+            part_of(path).macs += sum(counts.values()) // 2
+    total = Part("total")
+    for part in parts.values():
+        total.parameters += part.parameters
+        total.macs += part.macs
+        total.activation_bytes += part.activation_bytes
+    return [*parts.values(), total]
+
+
+def as_lines(parts: list[Part]) -> list[str]:
+    """A line for each part, in columns."""
+    cells = [
+        (
+            part.name,
+            f"{part.parameters:,} parameters",
+            f"{part.macs / 1e6:,.2f} M MACs",
+            f"{part.activation_bytes / 2**20:,.2f} MiB activations",
+        )
+        for part in parts
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for name, *rest in cells
+    ]
