@@ -63,7 +63,7 @@ from PIL import Image
 from config.check import check_config
 from config.schema import Config, register
 from data import datasets, transforms
-from data.batches import evaluation_batches
+from data.batches import make_eval_loader
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from runtime.console import Handler
 from runtime.rng import seed_rngs
@@ -192,7 +192,7 @@ keep(gallery(before + after, images.classes, columns=len(before)), "augmentation
 # %%
 cpu = torch.device("cpu")
 normalize = transforms.Normalize(images, cpu)
-pixels, _ = next(iter(evaluation_batches(images.val, images, config)))
+pixels, _ = next(iter(make_eval_loader(images.val, images, config)))
 x = normalize(pixels)
 print("images    ", list(x.shape))
 
@@ -342,7 +342,7 @@ keep(plots.depthwise_kernels(depthwise), "depthwise_kernels")
 @torch.no_grad()
 def predict(model: torch.nn.Module) -> np.ndarray:
     """The probability of every class, for all test images."""
-    batches = evaluation_batches(images.test, images, config)
+    batches = make_eval_loader(images.test, images, config)
     return torch.cat([model(normalize(pixels)).softmax(1) for pixels, _ in batches]).numpy()
 
 

@@ -19,7 +19,7 @@ from config import schema
 from config.schema import Config
 from conftest import checked
 from data import datasets
-from data.batches import training_batches
+from data.batches import make_train_loader
 
 LETTERS = ("cat", "dog", "owl")
 
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load_folder(root: Path, *overrides: str, patch_size: int = 2) -> datasets.ImageData:
+def load_folder(root: Path, *overrides: str, patch_size: int = 2) -> datasets.DataSplits:
     return datasets.load(checked("data=image_folder", f"data.root={root}", *overrides).data, patch_size)
 
 
@@ -50,17 +50,17 @@ def test_digits() -> None:
     assert digits.val is not None
     assert (digits.channels, digits.image_size, len(digits.classes)) == (1, (8, 8), 10)
     assert len(digits.train) + len(digits.val) + len(digits.test) == 1797
-    assert digits.train.pixels.max() == 255
+    assert digits.train.images.max() == 255
 
 
 def test_splits_are_disjoint_stratified_and_repeatable() -> None:
-    def parts(**options: float) -> tuple[datasets.Images, datasets.Images, datasets.Images]:
+    def parts(**options: float) -> tuple[datasets.Split, datasets.Split, datasets.Split]:
         loaded = datasets.load(schema.Data(name="digits", root="", **options), 1)
         assert loaded.val is not None
         return loaded.train, loaded.val, loaded.test
 
-    def rows(images: datasets.Images) -> set[bytes]:
-        return {pixels.tobytes() for pixels in images.pixels}
+    def rows(images: datasets.Split) -> set[bytes]:
+        return {pixels.tobytes() for pixels in images.images}
 
     train, val, test = parts(val_fraction=0.2, split_seed=3)
     assert len(rows(train) | rows(val) | rows(test)) == 1797  # all digits differ
@@ -69,7 +69,7 @@ def test_splits_are_disjoint_stratified_and_repeatable() -> None:
         assert abs(shares - np.bincount(test.labels) / len(test)).max() < 0.01
     again = parts(val_fraction=0.2, split_seed=3)
     other = parts(val_fraction=0.2, split_seed=4)
-    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip((train, val, test), again, strict=True))
+    assert all(np.array_equal(a.images, b.images) for a, b in zip((train, val, test), again, strict=True))
     assert rows(other[1]) != rows(val)
     assert rows(other[2]) == rows(test)
     fewer, same_val, _ = parts(val_fraction=0.2, split_seed=3, train_fraction=0.5)
@@ -85,8 +85,8 @@ def test_image_folder(folder: Path) -> None:
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [27, 9, 12]
     assert loaded.train.decoded
     pixels = np.asarray(Image.open(folder / "train" / "cat" / "0.png"))
-    assert any(np.array_equal(pixels, image) for image in np.concatenate([loaded.train.pixels, loaded.val.pixels]))
-    sample = np.concatenate([loaded.train.pixels]) / 255
+    assert any(np.array_equal(pixels, image) for image in np.concatenate([loaded.train.images, loaded.val.images]))
+    sample = np.concatenate([loaded.train.images]) / 255
     np.testing.assert_allclose(loaded.mean, sample.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(loaded.std, sample.std((0, 1, 2)), atol=1e-6)
 
@@ -99,7 +99,7 @@ def test_a_val_folder_beside_test_is_the_validation_set(folder: Path) -> None:
     loaded = load_folder(folder)
     assert loaded.val is not None
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [36, 3, 12]
-    assert (loaded.val.pixels == np.array([1, 2, 3])).all()
+    assert (loaded.val.images == np.array([1, 2, 3])).all()
 
 
 def test_images_of_different_sizes_stay_files(folder: Path) -> None:
@@ -109,7 +109,7 @@ def test_images_of_different_sizes_stay_files(folder: Path) -> None:
     config = checked("data=image_folder", f"data.root={folder}", "data.image_size=20", "data.num_workers=0")
     loaded = datasets.load(config.data, 5)
     assert not loaded.train.decoded
-    pixels, labels = next(iter(training_batches(loaded, config)))
+    pixels, labels = next(iter(make_train_loader(loaded, config)))
     assert pixels.shape[1:] == (3, 20, 20)
     assert pixels.dtype == torch.uint8
     assert len(labels) == len(pixels)
@@ -198,7 +198,7 @@ def cifar_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     server.shutdown()
 
 
-def load_cifar(root: Path) -> datasets.ImageData:
+def load_cifar(root: Path) -> datasets.DataSplits:
     datasets.read.cache_clear()
     return datasets.load(checked("data=cifar10", f"data.root={root}", "data.val_fraction=0.25").data, 4)
 
@@ -231,7 +231,7 @@ def test_a_corrupt_or_missing_cifar_is_a_clear_error(tmp_path: Path, cifar_serve
 
 
 def epochs_of(config: Config, epochs: int = 2) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    loader = training_batches(datasets.load(config.data, 1), config)
+    loader = make_train_loader(datasets.load(config.data, 1), config)
     seen = []
     for epoch in range(1, epochs + 1):
         loader.sampler.epoch = epoch  # type: ignore[attr-defined]
@@ -258,8 +258,8 @@ def test_an_epoch_has_every_image_once_in_random_order() -> None:
     (batches,) = epochs_of(config, 1)
     assert [len(labels) for _, labels in batches[:-1]] == [32] * (len(batches) - 1)
     pixels = torch.cat([pixels for pixels, _ in batches])
-    assert {row.numpy().tobytes() for row in pixels} == {row.tobytes() for row in images.pixels}
-    assert not np.array_equal(pixels[:, 0].numpy(), images.pixels[..., 0])
+    assert {row.numpy().tobytes() for row in pixels} == {row.tobytes() for row in images.images}
+    assert not np.array_equal(pixels[:, 0].numpy(), images.images[..., 0])
 
 
 def test_making_batches_leaves_the_generators_alone() -> None:

@@ -22,7 +22,7 @@ from torchvision.transforms.functional import adjust_hue
 from config.errors import ConfigError
 from conftest import TINY, Finished, checked
 from data import datasets, gpu_transforms
-from data.batches import BatchKey, DeviceBatches, training_batches
+from data.batches import BatchSpec, DeviceBatches, make_train_loader
 from data.gpu_transforms import BICUBIC, BILINEAR, NEAREST
 from data.transforms import training_transform
 from runtime.distributed import World
@@ -276,9 +276,9 @@ def assert_same_frequencies(*counts: Counter) -> None:
         assert stats.chi2_contingency(table).pvalue > 1e-4
 
 
-def photograph_data(size: tuple[int, int] = (32, 32)) -> datasets.ImageData:
-    images = datasets.Images(PIXELS, np.arange(COUNT) % 10)
-    return datasets.ImageData(images, None, images, [str(i) for i in range(10)], 3, size, (0.5,) * 3, (0.25,) * 3)
+def photograph_data(size: tuple[int, int] = (32, 32)) -> datasets.DataSplits:
+    images = datasets.Split(PIXELS, np.arange(COUNT) % 10)
+    return datasets.DataSplits(images, None, images, [str(i) for i in range(10)], 3, size, (0.5,) * 3, (0.25,) * 3)
 
 
 def transform_of(*overrides: str) -> transforms.Compose:
@@ -378,9 +378,9 @@ def test_it_can_be_compiled_as_one_graph() -> None:
     assert torch.equal(compiled(to_batch(PIXELS), uniforms), transform(to_batch(PIXELS), uniforms))
 
 
-def batches(*overrides: str, images: datasets.ImageData | None = None, world: World | None = None) -> Any:
+def batches(*overrides: str, images: datasets.DataSplits | None = None, world: World | None = None) -> Any:
     config = checked("data=cifar10", "data.batch_size=16", "data.pipeline=device", *overrides)
-    return training_batches(images or photograph_data(), config, world)
+    return make_train_loader(images or photograph_data(), config, world)
 
 
 @pytest.mark.parametrize("name", ["rand-m9-t3a", "rand-m9-inc1-tweights"])
@@ -390,8 +390,8 @@ def test_an_operation_that_is_missing_is_a_clear_error(name: str) -> None:
 
 
 def test_images_that_stay_files_are_a_clear_error() -> None:
-    files = datasets.Images(np.array(["a.png", "b.png"]), np.arange(2))
-    images = datasets.ImageData(files, None, files, ["a", "b"], 3, (224, 224), (0.5,) * 3, (0.25,) * 3)
+    files = datasets.Split(np.array(["a.png", "b.png"]), np.arange(2))
+    images = datasets.DataSplits(files, None, files, ["a", "b"], 3, (224, 224), (0.5,) * 3, (0.25,) * 3)
     with pytest.raises(ConfigError, match=r"data.pipeline=device: .*these stay files; expected data.pipeline=cpu"):
         batches("augmentation=none", images=images)
 
@@ -448,7 +448,7 @@ def test_an_interrupted_run_ends_as_if_it_had_never_stopped(
     config = checked(*TINY, *overrides, f"output_dir={tmp_path}", "sweep=stopped")
     make, made = DeviceBatches.__getitem__, []
 
-    def make_and_stop(self: DeviceBatches, key: BatchKey) -> Any:
+    def make_and_stop(self: DeviceBatches, key: BatchSpec) -> Any:
         made.append(key)
         if len(made) == 20:  # of 34 in two epochs
             os.kill(os.getpid(), signal.SIGTERM)

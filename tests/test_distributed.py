@@ -16,7 +16,7 @@ import torch
 from config.errors import ConfigError
 from conftest import checked, command, start, summaries, wait_for
 from data import datasets
-from data.batches import BatchKey, BatchOrder, evaluation_batches, training_batches
+from data.batches import BatchSpec, DistributedBatchSampler, make_eval_loader, make_train_loader
 from data.transforms import Normalize
 from processes import REPOSITORY, Command
 from runtime.distributed import World
@@ -62,8 +62,8 @@ def outputs(ranks: list[Command]) -> list[str]:
 @pytest.mark.parametrize("length", [60, 61, 67])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_team_shares_every_batch(length: int, size: int) -> None:
-    def keys(world: World) -> list[BatchKey]:
-        return list(BatchOrder(length, 16, seed=3, pairs=True, world=world))
+    def keys(world: World) -> list[BatchSpec]:
+        return list(DistributedBatchSampler(length, 16, seed=3, pairs=True, world=world))
 
     alone = keys(World())
     shares = [keys(World(rank, size)) for rank in range(size)]
@@ -83,9 +83,9 @@ def test_a_team_shares_every_batch(length: int, size: int) -> None:
 def test_a_team_divides_its_shares_into_as_many_parts(pairs: bool) -> None:
     for size, batch_size, asked in ((1, 12, 5), (2, 10, 5), (2, 12, 3), (3, 16, 4), (3, 6, 6)):
         for length in range(2 * size, 3 * batch_size):
-            orders = [BatchOrder(length, batch_size, 3, pairs, World(rank, size)) for rank in range(size)]
+            orders = [DistributedBatchSampler(length, batch_size, 3, pairs, World(rank, size)) for rank in range(size)]
             for batch, keys in enumerate(zip(*orders, strict=True)):
-                counts = {order.parts(batch, asked) for order in orders}
+                counts = {order.micro_batches(batch, asked) for order in orders}
                 assert len(counts) == 1
                 (count,) = counts
                 shares = [torch.from_numpy(key.indices) for key in keys]
@@ -108,7 +108,7 @@ def test_too_little_for_every_process_is_an_error(overrides: list[str], size: in
     config = checked(*overrides)
     images = datasets.load(config.data, config.model.patch_size)
     with pytest.raises(ConfigError, match=error):
-        training_batches(images, config, World(0, size))
+        make_train_loader(images, config, World(0, size))
 
 
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_team_validates_the_weights_that_it_keeps(tmp_path: Path) -> None:
     model = make_model(config, images.channels, len(images.classes))
     model.load_state_dict(torch.load(folder / "checkpoints" / "best.pt")["model"])
     cpu = torch.device("cpu")
-    batches = evaluation_batches(images.val, images, config)
+    batches = make_eval_loader(images.val, images, config)
     validated = run.evaluate(model, batches, Normalize(images, cpu), config, cpu, World(), StopRequest())
     assert validated.means() == pytest.approx((summary["best/val/loss"], summary["best/val/accuracy"]), rel=1e-6)
 

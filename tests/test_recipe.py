@@ -23,7 +23,7 @@ from config.errors import ConfigError
 from config.schema import flatten, keys_of
 from conftest import checked, command
 from data import datasets, transforms
-from data.batches import training_batches
+from data.batches import make_train_loader
 from processes import REPOSITORY
 from training import run as one_run
 from training.metrics import soft_accuracy
@@ -33,10 +33,10 @@ VARIANTS = sorted(path.stem for path in (REPOSITORY / "conf" / "variant").glob("
 PAPER = "experiment=paper_cifar10"
 
 
-def photographs(size: int = 32, count: int = 64) -> datasets.ImageData:
+def photographs(size: int = 32, count: int = 64) -> datasets.DataSplits:
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    images = datasets.Images(pixels, np.arange(count) % 10)
-    return datasets.ImageData(
+    images = datasets.Split(pixels, np.arange(count) % 10)
+    return datasets.DataSplits(
         images, None, images, [str(i) for i in range(10)], 3, (size, size), (0.5,) * 3, (0.25,) * 3
     )
 
@@ -143,7 +143,7 @@ def test_a_variant_changes_what_its_name_says(variant: str) -> None:
 
 def test_no_random_scaling_keeps_the_whole_image() -> None:
     crop = steps(PAPER, "variant=no_random_scaling")["RandomResizedCropAndInterpolation"]
-    image = Image.fromarray(photographs().train.pixels[0])
+    image = Image.fromarray(photographs().train.images[0])
     boxes = {RandomResizedCropAndInterpolation.get_params(image, crop.scale, crop.ratio) for _ in range(50)}
     assert boxes == {(0, 0, 32, 32)}
 
@@ -208,7 +208,7 @@ def test_mixing_needs_pairs() -> None:
     with pytest.raises(ConfigError, match=r"data.batch_size=63: mixup and cutmix pair images"):
         checked(PAPER, "data.batch_size=63")
     config = checked(PAPER, "data=digits", "data.val_fraction=0.1", "data.batch_size=32", "data.num_workers=0")
-    sizes = [len(labels) for _, labels in training_batches(datasets.load(config.data, 1), config)]
+    sizes = [len(labels) for _, labels in make_train_loader(datasets.load(config.data, 1), config)]
     assert sum(sizes) == 1292  # of 1,293
     assert all(size % 2 == 0 for size in sizes)
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from benchmarks.setting import make_config
 from config.schema import Config
 from data import datasets
-from data.batches import training_batches
+from data.batches import make_train_loader
 from data.transforms import MixAndErase, Normalize
 from runtime.console import print_table, say
 
@@ -36,7 +36,7 @@ def run(overrides: list[str]) -> None:
             fixed = ["data=image_folder", f"data.root={root}", "data.val_fraction=0", "data.batch_size=64"]
             config = make_config([*fixed, "augmentation=paper", f"data.num_workers={os.cpu_count()}", *overrides])
             images = datasets.load(config.data, 1)
-            workers = training_batches(images, config).num_workers
+            workers = make_train_loader(images, config).num_workers
             contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
             rates = take_turns(contestants, len(images.train), rounds)
         ratio = [ours / timms for ours, timms in zip(rates["ours"], rates["timm"], strict=True)]
@@ -65,8 +65,8 @@ def write_images(root: Path, size: int, count: int) -> None:
             crop.save(folder / f"{i:05}.jpg", quality=90)
 
 
-def our_epochs(images: datasets.ImageData, config: Config) -> Callable[[], int]:
-    batches = training_batches(images, config)
+def our_epochs(images: datasets.DataSplits, config: Config) -> Callable[[], int]:
+    batches = make_train_loader(images, config)
     normalize = Normalize(images, torch.device("cpu"))
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
 
@@ -79,7 +79,7 @@ def our_epochs(images: datasets.ImageData, config: Config) -> Callable[[], int]:
     return epoch
 
 
-def timm_epochs(root: str, images: datasets.ImageData, config: Config, workers: int) -> Callable[[], int]:
+def timm_epochs(root: str, images: datasets.DataSplits, config: Config, workers: int) -> Callable[[], int]:
     augmentation = config.augmentation
     mixup = timm.data.FastCollateMixup(
         augmentation.mixup, augmentation.cutmix, label_smoothing=0.0, num_classes=len(images.classes)

@@ -1,6 +1,6 @@
 """The batches that training and evaluation see.
 
-Every image of a batch is a pure function of (seed, epoch, batch, place in the batch), so that a run is the same
+Every image of a batch is a pure function of (seed, epoch, batch, position in the batch), so that a run is the same
 for any number of workers, and for any number of GPUs that share its batches.
 """
 
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from config.errors import ConfigError
 from config.schema import Config
 from data import transforms
-from data.datasets import ImageData, Images
+from data.datasets import DataSplits, Split
 from data.gpu_transforms import BatchTransform
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
@@ -31,29 +31,29 @@ PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
 @dataclass(frozen=True)
-class BatchKey:
-    """All that a batch, or a process's share of it, depends on.
+class BatchSpec:
+    """All that a batch, or a rank's share of it, depends on.
 
     Attributes:
-        indices: which images.
-        places: where in the batch they are.
-        seeds: for the augmentation of each one on the CPU.
+        indices: of its images in the split, [images].
+        positions: of these images in the whole batch, [images].
+        seeds: for the augmentation of each image on the CPU, [images].
         batch_seed, batch_size: of the whole batch, for its augmentation on the device.
     """
 
     indices: NDArray[np.int64]
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     seeds: NDArray[np.uint32]
     batch_seed: int
     batch_size: int
 
 
-class BatchOrder(Sampler[BatchKey]):
-    """Which images make up the batches of an epoch: all of them once, in random order for training.
+class DistributedBatchSampler(Sampler[BatchSpec]):
+    """The batches of an epoch: every image once, in random order with a seed, else in the split's order.
 
-    The last batch is smaller where they do not divide evenly; with `pairs` an odd one leaves one image out.
-    Of every batch each rank gets its share, in such a way that images which mixup or cutmix pairs
-    (the first with the last, and so on) stay together.
+    The last batch is smaller where the images do not divide evenly; with `pairs` an odd one leaves one image out.
+    Each rank gets its share of every batch; images that mixup or cutmix pairs (the first with the last, and so on)
+    stay on one rank.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class BatchOrder(Sampler[BatchKey]):
         self.world = world or World()
         left_over = self.length % batch_size
         if seed is not None and left_over < 2 * self.world.size > 2:
-            self.length -= left_over  # every process needs a pair to train on
+            self.length -= left_over  # every rank needs a pair to train on
         self.epoch = 0
         self.start = 0  # batches of the epoch that are done
 
@@ -75,51 +75,51 @@ class BatchOrder(Sampler[BatchKey]):
         """Images of a batch, counted from 0, over all ranks."""
         return min(self.batch_size, self.length - batch * self.batch_size)
 
-    def owners(self, images: int) -> NDArray[np.int64]:
-        """Which process has each place of a batch of so many images."""
-        places = np.arange(images)
-        return np.minimum(places, places[::-1]) % self.world.size
+    def ranks(self, images: int) -> NDArray[np.int64]:
+        """The rank that gets each position of a batch of so many images."""
+        positions = np.arange(images)
+        return np.minimum(positions, positions[::-1]) % self.world.size
 
-    def parts(self, batch: int, asked: int) -> int:
-        """Into how many parts, at most as many as asked for, every process can divide its share of a batch."""
-        shares = np.bincount(self.owners(self.size(batch)), minlength=self.world.size)
+    def micro_batches(self, batch: int, asked: int) -> int:
+        """Into how many micro-batches, at most as many as asked for, every rank can divide its share of a batch."""
+        shares = np.bincount(self.ranks(self.size(batch)), minlength=self.world.size)
         return min(asked, int(shares.min()))
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def __iter__(self) -> Iterator[BatchSpec]:
         order = np.arange(self.drawn_from)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for batch in range(self.start, len(self)):
-            places = np.arange(self.size(batch))
-            seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(len(places))
-            mine = self.owners(len(places)) == self.world.rank
+            positions = np.arange(self.size(batch))
+            seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(len(positions))
+            mine = self.ranks(len(positions)) == self.world.rank
             if mine.any():
-                indices = order[batch * self.batch_size + places]
-                yield BatchKey(indices[mine], places[mine], seeds[mine], int(seeds[0]), len(places))
+                indices = order[batch * self.batch_size + positions]
+                yield BatchSpec(indices[mine], positions[mine], seeds[mine], int(seeds[0]), len(positions))
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Whole batches: uint8 [batch, channels, height, width] and labels [batch]."""
 
-    def __init__(self, images: Images, transform: transforms.Transform | None) -> None:
-        self.images, self.transform = images, transform
+    def __init__(self, split: Split, transform: transforms.Transform | None) -> None:
+        self.split, self.transform = split, transform
 
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
         if self.transform is None:
-            pixels = self.images.pixels[key.indices]
+            pixels = self.split.images[spec.indices]
         else:
             with preserve_rng_state():
-                places = zip(key.indices.tolist(), key.seeds.tolist(), strict=True)
-                pixels = np.stack([self.augmented(index, seed) for index, seed in places])
+                seeded = zip(spec.indices.tolist(), spec.seeds.tolist(), strict=True)
+                pixels = np.stack([self.augmented(index, seed) for index, seed in seeded])
         channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
-        return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.images.labels[key.indices])
+        return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.split.labels[spec.indices])
 
     def augmented(self, index: int, seed: int) -> NDArray[np.uint8]:
         assert self.transform is not None
         random.seed(seed)
         np.random.seed(seed)
         torch.random.default_generator.manual_seed(seed)
-        return np.asarray(self.transform(self.images[index]))
+        return np.asarray(self.transform(self.split[index]))
 
 
 class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -129,32 +129,32 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, images: Images, transform: transforms.Transform | None, device: torch.device, compiled_size: int = 0
+        self, split: Split, transform: transforms.Transform | None, device: torch.device, compiled_size: int = 0
     ) -> None:
         self.device, self.compiled_size = device, compiled_size
-        self.pixels = torch.from_numpy(images.pixels).to(device).permute(0, 3, 1, 2).contiguous()
-        self.labels = torch.from_numpy(images.labels).to(device)
+        self.pixels = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).contiguous()
+        self.labels = torch.from_numpy(split.labels).to(device)
         self.generator = torch.Generator(device)
         self.transform = BatchTransform(transform, self.pixels.shape[1:], device) if transform else None
         self.compiled: Any = torch.compile(self.transform, dynamic=False) if self.transform else None
 
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
-        indices, places = (
-            torch.from_numpy(part).to(self.device, non_blocking=True) for part in (key.indices, key.places)
+    def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
+        indices, positions = (
+            torch.from_numpy(part).to(self.device, non_blocking=True) for part in (spec.indices, spec.positions)
         )
         pixels = self.pixels.index_select(0, indices)
         if self.transform:
             # Drawn for the whole batch: then it is the same for any number of GPUs that share it.
-            self.generator.manual_seed(key.batch_seed)
-            shape = (key.batch_size, self.transform.numbers)
-            uniforms = torch.rand(shape, generator=self.generator, device=self.device)[places].T
-            transform = self.compiled if key.batch_size == self.compiled_size else self.transform
+            self.generator.manual_seed(spec.batch_seed)
+            shape = (spec.batch_size, self.transform.numbers)
+            uniforms = torch.rand(shape, generator=self.generator, device=self.device)[positions].T
+            transform = self.compiled if spec.batch_size == self.compiled_size else self.transform
             pixels = transform(pixels, uniforms)
         return pixels, self.labels.index_select(0, indices)
 
 
-def training_batches(
-    data: ImageData, config: Config, world: World | None = None, device: torch.device | str = "cpu"
+def make_train_loader(
+    data: DataSplits, config: Config, world: World | None = None, device: torch.device | str = "cpu"
 ) -> DataLoader[Any]:
     """
     Raises:
@@ -162,14 +162,14 @@ def training_batches(
     """
     transform = transforms.training_transform(config.augmentation, data)
     pairs = transforms.mixes(config.augmentation)
-    order = BatchOrder(len(data.train), config.data.batch_size, config.seed, pairs, world)
-    size = order.world.size
+    sampler = DistributedBatchSampler(len(data.train), config.data.batch_size, config.seed, pairs, world)
+    size = sampler.world.size
     if config.data.batch_size < 2 * size > 2:
         raise ConfigError(
             f"data.batch_size={config.data.batch_size}: each of the {size} processes needs two images of every batch; "
             f"expected at least {2 * size}"
         )
-    if not len(order):
+    if not len(sampler):
         raise ConfigError(
             f"data.train_fraction={config.data.train_fraction}: leaves {len(data.train)} images to train on; "
             f"expected at least {2 * size}"
@@ -182,30 +182,30 @@ def training_batches(
             )
         compiled_size = config.data.batch_size if config.trainer.compile else 0
         kept = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
-        return DataLoader(kept, batch_size=None, sampler=order, generator=torch.Generator())
-    return loader(data.train, transform, order, config.data.num_workers)
+        return DataLoader(kept, batch_size=None, sampler=sampler, generator=torch.Generator())
+    return loader(data.train, transform, sampler, config.data.num_workers)
 
 
-def evaluation_batches(images: Images, data: ImageData, config: Config, world: World | None = None) -> DataLoader[Any]:
+def make_eval_loader(split: Split, data: DataSplits, config: Config, world: World | None = None) -> DataLoader[Any]:
     transform = transforms.evaluation_transform(config.data.crop_fraction, data)
-    order = BatchOrder(len(images), config.data.batch_size, seed=None, world=world)
-    return loader(images, transform, order, config.data.num_workers)
+    sampler = DistributedBatchSampler(len(split), config.data.batch_size, seed=None, world=world)
+    return loader(split, transform, sampler, config.data.num_workers)
 
 
 def loader(
-    images: Images, transform: transforms.Transform | None, order: BatchOrder, workers: int | None
+    split: Split, transform: transforms.Transform | None, sampler: DistributedBatchSampler, workers: int | None
 ) -> DataLoader[Any]:
     if transform is None:
         workers = 0  # a batch is one slice of an array
     elif workers is None:
         workers = min(16, max(1, torch.get_num_threads() - 1))  # of this process's share of the cores
     return DataLoader(
-        Batches(images, transform),
+        Batches(split, transform),
         batch_size=None,
-        sampler=order,
+        sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=serve_the_run,
+        worker_init_fn=init_worker,
         # A process of joblib's starts others in a way that PyTorch's cannot be started in.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # or it would draw from the one that dropout uses
@@ -213,10 +213,10 @@ def loader(
     )
 
 
-def serve_the_run(worker: int) -> None:
-    """A terminal and Slurm tell all of a run's processes to stop; this one stops when the run has no more need of it.
+def init_worker(worker: int) -> None:
+    """Ignore the signals that a terminal and Slurm send to all of a run's processes: the run ends its workers itself.
 
-    And at once with a run that is killed: it would keep the run locked.
+    Die with a run that is killed: a worker that outlives it would keep it locked.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Images: where they come from, and how they are split.
+"""Split: where they come from, and how they are split.
 
 Small images are decoded once per process and kept as bytes; large ones stay files until a batch needs them.
 """
@@ -28,16 +28,16 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Images:
+class Split:
     """Some images and their classes.
 
     Attributes:
-        pixels: uint8 [images, height, width, channels], or the paths of the files.
+        images: uint8 [images, height, width, channels], or the paths of the files.
         labels: int64 [images].
         mode: PIL's name of what files are read as, "RGB" or "L" (grey).
     """
 
-    pixels: NDArray[np.uint8] | NDArray[np.str_]
+    images: NDArray[np.uint8] | NDArray[np.str_]
     labels: NDArray[np.int64]
     mode: str = "RGB"
 
@@ -46,25 +46,25 @@ class Images:
 
     def __getitem__(self, index: int) -> Image.Image:
         if not self.decoded:
-            return open_image(self.pixels[index], self.mode)
-        pixels = self.pixels[index]
+            return open_image(self.images[index], self.mode)
+        pixels = self.images[index]
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
     @property
     def decoded(self) -> bool:
-        return self.pixels.dtype == np.uint8
+        return self.images.dtype == np.uint8
 
-    def subset(self, indices: NDArray[np.int64]) -> "Images":
-        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
+    def subset(self, indices: NDArray[np.int64]) -> "Split":
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
-class ImageData:
+class DataSplits:
     """A data set as a run uses it. `val` is None where nothing is split off for validation."""
 
-    train: Images
-    val: Images | None
-    test: Images
+    train: Split
+    val: Split | None
+    test: Split
     classes: list[str]
     channels: int
     image_size: tuple[int, int]  # height, width
@@ -72,7 +72,7 @@ class ImageData:
     std: tuple[float, ...] = ()
 
 
-def load(config: schema.Data, patch_size: int) -> ImageData:
+def load(config: schema.Data, patch_size: int) -> DataSplits:
     """Read, check and split the images.
 
     Raises:
@@ -87,37 +87,37 @@ def load(config: schema.Data, patch_size: int) -> ImageData:
             f"data={config.name}; expected one of {', '.join(map(str, fitting))}"
         )
     if data.val is None and config.val_fraction:
-        rest, held_out = split(data.train, config.val_fraction, config.split_seed, "data.val_fraction")
+        rest, held_out = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction")
         data = replace(data, train=rest, val=held_out)
     if not config.val_fraction:
         data = replace(data, val=None)
     if config.train_fraction < 1:
-        _, kept = split(data.train, config.train_fraction, config.split_seed, "data.train_fraction")
+        _, kept = divide(data.train, config.train_fraction, config.split_seed, "data.train_fraction")
         data = replace(data, train=kept)
     if config.mean is not None and config.std is not None:
         for key, values in (("mean", config.mean), ("std", config.std)):
             if len(values) != data.channels:
                 raise DataError(f"data.{key}={values}: expected {data.channels} numbers, one for each channel")
         return replace(data, mean=tuple(config.mean), std=tuple(config.std))
-    mean, std = measure(data.train, data.channels)
+    mean, std = compute_mean_and_std(data.train, data.channels)
     return replace(data, mean=mean, std=std)
 
 
-def split(images: Images, fraction: float, seed: int, key: str) -> tuple[Images, Images]:
+def divide(split: Split, fraction: float, seed: int, key: str) -> tuple[Split, Split]:
     """Divide at random, with the same share of every class on both sides; the second has `fraction`."""
     try:
         rest, part = train_test_split(
-            np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=seed
+            np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
         )
     except ValueError as error:
-        raise DataError(f"{key}={fraction}: cannot split {len(images)} images so: {error}") from error
-    return images.subset(np.sort(rest)), images.subset(np.sort(part))
+        raise DataError(f"{key}={fraction}: cannot split {len(split)} images so: {error}") from error
+    return split.subset(np.sort(rest)), split.subset(np.sort(part))
 
 
-def measure(images: Images, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel, over evenly spaced images; pixels in 0 … 1."""
-    chosen = np.linspace(0, len(images) - 1, min(len(images), 10 * SAMPLE if images.decoded else SAMPLE))
-    pixels = [np.asarray(images[int(i)]).reshape(-1, channels) for i in chosen]
+    chosen = np.linspace(0, len(split) - 1, min(len(split), 10 * SAMPLE if split.decoded else SAMPLE))
+    pixels = [np.asarray(split[int(i)]).reshape(-1, channels) for i in chosen]
     sample = np.concatenate(pixels).astype(np.float64) / 255
     # A channel without any variation would otherwise divide by zero.
     return tuple(sample.mean(0).tolist()), tuple(np.maximum(sample.std(0), 1e-3).tolist())
@@ -127,7 +127,7 @@ def measure(images: Images, channels: int) -> tuple[tuple[float, ...], tuple[flo
 
 
 @lru_cache(maxsize=1)
-def read(name: str, root: str, image_size: int | None) -> ImageData:
+def read(name: str, root: str, image_size: int | None) -> DataSplits:
     if name == "digits":
         data = read_digits()
     elif name == "image_folder":
@@ -139,17 +139,17 @@ def read(name: str, root: str, image_size: int | None) -> ImageData:
     return data
 
 
-def read_digits() -> ImageData:
+def read_digits() -> DataSplits:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    images = Images(pixels, digits.target.astype(np.int64))
-    train, test = split(images, 0.2, seed=0, key="digits")
-    return ImageData(train, None, test, [str(i) for i in range(10)], channels=1, image_size=(8, 8))
+    split = Split(pixels, digits.target.astype(np.int64))
+    train, test = divide(split, 0.2, seed=0, key="digits")
+    return DataSplits(train, None, test, [str(i) for i in range(10)], channels=1, image_size=(8, 8))
 
 
-def read_cifar(name: str, root: Path) -> ImageData:
+def read_cifar(name: str, root: Path) -> DataSplits:
     source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     try:
         try:
@@ -163,11 +163,11 @@ def read_cifar(name: str, root: Path) -> ImageData:
             f"data.root={root}: {name} is not there intact and could not be downloaded ({error}); "
             f"put {source.filename} there, or delete what is broken and try again"
         ) from error
-    train, test = (Images(part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)
-    return ImageData(train, None, test, list(parts[0].classes), channels=3, image_size=(32, 32))
+    train, test = (Split(part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)
+    return DataSplits(train, None, test, list(parts[0].classes), channels=3, image_size=(32, 32))
 
 
-def read_image_folder(root: Path, image_size: int | None) -> ImageData:
+def read_image_folder(root: Path, image_size: int | None) -> DataSplits:
     if not (root / "train").is_dir():
         raise DataError(f"data.root={root}: expected a folder with train/CLASS/* and test/CLASS/* or val/CLASS/*")
     held_out = [part for part in ("test", "val") if (root / part).is_dir()]
@@ -179,7 +179,7 @@ def read_image_folder(root: Path, image_size: int | None) -> ImageData:
     val = list_images(root / "val", classes) if len(held_out) == 2 else None
 
     sizes, modes = set(), set()
-    for path in train.pixels[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]:
+    for path in train.images[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]:
         image = open_image(path)
         sizes.add((image.height, image.width))
         modes.add(image.mode)
@@ -192,7 +192,7 @@ def read_image_folder(root: Path, image_size: int | None) -> ImageData:
     if image_size is None and total * size[0] * size[1] * channels <= DECODED_LIMIT:
         train, test = decode(train, size, channels), decode(test, size, channels)
         val = decode(val, size, channels) if val else None
-    return ImageData(train, val, test, classes, channels, size)
+    return DataSplits(train, val, test, classes, channels, size)
 
 
 @cache
@@ -212,7 +212,7 @@ def folder_classes(folder: Path) -> list[str]:
         raise DataError(f"data.root={folder.parent}: {folder.name} has no folder for any class") from error
 
 
-def list_images(folder: Path, classes: list[str]) -> Images:
+def list_images(folder: Path, classes: list[str]) -> Split:
     if folder_classes(folder) != classes:
         differing = sorted(set(folder_classes(folder)) ^ set(classes))
         raise DataError(
@@ -228,17 +228,17 @@ def list_images(folder: Path, classes: list[str]) -> Images:
             raise DataError(f"data.root={folder.parent}: class {folder.name}/{name} has no images")
         paths += found
         labels += [label] * len(found)
-    return Images(np.array(paths), np.array(labels, dtype=np.int64))
+    return Split(np.array(paths), np.array(labels, dtype=np.int64))
 
 
-def decode(images: Images, size: tuple[int, int], channels: int) -> Images:
-    pixels = np.empty((len(images), *size, channels), dtype=np.uint8)
-    for i, path in enumerate(images.pixels):
-        image = open_image(path, images.mode)
+def decode(split: Split, size: tuple[int, int], channels: int) -> Split:
+    pixels = np.empty((len(split), *size, channels), dtype=np.uint8)
+    for i, path in enumerate(split.images):
+        image = open_image(path, split.mode)
         if (image.height, image.width) != size:
             image = image.resize(size[::-1], Image.Resampling.BICUBIC)
         pixels[i] = np.asarray(image).reshape(*size, channels)
-    return Images(pixels, images.labels)
+    return Split(pixels, split.labels)
 
 
 def open_image(path: str, mode: str | None = None) -> Image.Image:

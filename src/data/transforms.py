@@ -19,12 +19,12 @@ from torchvision import transforms
 from config import schema
 
 if TYPE_CHECKING:
-    from data.datasets import ImageData
+    from data.datasets import DataSplits
 
 Transform = Callable[[Image.Image], Image.Image]
 
 
-def training_transform(config: schema.Augmentation, data: "ImageData") -> Transform | None:
+def training_transform(config: schema.Augmentation, data: "DataSplits") -> Transform | None:
     """From an image to the augmented image at the model's size; None: take decoded pixels as they are."""
     jitter = (config.brightness, config.contrast, config.saturation, config.hue)
     auto_augment = config.auto_augment or ""
@@ -53,7 +53,7 @@ def training_transform(config: schema.Augmentation, data: "ImageData") -> Transf
     return transforms.Compose([*first, *second]) if first or second else None
 
 
-def evaluation_transform(crop_fraction: float, data: "ImageData") -> Transform | None:
+def evaluation_transform(crop_fraction: float, data: "DataSplits") -> Transform | None:
     """The same without chance: resize, take the middle."""
     if crop_fraction == 1.0 and is_native(data):
         return None
@@ -63,15 +63,15 @@ def evaluation_transform(crop_fraction: float, data: "ImageData") -> Transform |
     return transforms.Compose(steps[:-1])  # the last makes a tensor of it
 
 
-def is_native(data: "ImageData") -> bool:
+def is_native(data: "DataSplits") -> bool:
     """Whether the images are decoded at the size that the model sees."""
-    return data.train.decoded and data.train.pixels.shape[1:3] == data.image_size
+    return data.train.decoded and data.train.images.shape[1:3] == data.image_size
 
 
 class Normalize:
     """From uint8 [batch, channels, height, width], channels last in memory, to floats of mean 0 and deviation 1."""
 
-    def __init__(self, data: "ImageData", device: torch.device) -> None:
+    def __init__(self, data: "DataSplits", device: torch.device) -> None:
         # Repeated for every pixel of a row: long rows are quick to broadcast, three channels are not.
         width = data.image_size[1]
         self.mean = 255 * torch.tensor(data.mean, device=device).repeat(width)

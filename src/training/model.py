@@ -37,7 +37,7 @@ def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
     return ConvMixer(layer, model.depth, patch_emb, classification)
 
 
-def count_macs(config: Config, images: datasets.ImageData) -> int:
+def count_macs(config: Config, images: datasets.DataSplits) -> int:
     """Multiply-accumulates of one image's forward pass, in convolutions and the classifier.
 
     Those that the model asks for: a backend may spend more to be faster.

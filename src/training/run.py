@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from config.errors import first_line
 from config.schema import Config
 from data import datasets
-from data.batches import BatchOrder, evaluation_batches, training_batches
+from data.batches import DistributedBatchSampler, make_eval_loader, make_train_loader
 from data.transforms import MixAndErase, Normalize
 from runtime import workers
 from runtime.console import RunProgress
@@ -108,10 +108,10 @@ def train(config: Config, record: Record, world: World) -> float | None:
     seed_rngs(config.seed, 0, rank=0)  # the same initial weights everywhere
     device = choose_device(config.trainer.device)
     images = datasets.load(config.data, config.model.patch_size)
-    training = training_batches(images, config, world, device)
-    order = cast(BatchOrder, training.sampler)
-    validation = evaluation_batches(images.val, images, config, world) if images.val else None
-    testing = evaluation_batches(images.test, images, config, world)
+    training = make_train_loader(images, config, world, device)
+    order = cast(DistributedBatchSampler, training.sampler)
+    validation = make_eval_loader(images.val, images, config, world) if images.val else None
+    testing = make_eval_loader(images.test, images, config, world)
     normalize = Normalize(images, device)
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), device)
 
@@ -199,7 +199,7 @@ def train(config: Config, record: Record, world: World) -> float | None:
                 seed_rngs(config.seed, update, world.rank)
                 inputs, targets = mix_and_erase(normalize(pixels), labels)
                 inputs = memory_format(inputs, config)
-                parts = order.parts(step - 1, config.trainer.accumulation_steps)
+                parts = order.micro_batches(step - 1, config.trainer.accumulation_steps)
                 for part, target in split_batch(inputs, targets, parts):
                     with autocast(device, config.trainer.precision):
                         logits = network(part)
@@ -341,7 +341,7 @@ def stop_if_not_finite(sums: Sums, config: Config, steps_per_epoch: int) -> None
         raise NotFinite("training", step, learning_rate(config, step, steps_per_epoch))
 
 
-def about(config: Config, images: datasets.ImageData) -> dict[str, Any]:
+def about(config: Config, images: datasets.DataSplits) -> dict[str, Any]:
     """What a checkpoint needs to be used without this run's data."""
     return {
         "config": asdict(config),
