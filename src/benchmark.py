@@ -1,39 +1,63 @@
-"""How fast this code is beside its peers, measured side by side on this machine.
+"""How fast this code is beside its peers, measured on this machine.
 
 python src/benchmark.py                         training step and inference: the authors' plain model, timm's, ours
-python src/benchmark.py model.kernel_size=5     of another model; --json prints all figures
+python src/benchmark.py model.kernel_size=5     of another model, batch, precision
 python src/benchmark.py depthwise               the depthwise convolution: every backend, shape by shape
 python src/benchmark.py data                    batches: ours beside timm's loader
-python src/benchmark.py overhead                what a run's record and checkpoints cost it
+python src/benchmark.py report results.jsonl    what --results has collected, as Markdown
 """
 
-import sys
+import argparse
+import json
+import math
+from pathlib import Path
 
 from config.errors import ConfigError, report_errors
 
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arguments", nargs="*", metavar="BENCHMARK|KEY=VALUE", help="left out, the benchmark is steps")
+    of_steps = parser.add_argument_group("steps")
+    of_steps.add_argument("--json", action="store_true", help="print all figures")
+    of_steps.add_argument("--results", type=Path, metavar="FILE", help="keep figures here, and measure what is missing")
+    of_steps.add_argument("--only", metavar="PATTERN", default="*", help='of implementations, e.g. "ours*"')
+    of_steps.add_argument("--seconds", type=float, default=math.inf, help="begin nothing later")
+    given = parser.parse_intermixed_args()
+    named = bool(given.arguments) and "=" not in given.arguments[0]
+    name, *overrides = given.arguments if named else ["steps", *given.arguments]
+    if given.json and name != "steps":
+        raise ConfigError(f"--json: {name} has a table only")
+    if name == "steps":
+        from benchmarks import report, steps
+
+        records = []
+        for record in steps.run(overrides, given.only, given.results, given.seconds):
+            records.append(record)
+            if not given.json:
+                print(report.line(record), flush=True)
+        print(json.dumps(records, indent=2)) if given.json else report.show(records)
+    elif name == "depthwise":
+        from benchmarks import operators
+
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: depthwise has its own shapes and takes no overrides")
+        operators.run()
+    elif name == "data":
+        from benchmarks import batches
+
+        batches.run(overrides)
+    elif name == "report":
+        from benchmarks import report
+
+        for file in map(Path, overrides):
+            if not file.exists():
+                raise ConfigError(f"{file}: there is no such file")
+            print(report.markdown(report.read(file)))
+    else:
+        raise ConfigError(f"{name}: there is no such benchmark; expected steps, depthwise, data or report")
+
+
 if __name__ == "__main__":
     with report_errors():
-        arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
-        name, *overrides = arguments if arguments and "=" not in arguments[0] else ["steps", *arguments]
-        if "--json" in sys.argv and name != "steps":
-            raise ConfigError(f"--json: {name} has a table only")
-        if overrides and name == "depthwise":
-            raise ConfigError(f"{overrides[0]}: depthwise has its own shapes and takes no overrides")
-        if name == "steps":
-            from benchmarks import steps
-
-            steps.run(overrides, as_json="--json" in sys.argv)
-        elif name == "depthwise":
-            from benchmarks import operators
-
-            operators.run()
-        elif name == "data":
-            from benchmarks import batches
-
-            batches.run(overrides)
-        elif name == "overhead":
-            from benchmarks import overhead
-
-            overhead.run(overrides)
-        else:
-            raise ConfigError(f"{name}: there is no such benchmark; expected steps, depthwise, data or overhead")
+        main()

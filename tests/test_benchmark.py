@@ -1,82 +1,119 @@
 """The benchmark compares like with like, and says what it measured."""
 
-import json
 import os
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-import timm.models.convmixer
 import torch
 
-from benchmarks import operators, steps
+from benchmarks import implementations, operators, report, steps
 from benchmarks.counting import Counter, fake_cuda
+from benchmarks.implementations import Implementation
+from benchmarks.roofline import Rates, roofline
 from conftest import checked, command
 from ops.depthwise import BACKENDS
 from training.model import make_model
 
-SMALL = ("model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2")
+SMALL = ["model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2", "data.batch_size=4"]
+NHWC = Implementation("authors", channels_last=True)
 
 
-def test_the_contestants_are_the_same_model() -> None:
+def test_the_implementations_are_the_same_model() -> None:
     config = checked(*SMALL)
-    ours = make_model(config, 3, steps.CLASSES).eval()
+    ours = make_model(config, 3, implementations.CLASSES).eval()
     x = torch.randn(2, 3, 8, 8)
-    for peer in (steps.authors_model(config.model), steps.timms_model(config.model)):
-        assert isinstance(peer, torch.nn.Sequential | timm.models.convmixer.ConvMixer)
+    for source in ("authors", "timm"):
+        peer = implementations.build(Implementation(source), config, torch.device("cpu")).eval()
+        assert type(peer) is not type(ours)
         named = zip(peer.state_dict(), ours.state_dict().values(), strict=True)  # all name their layers in this order
         peer.load_state_dict(dict(named))
-        torch.testing.assert_close(peer.eval()(x), ours(x))
+        torch.testing.assert_close(peer(x), ours(x))
 
 
-def test_training_and_inference_beside_the_peers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_stock_pytorch_is_measured_in_both_formats_eager_and_compiled(device: str) -> None:
+    every = implementations.implementations(torch.device(device))
+    assert len({each.name for each in every}) == len(every)
+    modes = {None, "default"} if device == "cpu" else {None, "default", "reduce-overhead", "max-autotune"}
+    for source in ("authors", "timm"):
+        ways = {(each.channels_last, each.mode) for each in every if each.source == source}
+        assert ways == {(channels_last, mode) for channels_last in (False, True) for mode in modes}
+    if device == "cuda":
+        for mode in modes - {None}:
+            free = {each.may_change_layout for each in every if each.mode == mode and each.channels_last is False}
+            assert free == {True, False}
+
+
+# Measuring.
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "PROCESSES", get_context("fork"))  # with what is imported and set here
+    monkeypatch.setattr(steps, "ROUND_SECONDS", {"cpu": 0.01})
+    monkeypatch.setattr(steps, "measure_rates", lambda *_: Rates(1e10, 1e11, 1e11))
+    monkeypatch.setattr(steps, "implementations", lambda _: [implementations.PLAIN, NHWC])
+
+
+def run(results: Path | None, only: str = "*", seconds: float = 1000.0) -> list[steps.Record]:
+    return list(steps.run(SMALL, only, results, seconds))
+
+
+@pytest.mark.usefixtures("quick")
+def test_training_and_inference_beside_the_peers(tmp_path: Path) -> None:
+    bound, *found = run(tmp_path / "results.jsonl")
+    assert bound["rooflines"]
+    assert bound["setting"] == "ConvMixer-8/2, kernel 3, patch 2, 32×32, batch 4, fp32"
+    assert [record["name"] for record in found] == [implementations.PLAIN.name, NHWC.name]
+    for record in found:
+        for what in ("training", "inference"):
+            assert len(record[what]["images_per_second"]) == steps.ROUNDS
+            assert min(record[what]["images_per_second"]) > 0
+            assert record[what]["memory"] > 1e6
+    table = report.markdown([bound, *found])
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| authors")]
+    assert [row[0] for row in rows] == 2 * [f"| {implementations.PLAIN.name}", f"| {NHWC.name}"]
+    assert rows[0][3] == "1.00"  # times as fast as the plain form
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_measured_is_kept_at_once_and_not_measured_again(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    for record in steps.run(SMALL, "*NHWC", results, 1000.0):
+        assert report.read(results)[-1] == record
+    with results.open("a") as file:
+        file.write('\n{"setting": "cut off')
+    assert run(results, seconds=0.0) == report.read(results)
+    (_, first, second), known = run(results), results.read_text()
+    assert (first["name"], second["name"]) == (NHWC.name, implementations.PLAIN.name)
+    run(results)
+    assert results.read_text() == known
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("failure", [lambda: 1 / 0, lambda: os._exit(9)], ids=["raises", "ends its process"])
+def test_an_implementation_that_fails_leaves_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch, failure: Callable[[], object]
 ) -> None:
-    contestants = {name: steps.CONTESTANTS[name] for name in ("authors' plain form", "ours")}
-    monkeypatch.setattr(steps, "CONTESTANTS", contestants)
-    monkeypatch.setattr(steps, "ROUNDS", 2)
-    monkeypatch.setattr(steps, "TURN_SECONDS", 0.01)
-    monkeypatch.setattr(steps, "measured_roofs", lambda *_: (1e10, 1e11))
-    steps.run([*SMALL, "data.batch_size=4"], as_json=True)
-    figures = json.loads(capsys.readouterr().out)
-    assert "ConvMixer-8/2, kernel 3, patch 2, 32×32, batch 4, fp32" in figures["setting"]
-    assert figures["failed"] == {}
-    for what in ("training", "inference"):
-        assert list(figures[what]) == list(contestants)
-        for turns in figures[what].values():
-            assert len(turns) == 2
-            assert all(turn["images_per_second"] > 0 and turn["peak_memory"] > 1e6 for turn in turns)
-
-
-def breaks(*_: object) -> torch.nn.Module:
-    raise MemoryError("no room for the model")
-
-
-def ends_its_process(*_: object) -> torch.nn.Module:
-    os._exit(9)
-
-
-def test_a_contestant_that_fails_leaves_the_others_their_turns(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    contestants = {"first": breaks, "second": ends_its_process, "ours": steps.ours}
-    monkeypatch.setattr(steps, "CONTESTANTS", contestants)
-    monkeypatch.setattr(steps, "ROUNDS", 1)
-    monkeypatch.setattr(steps, "TURN_SECONDS", 0.01)
-    monkeypatch.setattr(steps, "measured_roofs", lambda *_: (1e10, 1e11))
-    steps.run([*SMALL, "data.batch_size=4"])
-    printed = capsys.readouterr().out
-    assert "first: MemoryError: no room for the model" in printed
-    assert "second: its process was ended" in printed
-    assert [line.split()[0] for line in printed.splitlines() if "%" in line] == ["ours", "ours"]
+    build = steps.build
+    monkeypatch.setattr(steps, "build", lambda each, *rest: failure() if each == NHWC else build(each, *rest))
+    monkeypatch.setattr(steps, "implementations", lambda _: [NHWC, implementations.PLAIN])
+    bound, failed, completed = run(None)
+    assert (failed["name"], completed["name"]) == (NHWC.name, implementations.PLAIN.name)
+    assert failed["error"]
+    assert completed["training"]
+    assert failed["error"] in report.markdown([bound, failed, completed])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["depthwise", "model.kernel_size=5"], "model.kernel_size=5: depthwise has its own shapes"),
-        (["data", "--json"], "--json: data has a table only"),
-        (["model.kernel_size=0"], "model.kernel_size=0: expected at least 1"),
+        (["depthwise", "model.kernel_size=5"], "model.kernel_size=5: "),
+        (["data", "--json"], "--json: "),
+        (["overhed"], "overhed: "),
+        (["model.kernel_size=0"], "model.kernel_size=0: "),
     ],
 )
 def test_what_cannot_be_measured_is_said(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -85,13 +122,14 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, arguments: list[str], m
     assert done.stderr.startswith(f"error: {message}")
 
 
-def test_the_floor_is_that_of_the_derivation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ConvMixer-256/8, kernel 9, patch 1 on an H200: a floor near 68,000 images a second, bound by memory."""
-    monkeypatch.setattr(steps, "measured_roofs", lambda *_: (4.3e12, 790e12))
+def test_the_roofline_is_that_of_the_derivation() -> None:
+    """ConvMixer-256/8, kernel 9, patch 1 in bf16 on an H200: 14 passes over 512 KiB, or the depthwise arithmetic."""
     config = checked("model=convmixer_256_8", "model.kernel_size=9", "model.patch_size=1", "trainer.precision=bf16")
-    floor = steps.floors(config, torch.device("cpu"))
-    assert floor["training"] == pytest.approx(4.3e12 / (16 * 8 * 512 * 1024))
-    assert 60_000 < floor["training"] < 70_000
+    rates = Rates(bandwidth=4.3e12, matrix=790e12, plain=67e12)
+    by_memory = 4.3e12 / (14 * 8 * 512 * 1024)
+    assert roofline(config, rates)["training"] == pytest.approx(by_memory)
+    assert 40_000 < roofline(config, rates, depthwise_apart=True)["training"] < 45_000
+    assert roofline(config, rates)["inference"] == pytest.approx(7 * by_memory)
 
 
 def test_every_backend_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

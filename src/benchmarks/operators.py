@@ -1,18 +1,17 @@
-"""The depthwise convolution, forward and backward: every backend, shape by shape, in turns.
+"""The depthwise convolution, forward and backward: every backend, shape by shape.
 
 `depthwise.fastest` chooses by what this shows; where another backend is the faster one, it is time to change it.
 """
 
-import statistics
+from functools import partial
 
 import torch
 
-from benchmarks.steps import timed
+from benchmarks.timing import seconds_of
 from ops.depthwise import BACKENDS, depthwise, fastest
 from runtime.console import print_table, say
 from runtime.device import describe, keep_freed_memory
 
-ROUNDS = 5
 CPU_SHAPES = [(64, channels, side, k) for channels, side in ((64, 8), (256, 8), (256, 16)) for k in (3, 5, 7, 9, 15)]
 GPU_SHAPES = [(512, 256, side, k) for side in (8, 16, 32) for k in (3, 5, 7, 9, 15)] + [(64, 1536, 32, 9)]
 
@@ -32,15 +31,9 @@ def run() -> None:
         def step(name: str, x: torch.Tensor = x, weight: torch.Tensor = weight, dy: torch.Tensor = dy) -> None:
             torch.autograd.grad(depthwise(x, weight, None, name), (x, weight), dy.detach())
 
-        taken: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(ROUNDS + 1):
-            for name in names:
-                seconds = timed(lambda name=name: step(name), 1, device)  # type: ignore[misc]
-                if turn:  # the first does not count
-                    taken[name].append(1000 * seconds)
-        medians = {name: statistics.median(values) for name, values in taken.items()}
-        figures = [f"{medians[name]:.2f}" for name in names]
-        best = min(medians, key=medians.__getitem__)
+        milliseconds = {name: 1000 * seconds_of(partial(step, name), device) for name in names}
+        figures = [f"{milliseconds[name]:.2f}" for name in names]
+        best = min(milliseconds, key=milliseconds.__getitem__)
         rows.append((f"{batch}×{channels}×{side}×{side}", str(k), *figures, best, fastest(x, weight)))
     say(f"forward and backward, ms; {describe(device)}, {dtype}, torch {torch.__version__}")
     print_table("", ("shape", "kernel", *names, "fastest", "auto takes"), rows)
