@@ -152,6 +152,7 @@ def fake_cuda() -> Iterator[None]:
         stack.enter_context(mock.patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor]))
         if not torch.cuda.is_available():
             let_autograd_do_without_a_gpu()
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # with a thread for the GPU
             # Autocast for CUDA asks whether there is a GPU and whether it knows bf16.
             stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
