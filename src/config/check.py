@@ -1,7 +1,7 @@
 """Checks a composed config: every constraint of config/schema.py, and what must fit together."""
 
 from dataclasses import asdict
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,15 +10,26 @@ from config.schema import SGD, Config, WarmedUp, flatten, keys_of
 
 
 def check_config(composed: DictConfig) -> Config:
-    """The composed config as typed objects.
+    """A run's composed config as typed objects.
 
     Raises:
         ConfigError: a value is outside its constraint, or two do not fit together.
     """
+    config = cast(Config, check_keys(composed))
+    check_together(config)
+    return config
+
+
+def check_keys(composed: DictConfig) -> Any:
+    """A composed config as objects of its schema's classes.
+
+    Raises:
+        ConfigError: there is no such key, or its value is outside its constraint.
+    """
     composed = composed.copy()
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra", None)
-    config = cast(Config, OmegaConf.to_object(composed))
+    config: Any = OmegaConf.to_object(composed)
     known = [path for path, _ in flatten(asdict(config))]
     for path, _ in flatten(OmegaConf.to_container(composed)):
         if path not in known:  # appended with +key=value
@@ -27,7 +38,6 @@ def check_config(composed: DictConfig) -> Config:
     for path, value, constraint in keys_of(config):
         if constraint and value is not None and not constraint.holds(value):
             raise ConfigError(f"{path}={value}: expected {constraint.expected}")
-    check_together(config)
     return config
 
 

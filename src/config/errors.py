@@ -24,12 +24,19 @@ class ConfigError(ValueError):
     """A value that cannot be; the message names the key, the value and what would be right."""
 
 
+FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn what Hydra raises into one line; HYDRA_FULL_ERROR=1 shows the whole traceback instead."""
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    """Turn what Hydra raises into one line; HYDRA_FULL_ERROR=1 shows the whole traceback instead.
+
+    Also within Hydra's main function, which would otherwise say something of its own.
+    """
+    if FULL_ERRORS:
         yield
         return
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing
     try:
         yield
@@ -38,7 +45,7 @@ def report_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def explain(error: Exception) -> str:

@@ -17,13 +17,14 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import find_classes, has_file_allowed_extension
 
 from config import schema
+from config.errors import ConfigError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
 SAMPLE = 500  # images looked at to learn the size, and to measure mean and deviation
 
 
-class DataError(ValueError):
+class DataError(ConfigError):
     """The data cannot be used as asked; the message names the key, the value and what is wrong."""
 
 

@@ -85,9 +85,13 @@ def read_weights(given: str, key: str = "checkpoint") -> Weights:
         layout, architecture, ours = from_layout(tensors)
     except LayoutError as error:
         raise ConfigError(f"{key}={given}: {error}") from error
-    name = given if given in PUBLISHED else path.name
-    published = next((known for known in PUBLISHED if name.startswith(known)), None) if not about else None
-    return Weights(ours, architecture, layout, path, published, about)
+    published = published_name(given) or next(filter(path.name.startswith, PUBLISHED), None)
+    return Weights(ours, architecture, layout, path, None if about else published, about)
+
+
+def published_name(given: str) -> str | None:
+    """timm's name of a published model; it may be given as conf/model has it."""
+    return next((name for name in PUBLISHED if given in (name, name.removesuffix("_ks9_p14"))), None)
 
 
 def reason(error: Exception) -> str:
@@ -100,8 +104,8 @@ def reason(error: Exception) -> str:
 
 def find_file(given: str, key: str) -> Path:
     path = Path(given)
-    if given in PUBLISHED and not path.exists():
-        return fetch(given, key)
+    if (name := published_name(given)) and not path.exists():
+        return fetch(name, key)
     candidates = [path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt", path / "model.safetensors"]
     if path.is_dir():
         if found := next(filter(Path.is_file, candidates), None):

@@ -1,0 +1,62 @@
+"""Every config key of evaluate.py, predict.py and export.py; keys of training mean what they mean there.
+
+What is not typed is as the checkpoint says: a run's own data set, precision and classes, the evaluation transform of
+a published model (inference/checkpoint.py).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from config.schema import Data, at_least, key, one_of
+
+
+@dataclass
+class Activation:
+    activation: str | None = key(one_of("relu", "gelu"), None)  # null: as the file says; weights cannot tell
+
+
+@dataclass
+class Compute:
+    device: str = key(one_of("auto", "cpu", "cuda", "mps"), "auto")
+    precision: str = key(one_of("fp32", "bf16", "fp16"), "fp32")
+
+
+@dataclass
+class Command:
+    checkpoint: str = MISSING  # a run's folder, a file with weights, or the name of a published model
+    model: Activation = field(default_factory=Activation)
+    data: Data = field(default_factory=Data)
+    trainer: Compute = field(default_factory=Compute)
+    output: str | None = None  # where the result is written
+    overwrite: bool = False  # what is there already
+
+
+@dataclass
+class Evaluate(Command):
+    split: str = key(one_of("train", "val", "test"), "test")
+    summary: bool = False  # print parameters, multiply-accumulates and activation memory
+
+
+@dataclass
+class Predict(Command):
+    images: Any = MISSING  # files, folders, globs, or - for paths from standard input; several as [A,B]
+    top: int = key(at_least(1), 5)  # classes for each image
+    sheet: int = key(at_least(0), 24)  # images on the contact sheet; 0: none
+
+
+@dataclass
+class Export(Command):
+    format: str = key(one_of("onnx", "torch_export", "safetensors", "timm", "authors"))
+    fold: bool = True  # BatchNorm into the convolutions, where that is exact; onnx and torch_export only
+
+
+COMMANDS = {"evaluate": Evaluate, "predict": Predict, "export": Export}
+
+
+def register_commands() -> None:
+    """Make the classes known to Hydra; conf/evaluate.yaml and its like refer to them."""
+    for name, node in COMMANDS.items():
+        ConfigStore.instance().store(name=f"schema_{name}", node=node)

@@ -1,0 +1,41 @@
+"""Evaluate a checkpoint, ours or a published one: accuracy, loss, each class, calibration, confusion matrix.
+
+python src/evaluate.py checkpoint=outputs/SWEEP/RUN
+python src/evaluate.py checkpoint=convmixer_768_32 data=imagenet data.root=DIR
+python src/evaluate.py --help
+"""
+
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from config.commands import Evaluate, register_commands
+from config.errors import report_errors
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+def main(composed: DictConfig) -> None:
+    with report_errors():
+        run(composed, HydraConfig.get().overrides.task)
+
+
+def run(composed: DictConfig, overrides: Sequence[str]) -> None:
+    # torch takes seconds to import: not for --help or a misspelt key
+    from inference import evaluation, report
+    from inference.checkpoint import load_checkpoint
+
+    folder = report.new_folder(composed.output, composed.overwrite)
+    settings, checkpoint = load_checkpoint(composed, overrides, Evaluate)
+    data = evaluation.load_data(checkpoint, settings.split)
+    if settings.summary:
+        report.print_summary(checkpoint, data.image_size)
+    result = evaluation.evaluate(checkpoint, data, settings.split)
+    report.write(result, folder, checkpoint, settings)
+
+
+if __name__ == "__main__":
+    register_commands()
+    with report_errors():
+        main()

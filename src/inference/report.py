@@ -1,0 +1,92 @@
+"""What evaluate.py leaves behind: a folder of figures, tables and pictures.
+
+evaluation.json         accuracy, loss and calibration; the checkpoint and the data they are of
+classes.csv             images and accuracy of each class that has images
+confusion_matrix.csv    images of each true class (row) and predicted class (column), and the same as a picture
+predictions.npy         label, prediction and the label's probability of each image, in the data set's order
+reliability.png         accuracy over confidence
+"""
+
+import json
+import logging
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from config.commands import Evaluate
+from config.errors import ConfigError
+from inference.checkpoint import Checkpoint
+from inference.evaluation import Evaluation
+from inference.figures import reliability_diagram
+from tracking import plots
+from tracking.run_folder import write as write_text
+from training.summary import as_lines, summarize
+
+log = logging.getLogger(__name__)
+
+RECORD = np.dtype([("label", "u2"), ("prediction", "u2"), ("probability", "f4")])
+
+
+def new_folder(output: str | None, overwrite: bool) -> Path:
+    """
+    Raises:
+        ConfigError: something is there already and was not to be overwritten.
+    """
+    folder = Path(output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    if folder.exists() and not overwrite:
+        raise ConfigError(f"output={folder}: is there already; expected another name, or overwrite=true")
+    return folder
+
+
+def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
+    architecture = checkpoint.weights.architecture
+    parts = summarize(checkpoint.config, architecture.channels, architecture.n_classes, image_size)
+    for line in as_lines(parts):
+        log.info(f"  {line}")
+
+
+def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate) -> None:
+    """All files of an evaluation, and its figures on the terminal."""
+    split, data = settings.split, settings.data
+    figures = {
+        "checkpoint": str(checkpoint.weights.path),
+        "weights": checkpoint.weights.fingerprint(),
+        "layout": checkpoint.weights.layout,
+        "architecture": {**asdict(checkpoint.weights.architecture), "activation": checkpoint.config.model.activation},
+        "data": asdict(data),
+        "split": split,
+        "images": len(result.labels),
+        f"{split}/loss": result.loss,
+        f"{split}/accuracy": result.top1,
+        f"{split}/top5_accuracy": result.top5,
+        f"{split}/ece": result.ece,
+        "bins": result.bins(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = result.confusion.any(0) | result.confusion.any(1)  # of a thousand classes a data set may have three
+    confusion, names = result.confusion[seen][:, seen], [checkpoint.labels[i] for i in np.flatnonzero(seen)]
+    images = confusion.sum(1)
+    classes = pd.DataFrame({"class": names, "images": images, "accuracy": confusion.diagonal() / np.maximum(images, 1)})
+    classes = classes[images > 0]
+    write_text(folder / "classes.csv", classes.to_csv(index=False))
+    write_text(
+        folder / "confusion_matrix.csv", pd.DataFrame(confusion, index=names, columns=names).to_csv(index_label="class")
+    )
+    records = np.empty(len(result.labels), RECORD)
+    records["label"], records["prediction"] = result.labels, result.predictions
+    records["probability"] = result.probabilities
+    np.save(folder / "predictions.npy", records)
+    plots.save(plots.confusion_matrix(confusion, names), folder / "confusion_matrix")
+    plots.save(reliability_diagram(result.bins(), result.ece), folder / "reliability")
+    write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+
+    log.info(
+        f"  {data.name}, {split}, {len(result.labels):,} images: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
+        f"loss {result.loss:.4f}, calibration error {result.ece:.2%}"
+    )
+    hardest = classes.nsmallest(3, "accuracy")
+    worst = [f"{name} {accuracy:.1%}" for name, accuracy in zip(hardest["class"], hardest["accuracy"], strict=True)]
+    log.info(f"  hardest: {', '.join(worst)} → {folder}")

@@ -1,0 +1,233 @@
+"""evaluate.py: a run's checkpoint, published weights as timm evaluates them, the hub, wrong input."""
+
+import json
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pytest
+import timm.data
+import timm.models.convmixer
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from torch import nn
+
+import evaluate as evaluate_command
+from config.commands import register_commands
+from config.errors import ConfigError
+from conftest import Finished, command
+from inference.evaluation import evaluate_logits
+from processes import REPOSITORY
+from test_weights import by_the_authors, by_timm, randomized
+
+Train = Callable[..., Finished]
+
+
+def evaluate(folder: Path, *overrides: str) -> dict:
+    """What `python src/evaluate.py OVERRIDES output=FOLDER` writes into evaluation.json."""
+    register_commands()
+    typed = [*overrides, f"output={folder}", "trainer.device=cpu"]
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        composed = compose("evaluate", typed)
+    evaluate_command.run(composed, typed)
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.norm=layer", "model.residual_pointwise=true", "model.activation=gelu"),
+        ("trainer.ema_decay=0.9", "trainer.precision=bf16", "data.crop_fraction=0.8", "data.image_size=12"),
+    ],
+)
+def test_a_run_evaluates_to_its_accuracies(overrides: tuple[str, ...], train: Train, tmp_path: Path) -> None:
+    done = train("data.train_fraction=0.3", *overrides)
+    found = evaluate(tmp_path / "test", f"checkpoint={done.folder}")
+    assert found["test/accuracy"] == done.summary["test/accuracy"]
+    assert found["test/loss"] == pytest.approx(done.summary["test/loss"], rel=1e-5)
+    last = evaluate(tmp_path / "last", f"checkpoint={done.folder}/checkpoints/last.pt", "split=val")
+    assert last["val/accuracy"] == done.summary["last/val/accuracy"]
+
+
+def test_all_figures_agree_with_scikit_learn(train: Train, tmp_path: Path) -> None:
+    done = train("data.train_fraction=0.3")
+    found = evaluate(tmp_path / "e", f"checkpoint={done.folder}")
+    records = np.load(tmp_path / "e" / "predictions.npy")
+    counts = confusion_matrix(records["label"], records["prediction"], labels=range(10))
+    table = pd.read_csv(tmp_path / "e" / "confusion_matrix.csv", index_col=0)
+    np.testing.assert_array_equal(table, counts)
+    classes = pd.read_csv(tmp_path / "e" / "classes.csv")
+    np.testing.assert_allclose(classes["accuracy"], counts.diagonal() / counts.sum(1))
+    assert found["images"] == classes["images"].sum() == len(records) == 360
+    assert found["test/loss"] == pytest.approx(-np.log(records["probability"].astype(float)).mean(), rel=1e-5)
+    for name in ("confusion_matrix", "reliability"):
+        assert (tmp_path / "e" / f"{name}.png").stat().st_size > 5000
+
+
+def test_top5_and_calibration() -> None:
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(500, 20), torch.randint(20, (500,))
+    found = evaluate_logits(logits, labels)
+    assert found.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
+    confidence, predicted = logits.softmax(1).max(1)
+    gaps = []
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            gaps.append(inside.sum() * abs((predicted == labels)[inside].float().mean() - confidence[inside].mean()))
+    assert found.ece == pytest.approx(float(sum(gaps)) / 500, abs=1e-5)
+    certain = torch.eye(20)[labels] * 100
+    assert evaluate_logits(certain, labels).ece == pytest.approx(0, abs=1e-6)
+
+
+SYNSETS = ("n01440764", "n02123045", "n02510455")  # numbers 0, 281 and 388 of ImageNet's classes
+TINY_IMAGENET = (16, 2, 3, 7, 1000)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Noise of several sizes, as an image folder of three of ImageNet's classes."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(SYNSETS):
+        for part in ("train", "val"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for j, size in enumerate([(260, 300), (224, 224), (300, 230)]):
+                blocks = rng.integers(0, 256, (size[0] // 20, size[1] // 20, 3), dtype=np.uint8) // (i + 1)
+                Image.fromarray(blocks).resize(size[::-1]).save(folder / f"{j}.png")
+    return tmp_path / "images"
+
+
+def as_timm_does(model: nn.Module, photographs: Path) -> torch.Tensor:
+    config = timm.data.resolve_data_config(timm.models.convmixer.default_cfgs["convmixer_768_32"].default.to_dict())
+    transform = timm.data.create_transform(**config)
+    files = sorted((photographs / "val").glob("*/*.png"))
+    return torch.stack([model(transform(Image.open(file))[None])[0] for file in files]).softmax(1)
+
+
+@pytest.mark.parametrize("build", [by_timm, by_the_authors])
+@torch.no_grad()
+def test_published_weights_are_evaluated_as_timm_does(build: Callable, photographs: Path, tmp_path: Path) -> None:
+    model = randomized(build(*TINY_IMAGENET, "relu"))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "convmixer_768_32_ks7_p7_relu.pth.tar")
+    found = evaluate(
+        tmp_path / "e", f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pth.tar", "data=image_folder",
+        f"data.root={photographs}", "data.num_workers=0",
+    )  # fmt: skip
+    expected = as_timm_does(model, photographs)
+    records = np.load(tmp_path / "e" / "predictions.npy")
+    labels = [0] * 3 + [281] * 3 + [388] * 3
+    np.testing.assert_array_equal(records["label"], labels)
+    np.testing.assert_allclose(records["probability"], expected[range(9), labels], atol=1e-5)
+    np.testing.assert_array_equal(records["prediction"], expected.argmax(1))
+    assert found["architecture"]["activation"] == "relu"
+    assert "tench, Tinca tinca" in (tmp_path / "e" / "classes.csv").read_text()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What huggingface_hub asks of the hub: a file's commit, tag and size, then its content."""
+
+    content: bytes
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        there = self.path == "/timm/convmixer_768_32.in1k/resolve/main/model.safetensors"
+        self.send_response(200 if there else 404)
+        self.send_header("X-Repo-Commit", "0123456789" * 4)
+        self.send_header("ETag", '"e0812272"')
+        self.send_header("Content-Length", str(len(self.content) if there else 0))
+        if not there:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    save_file(randomized(by_timm(*TINY_IMAGENET, "relu")).state_dict(), tmp_path / "served.safetensors")
+    handler = type("Handler", (Hub,), {"content": (tmp_path / "served.safetensors").read_bytes(), "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    # As HF_ENDPOINT and HF_HUB_CACHE set them when the client is imported.
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
+    moved = template.replace(huggingface_hub.constants.ENDPOINT, endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", moved)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_published_weights_come_from_the_hub_once(hub: type[Hub], photographs: Path, tmp_path: Path) -> None:
+    overrides = ("checkpoint=convmixer_768_32", "data=image_folder", f"data.root={photographs}", "data.num_workers=0")
+    found = [evaluate(tmp_path / name, *overrides) for name in ("one", "two")]
+    assert found[0]["test/loss"] == found[1]["test/loss"]
+    assert found[0]["architecture"]["activation"] == "relu"
+    assert hub.asked.count("GET /timm/convmixer_768_32.in1k/resolve/main/model.safetensors") == 1
+    with pytest.raises(ConfigError, match=r"checkpoint=convmixer_1536_20: timm/convmixer_1536_20\.in1k") as raised:
+        evaluate(tmp_path / "three", "checkpoint=convmixer_1536_20")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (("data=image_folder", "data.root={images}"), "data.name=image_folder"),
+        (("data=digits", "split=val", "data.val_fraction=0"), "split=val"),
+        (("model.activation=gelu",), "model.activation=gelu"),
+        (("split=all",), "split=all"),
+        (("data.image_size=9", "data.crop_fraction=2"), "data.crop_fraction=2"),
+        (("checkpoint={foreign}", "data=digits"), "model.activation"),
+        (("checkpoint={foreign}", "data=digits", "model.activation=relu"), "data.name=digits"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    overrides: tuple[str, ...], names: str, train: Train, photographs: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign.pt"
+    torch.save(by_timm(8, 1, 3, 2, 10, "relu").state_dict(), foreign)
+    given = [override.format(images=photographs, foreign=foreign) for override in overrides]
+    if not given[0].startswith("checkpoint"):
+        given.insert(0, f"checkpoint={train('data.train_fraction=0.1', 'trainer.epochs=1').folder}")
+    with pytest.raises(ConfigError, match=names):
+        evaluate(tmp_path / "e", *given)
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.slow
+def test_the_command(train: Train, tmp_path: Path) -> None:
+    done = train("data.train_fraction=0.1", "trainer.epochs=1")
+    first = command(f"checkpoint={done.folder}", "output=e", "summary=true", cwd=tmp_path, script="evaluate")
+    assert first.returncode == 0, first.stderr
+    assert f"{done.summary['parameters']:,} parameters" in first.stdout
+    assert f"{done.summary['test/accuracy']:.2%}" in first.stdout
+    again = command(f"checkpoint={done.folder}", "output=e", cwd=tmp_path, script="evaluate")
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: output=e")
+    assert again.stderr.count("\n") == 1
+
+
+def test_nothing_is_overwritten_without_being_asked(train: Train, tmp_path: Path) -> None:
+    done = train("data.train_fraction=0.1", "trainer.epochs=1")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "evaluation.json").write_text("mine")
+    with pytest.raises(ConfigError, match="output="):
+        evaluate(tmp_path / "e", f"checkpoint={done.folder}")
+    assert (tmp_path / "e" / "evaluation.json").read_text() == "mine"
+    assert evaluate(tmp_path / "e", f"checkpoint={done.folder}", "overwrite=true")["images"] == 360
