@@ -15,6 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+import interpreter  # noqa: F401 (before what imports kernels)
 from config.check import check_config
 from config.schema import Config, register
 from processes import REPOSITORY, Command, environment_of

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from benchmarks.timing import seconds_of
-from ops.depthwise import BACKENDS, depthwise, fastest
+from ops.depthwise import BACKENDS, TRITON, depthwise, fastest
 from runtime.console import print_table, say
 from runtime.device import describe, keep_freed_memory
 
@@ -21,7 +21,8 @@ def run() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.backends.cudnn.benchmark = True
     keep_freed_memory()
-    names = [name for name in BACKENDS if name != "auto" and not (name == "stacked" and device.type == "cuda")]
+    elsewhere = ("auto", "stacked") if device.type == "cuda" else ("auto", *TRITON)
+    names = [name for name in BACKENDS if name not in elsewhere]
     rows = []
     for batch, channels, side, k in GPU_SHAPES if device.type == "cuda" else CPU_SHAPES:
         x, dy = (torch.randn(batch, channels, side, side, device=device, dtype=dtype) for _ in range(2))

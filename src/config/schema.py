@@ -81,7 +81,7 @@ class Model:
     norm: str = key(one_of("batch", "layer", "none"), "batch")
     residual_depthwise: bool = True
     residual_pointwise: bool = False
-    backend: str = key(one_of("auto", "reference", "stacked", "toeplitz"), "auto")  # ops/depthwise.py: speed, rounding
+    backend: str = key(one_of("auto", "reference", "stacked", "toeplitz", "banded"), "auto")  # ops/depthwise.py
 
 
 @dataclass

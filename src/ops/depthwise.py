@@ -3,22 +3,30 @@
     reference   PyTorch's own, cuDNN or oneDNN underneath; what the others are tested against
     stacked     PyTorch's own, but the gradient of the kernel as a convolution over all images at once (CPU)
     toeplitz    matrix products: on a small grid a depthwise convolution is a dense matrix for each channel (GPU)
-    auto        whichever was measured to be the fastest for the shape and device (src/benchmark.py depthwise)
+    banded      Triton: rows of the grid times banded matrices, on tensor cores; images contiguous (CUDA)
+    auto        by shape on the CPU; on CUDA a run measures what is the fastest (ops/select.py)
 
-All keep the grid's size as PyTorch's padding="same" does: `before(k)` zeros on the left and on top,
-`after(k)` on the right and below.
+Each is a file of its own, depthwise_NAME.py, with the convolution and its two gradients. All keep the grid's size as
+PyTorch's padding="same" does.
 """
 
-from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
-BACKENDS = ("auto", "reference", "stacked", "toeplitz")
+from ops import depthwise_reference, depthwise_stacked, depthwise_toeplitz, launch
+
+BACKENDS = ("auto", "reference", "stacked", "toeplitz", "banded")
+TRITON = ("banded",)
+IMPLEMENTATION: dict[str, ModuleType] = {"stacked": depthwise_stacked, "toeplitz": depthwise_toeplitz}
+if find_spec("triton"):
+    from ops import depthwise_banded
+
+    IMPLEMENTATION["banded"] = depthwise_banded
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -50,11 +58,16 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
         x: [batch, channels, height, width].
         weight: [channels, 1, kernel_size, kernel_size].
         bias: [channels].
+
+    Raises:
+        ValueError: the backend cannot compute this here.
     """
     if backend == "auto":
         backend = fastest(x, weight)
     if backend == "reference":
-        return same_conv(x, weight, bias)
+        return depthwise_reference.convolution(x, weight, bias)
+    if reason := why_not(backend, x, weight):
+        raise ValueError(f"backend={backend!r}: {reason}")
     if torch.is_autocast_enabled(x.device.type):  # which reaches PyTorch's operations, not these functions' backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -62,7 +75,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
 
 
 def fastest(x: Tensor, weight: Tensor) -> str:
-    """By shape and device alone, never by the clock: a run that goes on must compute as it did before."""
+    """By shape and device alone, never by the clock: a resumed run must compute as it did before."""
     if x.device.type == "cpu" and weight.requires_grad and x.dtype == torch.float32:
         channels, _, k, _ = weight.shape
         pays = (k >= 7 and channels >= 128) or (k >= 5 and channels >= 256 and x.shape[-1] >= 16)
@@ -71,20 +84,17 @@ def fastest(x: Tensor, weight: Tensor) -> str:
     return "reference"
 
 
-def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    k = weight.shape[-1]
-    if k % 2:
-        return F.conv2d(x, weight, bias, padding="same", groups=len(weight))
-    x = F.pad(x, (before(k), after(k), before(k), after(k)))  # PyTorch would do the same, and warn
-    return F.conv2d(x, weight, bias, groups=len(weight))
-
-
-def before(kernel_size: int) -> int:
-    return (kernel_size - 1) // 2
-
-
-def after(kernel_size: int) -> int:
-    return kernel_size // 2
+def why_not(backend: str, x: Tensor, weight: Tensor) -> str | None:
+    """Why a backend cannot compute a convolution of this shape on this device; None where it can."""
+    if backend not in TRITON:
+        return None
+    if max(x.shape[-2:]) > 64 or weight.shape[-1] > 31:
+        return (
+            f"grids of at most 64×64 and kernels of at most 31, not {x.shape[-2]}×{x.shape[-1]} and {weight.shape[-1]}"
+        )
+    if x.numel() >= 2**31:
+        return "at most 2³¹ values in a batch's grid"
+    return launch.unavailable(x.device)
 
 
 class WithOwnGradients(Function):
@@ -94,7 +104,7 @@ class WithOwnGradients(Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-        return CONVOLUTION[backend](x, weight, bias)
+        return IMPLEMENTATION[backend].convolution(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, str], output: Tensor) -> None:
@@ -105,126 +115,7 @@ class WithOwnGradients(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_dx, needs_dw, needs_db, _ = ctx.needs_input_grad
-        dx = INPUT_GRADIENT[ctx.backend](dy, weight) if needs_dx else None
-        dw = WEIGHT_GRADIENT[ctx.backend](x, dy, weight.shape[-1]) if needs_dw else None
+        backend = IMPLEMENTATION[ctx.backend]
+        dx = backend.input_gradient(dy, weight) if needs_dx else None
+        dw = backend.weight_gradient(x, dy, weight.shape[-1]) if needs_dw else None
         return dx, dw, dy.sum((0, 2, 3)) if needs_db else None, None
-
-
-# Stacked: PyTorch's convolution but for the kernel's gradient, which oneDNN computes slowly where kernels are large.
-
-ROWS = 64  # of a column of images; they stay in the processor's cache
-
-
-def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of same_conv's input: the same, with kernel and padding turned round."""
-    k = weight.shape[-1]
-    if k % 2:
-        return same_conv(dy, weight.flip(2, 3))
-    pad = (after(k), before(k), after(k), before(k))
-    return F.conv2d(F.pad(dy, pad), weight.flip(2, 3), groups=len(weight))
-
-
-def stacked_weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """[batch, channels, height, width] twice → [channels, 1, k, k].
-
-    dw[c, i, j], the sum over all b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u], is a
-    depthwise convolution itself: of all images in one tall column, zeros between them, with all of dy as the
-    kernel. It is summed column by column of about ROWS rows.
-    """
-    if torch.is_grad_enabled():
-        return plain_weight_gradient(x, dy, k)
-    batch, channels, height, width = x.shape
-    top, spacing = before(k), height + after(k)
-    n = min(batch, max(1, ROWS // spacing))  # images in a column
-    dtype = torch.promote_types(x.dtype, torch.float32)  # sums want their digits
-    column = x.new_zeros(n * spacing + top, width + k - 1, channels, dtype=dtype)
-    kernel = x.new_zeros(n * spacing, width, channels, dtype=dtype)
-    x_places = column[top:].unflatten(0, (n, spacing))[:, :height, top : top + width]
-    dy_places = kernel.unflatten(0, (n, spacing))[:, :height]
-    dw = x.new_zeros(channels, k, k, dtype=dtype)
-    for x_part, dy_part in zip(x.split(n), dy.split(n), strict=True):
-        x_places[: len(x_part)] = x_part.permute(0, 2, 3, 1)
-        dy_places[: len(x_part)] = dy_part.permute(0, 2, 3, 1)
-        rows = len(x_part) * spacing - after(k)
-        image, gradients = column[: rows + k - 1].permute(2, 0, 1), kernel[:rows].permute(2, 0, 1)
-        dw += F.conv2d(image, gradients.unsqueeze(1), groups=channels)
-    return dw.unsqueeze(1).to(x.dtype)
-
-
-def plain_weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """The same as PyTorch computes it; it can be differentiated again."""
-    padded = F.pad(x, (before(k), after(k), before(k), after(k)))
-    return conv2d_weight(padded, (x.shape[1], 1, k, k), dy, groups=x.shape[1])
-
-
-# Toeplitz: strips of the grid times a matrix for each channel; both gradients are such products, too.
-#
-# A strip of `height` rows depends on height + k - 1 rows of the input: [channels, batch · strips, rows in] ×
-# [channels, rows in, rows out], where a row is `width` positions. The matrix holds the kernel along its
-# diagonals, so that its gradient, summed along them, is the kernel's.
-
-
-def strip_height(height: int) -> int:
-    """Rows of a strip: all of a small grid; of a large one 8, as the matrix grows with the square."""
-    return height if height <= 16 else 8
-
-
-def strips_of(x: Tensor, k: int, above: int) -> Tensor:
-    """[batch, channels, height, width] → [channels, batch · strips, rows in · width]."""
-    channels, height, width = x.shape[1:]
-    s = strip_height(height)
-    padded = F.pad(x, (0, 0, above, k - 1 - above + -height % s))
-    return padded.unfold(2, s + k - 1, s).permute(1, 0, 2, 4, 3).reshape(channels, -1, (s + k - 1) * width)
-
-
-def toeplitz_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return toeplitz_product(x, weight, before(weight.shape[-1]), bias)
-
-
-def toeplitz_input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
-    return toeplitz_product(dy, weight.flip(2, 3), after(weight.shape[-1]))
-
-
-def toeplitz_product(x: Tensor, weight: Tensor, above: int, bias: Tensor | None = None) -> Tensor:
-    """Depthwise convolution with `above` zeros above and on the left, the rest of k - 1 below and on the right."""
-    batch, channels, height, width = x.shape
-    s, k = strip_height(height), weight.shape[-1]
-    index = toeplitz_index(s, width, k, above, x.device)
-    matrix = F.pad(weight.flatten(1), (0, 1))[:, index]  # [channels, rows in · width, rows out · width]
-    strips = strips_of(x, k, above)
-    y = torch.bmm(strips, matrix) if bias is None else torch.baddbmm(bias[:, None, None], strips, matrix)
-    y = y.view(channels, batch, -1, width)[:, :, :height].transpose(0, 1)
-    return y.contiguous(memory_format=torch.channels_last) if x.stride(1) == 1 else y.contiguous()
-
-
-@cache
-def toeplitz_index(s: int, width: int, k: int, left: int, device: torch.device) -> Tensor:
-    """Which of the k · k kernel values stands where in the matrix; k · k where none does."""
-    row_in, column_in = torch.arange(s + k - 1, device=device), torch.arange(width, device=device)
-    i = row_in[:, None, None, None] - torch.arange(s, device=device)[:, None]
-    j = column_in[:, None, None] - column_in + left
-    inside = (i >= 0) & (i < k) & (j >= 0) & (j < k)
-    return torch.where(inside, i * k + j, k * k).view((s + k - 1) * width, s * width)
-
-
-def toeplitz_weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """[batch, channels, height, width] twice → [channels, 1, k, k]."""
-    channels, height, width = x.shape[1:]
-    s = strip_height(height)
-    strips = F.pad(dy, (0, 0, 0, -height % s)).unfold(2, s, s).permute(1, 0, 2, 4, 3).reshape(channels, -1, s * width)
-    matrix = exact_bmm(strips_of(x, k, before(k)).transpose(1, 2), strips).view(channels, s + k - 1, width, s, width)
-    matrix = F.pad(matrix, (0, 0, 0, 0, before(k), after(k)))  # so that every diagonal has its full length
-    windows = matrix.unfold(1, s, 1).unfold(2, width, 1)  # [channels, i, j, row out, column out, row in, column in]
-    return windows.diagonal(0, 3, 5).diagonal(0, 3, 4).sum((-2, -1)).unsqueeze(1).to(x.dtype)
-
-
-def exact_bmm(a: Tensor, b: Tensor) -> Tensor:
-    """torch.bmm whose result is at least in float32: it will be summed."""
-    if a.dtype.itemsize >= 4:
-        return torch.bmm(a, b)
-    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.bmm(a.float(), b.float())
-
-
-CONVOLUTION = {"stacked": same_conv, "toeplitz": toeplitz_conv}
-INPUT_GRADIENT = {"stacked": input_gradient, "toeplitz": toeplitz_input_gradient}
-WEIGHT_GRADIENT = {"stacked": stacked_weight_gradient, "toeplitz": toeplitz_weight_gradient}

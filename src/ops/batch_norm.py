@@ -1,0 +1,170 @@
+# mypy: disable-error-code=no-untyped-def
+"""Activation and BatchNorm as parts of other kernels: applied where a tile is read, measured where it is written.
+
+Of z = scale · σ(u) + shift one tensor is stored: with ReLU σ(u), which is also its mask, with GELU u. The rest follows
+from it and from a few numbers per channel in float32:
+
+    norm    [5, channels]   mean and variance of σ(u), 1 / standard deviation, scale, shift
+    sums    [5, channels]   the sum of the gradient dz, and that of dz · (σ(u) - mean); three rows of zeros make it
+                            the shape of `norm`, whose gradient it is to autograd (ops/fused.py)
+
+A kernel that writes a tile leaves its part of these sums, and `combine_moments` and `combine_sums` join the parts in a
+fixed order, without atomics: the same run gives the same bits. Moments are joined as in Chan, Golub and LeVeque (1979),
+which loses no digits where a mean is large. The parts are one 512th of the activation for tiles of 128 positions.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ops.launch import ceil_div, launch
+
+MEAN = tl.constexpr(0)
+VARIANCE = tl.constexpr(1)
+INVERSE_STD = tl.constexpr(2)
+SCALE = tl.constexpr(3)
+SHIFT = tl.constexpr(4)
+SUM = tl.constexpr(0)
+SUM_CENTERED = tl.constexpr(1)
+
+
+class Through(NamedTuple):
+    """What a gradient needs to go back through BatchNorm and σ."""
+
+    stored: Tensor
+    norm: Tensor
+    sums: Tensor
+    inverse_count: float  # 1 / values that mean and variance were taken of; 0 where they are constants
+
+
+@triton.jit
+def stored_of(u, ACTIVATION: tl.constexpr):
+    """What is stored of σ(u)."""
+    if ACTIVATION == "relu":
+        u = tl.maximum(u, 0.0)
+    return u
+
+
+@triton.jit
+def activated(stored, ACTIVATION: tl.constexpr):
+    """σ(u)."""
+    value = stored.to(tl.float32)
+    if ACTIVATION == "gelu":
+        value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+    return value
+
+
+@triton.jit
+def gradient_coefficients(norm, sums, channel, channels, mask, inverse_count):
+    """The numbers that `gradient` needs; `inverse_count` is 0 where mean and variance are constants (eval mode)."""
+    mean = tl.load(norm + MEAN * channels + channel, mask=mask, other=0.0)
+    inverse_std = tl.load(norm + INVERSE_STD * channels + channel, mask=mask, other=0.0)
+    scale = tl.load(norm + SCALE * channels + channel, mask=mask, other=0.0)
+    by_mean = tl.load(sums + SUM * channels + channel, mask=mask, other=0.0) * inverse_count
+    by_std = tl.load(sums + SUM_CENTERED * channels + channel, mask=mask, other=0.0) * inverse_count
+    return mean, scale, -scale * by_mean, -scale * by_std * inverse_std * inverse_std
+
+
+@triton.jit
+def gradient(dz, stored, mean, scale, offset, slope, ACTIVATION: tl.constexpr):
+    """The gradient of u from that of z = BN(σ(u))."""
+    value = activated(stored, ACTIVATION)
+    da = dz.to(tl.float32) * scale + (value - mean) * slope + offset
+    if ACTIVATION == "relu":
+        da = tl.where(value > 0.0, da, 0.0)
+    elif ACTIVATION == "gelu":
+        u = stored.to(tl.float32)
+        density = 0.3989422804014327 * tl.exp(-0.5 * u * u)
+        da = da * (0.5 * (1.0 + tl.erf(u * 0.7071067811865476)) + u * density)
+    return da
+
+
+@triton.jit
+def combine_moments(parts, gamma, beta, norm, blocks, channels, eps, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr):
+    """parts [blocks, 3, channels]: count, mean and sum of squared differences from it → norm."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    wanted = channel < channels
+    count = tl.zeros((BLOCKS, CHANNELS), tl.float32)
+    total = tl.zeros((BLOCKS, CHANNELS), tl.float32)
+    for first in range(0, blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)[:, None]
+        at = parts + block * 3 * channels + channel
+        inside = (block < blocks) & wanted
+        n = tl.load(at, mask=inside, other=0.0)
+        count += n
+        total += n * tl.load(at + channels, mask=inside, other=0.0)
+    n_all = tl.sum(count, axis=0, keep_dims=True)
+    mean = tl.sum(total, axis=0, keep_dims=True) / n_all
+    squares = tl.zeros((BLOCKS, CHANNELS), tl.float32)
+    for first in range(0, blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)[:, None]
+        at = parts + block * 3 * channels + channel
+        inside = (block < blocks) & wanted
+        n = tl.load(at, mask=inside, other=0.0)
+        difference = tl.load(at + channels, mask=inside, other=0.0) - mean
+        squares += tl.load(at + 2 * channels, mask=inside, other=0.0) + n * difference * difference
+    variance = tl.sum(squares, axis=0, keep_dims=True) / n_all
+    inverse_std = 1.0 / tl.sqrt(variance + eps)
+    scale = tl.load(gamma + channel, mask=wanted, other=0.0).to(tl.float32) * inverse_std
+    shift = tl.load(beta + channel, mask=wanted, other=0.0).to(tl.float32) - mean * scale
+    tl.store(norm + MEAN * channels + channel, mean, mask=wanted)
+    tl.store(norm + VARIANCE * channels + channel, variance, mask=wanted)
+    tl.store(norm + INVERSE_STD * channels + channel, inverse_std, mask=wanted)
+    tl.store(norm + SCALE * channels + channel, scale, mask=wanted)
+    tl.store(norm + SHIFT * channels + channel, shift, mask=wanted)
+
+
+@triton.jit
+def combine_sums(parts, sums, blocks, channels, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr):
+    """parts [blocks, 2, channels] → the first two rows of `sums`."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    wanted = channel < channels
+    plain = tl.zeros((BLOCKS, CHANNELS), tl.float32)
+    centered = tl.zeros((BLOCKS, CHANNELS), tl.float32)
+    for first in range(0, blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)[:, None]
+        at = parts + block * 2 * channels + channel
+        inside = (block < blocks) & wanted
+        plain += tl.load(at, mask=inside, other=0.0)
+        centered += tl.load(at + channels, mask=inside, other=0.0)
+    tl.store(sums + SUM * channels + channel, tl.sum(plain, axis=0, keep_dims=True), mask=wanted)
+    tl.store(sums + SUM_CENTERED * channels + channel, tl.sum(centered, axis=0, keep_dims=True), mask=wanted)
+
+
+COMBINE: dict[str, Any] = {"BLOCKS": 128, "CHANNELS": 8, "warps": 4, "stages": 2}
+
+
+def moments_to_norm(parts: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    blocks, _, channels = parts.shape
+    norm = parts.new_empty(5, channels)
+    grid = (ceil_div(channels, COMBINE["CHANNELS"]),)
+    launch(
+        combine_moments, grid, **COMBINE,
+        parts=parts, gamma=gamma, beta=beta, norm=norm, blocks=blocks, channels=channels, eps=eps,
+    )  # fmt: skip
+    return norm
+
+
+def add_up(parts: Tensor) -> Tensor:
+    blocks, _, channels = parts.shape
+    sums = parts.new_zeros(5, channels)
+    grid = (ceil_div(channels, COMBINE["CHANNELS"]),)
+    launch(combine_sums, grid, **COMBINE, parts=parts, sums=sums, blocks=blocks, channels=channels)
+    return sums
+
+
+def norm_of(mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """`norm` of given statistics, in eval mode."""
+    inverse_std = torch.rsqrt(variance + eps)
+    scale = gamma * inverse_std
+    return torch.stack([mean, variance, inverse_std, scale, beta - mean * scale]).float()
+
+
+def arguments_of(through: Through | None) -> dict[str, Any]:
+    """The parameters of that name, which without it a kernel leaves out."""
+    if through is None:
+        return {"stored": None, "norm": None, "sums": None, "inverse_count": 0.0}
+    return through._asdict()

@@ -1,0 +1,42 @@
+"""PyTorch's convolution, with the kernel's gradient as a convolution over all images at once.
+
+oneDNN computes this gradient tap by tap, which is slow where kernels are large; its forward pass is fast.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ops import depthwise_reference
+from ops.depthwise_reference import after, before, convolution, input_gradient
+
+__all__ = ["convolution", "input_gradient", "weight_gradient"]
+
+ROWS = 64  # of a column of images; they stay in the processor's cache
+
+
+def weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
+    """[batch, channels, height, width] twice → [channels, 1, k, k].
+
+    dw[c, i, j], the sum over all b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u], is a
+    depthwise convolution itself: of all images in one tall column, zeros between them, with all of dy as the
+    kernel. It is summed column by column of about ROWS rows.
+    """
+    if torch.is_grad_enabled():
+        return depthwise_reference.weight_gradient(x, dy, k)
+    batch, channels, height, width = x.shape
+    top, spacing = before(k), height + after(k)
+    n = min(batch, max(1, ROWS // spacing))  # images in a column
+    dtype = torch.promote_types(x.dtype, torch.float32)  # sums want their digits
+    column = x.new_zeros(n * spacing + top, width + k - 1, channels, dtype=dtype)
+    kernel = x.new_zeros(n * spacing, width, channels, dtype=dtype)
+    x_places = column[top:].unflatten(0, (n, spacing))[:, :height, top : top + width]
+    dy_places = kernel.unflatten(0, (n, spacing))[:, :height]
+    dw = x.new_zeros(channels, k, k, dtype=dtype)
+    for x_part, dy_part in zip(x.split(n), dy.split(n), strict=True):
+        x_places[: len(x_part)] = x_part.permute(0, 2, 3, 1)
+        dy_places[: len(x_part)] = dy_part.permute(0, 2, 3, 1)
+        rows = len(x_part) * spacing - after(k)
+        image, gradients = column[: rows + k - 1].permute(2, 0, 1), kernel[:rows].permute(2, 0, 1)
+        dw += F.conv2d(image, gradients.unsqueeze(1), groups=channels)
+    return dw.unsqueeze(1).to(x.dtype)

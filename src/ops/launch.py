@@ -1,0 +1,63 @@
+"""How Triton's kernels are started, or only written down, for a table of them that needs no GPU."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Launch:
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]  # tensors, numbers and compile-time constants, by parameter
+    warps: int
+    stages: int
+
+
+recording: list[Launch] | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: Any) -> None:
+    if recording is not None:
+        recording.append(Launch(kernel, grid, arguments, warps, stages))
+    else:
+        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+
+
+@contextmanager
+def record() -> Iterator[list[Launch]]:
+    """Within it kernels are written down instead of started, so that tensors may be on the device "meta"."""
+    global recording
+    recording = []
+    try:
+        yield recording
+    finally:
+        recording = None
+
+
+@torch.compiler.assume_constant_result
+def unavailable(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on a device; None where they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "meta" or os.environ.get("TRITON_INTERPRET") == "1":  # on the CPU, slowly: for tests
+        return None
+    if device.type != "cuda":
+        return f"needs a CUDA GPU, not {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs a GPU of compute capability 8.0 (Ampere) or later"
+    return None
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
