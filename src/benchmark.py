@@ -21,7 +21,7 @@ def main() -> None:
     of_steps = parser.add_argument_group("steps")
     of_steps.add_argument("--json", action="store_true", help="print all figures")
     of_steps.add_argument("--results", type=Path, metavar="FILE", help="keep figures here, and measure what is missing")
-    of_steps.add_argument("--only", metavar="PATTERN", default="*", help='of implementations, e.g. "ours*"')
+    of_steps.add_argument("--only", metavar="PATTERN", action="append", help='e.g. "ours*"; several: in this order')
     of_steps.add_argument("--seconds", type=float, default=math.inf, help="begin nothing later")
     given = parser.parse_intermixed_args()
     named = bool(given.arguments) and "=" not in given.arguments[0]
@@ -32,7 +32,7 @@ def main() -> None:
         from benchmarks import report, steps
 
         records = []
-        for record in steps.run(overrides, given.only, given.results, given.seconds):
+        for record in steps.run(overrides, given.only or ["*"], given.results, given.seconds):
             records.append(record)
             if not given.json:
                 print(report.line(record), flush=True)

@@ -38,10 +38,9 @@ class Implementation:
         words = [self.source]
         if self.channels_last is not None:
             words.append("NHWC" if self.channels_last else "NCHW")
-        if self.mode:
-            words.append("compiled" if self.mode == "default" else f"compiled {self.mode}")
-            if not self.may_change_layout:
-                words.append("fixed layout")
+        words.append({None: "eager", "default": "compiled"}.get(self.mode, f"compiled {self.mode}"))
+        if not self.may_change_layout:
+            words.append("fixed layout")
         if not self.tuned:
             words.append("as published")
         return ", ".join(words)

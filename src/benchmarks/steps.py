@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
+from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from benchmarks import report
 from benchmarks.implementations import CLASSES, Implementation, build, implementations, memory_format
 from benchmarks.roofline import activation_bytes, measure_rates, roofline
-from benchmarks.setting import make_config
+from benchmarks.setting import expand, make_config
 from benchmarks.timing import steps_within, timed
 from config.schema import Config
 from runtime.device import autocast, describe, peak_memory, reset_peak_memory
@@ -35,45 +36,53 @@ PROCESSES = get_context("spawn")
 Record = dict[str, Any]
 
 
-def run(overrides: list[str], only: str, results: Path | None, seconds: float) -> Iterator[Record]:
+def run(overrides: list[str], patterns: list[str], results: Path | None, seconds: float) -> Iterator[Record]:
     """ConvMixer-256/8 unless told otherwise: on a GPU kernel 9, patch 1, batches of 512 in bf16, as in the paper's
     CIFAR-10 experiments; on the CPU patch 2, batches of 64 in fp32.
 
     Args:
-        only: a pattern, as of file names, for the names of the implementations.
+        overrides: of the config; `model.kernel_size=5,9` measures both.
+        patterns: as of file names, for the names of the implementations; all of one's before those of the next.
         results: a file of JSON lines; what it has already is not measured again, failures included.
         seconds: none is begun later, and one that is not done by then is left for another time.
 
     Yields:
-        What is known of this setting on this machine, then what is measured now, as soon as it is there.
+        What is known of a setting on this machine, then what is measured now, as soon as it is there.
     """
     deadline = time.monotonic() + seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = ["model.patch_size=2", "data.batch_size=64"]
     if device.type == "cuda":
         size = ["model.patch_size=1", "data.batch_size=512", "trainer.precision=bf16"]
-    config = make_config(["model=convmixer_256_8", "model.kernel_size=9", "data=cifar10", *size, *overrides])
+    defaults = ["model=convmixer_256_8", "model.kernel_size=9", "data=cifar10", *size]
+    known = report.read(results)
+    for pattern, swept in product(patterns, expand(overrides)):
+        config = make_config([*defaults, *swept])
+        for record in missing(config, device, pattern, known, deadline):
+            known.append(record)
+            if results:
+                with results.open("a") as file:
+                    file.write("\n" + json.dumps(record))  # begins anew after a line that was cut off
+            yield record
+
+
+def missing(
+    config: Config, device: torch.device, pattern: str, known: list[Record], deadline: float
+) -> Iterator[Record]:
+    """Measure what is not known of a setting: its rooflines and the implementations that the pattern fits."""
     setting = {"setting": describe_setting(config), "where": describe_machine(device)}
-
-    def keep(record: Record) -> Record:
-        if results:
-            with results.open("a") as file:
-                file.write("\n" + json.dumps(setting | record))  # begins anew after a line that was cut off
-        return setting | record
-
-    known = [record for record in report.read(results) if setting.items() <= record.items()]
-    yield from known
-    if not any("rooflines" in record for record in known):
-        yield keep(rooflines(config, device))
-    names = {record.get("name") for record in known}
+    found = [record for record in known if setting.items() <= record.items()]
+    if not any("rooflines" in record for record in found):
+        yield setting | rooflines(config, device)
+    names = {record.get("name") for record in found}
     for implementation in implementations(device):
-        if implementation.name in names or not fnmatch(implementation.name, only):
-            continue
         left = deadline - time.monotonic()
-        found = measure(implementation, config, device, min(left, TIMEOUT)) if left > 0 else None
-        if found is None and left < TIMEOUT:
+        if implementation.name in names or not fnmatch(implementation.name, pattern):
+            continue
+        result = measure(implementation, config, device, min(left, TIMEOUT)) if left > 0 else None
+        if result is None and left < TIMEOUT:
             return
-        yield keep({"name": implementation.name, **(found or {"error": f"took longer than {TIMEOUT:.0f} s"})})
+        yield setting | {"name": implementation.name} | (result or {"error": f"took longer than {TIMEOUT:.0f} s"})
 
 
 def describe_setting(config: Config) -> str:
