@@ -36,6 +36,7 @@ def main() -> None:
             records.append(record)
             if not given.json:
                 print(report.line(record), flush=True)
+        records = report.read(given.results) or records
         print(json.dumps(records, indent=2)) if given.json else report.show(records)
     elif name == "depthwise":
         from benchmarks import operators

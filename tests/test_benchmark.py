@@ -57,8 +57,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "implementations", lambda _: [implementations.PLAIN, NHWC])
 
 
-def run(results: Path | None, only: str = "*", seconds: float = 1000.0) -> list[steps.Record]:
-    return list(steps.run(SMALL, only, results, seconds))
+def run(results: Path | None, *overrides: str, only: str = "*", seconds: float = 1000.0) -> list[steps.Record]:
+    return list(steps.run([*SMALL, *overrides], [only], results, seconds))
 
 
 @pytest.mark.usefixtures("quick")
@@ -81,15 +81,15 @@ def test_training_and_inference_beside_the_peers(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_what_is_measured_is_kept_at_once_and_not_measured_again(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    for record in steps.run(SMALL, "*NHWC", results, 1000.0):
+    for record in steps.run([*SMALL, "model.kernel_size=3,5"], ["*NHWC*"], results, 1000.0):
         assert report.read(results)[-1] == record
+    assert [record.get("name") for record in report.read(results)] == 2 * [None, NHWC.name]
     with results.open("a") as file:
         file.write('\n{"setting": "cut off')
-    assert run(results, seconds=0.0) == report.read(results)
-    (_, first, second), known = run(results), results.read_text()
-    assert (first["name"], second["name"]) == (NHWC.name, implementations.PLAIN.name)
-    run(results)
-    assert results.read_text() == known
+    assert run(results, seconds=0.0) == []
+    assert [record["name"] for record in run(results)] == [implementations.PLAIN.name]
+    assert run(results) == []
+    assert len(report.read(results)) == 5
 
 
 @pytest.mark.usefixtures("quick")

@@ -47,7 +47,7 @@ def run(overrides: list[str], patterns: list[str], results: Path | None, seconds
         seconds: none is begun later, and one that is not done by then is left for another time.
 
     Yields:
-        What is known of a setting on this machine, then what is measured now, as soon as it is there.
+        What is measured, as soon as it is there.
     """
     deadline = time.monotonic() + seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
