@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from comparison.figure import comparison_figure
 from comparison.results import read
-from test_compare import DEPTH, KERNEL, REFERENCE, write_run, write_sweep
+from run_folders import DEPTH, KERNEL, REFERENCE, write_run, write_sweep
 from tracking.plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save
 
 
@@ -73,7 +73,7 @@ def test_two_factors_have_curves_a_heat_map_costs_and_effects(tmp_path: Path, se
 def test_one_factor_has_no_heat_map_and_equal_results_no_interval(tmp_path: Path) -> None:
     figure = figure_of(write_sweep(tmp_path / "s", {(k, 8): [0.9, 0.91, 0.92] for k in (3, 5, 7)}))
     assert "kernel_size" not in labels(figure)
-    assert "Effects, no interval" in [text.get_text() for text in shown_texts(figure)]
+    assert "Effects, the same in every seed" in [text.get_text() for text in shown_texts(figure)]
     assert_legible(figure)
 
 

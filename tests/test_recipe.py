@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from comparison.results import Row, decides
 from comparison.runs import Run, flat
+from comparison.settings import Setting, decides
 from config import schema
 from config.errors import ConfigError
 from config.schema import flatten, keys_of
@@ -234,7 +234,7 @@ def test_an_experiment_is_a_record(name: str) -> None:
 
 def reference(run: dict[str, Any]) -> float | None:
     """What a completed run of this flat config stands beside."""
-    found = Row({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
+    found = Setting({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
     return found and found.value
 
 

@@ -1,23 +1,32 @@
-"""What a comparison says, in sentences, and how numbers and settings are written in them."""
+"""What a comparison says, in sentences."""
 
-import math
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from comparison.effects import Effect
+from comparison.formatting import (
+    change_text,
+    count,
+    duration,
+    figure_text,
+    label,
+    level_text,
+    listing,
+    number_text,
+    p_text,
+    several,
+)
+from comparison.least_squares import TIE
+from comparison.results import ACCURACIES, Comparison
+from comparison.settings import Reference, Setting
+from config.schema import GROUPS
 
-from comparison.effects import TIE, Effect, Estimate
-from comparison.results import ACCURACIES, COSTS, LOWER_IS_BETTER, Comparison, Reference, Row
-
-OUTCOMES = {"interrupted": "unfinished"}  # it may still be going
 SEEDS = "seed=0,1,2,3,4"
 MOST = 20  # references listed
 
 
 def result(comparison: Comparison) -> list[str]:
-    """Which setting won, by how much, and how it stands beside the reference."""
+    """Which setting is the best, whether significantly, and how it stands beside the reference."""
     if not comparison.valued:
         return ["No run has completed yet: there is nothing to compare."] if comparison.runs else []
-    metric, (best, *others) = comparison.metric, comparison.valued
+    metric, best = comparison.metric, comparison.valued[0]
     other_accuracies = [
         f"{number_text(estimate, name)} {name}"
         for name in ACCURACIES
@@ -25,33 +34,82 @@ def result(comparison: Comparison) -> list[str]:
     ]
     lead = f"{number_text(best.estimate(metric), metric)} {metric}"
     lead += f" ({', '.join(other_accuracies)})" if other_accuracies else ""
-    if not others:
+    if len(comparison.valued) == 1:
         lines = [f"{label(best, comparison)}: {lead}."]
     else:
-        equals = [row for row, gap in zip(others, comparison.gaps, strict=True) if abs(gap.change.value) < TIE]
-        tie = f" Just as good: {listing(equals, comparison)}." if equals else ""
-        lines = [f"Best: {label(best, comparison)} with {lead}.{tie}"]
-        if any(gap.p_holm is not None for gap in comparison.gaps):
-            close = [row for row, gap in zip(others, comparison.gaps, strict=True) if not gap.is_clear]
-            worse = "higher" if metric.endswith(LOWER_IS_BETTER) else "lower"
-            if not close:
-                lines.append(f"That is clear of noise: all {len(others)} others are {worse}.")
-            elif len(close) == len(others):
-                lines.append(f"None of the {len(others)} others can be told from it.")
-            else:
-                lines.append(
-                    f"{len(close)} of the {len(others)} others cannot be told from it: {listing(close, comparison)}."
-                )
-    references = [reference_line(row, row.reference, comparison) for row in comparison.rows if row.reference]
+        lines = [f"Best: {label(best, comparison)} with {lead}.{equal_settings(comparison)}"]
+        lines += [*significance(comparison), *missing_runs(comparison)]
+    references = [
+        reference_line(setting, setting.reference, comparison) for setting in comparison.settings if setting.reference
+    ]
     return [*lines, *several(references, MOST)]
 
 
-def reference_line(row: Row, reference: Reference, comparison: Comparison) -> str:
+def equal_settings(comparison: Comparison) -> str:
+    pairs = zip(comparison.valued[1:], comparison.differences, strict=True)
+    equals = [other for other, difference in pairs if abs(difference.change.value) < TIE]
+    return f" Equal to it: {listing(equals, comparison)}." if equals else ""
+
+
+def significance(comparison: Comparison) -> list[str]:
+    """Than which of the others the best setting is significantly better."""
+    pairs = list(zip(comparison.valued[1:], comparison.differences, strict=True))
+    if all(difference.p_holm is None for _, difference in pairs):
+        return []
+    others = [other for other, difference in pairs if not difference.change.is_exact]
+    open_ = [other for other, difference in pairs if not difference.change.is_exact and not difference.is_significant]
+    exact = [other for other, difference in pairs if difference.change.is_exact and difference.change.value]
+    lines = []
+    if not open_:
+        lines.append(
+            f"It is significantly better than {'all ' if len(others) > 1 else ''}{count(len(others), 'other')}."
+        )
+    elif len(open_) == len(others):
+        lines.append(f"It is not significantly better than any of the {len(others)} others.")
+    else:
+        lines.append(
+            f"It is not significantly better than {len(open_)} of the {len(others)} others: "
+            f"{listing(open_, comparison)}."
+        )
+    if exact:
+        lines.append(f"Every seed shows the same difference from {listing(exact, comparison)}.")
+    return lines
+
+
+def missing_runs(comparison: Comparison) -> list[str]:
+    """Which runs are missing, and the plain means beside those that are adjusted for it."""
+    missing, metric = comparison.missing, comparison.metric
+    if not missing:
+        return []
+    if not comparison.model.has_seeds:
+        return ["The settings share too few seeds to be compared seed by seed: they count as independent samples."]
+    if not comparison.model.is_adjusted:
+        return []
+    lacking = [
+        f"{label(setting, comparison)} (seed {', '.join(map(str, seeds[:5]))}{' …' if len(seeds) > 5 else ''})"
+        for setting, seeds in list(missing.items())[:3]
+    ]
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    plain = [
+        f"{label(setting, comparison)} {figure_text(setting.average(metric) or 0.0, metric)} "
+        f"(adjusted {figure_text(comparison.mean(setting) or 0.0, metric)})"
+        for setting in dict.fromkeys([comparison.valued[0], *list(missing)[:3]])
+    ]
+    return [
+        f"Runs are missing: {', '.join(lacking)}{more}. Ranks and differences are adjusted for the seeds. "
+        f"The raw means: {', '.join(plain)}."
+    ]
+
+
+def reference_line(setting: Setting, reference: Reference, comparison: Comparison) -> str:
     contained = reference.ours.contains(reference.value)
-    verdict = {True: "within our interval", False: "outside our interval", None: "one seed, no interval"}[contained]
+    verdict = {True: "within our 95 % interval", False: "outside our 95 % interval", None: "one seed, no interval"}
     ours, theirs = number_text(reference.ours, reference.metric), figure_text(reference.value, reference.metric)
-    gap = change_text(reference.ours.value - reference.value, reference.metric)
-    return f"{label(row, comparison)}: {ours} {reference.metric}, the reference {theirs}: {gap}, {verdict}."
+    difference = change_text(reference.difference, reference.metric)
+    return (
+        f"{label(setting, comparison)}: {ours} {reference.metric}, the reference {theirs}: {difference}, "
+        f"{verdict[contained]}."
+    )
 
 
 def effect_lines(comparison: Comparison) -> list[str]:
@@ -59,13 +117,13 @@ def effect_lines(comparison: Comparison) -> list[str]:
 
 
 def effect_line(effect: Effect, comparison: Comparison) -> str:
-    """One effect in plain words."""
+    """E.g. "kernel_size 9 instead of 5: +1.20 points [+0.40, +2.00]; significant (p = 0.012)."."""
     change, metric = effect.change, comparison.metric
     text = f"{effect_name(effect, comparison)}: {change_text(change.value, metric)}"
-    if change.low is not None and change.high is not None:
+    if change.low is not None and change.high is not None and not change.is_exact:
         text += f" [{change_text(change.low, metric, '')}, {change_text(change.high, metric, '')}]"
     if effect.pairs > 1:
-        text += f", higher in {effect.rises} of {effect.pairs} pairs of settings"
+        text += f", higher in {effect.n_higher} of {effect.pairs} pairs of settings"
     return f"{text}; {verdict(effect, comparison)}."
 
 
@@ -73,50 +131,47 @@ def effect_name(effect: Effect, comparison: Comparison, width: int | None = None
     """E.g. "kernel_size 9 instead of 5"."""
     level, baseline = level_text(effect.level, width), level_text(effect.baseline, width)
     name = f"{comparison.short(effect.factor)} {level} instead of {baseline}"
-    if "." not in effect.factor or effect.factor.endswith(".name"):  # what an option sets goes without saying
+    if effect.factor in GROUPS or effect.factor.endswith(".name"):  # what an option sets goes without saying
         return name
-    with_it = " and ".join(comparison.short(key) for key in effect.changes_with[:3])
-    more = f" and {len(effect.changes_with) - 3} more" if len(effect.changes_with) > 3 else ""
+    changed = [key for key in effect.changes_with if key.partition(".")[0] not in comparison.factors]
+    with_it = " and ".join(comparison.short(key) for key in changed[:3])
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"{name} (together with {with_it}{more})" if with_it else name
 
 
 def verdict(effect: Effect, comparison: Comparison) -> str:
-    if effect.p_holm is None:
-        if effect.change.n > 2 * effect.pairs:
-            return "all seeds agree to the last digit, which leaves no spread to judge by"
-        return "one seed cannot tell this from noise"
+    if effect.change.is_exact:
+        return "the same in every seed"
+    if effect.p_holm is None or effect.change.p is None:
+        return "not tested, with one seed"
     tests = sum(other.p_holm is not None for other in comparison.effects)
-    among = f", {tests} comparisons considered" if tests > 1 else ""
-    if effect.is_clear:
-        return f"clear of noise ({p_text(effect.p_holm)}{among})"
-    if effect.change.contains(0) is False:
-        return (
-            f"not told from noise: alone it would count, but this is one of {tests} comparisons "
-            f"({p_text(effect.p_holm)})"
-        )
-    return f"cannot be told from noise ({p_text(effect.p_holm)}{among})"
+    corrected = f" after correction for {tests} comparisons" if tests > 1 else ""
+    if effect.is_significant:
+        return f"significant ({p_text(effect.p_holm)}{corrected})"
+    alone = f", {p_text(effect.change.p)} without it" if effect.change.contains(0) is False else ""
+    return f"not significant ({p_text(effect.p_holm)}{corrected}{alone})"
 
 
 def caveats(comparison: Comparison) -> list[str]:
     """What the numbers cannot say."""
-    rows, metric = comparison.valued, comparison.metric
+    settings, metric = comparison.valued, comparison.metric
     lines = []
-    single = [row for row in rows if len(row.by_seed(metric)) == 1]
-    if rows and len(single) == len(rows):
+    single = [setting for setting in settings if len(setting.by_seed(metric)) == 1]
+    if settings and len(single) == len(settings):
         lines.append(
-            "How sure is this? Not at all: with one seed a difference cannot be told from chance. "
-            f"To find out, run these settings with {SEEDS}."
+            "How sure is this? With one seed, no difference can be tested for significance. "
+            f"To test them, run these settings with {SEEDS}."
         )
     elif single:
         lines.append(f"One seed only, so no interval of their own: {listing(single, comparison)}.")
-    if len(rows) > 1 and not comparison.effects:
-        lines.append("No setting differs from a baseline in one factor alone, so no factor's own effect can be told.")
+    if len(settings) > 1 and not comparison.effects:
+        lines.append("No setting differs from a baseline in one factor alone: no factor's own effect can be estimated.")
     part = metric.partition("/")[0]
-    images = next((row.completed[0].summary.get("images", {}).get(part) for row in rows), None)
+    images = next((setting.completed[0].summary.get("images", {}).get(part) for setting in settings), None)
     if metric in ACCURACIES and images and images < 2000:
         lines.append(f"{metric} rests on {images} images: a single one is {100 / images:.2f} points.")
-    empty = [row for row in comparison.rows if row.completed and row not in rows]
-    if empty and rows:
+    empty = [setting for setting in comparison.settings if setting.completed and setting not in settings]
+    if empty and settings:
         lines.append(f"Completed without {metric}: {listing(empty, comparison)}.")
     return lines
 
@@ -125,15 +180,17 @@ def method(comparison: Comparison) -> list[str]:
     """How the numbers came about, for the report."""
     lines = []
     if comparison.metric.startswith("val/"):
-        lines.append(f"{comparison.metric} is the best epoch's, which flatters; test/accuracy was looked at once.")
-    if any(effect.p_holm is not None for effect in [*comparison.effects, *comparison.gaps]):
         lines.append(
-            "Intervals are 95 %, Student's t, over seeds: they do not cover the choice of the images. "
-            "An effect is the mean difference between settings that differ in nothing else, by least squares over "
-            "their runs with the seeds as blocks where both sides share them. "
-            "What is called clear has p < 0.05 after Holm's correction: an effect's for all effects listed; a distance "
-            "from the best setting, which is picked from the same runs, for all pairs of settings. "
-            "Intervals are not corrected."
+            f"{comparison.metric} is the best epoch's: biased upward, as a maximum over epochs. "
+            "test/accuracy was evaluated exactly once."
+        )
+    if any(effect.p_holm is not None for effect in [*comparison.effects, *comparison.differences]):
+        lines.append(
+            "Ranks, differences and effects come from one model, value ~ setting + seed, fitted by least squares. "
+            "An effect is the mean difference between settings that differ in nothing else. "
+            "Intervals are 95 %, Student's t, over seeds: they do not cover the choice of the images, and they are "
+            "not corrected. Significant means p < 0.05 after Holm's correction: of an effect for all effects listed, "
+            "of a difference from the best setting, which is picked from the same runs, for all pairs of settings."
         )
     seconds = sum(run.figure("seconds") or 0 for run in comparison.runs)
     if seconds:
@@ -158,93 +215,6 @@ def differed(comparison: Comparison) -> list[str]:
 
 def not_completed_lines(comparison: Comparison) -> list[str]:
     return [
-        f"{OUTCOMES.get(run.status, run.status)}: {run.folder.name}" + (f" ({run.reason})" if run.reason else "")
+        f"{run.status}: {run.folder.name}" + (f" ({run.reason})" if run.reason else "")
         for run in comparison.not_completed
     ]
-
-
-# Settings and numbers.
-
-
-def label(row: Row, comparison: Comparison, width: int | None = None) -> str:
-    """What sets a row apart, e.g. "kernel_size=9 depth=8"."""
-    named = [f"{comparison.short(key)}={level_text(row.levels[key], width)}" for key in comparison.factors]
-    name = str(row.runs[0].summary.get("name") or row.runs[0].folder.name)
-    return " ".join(named) or " ".join(word for word in name.split() if not word.startswith("seed=")) or "baseline"
-
-
-def listing(rows: Sequence[Row], comparison: Comparison) -> str:
-    named = ", ".join(label(row, comparison) for row in rows[:3])
-    return f"{named} and {len(rows) - 3} more" if len(rows) > 3 else named
-
-
-def several(lines: list[str], limit: int) -> list[str]:
-    return lines if len(lines) <= limit else [*lines[:limit], f"… and {len(lines) - limit} more"]
-
-
-def lost(row: Row) -> str:
-    counts = Counter(OUTCOMES.get(run.status, run.status) for run in row.runs if run.status != "completed")
-    return ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
-
-
-def number_text(estimate: Estimate | None, name: str, unit: str = " %") -> str:
-    """A mean with its interval's half width: "98.61 ± 0.43"; costs without."""
-    if estimate is None:
-        return ""
-    if name in COSTS or estimate.margin is None:
-        return figure_text(estimate.value, name, unit)
-    return f"{figure_text(estimate.value, name, '')} ± {figure_text(estimate.margin, name, unit)}"
-
-
-def figure_text(number: float, name: str, unit: str = " %") -> str:
-    if name.endswith("accuracy"):
-        return f"{100 * number:.2f}{unit}"
-    if name in ("seconds", "images_per_second"):
-        return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
-    if name in ("parameters", "macs"):
-        return si(number)
-    return f"{si(number)}B" if name == "peak_memory" else f"{number:.4g}"
-
-
-def change_text(change: float, name: str, unit: str = " points") -> str:
-    if not name.endswith("accuracy"):
-        return f"{change:+.4g}"
-    return f"{round(100 * change, 2) + 0.0:+.2f}{unit}"  # + 0.0: no -0.00
-
-
-def si(number: float) -> str:
-    """Three digits and a prefix: 78.2 k, 4.76 M."""
-    rounded = float(f"{number:.3g}")  # 999.6 is 1.00 k
-    power = min(4, int(math.log10(rounded) // 3)) if rounded >= 1 else 0
-    digits = f"{number / 1000**power:#.3g}" if power else f"{number:.3g}"
-    return f"{digits.rstrip('.')} {' kMGT'[power]}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def p_text(p: float) -> str:
-    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
-
-
-def level_text(level: Any, width: int | None = None) -> str:
-    """A config value as YAML writes it."""
-    if level is None or isinstance(level, bool):
-        return {None: "null", True: "true", False: "false"}[level]
-    if isinstance(level, tuple):
-        level = f"[{', '.join(level_text(part) for part in level)}]"
-    return shorten(f"{level:g}" if isinstance(level, float) else str(level), width)
-
-
-def shorten(text: str, width: int | None) -> str:
-    """Leave out the middle: names tend to differ at their ends."""
-    if width is None or len(text) <= width:
-        return text
-    return f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
-
-
-def count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")

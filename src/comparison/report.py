@@ -1,29 +1,26 @@
 """A comparison as people and programs read it: on the terminal, as Markdown, CSV and JSON."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from comparison.findings import (
-    caveats,
+import pandas as pd
+
+from comparison.effects import Effect
+from comparison.findings import caveats, differed, effect_lines, method, not_completed_lines, result
+from comparison.formatting import (
     change_text,
     count,
-    differed,
-    effect_lines,
     figure_text,
     label,
     level_text,
-    lost,
-    method,
-    not_completed_lines,
     number_text,
-    result,
     several,
+    without_result,
 )
-from comparison.results import ACCURACIES, COSTS, Comparison, Row
+from comparison.results import ACCURACIES, COSTS, Comparison
+from comparison.settings import Setting
 from runtime.console import print_table, say
 
 HEADINGS = {
@@ -31,12 +28,13 @@ HEADINGS = {
     "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
 }  # fmt: skip
 SHOWN = {"terminal": 20, "markdown": 100}  # rows of a table and of a list; comparison.csv holds all
+STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of runs without a result; red are failures
 
 
 def show(comparison: Comparison) -> None:
     """The comparison on the terminal."""
     limit = SHOWN["terminal"]
-    if comparison.rows:
+    if comparison.settings:
         header, rows = table(comparison)
         print_table(caption(comparison), header, rows[:limit])
         if len(rows) > limit:
@@ -44,7 +42,7 @@ def show(comparison: Comparison) -> None:
     for line in [*result(comparison), *several(effect_lines(comparison), limit), *caveats(comparison)]:
         say(line)
     for run, line in zip(comparison.not_completed[:limit], not_completed_lines(comparison), strict=False):
-        say(line, style="yellow" if run.status == "interrupted" else "red")
+        say(line, style=STYLES.get(run.status, "red"))
     if len(comparison.not_completed) > limit:
         say(f"… and {len(comparison.not_completed) - limit} more without a result", style="red")
 
@@ -59,9 +57,9 @@ def markdown(comparison: Comparison, stem: str = "comparison") -> str:
     if comparison.keys:
         lines += ["**What differed.** " + "; ".join(differed(comparison)) + ".", ""]
     lines += ["## Result", "", *bullets(result(comparison))]
-    if any(run.status == "completed" for run in comparison.runs):
+    if comparison.valued:
         lines += [f"![The comparison as a figure]({stem}.png)", ""]
-    if comparison.rows:
+    if comparison.settings:
         header, rows = table(comparison)
         lines += [caption(comparison) + ".", "", *markdown_table(header, rows[:limit])]
         if len(rows) > limit:
@@ -79,40 +77,36 @@ def bullets(lines: Sequence[str]) -> list[str]:
 
 
 def caption(comparison: Comparison) -> str:
-    rows, runs = len(comparison.rows), len(comparison.runs)
     by = f"by {comparison.sort}" if comparison.sort else f"best {comparison.metric} first"
-    margin = (
-        "; ± is the mean's 95 % interval"
-        if any(len(row.by_seed(comparison.metric)) > 1 for row in comparison.rows)
-        else ""
-    )
-    return f"{comparison.title}: {count(runs, 'run')}, {count(rows, 'setting')}, {by}{margin}"
+    has_intervals = any(len(setting.by_seed(comparison.metric)) > 1 for setting in comparison.settings)
+    margin = "; ± is the mean's 95 % interval" if has_intervals else ""
+    runs, settings = count(len(comparison.runs), "run"), count(len(comparison.settings), "setting")
+    return f"{comparison.title}: {runs}, {settings}, {by}{margin}"
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The header and the rows as people read them; the less a column matters, the more to the right it is."""
-    rows, factors = comparison.rows, comparison.factors
+    settings, factors, metric = comparison.settings, comparison.factors, comparison.metric
     columns: dict[str, list[str]] = {}
     for key in factors:
-        columns[comparison.short(key)] = [level_text(row.levels[key]) for row in rows]
+        columns[comparison.short(key)] = [level_text(setting.levels[key]) for setting in settings]
     if not factors:
-        columns["run"] = [label(row, comparison) for row in rows]
-    if any(len(row.completed) != 1 for row in rows):
-        columns["n"] = [str(len(row.by_seed(comparison.metric))) for row in rows]
-    for name in dict.fromkeys([*ACCURACIES, comparison.metric, *COSTS]):
-        if name == COSTS[0] and any(row.reference for row in rows):
-            columns["reference %"] = [
-                figure_text(row.reference.value, "accuracy", "") if row.reference else "" for row in rows
-            ]
-            columns["difference"] = [
-                change_text(row.reference.ours.value - row.reference.value, "accuracy", "") if row.reference else ""
-                for row in rows
-            ]
-        estimates = [row.estimate(name) for row in rows]
+        columns["run"] = [label(setting, comparison) for setting in settings]
+    if any(len(setting.completed) != 1 for setting in settings):
+        columns["n"] = [str(len(setting.by_seed(metric))) for setting in settings]
+    for name in dict.fromkeys([*ACCURACIES, metric, *COSTS]):
+        if name == COSTS[0] and any(setting.reference for setting in settings):
+            references = [setting.reference for setting in settings]
+            columns["reference %"] = [figure_text(ref.value, "accuracy", "") if ref else "" for ref in references]
+            columns["difference"] = [change_text(ref.difference, "accuracy", "") if ref else "" for ref in references]
+        estimates = [setting.estimate(name) for setting in settings]
         if any(estimates):
             columns[HEADINGS.get(name, name)] = [number_text(estimate, name, unit="") for estimate in estimates]
-    if any(len(row.completed) != len(row.runs) for row in rows):
-        columns["without result"] = [lost(row) for row in rows]
+        if name == metric and comparison.model.is_adjusted:
+            means = [comparison.mean(setting) for setting in settings]
+            columns["adjusted"] = ["" if mean is None else figure_text(mean, name, "") for mean in means]
+    if any(len(setting.completed) != len(setting.runs) for setting in settings):
+        columns["without result"] = [without_result(setting) for setting in settings]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
@@ -123,39 +117,46 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def table_csv(comparison: Comparison) -> str:
     """comparison.csv: a line for every setting; accuracies as fractions, sizes in bytes, keys as in the config."""
-    file = io.StringIO()
-    records = [record(row, comparison) for row in comparison.rows]
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for line in records for key in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
+    lines = [record(setting, comparison) for setting in comparison.settings]
+    return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")  # object: 5 stays 5 beside None
 
 
-def record(row: Row, comparison: Comparison) -> dict[str, Any]:
-    line = dict(row.levels) | {"n": len(row.by_seed(comparison.metric))}
+def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
+    by_seed = setting.by_seed(comparison.metric)
+    line = {**setting.levels, "n": len(by_seed)}
     for name in dict.fromkeys([*ACCURACIES, comparison.metric]):
-        estimate = row.estimate(name)
+        estimate = setting.estimate(name)
         line[name] = estimate and estimate.value
         for part in ("std", "low", "high"):
             line[f"{name}/{part}"] = estimate and getattr(estimate, part)
+    if comparison.model.is_adjusted:
+        line[f"{comparison.metric}/adjusted"] = comparison.mean(setting)
     for name in COSTS:
-        line[name] = row.average(name)
-    reference = row.reference
+        line[name] = setting.average(name)
+    reference = setting.reference
     line["reference"] = reference and reference.value
-    line["difference"] = reference and reference.ours.value - reference.value
+    line["difference"] = reference and reference.difference
     line["reference_in_interval"] = reference and reference.ours.contains(reference.value)
-    seeds = " ".join(map(str, row.by_seed(comparison.metric)))
-    return line | {"seeds": seeds, "without_result": lost(row), "runs": " ".join(run.folder.name for run in row.runs)}
+    seeds, runs = " ".join(map(str, by_seed)), " ".join(run.folder.name for run in setting.runs)
+    return line | {"seeds": seeds, "without_result": without_result(setting), "runs": runs}
 
 
 def as_json(comparison: Comparison) -> str:
     """The whole comparison for programs; what is unknown is null."""
+
+    def told(effect: Effect) -> dict[str, Any]:
+        return asdict(effect) | {"is_significant": effect.is_significant}
+
     tree = {
         "title": comparison.title,
         "metric": comparison.metric,
         "keys": comparison.keys,
-        "rows": [record(row, comparison) for row in comparison.rows],
-        "effects": [asdict(effect) | {"is_clear": effect.is_clear} for effect in comparison.effects],
+        "rows": [record(setting, comparison) for setting in comparison.settings],
+        "effects": [told(effect) for effect in comparison.effects],
+        "differences_from_best": [
+            {"setting": label(setting, comparison)} | told(difference)
+            for setting, difference in zip(comparison.valued[1:], comparison.differences, strict=True)
+        ],
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],

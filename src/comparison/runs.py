@@ -1,81 +1,90 @@
 """Runs, read from their folders or from W&B's server."""
 
-import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from config.errors import ConfigError
 from config.schema import GROUPS, Config, flatten, keys_of
+from tracking.run_lock import is_locked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A run as its folder tells it."""
 
     folder: Path
-    config: dict[str, Any]  # "section.key" → value
-    summary: dict[str, Any]
+    config: Mapping[str, Any]  # "section.key" → value
+    summary: Mapping[str, Any]
 
     @property
     def status(self) -> str:
-        """`completed`, `failed`, `interrupted` (or still going), `unreadable`."""
+        """`completed`, `failed`, `interrupted`, `pruned`, `running`, `unreadable`."""
         return self.summary.get("status", "unreadable")
 
     @property
     def reason(self) -> str:
         """Why it has no result, in one line."""
-        if self.status == "interrupted":
+        if self.status in ("interrupted", "running", "pruned"):
             return f"after {self.summary.get('epochs', 0)} of {self.config.get('trainer.epochs', '?')} epochs"
         lines = str(self.summary.get("error") or "").splitlines()
         return lines[0] if lines else ""
 
-    @property
-    def overrides(self) -> list[str]:
-        """What its name tells of them: the last words of keys, e.g. "kernel_size=9", and groups' options."""
-        return str(self.summary.get("name")).split()
+    @cached_property
+    def overrides(self) -> dict[str, Any]:
+        """The keys and groups that were set for this run alone; runs of older versions tell them by their name."""
+        if isinstance(told := self.summary.get("overrides"), dict):
+            return told
+        found: dict[str, Any] = {}
+        for word, _, value in (word.partition("=") for word in str(self.summary.get("name")).split()):
+            keys = [key for key in self.config if key.rpartition(".")[2] == word]
+            found |= {word: value} if word in GROUPS else {key: self.config[key] for key in keys}
+        return found
 
     @property
-    def choices(self) -> dict[str, str]:
-        """The options of config groups that its name tells, e.g. {"augmentation": "light"}."""
-        overrides = [override.partition("=") for override in self.overrides]
-        return {group: option for group, _, option in overrides if group in GROUPS}
+    def varied(self) -> Sequence[str]:
+        """The keys that vary in its sweep; of a run for itself, and of older versions, all that were set."""
+        return self.summary.get("varied") or list(self.overrides)
 
     def figure(self, name: str) -> float | None:
         """A number of the summary; `val/…` and `train/…` are the best epoch's. None where it is no number."""
-        value = self.summary.get(f"best/{name}" if name.startswith(("val/", "train/")) else name)
+        value = self.told(name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return value if is_number else None
 
-    def value(self, key: str) -> Any:
-        """What a config key or group, a figure, `status` or `name` says of this run."""
-        words = {"status": self.status, "name": self.summary.get("name")}
-        return {**words, **self.choices, **self.config}.get(key, self.figure(key))
+    def told(self, name: str) -> Any:
+        """A number or a word of the summary."""
+        return self.summary.get(f"best/{name}" if name.startswith(("val/", "train/")) else name)
 
-    def epochs(self) -> list[dict[str, float | None]]:
-        """metrics.csv; a cell without a finite number is None, an unreadable file no rows."""
+    def epochs(self) -> pd.DataFrame:
+        """metrics.csv; an unreadable file has no rows, and what is no number is NaN."""
         try:
-            with (self.folder / "metrics.csv").open(newline="") as file:
-                return [{column: number(text) for column, text in row.items()} for row in csv.DictReader(file)]
-        except (OSError, ValueError, csv.Error):
-            return []
+            return numbers(pd.read_csv(self.folder / "metrics.csv"))
+        except (OSError, ValueError):
+            return pd.DataFrame()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WandbRun(Run):
     """A run as W&B's server tells it; `folder` is its ENTITY/PROJECT/ID there."""
 
     source: Any  # wandb.apis.public.Run
 
-    def epochs(self) -> list[dict[str, float | None]]:
-        rows = self.source.history(samples=10_000, pandas=False)
-        return [{column: number(value) for column, value in row.items()} for row in rows]
+    def epochs(self) -> pd.DataFrame:
+        return numbers(pd.DataFrame(self.source.history(samples=10_000, pandas=False)))
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    return table.apply(pd.to_numeric, errors="coerce").replace([math.inf, -math.inf], math.nan)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -92,12 +101,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """A run's folder; what cannot be read becomes the run's error."""
-    config, summary, error = {}, {}, None
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    error = None
     try:
-        tree = yaml.load((folder / "config.yaml").read_text(), Loader=YamlLoader)
-        if not isinstance(tree, dict):
-            raise ValueError("it holds no mapping")
-        config = flat(tree)
+        config = read_config((folder / "config.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError) as problem:
         error = f"config.yaml: {problem}"
     try:
@@ -106,7 +114,24 @@ def read_run(folder: Path) -> Run:
             raise ValueError("it holds no object")
     except (OSError, ValueError) as problem:
         error = error or f"summary.json: {problem}"
-    return Run(folder, config, {"status": "unreadable", "error": " ".join(error.split())} if error else summary)
+    if error:
+        summary = {"status": "unreadable", "error": " ".join(error.split())}
+    elif summary.get("status") == "interrupted" and is_locked(folder):
+        summary["status"] = "running"
+    return Run(folder, config, summary)
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """config.yaml, section by section: runs of a sweep share most of them, and parsing takes most of the time."""
+    return comparable({key: value for section in re.split(r"(?m)^(?=\w)", text) for key, value in parsed(section)})
+
+
+@lru_cache(maxsize=4096)
+def parsed(section: str) -> tuple[tuple[str, Any], ...]:
+    tree = yaml.load(section, Loader=YamlLoader) or {}
+    if not isinstance(tree, dict):
+        raise ValueError("it holds no mapping")
+    return tuple(flat(tree).items())
 
 
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
@@ -133,9 +158,17 @@ def read_wandb(path: str) -> list[WandbRun]:
     for run in sources:
         config = {key: value for key, value in flat(run.config).items() if key not in GROUPS}  # as W&B sweeps add
         config = dict(sorted(config.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-        summary = {"status": "interrupted", **run.summary_metrics}  # or still going, where it has not told its end
-        found.append(WandbRun(Path(*run.path), config, summary, run))
+        unfinished = "running" if run.state == "running" else "interrupted"
+        summary = {"status": unfinished, **run.summary_metrics}
+        found.append(WandbRun(Path(*run.path), comparable(config), summary, run))
     return found
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """Where dropout was given place by place, `dropout.rate` is what it would have been: equal runs, equal configs."""
+    places = (config.get(f"dropout.{place}") for place in ("blocks", "head", "stochastic_depth"))
+    rates = [rate for rate in places if isinstance(rate, (int, float))]
+    return config | ({"dropout.rate": max(rates)} if rates else {})
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +183,7 @@ def frozen(value: Any) -> Any:
     return json.dumps(value, default=str) if isinstance(value, dict) else value
 
 
-def number(text: Any) -> float | None:
-    try:
-        return value if math.isfinite(value := float(text)) else None
-    except (TypeError, ValueError):
-        return None
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b)
+    return frozen(a) == frozen(b)

@@ -1,6 +1,7 @@
 """What a person sees: plain lines, a progress bar where there is a terminal, tables."""
 
 import logging
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -64,6 +65,14 @@ class RunProgress(Progress):
             epoch=epoch,
             figures=f"loss {loss:.3f}  accuracy {accuracy:.1%}  lr {lr:.2g}  {rate:,.0f} images/s",
         )
+
+
+def si(number: float) -> str:
+    """Three digits and a prefix: 78.2 k, 4.76 M."""
+    rounded = float(f"{number:.3g}")  # 999.6 is 1.00 k
+    power = min(4, int(math.log10(rounded) // 3)) if rounded >= 1 else 0
+    digits = f"{number / 1000**power:#.3g}" if power else f"{number:.3g}"
+    return f"{digits.rstrip('.')} {' kMGT'[power]}".rstrip()
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

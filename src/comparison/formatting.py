@@ -1,0 +1,92 @@
+"""How numbers and settings are written, in sentences, tables and figures."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from comparison.least_squares import Estimate
+from comparison.results import COSTS, Comparison
+from comparison.settings import Setting
+from runtime.console import si
+
+# Settings.
+
+
+def label(setting: Setting, comparison: Comparison, width: int | None = None) -> str:
+    """What sets a setting apart, e.g. "kernel_size=9 depth=8"."""
+    named = [f"{comparison.short(key)}={level_text(setting.levels[key], width)}" for key in comparison.factors]
+    name = str(setting.runs[0].summary.get("name") or setting.runs[0].folder.name)
+    return " ".join(named) or " ".join(word for word in name.split() if not word.startswith("seed=")) or "baseline"
+
+
+def listing(settings: Sequence[Setting], comparison: Comparison) -> str:
+    named = ", ".join(label(setting, comparison) for setting in settings[:3])
+    return f"{named} and {len(settings) - 3} more" if len(settings) > 3 else named
+
+
+def without_result(setting: Setting) -> str:
+    """E.g. "1 failed, 2 running"."""
+    counts = Counter(run.status for run in setting.runs if run.status != "completed")
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+
+
+def level_text(level: Any, width: int | None = None) -> str:
+    """A config value as YAML writes it."""
+    if level is None or isinstance(level, bool):
+        return {None: "null", True: "true", False: "false"}[level]
+    if isinstance(level, tuple):
+        level = f"[{', '.join(level_text(part) for part in level)}]"
+    return shorten(f"{level:g}" if isinstance(level, float) else str(level), width)
+
+
+def shorten(text: str, width: int | None) -> str:
+    """Leave out the middle: names tend to differ at their ends."""
+    if width is None or len(text) <= width:
+        return text
+    return f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
+
+
+# Numbers.
+
+
+def number_text(estimate: Estimate | None, name: str, unit: str = " %") -> str:
+    """A mean with its interval's half width: "98.61 ± 0.43"; costs without."""
+    if estimate is None:
+        return ""
+    if name in COSTS or estimate.margin is None:
+        return figure_text(estimate.value, name, unit)
+    return f"{figure_text(estimate.value, name, '')} ± {figure_text(estimate.margin, name, unit)}"
+
+
+def figure_text(number: float, name: str, unit: str = " %") -> str:
+    if name.endswith("accuracy"):
+        return f"{100 * number:.2f}{unit}"
+    if name in ("seconds", "images_per_second"):
+        return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+    if name in ("parameters", "macs"):
+        return si(number)
+    return f"{si(number)}B" if name == "peak_memory" else f"{number:.4g}"
+
+
+def change_text(change: float, name: str, unit: str = " points") -> str:
+    if not name.endswith("accuracy"):
+        return f"{change:+.4g}"
+    return f"{round(100 * change, 2) + 0.0:+.2f}{unit}"  # + 0.0: no -0.00
+
+
+def p_text(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def several(lines: Sequence[str], limit: int) -> list[str]:
+    return list(lines) if len(lines) <= limit else [*lines[:limit], f"… and {len(lines) - limit} more"]

@@ -1,0 +1,246 @@
+"""The panels of a comparison's figure, each a function of its axes."""
+
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from numpy.typing import NDArray
+
+from comparison.effects import Effect
+from comparison.findings import effect_name
+from comparison.formatting import label, level_text
+from comparison.least_squares import TIE
+from comparison.results import Comparison, is_lower_better
+from comparison.settings import Setting
+from tracking.plots import COLORS, GREY
+
+LEVEL = 20  # characters of a level's name
+MOST = 18  # lines of an effect plot, or beside the reference
+COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "seconds": "training time, s"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """One setting as it is drawn in every panel."""
+
+    setting: Setting
+    label: str
+    color: str
+    marker: str
+
+
+def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
+    """Accuracy by epoch: the mean over seeds, with a band of one standard deviation.
+
+    Validation, or training where there was none; a single setting shows both.
+    """
+    histories = [[run.epochs() for run in look.setting.completed] for look in looks]
+    is_validated = any(part.get("val/accuracy", pd.Series()).notna().any() for parts in histories for part in parts)
+    metrics = [("val/accuracy", "-")] if is_validated else [("train/accuracy", "-")]
+    if is_validated and len(looks) == 1:
+        metrics.append(("train/accuracy", "--"))
+    late: list[float] = []  # accuracies after the first third: what the axis must show
+    for look, history in zip(looks, histories, strict=True):
+        for metric, line in metrics:
+            curves = [100 * epochs[metric] for epochs in history if metric in epochs and epochs[metric].notna().all()]
+            if not (shortest := min(map(len, curves), default=0)):
+                continue
+            values = np.stack([curve[:shortest] for curve in curves])
+            epochs = np.arange(1, shortest + 1)
+            center, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(shortest)
+            color = look.color if metric == metrics[0][0] else GREY
+            axes.fill_between(epochs, center - spread, center + spread, color=color, alpha=0.18, linewidth=0)
+            axes.plot(epochs, center, line, color=color, marker=look.marker, markevery=max(1, shortest // 6),
+                      markersize=3.5, label=metric)  # fmt: skip
+            for edge in (center - spread, center + spread):
+                late += edge[shortest // 3 :].tolist()
+    if late and (margin := 0.05 * (max(late) - min(late))):
+        axes.set_ylim(min(late) - margin, min(max(late) + margin, 100.5))
+    if len(metrics) > 1:
+        axes.legend()
+    band = ", mean ± std of the seeds" if max(map(len, histories)) > 1 else ""
+    unit = f"{metrics[0][0]}, %" if len(metrics) == 1 else "accuracy, %"
+    axes.set(title=f"Learning curves{band}", xlabel="epoch", ylabel=unit)
+    if axes.dataLim.width:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    else:
+        axes.set_xticks([1])
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
+    """The two factors with the most levels, where most of their combinations have a result."""
+    levels = {key: comparison.levels(key) for key in comparison.factors}
+    chosen = sorted((key for key in levels if len(levels[key]) > 1), key=lambda key: -len(levels[key]))[:2]
+    if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
+        return None
+    met = {tuple(setting.levels[key] for key in chosen) for setting in comparison.valued}
+    wide, high = sorted(chosen, key=lambda key: max(len(level_text(level)) for level in levels[key]))
+    return (wide, high) if 2 * len(met) > math.prod(len(levels[key]) for key in chosen) else None
+
+
+def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None:
+    """The metric for every combination of two factors, the mean over all others; the best is framed."""
+    metric = comparison.metric
+    columns, rows = comparison.levels(across), comparison.levels(down)
+    means, is_fair = means_by_levels(comparison, across, down)
+    lower = is_lower_better(metric)
+    image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
+    middle = (np.nanmin(means) + np.nanmax(means)) / 2
+    for i, j in np.ndindex(means.shape):
+        if np.isnan(means[i, j]):
+            axes.text(j, i, "–", ha="center", va="center", color=GREY)
+        elif means.size <= 48:
+            bright = (means[i, j] > middle) != lower
+            axes.text(j, i, f"{means[i, j]:.2f}" if metric.endswith("accuracy") else f"{means[i, j]:.3g}",
+                      ha="center", va="center", fontsize=7, color="black" if bright else "white")  # fmt: skip
+    best = np.nanmin(means) if lower else np.nanmax(means)
+    for i, j in np.argwhere(np.isclose(means, best, rtol=1e-9)):
+        axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=COLORS[1], linewidth=1.5))
+    axes.set_xticks(range(len(columns)), [level_text(level, 14) for level in columns])
+    axes.set_yticks(range(len(rows)), [level_text(level, LEVEL) for level in rows])
+    if sum(min(14, len(level_text(level))) for level in columns) > 34:
+        axes.tick_params("x", rotation=30)
+    others = [comparison.short(key) for key in comparison.factors if key not in (across, down)]
+    over = " and ".join(others) if len(" and ".join(others)) < 26 else "the other factors"
+    title = axis_label(metric) + (f", mean over {over}" if others else "")
+    title += "" if is_fair else " where it ran"
+    axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=title)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
+
+
+def means_by_levels(comparison: Comparison, across: str, down: str) -> tuple[NDArray[np.float64], bool]:
+    """[rows, columns] of a heat map, NaN where nothing ran; and whether its cells are means over the same settings
+    of all other factors. These are those that every cell has; without any, each cell's own."""
+    others = [key for key in comparison.factors if key not in (across, down)]
+    cells: dict[tuple[Any, Any], dict[tuple[Any, ...], float]] = defaultdict(dict)
+    for setting in comparison.valued:
+        of_others = tuple(setting.levels[key] for key in others)
+        cells[setting.levels[down], setting.levels[across]][of_others] = comparison.mean(setting) or 0.0
+    common = set.intersection(*(set(cell) for cell in cells.values()))
+    is_fair = bool(common) or all(set(cell) == set(next(iter(cells.values()))) for cell in cells.values())
+    rows, columns = comparison.levels(down), comparison.levels(across)
+    means = np.full((len(rows), len(columns)), np.nan)
+    for (row, column), cell in cells.items():
+        kept = [mean for of_others, mean in cell.items() if of_others in common or not common]
+        means[rows.index(row), columns.index(column)] = scaled(float(np.mean(kept)), comparison.metric)
+    return means, is_fair
+
+
+def varies(settings: Sequence[Setting], cost: str) -> bool:
+    values = [value for setting in settings if (value := setting.average(cost)) is not None]
+    return len(values) > 1 and max(values) > 1.02 * min(values)
+
+
+def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: str, first: str) -> None:
+    """The metric against a cost; a line joins the Pareto front, what nothing beats in both."""
+    metric = comparison.metric
+    lower = is_lower_better(metric)
+    points = [
+        (x, scaled(mean, metric), i)
+        for i, setting in enumerate(comparison.valued)
+        if (x := setting.average(cost)) is not None and (mean := comparison.mean(setting)) is not None
+    ]
+    front: list[tuple[float, float]] = []
+    for x, y, _ in sorted(points, key=lambda point: (point[0], point[1] if lower else -point[1])):
+        if not front or (y < front[-1][1] if lower else y > front[-1][1]):
+            front.append((x, y))
+    axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1)
+    margins = [0.0]
+    for x, y, i in reversed(points):
+        if i >= len(looks):
+            axes.plot(x, y, ".", color=GREY, markersize=3.5, zorder=2)
+            continue
+        estimate = looks[i].setting.estimate(metric)
+        margin = scaled(estimate.margin or 0.0, metric) if estimate else 0.0
+        margins.append(margin)
+        axes.errorbar(x, y, margin, color=looks[i].color, marker=looks[i].marker, elinewidth=0.8, zorder=3)
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+    if max(xs) > 5 * min(xs) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(xs) < 100 * min(xs) else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}") if cost == "seconds" else EngFormatter(sep=" "))
+    axes.margins(0.12)
+    low, high = axes.get_ylim()  # a few intervals can be so wide that nothing else is to be seen
+    room = max(0.8 * (max(ys) - min(ys)), 1.2 * float(np.median(margins)), 0.02 * abs(max(ys)))
+    axes.set_ylim(max(low, min(ys) - room), min(high, max(ys) + room))
+    axes.set_xlabel(COSTS[cost])
+    if cost == first:
+        axes.set(title="Against cost (line: Pareto front)", ylabel=axis_label(metric))
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def effect_plot(axes: Axes, comparison: Comparison) -> None:
+    """Each effect with its 95 % interval; filled where it is significant, hollow where it is not."""
+    metric, effects = comparison.metric, comparison.effects
+    largest = sorted(range(len(effects)), key=lambda i: -abs(effects[i].change.value))[:MOST]
+    shown = [effects[i] for i in sorted(largest)]
+    for i, effect in enumerate(shown):
+        change, is_told = effect.change, effect.is_significant or effect.change.is_exact
+        color = COLORS[0] if is_told else GREY
+        if change.low is not None and change.high is not None:
+            axes.plot([scaled(change.low, metric), scaled(change.high, metric)], [i, i], color=color)
+        axes.plot(scaled(change.value, metric), i, "o", color=color, markerfacecolor=color if is_told else "white")
+    axes.axvline(0, color="black", linewidth=0.7, zorder=0)
+    if all(abs(effect.change.value) < TIE for effect in shown) and not any(effect.change.p for effect in shown):
+        axes.set_xlim(-1, 1)  # no effect at all: no range to see
+    axes.set_yticks(range(len(shown)), effect_names(shown, comparison))
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    sure = any(effect.change.p is not None for effect in shown)
+    which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
+    exact = all(effect.change.is_exact for effect in shown)
+    interval = "95 % interval" if sure else "the same in every seed" if exact else "no interval with one seed"
+    axes.set_title(f"{which}, {interval}")
+    unit = "points" if metric.endswith("accuracy") else "change"
+    axes.set_xlabel(f"{metric}, {unit}" + (" (filled: significant)" if sure else ""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="x", alpha=0.25, linewidth=0.5)
+
+
+def effect_names(effects: Sequence[Effect], comparison: Comparison) -> list[str]:
+    return [textwrap.fill(effect_name(effect, comparison, LEVEL), 36) for effect in effects]
+
+
+def beside_reference(axes: Axes, settings: Sequence[Setting], comparison: Comparison) -> None:
+    """Our mean and its 95 % interval, and the reference's value, for every setting that has one."""
+    settings = settings[:MOST]
+    for i, reference in enumerate(setting.reference for setting in settings):
+        assert reference is not None
+        metric = reference.metric
+        ours, margin = scaled(reference.ours.value, metric), scaled(reference.ours.margin or 0.0, metric)
+        axes.errorbar(ours, i, xerr=margin, fmt="o", color=COLORS[0])
+        axes.plot(scaled(reference.value, metric), i, "D", color=COLORS[1], markerfacecolor="none")
+    names = [textwrap.fill(label(setting, comparison, LEVEL), 36) for setting in settings]
+    axes.set_yticks(range(len(settings)), names)
+    axes.set_ylim(len(settings) - 0.4, -0.6)
+    handles = [
+        Line2D([], [], color=COLORS[0], marker="o", label="ours"),
+        Line2D([], [], color=COLORS[1], marker="D", markerfacecolor="none", linestyle="none", label="reference"),
+    ]
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, columnspacing=1, borderpad=0.2)
+    axes.set_xlabel(axis_label(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="x", alpha=0.25, linewidth=0.5)
+
+
+def axis_label(metric: str) -> str:
+    return f"{metric}, %" if metric.endswith("accuracy") else metric
+
+
+def scaled(value: float, metric: str) -> float:
+    """Accuracies in percent."""
+    return float(100 * value if metric.endswith("accuracy") else value)

@@ -1,0 +1,160 @@
+"""Runs by setting: what sets the settings apart, and what each of them comes to."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from comparison.effects import Levels
+from comparison.least_squares import Estimate, mean
+from comparison.options import options_of
+from comparison.runs import Run, equal
+from config.schema import GROUPS, NOT_IDENTITY
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What others measured at a setting, beside ours."""
+
+    metric: str
+    value: float
+    ours: Estimate
+
+    @property
+    def difference(self) -> float:
+        return self.ours.value - self.value
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Runs that differ in nothing but the seed."""
+
+    levels: Levels  # of the keys that differ between settings
+    runs: list[Run]
+
+    @property
+    def completed(self) -> list[Run]:
+        return [run for run in self.runs if run.status == "completed"]
+
+    def by_seed(self, figure: str) -> dict[int, float]:
+        """A figure of every completed run. A seed that was run twice is no second sample: it counts with its mean."""
+        found = defaultdict(list)
+        for run in self.completed:
+            if (value := run.figure(figure)) is not None:
+                found[run.config.get("seed", 0)].append(value)
+        return {seed: statistics.fmean(values) for seed, values in sorted(found.items())}
+
+    def estimate(self, figure: str) -> Estimate | None:
+        return mean(self.by_seed(figure).values())
+
+    def average(self, figure: str) -> float | None:
+        return estimate.value if (estimate := self.estimate(figure)) else None
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The study's value whose `where`, and the study's own, fit this setting; the most specific one."""
+        config = next((run.config for run in self.runs if run.config.get("study.reference")), {})
+        shared = {key.removeprefix("study.where."): config[key] for key in config if key.startswith("study.where.")}
+        fitting = [
+            entry
+            for entry in config.get("study.reference", [])
+            if all(
+                key in config and equal(config[key], wanted)
+                for key, wanted in {**shared, **entry.get("where", {})}.items()
+            )
+        ]
+        metric = config.get("study.metric", "test/accuracy")
+        ours = self.estimate(metric)
+        if not fitting or ours is None:
+            return None
+        return Reference(metric, float(max(fitting, key=lambda entry: len(entry.get("where", {})))["value"]), ours)
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    """The runs by setting; unreadable ones have none."""
+    readable = [run for run in runs if run.status != "unreadable"]
+    images = images_of(readable)
+    keys = dict.fromkeys(key for run in readable for key in run.config if decides(key) or key == "data.root")
+
+    def level(run: Run, key: str) -> Any:
+        return images[run] if key == "data.root" else run.config.get(key)
+
+    differing = [key for key in keys if len({level(run, key) for run in readable}) > 1]
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in readable:
+        groups[tuple(level(run, key) for key in differing)].append(run)
+    return [Setting(dict(zip(differing, levels, strict=True)), group) for levels, group in groups.items()]
+
+
+def decides(key: str) -> bool:
+    """Whether runs that differ in a key are of different settings."""
+    return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in NOT_IDENTITY)
+
+
+def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
+    """The folder of images that each run was trained on, by its content: two paths to the same images are one folder.
+
+    Where the images of a folder changed, their fingerprint stands beside its path. Runs without one, of
+    older versions or ended before it was known, are told by the path alone.
+    """
+    paths: dict[str, str] = {}  # by fingerprint
+    fingerprints = defaultdict(set)  # by path
+    of_folders = [run for run in runs if run.config.get("data.name") == "image_folder"]
+    for run in of_folders:
+        if fingerprint := run.summary.get("data_fingerprint"):
+            path = str(run.config.get("data.root"))
+            paths.setdefault(fingerprint, path)
+            fingerprints[path].add(fingerprint)
+    found: dict[Run, str | None] = dict.fromkeys(runs)
+    for run in of_folders:
+        path = str(run.config.get("data.root"))
+        fingerprint = str(run.summary.get("data_fingerprint") or "")
+        if not fingerprint and len(fingerprints[path]) == 1:
+            (fingerprint,) = fingerprints[path]
+        path = paths.get(fingerprint, path)
+        has_changed = fingerprint and len(fingerprints[path]) > 1
+        found[run] = f"{path} ({fingerprint})" if has_changed else path
+    return found
+
+
+def with_factors(settings: list[Setting]) -> tuple[list[Setting], list[str]]:
+    """The keys that set the settings apart, without those that follow from others: what varied within a sweep,
+    and as far as this does not tell all settings apart, what differed between sweeps.
+
+    For a config group of which several options were chosen the settings get a level of its own: "augmentation
+    light instead of none" says more than a list of keys. But where a single key is all that its options set,
+    kernel_size 5 says more than kernel k5.
+    """
+    if not settings:
+        return [], []
+    varied = {key for setting in settings for run in setting.runs for key in run.varied}
+    typed = {key for setting in settings for run in setting.runs for key in run.overrides}
+    factors = [key for key in settings[0].levels if key in varied]
+    for group in (group for group in GROUPS if group in varied):
+        options = [{options_of(run)[group] for run in setting.runs} for setting in settings]
+        if any(len(found) > 1 for found in options) or len(set.union(*options)) < 2:
+            continue
+        chosen = [option for (option,) in options]
+        decided = [key for key in settings[0].levels if key not in typed and follows(key, chosen, settings)]
+        if len(decided) == 1 and len({setting.levels[decided[0]] for setting in settings}) == len(set(chosen)):
+            factors += decided
+            continue
+        factors.append(group)
+        settings = [replace(setting, levels={group: option, **setting.levels})
+                    for option, setting in zip(chosen, settings, strict=True)]  # fmt: skip
+    keys = sorted(settings[0].levels, key=lambda key: (key not in typed, not key.endswith(".name")))
+    while distinct(settings, factors) < len(settings):
+        factors.append(max(keys, key=lambda key: distinct(settings, [*factors, key])))
+    return settings, [key for key in settings[0].levels if key in factors]
+
+
+def follows(key: str, chosen: Sequence[Any], settings: Sequence[Setting]) -> bool:
+    """Whether the option decides the key's level."""
+    pairs = {(option, setting.levels[key]) for option, setting in zip(chosen, settings, strict=True)}
+    return len(pairs) == len(set(chosen))
+
+
+def distinct(settings: Sequence[Setting], keys: Sequence[str]) -> int:
+    return len({tuple(setting.levels[key] for key in keys) for setting in settings})
