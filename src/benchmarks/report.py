@@ -8,8 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from comparison.findings import si
-from runtime.console import print_table, say
+from runtime.console import print_table, say, si
 
 Record = dict[str, Any]
 HEADER = ("images/s", "range", "× plain", "of the roofline", "memory")

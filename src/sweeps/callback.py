@@ -74,11 +74,13 @@ class SweepCallback(Callback):
         if not is_first():
             return
         workers.exit_if_stopped()
-        from compare import compare
+        from comparison.compare import compare
 
         folder = Path(config.output_dir) / config.sweep
         try:
             runs = compare([folder])
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
         except Exception:
             traceback.print_exc()
             sys.exit(f"the runs are kept in {folder}, but could not be compared")
