@@ -34,7 +34,7 @@ class Residual(nn.Module):
         return self.fn(x) + x
 
 
-def by_the_authors(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> nn.Module:
+def by_the_authors(d: int, depth: int, k: int, p: int, classes: int, activation: str, channels: int = 3) -> nn.Module:
     """The model as locuslab/convmixer writes it down, in a layout of numbers."""
     act = ACTIVATIONS[activation]
 
@@ -42,14 +42,14 @@ def by_the_authors(d: int, depth: int, k: int, p: int, classes: int, activation:
         mix = nn.Sequential(nn.Conv2d(d, d, k, groups=d, padding="same"), act(), nn.BatchNorm2d(d))
         return nn.Sequential(Residual(mix), nn.Conv2d(d, d, 1), act(), nn.BatchNorm2d(d))
 
-    patch_emb = (nn.Conv2d(3, d, p, stride=p), act(), nn.BatchNorm2d(d))
+    patch_emb = (nn.Conv2d(channels, d, p, stride=p), act(), nn.BatchNorm2d(d))
     head = (nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(d, classes))
     return nn.Sequential(*patch_emb, *(layer() for _ in range(depth)), *head)
 
 
-def by_timm(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> nn.Module:
+def by_timm(d: int, depth: int, k: int, p: int, classes: int, activation: str, channels: int = 3) -> nn.Module:
     return timm.models.convmixer.ConvMixer(
-        d, depth, kernel_size=k, patch_size=p, num_classes=classes, act_layer=ACTIVATIONS[activation]
+        d, depth, kernel_size=k, patch_size=p, in_chans=channels, num_classes=classes, act_layer=ACTIVATIONS[activation]
     )
 
 

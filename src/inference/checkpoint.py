@@ -88,7 +88,7 @@ def load_checkpoint(
         model = model.to(memory_format=torch.channels_last)
     classes, labels = class_names(weights)
     size = settings.data.image_size
-    known = (size, size) if size else tuple(weights.about["image_size"]) if weights.about else None
+    known = (size, size) if size else tuple(weights.about.get("image_size") or ()) or None
     log.info(f"{weights.path}: {weights.architecture}, {len(classes):,} classes")
     return settings, Checkpoint(model, weights, config, device, classes, labels, cast(tuple[int, int] | None, known))
 
@@ -97,11 +97,9 @@ def settings_of(weights: Weights) -> dict[str, Any]:
     """What the checkpoint says of the config, by key."""
     if weights.about:
         saved = weights.about["config"]
-        return dict(flatten({"data": saved["data"], "trainer": {"precision": saved["trainer"]["precision"]}})) | {
-            "data.mean": list(weights.about["mean"]),
-            "data.std": list(weights.about["std"]),
-        }
-    return IMAGENET if is_imagenet(weights) else {}
+        values = dict(flatten({"data": saved["data"], "trainer": {"precision": saved["trainer"]["precision"]}}))
+        return values | {"data.mean": weights.about["mean"], "data.std": weights.about["std"]}
+    return IMAGENET if is_imagenet(weights) else {"data.name": "image_folder"}
 
 
 def is_imagenet(weights: Weights) -> bool:
@@ -148,7 +146,7 @@ def make_config(settings: Command, weights: Weights) -> Config:
 def class_names(weights: Weights) -> tuple[list[str], list[str]]:
     """As a data set has them, and for people to read: ImageNet's are WordNet's numbers and words."""
     if weights.about:
-        return weights.about["classes"], weights.about["classes"]
+        return weights.about["classes"], weights.about.get("labels", weights.about["classes"])
     if is_imagenet(weights) and weights.architecture.n_classes == 1000:
         imagenet = ImageNetInfo()
         return imagenet.label_names(), list(imagenet.label_descriptions())

@@ -26,7 +26,7 @@ WRAPPERS = ("average", "state_dict_ema", "model_ema", "ema", "state_dict", "mode
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and averages, torch.compile, Lightning
 
 # What our checkpoints say beside the weights (training/run.py).
-ABOUT = ("config", "classes", "channels", "image_size", "mean", "std", "metrics")
+ABOUT = ("config", "classes", "labels", "channels", "image_size", "mean", "std", "metrics")
 METADATA = "convmixer"  # the key of a safetensors file's header under which ours say what they are
 
 

@@ -1,0 +1,223 @@
+"""A checkpoint in the formats that others read.
+
+    onnx          with a batch of any size; checked with onnxruntime on photographs
+    torch_export  a program that torch.export.load reads, likewise
+    safetensors   our weights with what they need to be used again, and a model card beside them
+    timm, authors the two published layouts (weights/layouts.py), for timm.models.convmixer and locuslab/convmixer
+
+A file appears whole or not at all: it gets its name once it has been written and checked.
+"""
+
+import json
+import logging
+import os
+import timeit
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+from config.commands import Export
+from config.errors import ConfigError
+from inference.checkpoint import Checkpoint
+from inference.model_card import model_card
+from tracking.run_folder import write as write_text
+from weights.files import METADATA
+from weights.folding import fold_batch_norm
+from weights.layouts import to_layout
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4  # of logits computed by another program, relative to the largest where that is above 1
+DYNAMIC_BATCH = ({0: torch.export.Dim("batch")},)
+
+
+class ExportError(RuntimeError):
+    """An exported model does not give the logits of its original."""
+
+
+def export(checkpoint: Checkpoint, settings: Export) -> Path:
+    """Write the file that was asked for.
+
+    Raises:
+        ConfigError: it is there already, or the format cannot hold the model.
+        ExportError: it computes something else.
+    """
+    check_published(checkpoint, settings.format)
+    path = output_path(checkpoint, settings)
+    card = path.with_name("README.md")
+    written = [path, card] if settings.format == "safetensors" else [path]
+    for file in written:
+        if file.exists() and not settings.overwrite:
+            raise ConfigError(f"output={file}: is there already; expected another name, or overwrite=true")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_not_at_all(path) as temporary:
+        if settings.format == "onnx":
+            write_onnx(checkpoint, inference_model(checkpoint, settings), temporary)
+        elif settings.format == "torch_export":
+            write_program(checkpoint, inference_model(checkpoint, settings), temporary)
+        elif settings.format == "safetensors":
+            save_file(checkpoint.weights.tensors, temporary, metadata=metadata(checkpoint))
+            write_text(card, model_card(checkpoint, path))
+        elif settings.format == "timm":
+            save_file(to_layout(checkpoint.weights.tensors, "timm"), temporary, metadata=metadata(checkpoint))
+        else:
+            torch.save(to_layout(checkpoint.weights.tensors, "authors"), temporary)
+    log.info(f"  → {' and '.join(map(str, written))}")
+    return path
+
+
+def check_published(checkpoint: Checkpoint, form: str) -> None:
+    model = checkpoint.config.model
+    plain = model.norm == "batch" and model.residual_depthwise and not model.residual_pointwise
+    if form in ("timm", "authors") and not plain:
+        raise ConfigError(
+            f"format={form}: holds models with BatchNorm and the residual around the depthwise convolution alone; this "
+            f"one has model.norm={model.norm}, model.residual_depthwise={str(model.residual_depthwise).lower()}, "
+            f"model.residual_pointwise={str(model.residual_pointwise).lower()}"
+        )
+
+
+def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
+    """Within a run's folder, else under outputs/export; the authors' files say what weights cannot tell."""
+    model, weights = checkpoint.config.model, checkpoint.weights
+    name = {
+        "onnx": "model.onnx",
+        "torch_export": "model.pt2",
+        "safetensors": "model.safetensors",
+        "timm": "timm.safetensors",
+        "authors": f"convmixer_{model.d_model}_{model.depth}_ks{model.kernel_size}_p{model.patch_size}"
+        f"_{model.activation}.pt",
+    }[settings.format]
+    if settings.output:
+        path, suffix = Path(settings.output), Path(name).suffix
+        if path.suffix != suffix:
+            raise ConfigError(f"output={path}: expected a name that ends in {suffix} for format={settings.format}")
+        return path
+    run = weights.path.parent.parent
+    if weights.path.parent.name == "checkpoints" and (run / "config.yaml").is_file():
+        return run / "export" / name
+    return Path("outputs") / "export" / (weights.published or weights.path.name.partition(".")[0]) / name
+
+
+@contextmanager
+def whole_or_not_at_all(path: Path) -> Iterator[Path]:
+    """A temporary file that gets its name at the end; an exception leaves nothing."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~current_umask())  # safetensors writes for the owner alone
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a machine that goes down leaves a name without content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """What evaluate and predict need besides the weights, for a safetensors file's header."""
+    about = {
+        "config": checkpoint.weights.about.get("config", asdict(checkpoint.config)),
+        "classes": checkpoint.classes,
+        "labels": checkpoint.labels,
+        "image_size": checkpoint.image_size,
+        "mean": checkpoint.config.data.mean,
+        "std": checkpoint.config.data.std,
+    }
+    return {METADATA: json.dumps(about)}
+
+
+# Programs.
+
+
+def inference_model(checkpoint: Checkpoint, settings: Export) -> nn.Module:
+    """On the CPU, with BatchNorm folded unless that was not wanted; its speed is logged beside the unfolded one's."""
+    model = checkpoint.model.cpu()
+    if not settings.fold:
+        return model
+    folded = fold_batch_norm(model)
+    images = photographs(checkpoint, 8)
+    check(folded(images), model(images), "folded BatchNorm")
+    plain_rate, folded_rate = images_per_second([model, folded], images)
+    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in m.modules()) for m in (model, folded)]
+    log.info(
+        f"  {norms[0] - norms[1]} of {norms[0]} BatchNorms folded: {folded_rate:,.1f} images/s instead of "
+        f"{plain_rate:,.1f} ({folded_rate / plain_rate:.2f} times as fast; CPU, {torch.get_num_threads()} threads, "
+        f"batches of {len(images)})"
+    )
+    return folded
+
+
+def images_per_second(models: list[nn.Module], images: Tensor, rounds: int = 3) -> list[float]:
+    """Each model's median rate; they take turns, so that what else the machine does meets all of them."""
+    timers = [timeit.Timer("model(images)", globals={"model": model, "images": images}) for model in models]
+    seconds = [[taken / number for number, taken in (timer.autorange() for timer in timers)] for _ in range(rounds)]
+    return (len(images) / np.median(seconds, axis=0)).tolist()
+
+
+def write_onnx(checkpoint: Checkpoint, model: nn.Module, path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    images = photographs(checkpoint, 8)
+    torch.onnx.export(
+        model, (images[:2],), path, input_names=["images"], output_names=["logits"], dynamic_shapes=DYNAMIC_BATCH,
+        dynamo=True, external_data=False, verbose=False,
+    )  # fmt: skip
+    program = onnx.load(path)
+    onnx.helper.set_model_props(program, metadata(checkpoint))
+    onnx.save(program, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (images, images[:1]):
+        logits = session.run(["logits"], {"images": batch.numpy()})[0]
+        check(torch.from_numpy(logits), checkpoint.model(batch), "onnxruntime")
+
+
+def write_program(checkpoint: Checkpoint, model: nn.Module, path: Path) -> None:
+    images = photographs(checkpoint, 8)
+    program = torch.export.export(model, (images[:2],), dynamic_shapes=DYNAMIC_BATCH)
+    torch.export.save(program, path, extra_files=metadata(checkpoint))
+    loaded = torch.export.load(path).module()
+    for batch in (images, images[:1]):
+        check(loaded(batch), checkpoint.model(batch), "torch.export")
+
+
+def check(logits: Tensor, expected: Tensor, program: str) -> None:
+    """
+    Raises:
+        ExportError: they differ by more than rounding.
+    """
+    difference = float((logits - expected).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise ExportError(f"{program} gives logits that differ by {difference:.2g}; nothing was written")
+    log.info(f"  {program}: logits of {len(logits)} photographs differ by at most {difference:.1e}")
+
+
+def photographs(checkpoint: Checkpoint, n: int) -> Tensor:
+    """Crops of scikit-learn's two photographs as the model takes images: [n, channels, height, width], normalized."""
+    config = checkpoint.config
+    channels, (height, width) = checkpoint.weights.architecture.channels, checkpoint.image_size or (224, 224)
+    rng = np.random.default_rng(0)
+    crops = []
+    for i in range(n):
+        image = Image.fromarray(load_sample_images().images[i % 2]).convert("L" if channels == 1 else "RGB")
+        left, top = rng.integers(0, (image.width // 2, image.height // 2)).tolist()
+        crop = image.resize((width, height), box=(left, top, left + image.width // 2, top + image.height // 2))
+        crops.append(np.asarray(crop, dtype=np.float32).reshape(height, width, -1) / 255)
+    pixels = np.resize(np.stack(crops).transpose(3, 0, 1, 2), (channels, n, height, width)).swapaxes(0, 1)
+    mean, std = (np.asarray(values or default, np.float32)[:, None, None]
+                 for values, default in ((config.data.mean, [0.5]), (config.data.std, [0.25])))  # fmt: skip
+    return torch.from_numpy((pixels - mean) / std)
