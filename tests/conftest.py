@@ -109,6 +109,17 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
     return start
 
 
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on digits; not to be changed."""
+    config = checked(*TINY, "model.kernel_size=4", "trainer.epochs=1", f"output_dir={tmp_path_factory.mktemp('out')}")
+    with pytest.MonkeyPatch.context() as quiet:
+        quiet.setenv("WANDB_MODE", "disabled")
+        run.run(config, [])
+    (summary,) = Path(config.output_dir).glob("*/*/summary.json")
+    return summary.parent
+
+
 def command(*arguments: str, cwd: Path, script: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
     """`python src/SCRIPT.py ARGUMENTS` as a process of its own, to its end."""
     process = Command(script, arguments, cwd, environment_of(**environment))

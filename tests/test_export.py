@@ -27,7 +27,6 @@ from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, Conv
 from processes import REPOSITORY
 from test_evaluate import evaluate
 from test_weights import CIFAR, PUBLISHED, by_the_authors, by_timm, randomized
-from training import run
 from training.model import make_model
 from weights.files import read_weights
 from weights.folding import fold_batch_norm
@@ -94,17 +93,6 @@ def test_onnx_gives_the_logits_of_timm_s_model_for_any_batch(shape: tuple, batch
     for part in (images, images[:1]):
         (logits,) = session.run(["logits"], {"images": part.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), peer(part), atol=1e-4, rtol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on digits."""
-    config = checked(*TINY, "model.kernel_size=4", "trainer.epochs=1", f"output_dir={tmp_path_factory.mktemp('out')}")
-    with pytest.MonkeyPatch.context() as quiet:
-        quiet.setenv("WANDB_MODE", "disabled")
-        run.run(config, [])
-    (summary,) = Path(config.output_dir).glob("*/*/summary.json")
-    return summary.parent
 
 
 @torch.no_grad()
