@@ -52,53 +52,55 @@ def equal_settings(comparison: Comparison) -> str:
 
 
 def significance(comparison: Comparison) -> list[str]:
-    """Than which of the others the best setting is significantly better."""
+    """Than which of the others the best setting is significantly better, and than which by the same in every seed."""
     pairs = list(zip(comparison.valued[1:], comparison.differences, strict=True))
-    if all(difference.p_holm is None for _, difference in pairs):
-        return []
-    others = [other for other, difference in pairs if not difference.change.is_exact]
-    open_ = [other for other, difference in pairs if not difference.change.is_exact and not difference.is_significant]
-    exact = [other for other, difference in pairs if difference.change.is_exact and difference.change.value]
+    not_significant = [
+        other
+        for other, difference in pairs
+        if not difference.is_significant and not (difference.change.is_exact and difference.change.value)
+    ]
+    exact = [
+        f"{label(other, comparison)} by {change_text(abs(difference.change.value), comparison.metric)[1:]}"
+        for other, difference in pairs
+        if difference.change.is_exact and difference.change.value
+    ]
     lines = []
-    if not open_:
-        lines.append(
-            f"It is significantly better than {'all ' if len(others) > 1 else ''}{count(len(others), 'other')}."
-        )
-    elif len(open_) == len(others):
-        lines.append(f"It is not significantly better than any of the {len(others)} others.")
-    else:
-        lines.append(
-            f"It is not significantly better than {len(open_)} of the {len(others)} others: "
-            f"{listing(open_, comparison)}."
-        )
     if exact:
-        lines.append(f"Every seed shows the same difference from {listing(exact, comparison)}.")
+        lines.append(f"In every seed it is better by exactly the same: than {', '.join(several(exact, 3))}.")
+    if any(difference.p_holm is not None for _, difference in pairs):
+        if not not_significant and len(exact) < len(pairs):
+            others = count(len(pairs) - len(exact), "other")
+            lines.append(f"It is significantly better than {'all ' if len(pairs) > 1 and not exact else ''}{others}.")
+        elif len(not_significant) == len(pairs):
+            lines.append(f"It is not significantly better than any of the {count(len(pairs), 'other')}.")
+        elif not_significant:
+            lines.append(
+                f"It is not significantly better than {len(not_significant)} of the {count(len(pairs), 'other')}: "
+                f"{listing(not_significant, comparison)}."
+            )
     return lines
 
 
 def missing_runs(comparison: Comparison) -> list[str]:
-    """Which runs are missing, and the plain means beside those that are adjusted for it."""
-    missing, metric = comparison.missing, comparison.metric
+    """Which runs are missing, and the raw means beside those that are adjusted for it."""
+    missing, model, metric = comparison.missing, comparison.model, comparison.metric
     if not missing:
         return []
-    if not comparison.model.has_seeds:
+    if not model.shares_seeds:
         return ["The settings share too few seeds to be compared seed by seed: they count as independent samples."]
-    if not comparison.model.is_adjusted:
-        return []
     lacking = [
         f"{label(setting, comparison)} (seed {', '.join(map(str, seeds[:5]))}{' …' if len(seeds) > 5 else ''})"
-        for setting, seeds in list(missing.items())[:3]
+        for setting, seeds in missing.items()
     ]
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    plain = [
-        f"{label(setting, comparison)} {figure_text(setting.average(metric) or 0.0, metric)} "
-        f"(adjusted {figure_text(comparison.mean(setting) or 0.0, metric)})"
+    told = f"Runs are missing: {', '.join(several(lacking, 3))}."
+    if not model.is_adjusted:
+        return [f"{told} Seeds explain no more than noise would, so all means are raw means, not adjusted for seeds."]
+    means = [
+        f"{label(setting, comparison)} {figure_text(setting.average(metric) or 0.0, metric)}, "
+        f"adjusted {figure_text(comparison.mean(setting) or 0.0, metric)}"
         for setting in dict.fromkeys([comparison.valued[0], *list(missing)[:3]])
     ]
-    return [
-        f"Runs are missing: {', '.join(lacking)}{more}. Ranks and differences are adjusted for the seeds. "
-        f"The raw means: {', '.join(plain)}."
-    ]
+    return [f"{told} Ranks and differences are adjusted for the seeds. Raw means: {'; '.join(means)}."]
 
 
 def reference_line(setting: Setting, reference: Reference, comparison: Comparison) -> str:

@@ -81,6 +81,7 @@ class SeedModel:
 
     Attributes:
         raw_means, means: [settings], plain and adjusted.
+        shares_seeds, has_seeds: whether enough seeds are shared to adjust for them, and whether that is done.
         noise, freedom: variance of the residuals and its degrees of freedom; 0 where there are none.
     """
 
@@ -88,7 +89,8 @@ class SeedModel:
         self.values = np.array(values, dtype=float)
         self.ran = ~np.isnan(self.values)
         self.runs_of = self.ran.sum(1)
-        self.has_seeds = seeds_matter(self.values)
+        self.shares_seeds = share_seeds(self.ran)
+        self.has_seeds = self.shares_seeds and seeds_matter(self.values)
         seeds = self.values.shape[1]
         self.inverse = solved_for_seeds(self.ran)[0] if self.has_seeds else np.zeros((seeds, seeds))
         self.residuals, self.freedom = residuals_of(self.values, self.has_seeds)
@@ -145,19 +147,22 @@ class SeedModel:
         return 1 / self.runs_of[:, None] + own
 
 
-def seeds_matter(values: Array) -> bool:
-    """Whether the settings share enough seeds to tell, and these explain more than noise would."""
-    ran = ~np.isnan(values)
+def share_seeds(ran: NDArray[np.bool_]) -> bool:
+    """Whether the settings share enough seeds, each with every other at least by way of further ones."""
     seeds = int(ran.any(0).sum())
-    if ran.sum() < SETTINGS_PER_SEED * seeds:
-        return False
+    return bool(ran.sum() >= SETTINGS_PER_SEED * seeds) and solved_for_seeds(ran)[1] == seeds - 1
+
+
+def seeds_matter(values: Array) -> bool:
+    """Whether the seeds explain more than noise would."""
     noise, freedom = residuals_of(values, by_seed=True)
     total, total_freedom = residuals_of(values, by_seed=False)
-    if not freedom or total_freedom - freedom < seeds - 1:  # some settings share no seed, not even by way of others
+    seeds = total_freedom - freedom
+    if not freedom or not seeds:
         return False
-    explained = max(0.0, float(np.sum(total**2) - np.sum(noise**2))) / max(1, seeds - 1)
+    explained = max(0.0, float(np.sum(total**2) - np.sum(noise**2))) / seeds
     left = float(np.sum(noise**2)) / freedom
-    return explained > TIE**2 and (not left or float(fdtrc(seeds - 1, freedom, explained / left)) < SEEDS_MATTER)
+    return explained > TIE**2 and (not left or float(fdtrc(seeds, freedom, explained / left)) < SEEDS_MATTER)
 
 
 def residuals_of(values: Array, by_seed: bool) -> tuple[Array, int]:
