@@ -18,32 +18,31 @@ from config.errors import ConfigError, report_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="BENCHMARK|KEY=VALUE", help="left out, the benchmark is steps")
-    of_steps = parser.add_argument_group("steps")
-    of_steps.add_argument("--json", action="store_true", help="print all figures")
-    of_steps.add_argument("--results", type=Path, metavar="FILE", help="keep figures here, and measure what is missing")
-    of_steps.add_argument("--only", metavar="PATTERN", action="append", help='e.g. "ours*"; several: in this order')
-    of_steps.add_argument("--seconds", type=float, default=math.inf, help="begin nothing later")
+    parser.add_argument("--json", action="store_true", help="print all figures")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="keep figures here, and measure what is missing")
+    parser.add_argument("--only", metavar="PATTERN", action="append", help='of steps, e.g. "ours*"; several: in order')
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing later")
     given = parser.parse_intermixed_args()
     named = bool(given.arguments) and "=" not in given.arguments[0]
     name, *overrides = given.arguments if named else ["steps", *given.arguments]
-    if given.json and name != "steps":
-        raise ConfigError(f"--json: {name} has a table only")
-    if name == "steps":
-        from benchmarks import report, steps
+    if name in ("steps", "depthwise"):
+        from benchmarks import operators, report, steps
 
+        if name == "depthwise" and overrides:
+            raise ConfigError(f"{overrides[0]}: depthwise has its own shapes and takes no overrides")
+        if name == "steps":
+            measured = steps.run(overrides, given.only or ["*"], given.results, given.seconds)
+        else:
+            measured = operators.run(given.results, given.seconds)
         records = []
-        for record in steps.run(overrides, given.only or ["*"], given.results, given.seconds):
+        for record in measured:
             records.append(record)
             if not given.json:
                 print(report.line(record), flush=True)
         records = report.read(given.results) or records
         print(json.dumps(records, indent=2)) if given.json else report.show(records)
-    elif name == "depthwise":
-        from benchmarks import operators
-
-        if overrides:
-            raise ConfigError(f"{overrides[0]}: depthwise has its own shapes and takes no overrides")
-        operators.run()
+    elif given.json:
+        raise ConfigError(f"--json: {name} has a table only")
     elif name == "data":
         from benchmarks import batches
 

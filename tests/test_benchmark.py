@@ -13,7 +13,7 @@ from benchmarks.counting import Counter, fake_cuda
 from benchmarks.implementations import Implementation
 from benchmarks.roofline import Rates, roofline
 from conftest import checked, command
-from ops.depthwise import BACKENDS, TRITON
+from ops.depthwise import BACKENDS
 from training.model import make_model
 
 SMALL = ["model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2", "data.batch_size=4"]
@@ -132,12 +132,17 @@ def test_the_roofline_is_that_of_the_derivation() -> None:
     assert roofline(config, rates)["inference"] == pytest.approx(7 * by_memory)
 
 
-def test_every_backend_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(operators, "CPU_SHAPES", [(2, 4, 5, 3)])
-    operators.run()
-    printed = capsys.readouterr().out
-    assert all(backend in printed for backend in BACKENDS if backend not in TRITON)
-    assert "2×4×5×5" in printed
+def test_every_backend_is_timed_in_both_formats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setattr(operators, "CPU_SHAPES", [(2, 4, 5, 3), (2, 4, 5, 5)])
+    first, second = operators.run(results, seconds=1000.0)
+    for backend in ("reference", "stacked", "toeplitz"):
+        assert {f"{backend} {memory_format}" for memory_format in ("NCHW", "NHWC")} <= first["milliseconds"].keys()
+    assert first["auto"] in BACKENDS
+    assert first["errors"] == {}
+    assert list(operators.run(results, seconds=1000.0)) == []
+    table = report.markdown(report.read(results))
+    assert all(record["depthwise"] in table for record in (first, second))
 
 
 # Counting, on fake tensors.

@@ -1,17 +1,33 @@
-"""What benchmarks/steps.py has found, as tables: on the terminal, and in Markdown for experiments/speed."""
+"""The results of benchmarks: kept in a file of JSON lines, and as tables, on the terminal and in Markdown."""
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runtime.console import print_table, say, si
+from runtime.device import describe
 
 Record = dict[str, Any]
 HEADER = ("images/s", "range", "× plain", "of the roofline", "memory")
+
+
+def describe_machine(device: torch.device) -> str:
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return f"{describe(device)}{threads}, torch {torch.__version__}"
+
+
+def keep(record: Record, results: Path | None) -> Record:
+    if results:
+        with results.open("a") as file:
+            file.write("\n" + json.dumps(record))  # begins anew after a line that was cut off
+    return record
 
 
 def read(results: Path | None) -> list[Record]:
@@ -25,8 +41,10 @@ def read(results: Path | None) -> list[Record]:
 
 def line(record: Record) -> str:
     """A result, as soon as it is there."""
-    if "name" not in record:
+    if "rooflines" in record:
         return f"{record['setting']}; {record['where']}"
+    if "depthwise" in record:
+        return f"  {record['depthwise']}: {fastest(record)}"
     if "error" in record:
         return f"  {record['name']}: {record['error']}"
     training, inference = (f"{median(record, what):,.0f}" for what in ("training", "inference"))
@@ -36,43 +54,89 @@ def line(record: Record) -> str:
     )
 
 
+@dataclass
+class Chapter:
+    """What is known of a setting on a machine."""
+
+    title: str
+    tables: Sequence[tuple[tuple[str, ...], list[tuple[str, ...]]]]  # header, rows
+    notes: list[str]
+
+
 def show(records: list[Record]) -> None:
-    for title, tables, notes in chapters(records):
-        say(title, "bold")
-        for what, rows in tables.items():
-            print_table("", (what, *HEADER), rows)
-        for note in notes:
+    for chapter in chapters(records):
+        say(chapter.title, "bold")
+        for header, rows in chapter.tables:
+            print_table("", header, rows)
+        for note in chapter.notes:
             say(note)
 
 
 def markdown(records: list[Record]) -> str:
     parts = []
-    for title, tables, notes in chapters(records):
-        parts.append(f"**{title}**")
-        for what, rows in tables.items():
-            header = f"| {' | '.join((what, *HEADER))} |\n| --- |{' ---: |' * len(HEADER)}"
-            parts.append("\n".join([header, *(f"| {' | '.join(row)} |" for row in rows)]))
-        parts.append("\n".join(f"- {note}" for note in notes))
-    return "\n\n".join(parts)
+    for chapter in chapters(records):
+        parts.append(f"**{chapter.title}**")
+        for header, rows in chapter.tables:
+            lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
+            parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        parts.append("\n".join(f"- {note}" for note in chapter.notes))
+    return "\n\n".join(part for part in parts if part)
 
 
-def chapters(records: list[Record]) -> Iterator[tuple[str, dict[str, list[tuple[str, ...]]], list[str]]]:
-    """For every setting on every machine a title, the rows of training and of inference, and notes."""
+def chapters(records: list[Record]) -> Iterator[Chapter]:
+    for where, shapes in grouped(records, "depthwise", "where"):
+        yield about_depthwise(where, shapes)
+    for setting, found in grouped(records, "setting", "setting", "where"):
+        yield about_steps(setting, found)
 
-    def setting(record: Record) -> tuple[str, str]:
-        return record["setting"], record["where"]
 
-    for (name, where), group in groupby(sorted(records, key=setting), key=setting):
-        found = list(group)
-        measured = [record for record in found if "training" in record]
-        (known,) = [record for record in found if "rooflines" in record]
-        highest = next(iter(known["rooflines"].values()))
-        tables = {
-            what: [row(record, measured, what, highest[what]) for record in measured]
-            for what in ("training", "inference")
-        }
-        failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
-        yield f"{name}; {where}", tables, [*about_roofline(known), *best(measured), *failures]
+def grouped(records: list[Record], having: str, *keys: str) -> Iterator[tuple[str, list[Record]]]:
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if having in record:
+            groups["; ".join(record[key] for key in keys)].append(record)
+    yield from groups.items()
+
+
+# Depthwise convolutions.
+
+
+def about_depthwise(where: str, shapes: list[Record]) -> Chapter:
+    names = list(dict.fromkeys(name for record in shapes for name in record["milliseconds"]))
+    rows = [
+        (
+            record["depthwise"],
+            *(f"{record['milliseconds'][name]:.2f}" if name in record["milliseconds"] else "" for name in names),
+            fastest(record),
+            record["auto"],
+        )
+        for record in shapes
+    ]
+    errors = [
+        f"{record['depthwise']}, {name}: {error}" for record in shapes for name, error in record["errors"].items()
+    ]
+    title = f"Depthwise convolution, forward and backward, in milliseconds; {where}"
+    return Chapter(title, [(("shape", *names, "fastest", "auto takes"), rows)], errors)
+
+
+def fastest(record: Record) -> str:
+    milliseconds: dict[str, float] = record["milliseconds"]
+    return min(milliseconds, key=milliseconds.__getitem__, default="none")
+
+
+# Steps.
+
+
+def about_steps(setting: str, found: list[Record]) -> Chapter:
+    measured = [record for record in found if "training" in record]
+    (known,) = [record for record in found if "rooflines" in record]
+    highest = next(iter(known["rooflines"].values()))
+    tables = [
+        ((what, *HEADER), [row(record, measured, what, highest[what]) for record in measured])
+        for what in ("training", "inference")
+    ]
+    failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
+    return Chapter(setting, tables, [*about_roofline(known), *best(measured), *failures])
 
 
 def median(record: Record, what: str) -> float:

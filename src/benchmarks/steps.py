@@ -4,7 +4,6 @@ Every implementation is measured in a process of its own, with the device and it
 kept at once, so that none is lost by one that fails, and a file of results can be added to from call to call.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -18,13 +17,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import report
 from benchmarks.implementations import CLASSES, Implementation, build, implementations, memory_format
+from benchmarks.report import Record, describe_machine, keep, read
 from benchmarks.roofline import activation_bytes, measure_rates, roofline
 from benchmarks.setting import expand, make_config
 from benchmarks.timing import steps_within, timed
 from config.schema import Config
-from runtime.device import autocast, describe, peak_memory, reset_peak_memory
+from runtime.device import autocast, peak_memory, reset_peak_memory
 from training.optimization import make_optimizer
 
 ROUNDS = 5
@@ -32,8 +31,6 @@ ROUND_SECONDS = {"cpu": 1.0, "cuda": 0.3}
 TIMEOUT = 200.0  # seconds for an implementation, most of which go into its compilation
 
 PROCESSES = get_context("spawn")
-
-Record = dict[str, Any]
 
 
 def run(overrides: list[str], patterns: list[str], results: Path | None, seconds: float) -> Iterator[Record]:
@@ -55,15 +52,12 @@ def run(overrides: list[str], patterns: list[str], results: Path | None, seconds
     if device.type == "cuda":
         size = ["model.patch_size=1", "data.batch_size=512", "trainer.precision=bf16"]
     defaults = ["model=convmixer_256_8", "model.kernel_size=9", "data=cifar10", *size]
-    known = report.read(results)
+    known = read(results)
     for pattern, swept in product(patterns, expand(overrides)):
         config = make_config([*defaults, *swept])
         for record in missing(config, device, pattern, known, deadline):
             known.append(record)
-            if results:
-                with results.open("a") as file:
-                    file.write("\n" + json.dumps(record))  # begins anew after a line that was cut off
-            yield record
+            yield keep(record, results)
 
 
 def missing(
@@ -91,11 +85,6 @@ def describe_setting(config: Config) -> str:
         f"ConvMixer-{model.d_model}/{model.depth}, kernel {model.kernel_size}, patch {model.patch_size}, "
         f"{side}×{side}, batch {config.data.batch_size}, {config.trainer.precision}"
     )
-
-
-def describe_machine(device: torch.device) -> str:
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    return f"{describe(device)}{threads}, torch {torch.__version__}"
 
 
 def rooflines(config: Config, device: torch.device) -> Record:
