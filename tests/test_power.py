@@ -1,0 +1,64 @@
+"""The price of an answer, against statsmodels' power classes, and by simulation where none fits."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from statsmodels.stats.power import TTestIndPower, TTestPower
+
+from comparison.least_squares import Estimate, SeedModel
+from comparison.power import MOST, POWER, Design
+
+LEVELS = (0.05, 0.05 / 3, 0.05 / 45)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("effect", [0.2, 0.5, 1.0, 1.5])
+def test_seeds_needed_agree_with_statsmodels_to_a_seed(effect: float, level: float) -> None:
+    """Two settings with the same seeds, and with seeds of their own; the effect in standard deviations."""
+    paired, independent = Design(1.0, 1, level).seeds_for(effect), Design(math.sqrt(2), 2, level).seeds_for(effect)
+    assert paired and independent
+    for power, seeds in ((TTestPower().power, paired), (TTestIndPower().power, independent)):
+        assert power(effect, seeds - 1, level) < POWER <= power(effect, seeds, level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("seeds", [5, 8, 20])
+def test_detectable_differences_agree_with_statsmodels(seeds: int, level: float) -> None:
+    difference = Design(1.0, 1, level).detectable(seeds)
+    one_tail = TTestPower().power(difference, seeds, level / 2, alternative="larger")  # the other one is NaN in SciPy
+    assert one_tail == pytest.approx(POWER, abs=1e-5)
+
+
+@pytest.mark.parametrize("by_seed", [True, False])
+def test_the_power_of_an_effect_over_several_settings_agrees_with_simulation(by_seed: bool) -> None:
+    """A factor of two levels crossed with one of three: six settings in one model, for which there is no class."""
+    generator, n, level = np.random.default_rng(0), 1000, 0.01
+    weights = np.array([1, 1, 1, -1, -1, -1]) / 3
+
+    def simulate(seeds: int) -> Estimate:
+        """The effect is one standard deviation of the noise; seeds differ by much more than that."""
+        values = generator.normal(0, 1, (6, seeds)) + (weights > 0)[:, None]
+        if by_seed:
+            return SeedModel(values + generator.normal(0, 5, seeds)).difference(weights)
+        apart = np.full((6, 6, seeds), np.nan)  # every setting has seeds of its own
+        apart[range(6), range(6)] = values
+        return SeedModel(apart.reshape(6, -1)).difference(weights)
+
+    change = simulate(5)
+    assert change.by_seed == by_seed and change.std
+    estimated = Design.of(change, 6, level)
+    design = replace(estimated, scale=estimated.scale / change.std)  # as if the noise were known
+    seeds = design.seeds_for(1.0)
+    assert seeds
+    shown = [np.mean([(simulate(planned).p or 1) < level for _ in range(n)]) for planned in (seeds - 1, seeds)]
+    error = 3 * math.sqrt(POWER * (1 - POWER) / n)
+    assert shown[0] < POWER + error and POWER - error < shown[1]
+
+
+def test_what_would_take_thousands_of_seeds_has_no_price() -> None:
+    design = Design(1.0, 1, 0.05)
+    assert design.seeds_for(0.0) is None
+    assert design.seeds_for(0.99 * design.detectable(MOST)) is None
+    assert design.seeds_for(design.detectable(MOST)) == MOST
