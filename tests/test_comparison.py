@@ -12,7 +12,7 @@ import pytest
 from comparison.results import Comparison, read
 from comparison.settings import Setting
 from config.errors import ConfigError
-from run_folders import DEPTH, KERNEL, REFERENCE, compared, write_run, write_sweep
+from run_folders import DEPTH, KERNEL, REFERENCE, as_tree, compared, write_run, write_sweep
 
 
 def names(found: Comparison) -> set[str]:
@@ -45,6 +45,16 @@ def test_runs_without_a_fingerprint_are_told_by_their_path(tmp_path: Path) -> No
     write_run(tmp_path / "t" / "a", "data.root=here")
     write_run(tmp_path / "t" / "b", "data.root=there")
     assert len(read([tmp_path / "t"]).settings) == 1, "of a data set that is the same everywhere"
+
+
+def test_a_key_that_is_younger_than_a_run_has_its_default(tmp_path: Path) -> None:
+    old, new = as_tree(), as_tree("trainer.label_smoothing=0.0", "trainer.channels_last=false")
+    del old["trainer"]["label_smoothing"]
+    write_run(tmp_path / "s" / "old", config=old)
+    write_run(tmp_path / "s" / "new", config=new)
+    assert len(read([tmp_path / "s"]).settings) == 1
+    write_run(tmp_path / "s" / "other", "trainer.label_smoothing=0.1")
+    assert sorted(map(sorted, by_folder(read([tmp_path / "s"])))) == [["new", "old"], ["other"]]
 
 
 def write_dropout(folder: Path, options: tuple[str, ...], rates: tuple[float, ...], **figures: Any) -> Path:

@@ -19,7 +19,7 @@ RECORDS = ("experiment", "variant")  # what these set, other groups and keys may
 
 def options_of(run: Run) -> dict[str, Any]:
     """Group → option, None where there is none."""
-    options = composed_options(tuple((group, str(run.overrides[group])) for group in GROUPS if group in run.overrides))
+    options = composed_options(tuple((group, run.overrides[group]) for group in GROUPS if group in run.overrides))
     for group in GROUPS:
         if (CONF / group / "none.yaml").exists():
             composed = options[group] if options[group] != "none" else None
@@ -33,7 +33,7 @@ def has_option(run: Run, group: str, option: str) -> bool:
     return own == option or (own != "none" and has_effect_of(group, option, run))
 
 
-def composed_options(typed: tuple[tuple[str, str], ...]) -> dict[str, str | None]:
+def composed_options(typed: tuple[tuple[str, Any], ...]) -> dict[str, str | None]:
     experiment = dict(typed).get("experiment")
     return {**dict.fromkeys(GROUPS), **defaults_of("train"), **defaults_of(f"experiment/{experiment}"), **dict(typed)}
 

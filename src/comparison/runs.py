@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from omegaconf import MISSING
 
 from config.errors import ConfigError
 from config.schema import GROUPS, Config, flatten, keys_of
@@ -165,10 +166,16 @@ def read_wandb(path: str) -> list[WandbRun]:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Where dropout was given place by place, `dropout.rate` is what it would have been: equal runs, equal configs."""
+    """A config with one spelling for one training: keys that are younger than the run have their default, and where
+    dropout was given place by place, `dropout.rate` is what it would have been."""
     places = (config.get(f"dropout.{place}") for place in ("blocks", "head", "stochastic_depth"))
     rates = [rate for rate in places if isinstance(rate, (int, float))]
-    return config | ({"dropout.rate": max(rates)} if rates else {})
+    return {**defaults(), **config, **({"dropout.rate": max(rates)} if rates else {})}
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    return {key: frozen(value) for key, value, _ in keys_of(Config()) if value != MISSING and value != []}
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:

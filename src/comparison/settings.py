@@ -90,7 +90,8 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 def decides(key: str) -> bool:
     """Whether runs that differ in a key are of different settings."""
-    return key != "seed" and not any(key == other or key.startswith(f"{other}.") for other in NOT_IDENTITY)
+    no_effect = (*NOT_IDENTITY, "seed", "trainer.channels_last")  # the last one changes the speed alone
+    return not any(key == other or key.startswith(f"{other}.") for other in no_effect)
 
 
 def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
