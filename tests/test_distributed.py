@@ -20,8 +20,7 @@ from data.batches import BatchSpec, DistributedBatchSampler, make_eval_loader, m
 from data.transforms import Normalize
 from processes import REPOSITORY, Command
 from runtime.distributed import World
-from runtime.signals import StopRequest
-from training import run
+from training.evaluation import evaluate
 from training.model import make_model
 
 # No norm: BatchNorm over all processes is for GPUs only. SGD: Adam divides gradients by their
@@ -90,7 +89,7 @@ def test_a_team_divides_its_shares_into_as_many_parts(pairs: bool) -> None:
                 (count,) = counts
                 shares = [torch.from_numpy(key.indices) for key in keys]
                 for share in shares:
-                    parts = [part for part, _ in run.split_batch(share, share, count)]
+                    parts = share.tensor_split(count)
                     assert len(parts) == count and all(len(part) for part in parts)
                     assert torch.cat(parts).equal(share)
                 assert count == min(asked, *map(len, shares))
@@ -140,9 +139,9 @@ def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     texts = outputs(ranks)
     assert [process.returncode for process in ranks] == [128 + signal.SIGUSR1] * 2, texts
     (last,) = sweep.glob("*/checkpoints/last.pt")
-    epoch, step = torch.load(last)["position"][:2]  # within an epoch, but for bad luck
+    state = torch.load(last)  # within an epoch, but for bad luck
     texts = outputs(start_ranks(*arguments, "sweep=parts", cwd=tmp_path))
-    assert f"goes on after step {step} of epoch {epoch}" in texts[0]
+    assert f"resumes after step {state['step']} of epoch {state['epoch']}" in texts[0]
 
     one, two = (pd.read_csv(next(tmp_path.glob(f"outputs/{sweep}/*/metrics.csv"))) for sweep in ("whole", "parts"))
     np.testing.assert_allclose(one[COLUMNS], two[COLUMNS], rtol=1e-5)  # the order in which losses are added up differs
@@ -174,8 +173,8 @@ def test_a_team_validates_the_weights_that_it_keeps(tmp_path: Path) -> None:
     model.load_state_dict(torch.load(folder / "checkpoints" / "best.pt")["model"])
     cpu = torch.device("cpu")
     batches = make_eval_loader(images.val, images, config)
-    validated = run.evaluate(model, batches, Normalize(images, cpu), config, cpu, World(), StopRequest())
-    assert validated.means() == pytest.approx((summary["best/val/loss"], summary["best/val/accuracy"]), rel=1e-6)
+    validated = evaluate(model, batches, Normalize(images, cpu), "fp32", cpu, World())
+    assert validated.metrics == pytest.approx((summary["best/val/loss"], summary["best/val/accuracy"]), rel=1e-6)
 
 
 def test_a_sweep_on_two_processes(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_runs_side_by_side_stop_together_and_go_on(
     assert set(statuses(sweep)) == {"interrupted"}
     again = command(*LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "goes on after" in again.stdout
+    assert "resumes after" in again.stdout
     assert metrics(sweep) == undisturbed
 
 
@@ -179,7 +179,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str], undist
     wait_for(lambda: has_ended(number), process)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
-    assert log_of_jobs(run.parent).count("goes on after") == 1
+    assert log_of_jobs(run.parent).count("resumes after") == 1
     assert metrics(run.parent) == {run.name: undisturbed[run.name]}
 
 
@@ -191,7 +191,7 @@ def test_a_run_that_its_time_limit_is_too_short_for_goes_on(
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
     assert "SIGUSR2" in log_of_jobs(run.parent)
-    assert log_of_jobs(run.parent).count("goes on after") == 1
+    assert log_of_jobs(run.parent).count("resumes after") == 1
     assert metrics(run.parent) == {run.name: undisturbed[run.name]}
 
 
@@ -223,7 +223,7 @@ def test_a_lost_job_leaves_the_others_their_runs(
     assert {path.parent for path in sweep.glob("*/summary.json") if "interrupted" in path.read_text()} == {lost}
     again = command(*LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "goes on after" in again.stdout
+    assert "resumes after" in again.stdout
     assert metrics(sweep) == undisturbed
 
 

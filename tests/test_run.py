@@ -13,8 +13,11 @@ import torch
 
 import wandb_files
 from conftest import Finished, checked, command
+from data import datasets
 from ops.depthwise import BACKENDS, TRITON
 from processes import REPOSITORY
+from runtime.console import RunProgress
+from tracking import wandb_logger
 from tracking.run_folder import COLUMNS
 from training.model import make_model
 from training.optimization import make_optimizer
@@ -35,7 +38,7 @@ def test_the_record(train: Train) -> None:
     names = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "metrics.csv", "summary.json", "checkpoints/last.pt", "checkpoints/best.pt", "history.png",
-        "train.log", "checkpoints/previous.pt",
+        "train.log", "checkpoints/previous.pt", "predictions.npy",
     }  # fmt: skip
     assert list(done.metrics.columns) == list(COLUMNS)
     assert list(done.metrics["epoch"]) == [1, 2]
@@ -45,6 +48,8 @@ def test_the_record(train: Train) -> None:
     assert summary["epochs"] == 2
     assert summary["last/val/loss"] == pytest.approx(last["val/loss"], abs=1e-12)
     assert summary["parameters"] == sum(p.numel() for p in make_model(checked(*TINY_SIZE), 1, 10).parameters())
+    assert summary["overrides"] == {"model.kernel_size": 3, "seed": 1, "checkpoint.max_share": 1}
+    assert (summary["backend"], summary["channels_last"]) == ("auto", True)
     assert "epoch 2/2" in (done.folder / "train.log").read_text()
     assert done.folder.name.startswith("kernel_size_3-seed_1-")
 
@@ -67,6 +72,16 @@ def test_the_best_checkpoint_is_what_was_tested(train: Train) -> None:
     assert checkpoint["metrics"]["val/accuracy"] == pytest.approx(best["val/accuracy"])
     model = make_model(checked("model.d_model=16", "model.depth=2"), checkpoint["channels"], 10)
     model.load_state_dict(checkpoint["model"])
+
+
+def test_the_predictions_are_those_of_the_tested_weights(train: Train) -> None:
+    done = train("data.train_fraction=0.3")
+    predictions = np.load(done.folder / "predictions.npy")
+    assert predictions.dtype.names == ("label", "prediction", "probability")
+    assert predictions.nbytes == 8 * 360
+    np.testing.assert_array_equal(predictions["label"], datasets.load(checked().data, 1).test.labels)
+    assert (predictions["label"] == predictions["prediction"]).mean() == pytest.approx(done.summary["test/accuracy"])
+    assert -np.log(predictions["probability"]).mean() == pytest.approx(done.summary["test/loss"], rel=1e-5)
 
 
 def equal_metrics(one: Finished, other: Finished) -> bool:
@@ -233,7 +248,8 @@ def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: py
     assert (seen["name"], seen["group"], seen["project"]) == ("kernel_size=3", done.folder.parent.name, "kernels")
     assert seen["tags"] == ["a", "b"]
     assert {key: seen["config"][key] for key in done.config} == done.config
-    history = pd.DataFrame(seen["history"])[list(COLUMNS)]
+    rows = [row for row in seen["history"] if "epoch" in row]
+    history = pd.DataFrame(rows)[list(COLUMNS)]
     np.testing.assert_allclose(history, done.metrics, rtol=1e-9)
     for key in ("status", "best/val/accuracy", "test/accuracy", "last/train/loss", "parameters"):
         assert seen["summary"][key] == pytest.approx(done.summary[key]) if key != "status" else "completed"
@@ -241,6 +257,22 @@ def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: py
         assert seen["summary"][f"figures/{name}._type"] == "image-file"
         assert (done.folder / "figures" / f"{name}.png").stat().st_size > 5000
         assert (done.folder / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_wandb_shows_how_an_epoch_goes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(RunProgress, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(wandb_logger, "PROGRESS_SECONDS", 0.0)
+    done = train("data.train_fraction=0.1", "data.batch_size=64")  # 130 images
+    seen = pd.DataFrame(wandb_files.read(done.folder)["history"])
+    assert list(seen["images"]) == [64, 128, 130, 194, 258, 260]
+    assert list(seen["_step"]) == list(seen["images"])
+    assert list(seen["epoch"].dropna()) == [1, 2]
+    last = seen[seen["images"] == 260].iloc[0]
+    assert last["progress/loss"] == pytest.approx(last["train/loss"])
+    assert last["progress/accuracy"] == pytest.approx(last["train/accuracy"])
+    assert last["progress/lr"] == pytest.approx(last["lr"])
+    assert (seen["progress/images_per_second"] > 0).all()
 
 
 def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> None:

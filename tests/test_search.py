@@ -84,7 +84,7 @@ def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     last = command(*arguments, cwd=tmp_path)
     assert last.returncode == 0, last.stdout + last.stderr
     assert "1 of them done, 1 interrupted" in last.stdout
-    assert "goes on after" in last.stdout
+    assert "resumes after" in last.stdout
     assert [(trial.params, trial.value) for trial in trials(sweep)] == [
         (trial.params, trial.value) for trial in trials(whole)
     ]

@@ -18,7 +18,7 @@ from data.batches import make_eval_loader
 from data.datasets import DataSplits, Split
 from data.transforms import Normalize
 from inference.checkpoint import Checkpoint
-from runtime.device import autocast, to_device
+from runtime.device import autocast, prefetch
 from training.model import memory_format
 
 BINS = 15  # of confidence, equally wide, as in Guo et al., arXiv 1706.04599
@@ -153,7 +153,7 @@ def compute_logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For batches of uint8 images and what belongs to them, on the CPU: logits in fp32, and the latter."""
     config, device = checkpoint.config, checkpoint.device
-    for pixels, rest in to_device(batches, device):
+    for pixels, rest in prefetch(batches, device):
         with torch.inference_mode(), autocast(device, config.trainer.precision):
-            logits = checkpoint.model(memory_format(normalize(pixels), config))
+            logits = checkpoint.model(normalize(pixels).contiguous(memory_format=memory_format(config)))
         yield logits.float().cpu(), rest.cpu()

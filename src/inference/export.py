@@ -28,7 +28,7 @@ from config.commands import Export
 from config.errors import ConfigError
 from inference.checkpoint import Checkpoint
 from inference.model_card import model_card
-from tracking.run_folder import write as write_text
+from tracking.run_folder import write_text
 from weights.files import METADATA
 from weights.folding import fold_batch_norm
 from weights.layouts import to_layout

@@ -25,7 +25,7 @@ from data.transforms import Normalize, evaluation_transform
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
 from inference.figures import contact_sheet
-from tracking.run_folder import write
+from tracking.run_folder import write_text
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     top = top_classes(torch.cat([batch for batch, _ in logits]), checkpoint.labels, settings.top)
     rows = [{"image": str(data.test.images[i]), "predictions": found} for i, found in zip(indices, top, strict=True)]
     table.parent.mkdir(parents=True, exist_ok=True)
-    write(table, json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if table.suffix == ".json" else as_csv(rows))
+    write_text(
+        table, json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if table.suffix == ".json" else as_csv(rows)
+    )
     if settings.sheet:
         images = [data.test[i] for i in indices[: settings.sheet]]
         contact_sheet(images, [caption(found[0]) for found in top[: settings.sheet]]).savefig(sheet, dpi=150)

@@ -22,7 +22,7 @@ from inference.checkpoint import Checkpoint
 from inference.evaluation import Evaluation
 from inference.figures import reliability_diagram
 from tracking import plots
-from tracking.run_folder import write as write_text
+from tracking.run_folder import write_text
 from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)

@@ -50,15 +50,14 @@ class RunProgress(Progress):
         self.run = self.add_task("run", total=epochs * steps_per_epoch, epoch=1, epochs=epochs, figures="")
         self.shown_at = time.monotonic()
 
+    @property
     def is_due(self) -> bool:
-        """Whether it is time to look at the numbers again; looking waits for the device."""
-        if time.monotonic() - self.shown_at < self.REFRESH_SECONDS:
-            return False
-        self.shown_at = time.monotonic()
-        return True
+        """Whether it is time to read the metrics again, terminal or not; reading waits for the device."""
+        return time.monotonic() - self.shown_at >= self.REFRESH_SECONDS
 
     def show(self, epoch: int, step: int, loss: float, accuracy: float, lr: float, rate: float) -> None:
         """`epoch` from 1, `step` of the epoch, `rate` in images per second."""
+        self.shown_at = time.monotonic()
         self.update(
             self.run,
             completed=(epoch - 1) * self.steps_per_epoch + step,

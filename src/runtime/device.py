@@ -1,6 +1,7 @@
 """The device that a run trains on: which one, how batches get there, what it remembers."""
 
 import ctypes
+import gc
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ def choose_device(name: str) -> torch.device:
     """The device asked for; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ConfigError: it is not to be had here.
+        ConfigError: it is not available on this machine.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -46,8 +47,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
-def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches on the device; on CUDA the next one is copied while this one is worked on."""
+def prefetch(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches on the device; on CUDA the next one is copied while this one is worked on."""
     if device.type != "cuda":
         for pixels, labels in batches:
             yield pixels.to(device), labels.to(device)
@@ -83,6 +84,13 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(*no_mmap)
         libc.mallopt(*no_trimming)
+
+
+def free_memory() -> None:
+    """Between two runs: what the last one held, also in its error's frames, is the next one's, or another process's."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything a run needs to resume as if it had never stopped.
 
 checkpoints/last.pt is the state, checkpoints/previous.pt the one before it, in case the last was cut
 off; checkpoints/best.pt holds the best epoch's weights. Each is written whole or not at all, and read
@@ -8,14 +8,19 @@ without running code from it.
 import logging
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from config import schema
+from config.errors import first_line
+from data.datasets import DataSplits
 
 log = logging.getLogger(__name__)
+
+FORMAT = 2  # of last.pt; another cannot be resumed from
 
 
 class Checkpoints:
@@ -23,14 +28,15 @@ class Checkpoints:
 
     Args:
         folder: where they are.
-        identity: of the run; a state of another run is not taken.
+        run_id: the run's; the state of another run is not taken.
         config: how often a state is written.
     """
 
-    def __init__(self, folder: Path, identity: str, config: schema.Checkpoint) -> None:
-        self.folder, self.identity, self.config = folder, identity, config
+    def __init__(self, folder: Path, run_id: str, config: schema.Checkpoint) -> None:
+        self.folder, self.config = folder, config
+        self.header = {"identity": run_id, "format": FORMAT}
         self.written_at = time.monotonic()
-        self.cost = 0.0  # seconds that writing took
+        self.cost = 0.0  # seconds that the last took to write
         self.unusable: set[Path] = set()
 
     def is_due(self, epoch: int | None = None) -> bool:
@@ -46,12 +52,12 @@ class Checkpoints:
         """Write the state, and the best weights where they are new."""
         started = time.monotonic()
         if best is not None:
-            write(best, self.folder / "best.pt")
+            save_whole(best, self.folder / "best.pt")
         last = self.folder / "last.pt"
-        if last.exists():  # one that is no good must not take the place of the one before it
+        if last.exists():  # never overwrite the last good checkpoint with a corrupt one
             last.replace(self.folder / ("last.pt.unusable" if last in self.unusable else "previous.pt"))
             self.unusable.discard(last)
-        write({"identity": self.identity, **state}, last)
+        save_whole({**self.header, **state}, last)
         self.written_at = time.monotonic()
         self.cost = self.written_at - started
 
@@ -63,11 +69,11 @@ class Checkpoints:
                 continue
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-                if state["identity"] == self.identity:
+                if {key: state.get(key) for key in self.header} == self.header:
                     return state
-                reason = "it is of another run"
+                reason = "it is of another run, or of another version of this code"
             except Exception as error:  # a cut-off file fails in many ways
-                reason = f"it cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+                reason = f"it cannot be read ({first_line(error)})"
             log.warning(f"{path} is not used: {reason}")
             self.unusable.add(path)
         return None
@@ -76,7 +82,19 @@ class Checkpoints:
         return torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
 
 
-def write(content: dict[str, Any], path: Path) -> None:
+def describe_model(config: schema.Config, data: DataSplits) -> dict[str, Any]:
+    """What a checkpoint holds beside the weights, so that they can be used without the run's data."""
+    return {
+        "config": asdict(config),
+        "classes": data.classes,
+        "channels": data.channels,
+        "image_size": list(data.image_size),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def save_whole(content: dict[str, Any], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         torch.save(content, file)

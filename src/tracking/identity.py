@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from config.schema import NOT_IDENTITY, Config, keys_of
 
 # Overrides that say where and how, not what: no part of a run's name.
@@ -26,7 +28,7 @@ def run_id(config: Config) -> str:
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def readable(name: str) -> str:
+def folder_name(name: str) -> str:
     """A run's name as the start of a folder's, free of what a shell or Hydra would trip over."""
     return re.sub(r"[^\w.+-]+", "_", "-".join(name.split())).strip("_")[:100]
 
@@ -39,3 +41,9 @@ def display_name(overrides: list[str]) -> str:
         if not any(key == unnamed or key.startswith(unnamed + ".") for unnamed in UNNAMED):
             named.append(f"{key.rpartition('.')[2]}={value}")
     return " ".join(named) or "baseline"
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """What was typed for this run, by config key or group; None where a key was deleted."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return {override.key_or_group: override.value() for override in parsed}

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 PAGE = 7.0  # inches
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
@@ -60,6 +61,16 @@ def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             axes.grid(alpha=0.3, linewidth=0.5)
             axes.legend()
     return figure
+
+
+def model_figures(weights: Mapping[str, Tensor], confusion: ArrayLike, classes: Sequence[str]) -> dict[str, Figure]:
+    """What a trained model looks like inside, and which class of the test set it takes for which, by file name."""
+    depthwise = [weight.cpu() for name, weight in weights.items() if name.endswith("depth_wise_conv.weight")]
+    return {
+        "patch_embedding_filters": patch_embedding_filters(weights["patch_emb.conv.weight"].cpu()),
+        "depthwise_kernels": depthwise_kernels(depthwise),
+        "confusion_matrix": confusion_matrix(confusion, classes),
+    }
 
 
 def patch_embedding_filters(weight: ArrayLike) -> Figure:

@@ -1,10 +1,11 @@
-"""What a run leaves behind: its folder, and the same in Weights & Biases.
+"""What a run leaves behind.
 
 OUTPUT_DIR/SWEEP/RUN/
     config.yaml       the resolved config
     metrics.csv       a row per epoch
     summary.json      status, best and last figures; always true, also after a crash
     checkpoints/      last.pt, best.pt
+    predictions.npy   of the test images
     history.png       the curves
     figures/          of the trained model: filters, kernels, confusion matrix
     train.log         what the terminal said, and tracebacks
@@ -16,20 +17,23 @@ import json
 import logging
 import secrets
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from filelock import FileLock, Timeout
-from torch import Tensor
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from config.schema import Config
 from runtime.distributed import World
 from tracking import plots
-from tracking.identity import display_name, readable, run_id
-from tracking.wandb_logger import log_exceptions, run_of_agent, start_wandb
+from tracking.checkpoint import Checkpoints
+from tracking.identity import display_name, folder_name, parse_overrides, run_id
+from tracking.wandb_logger import WandbLogger, log_exceptions, run_of_agent
 
 log = logging.getLogger(__name__)
 
@@ -42,104 +46,97 @@ class RunBusy(RuntimeError):
     """Another process is training this run."""
 
 
-class Record:
-    """One run's folder and its W&B run.
+class RunFolder:
+    """One run's folder, and the same in Weights & Biases. Rank 0 alone writes; on the others all of this does nothing.
 
-    A run is known by its identity: where the sweep has a folder for it already, that one is taken up.
-
-    Raises:
-        RunBusy: another process has it.
+    Attributes:
+        name: as people see it.
+        run_id: the run's, by which its folder is found again.
+        rows: one for each epoch: COLUMNS, and `images`, the training images seen so far.
+        summary: what summary.json holds.
     """
 
-    def __init__(self, config: Config, overrides: list[str], world: World) -> None:
-        self.config = config
-        self.writes = world.rank == 0  # rank 0 alone
-        self.name = display_name(overrides)
-        self.run_id = run_id(config)
-        sweep = Path(config.output_dir) / config.sweep
-        # Let go by the system when the process ends, however it ends.
-        self.lock = FileLock(sweep / ".locks" / f"{self.run_id}.lock")
-        if world.broadcast(self.writes and not self.take()):
-            raise RunBusy(f"{self.name} is being trained by another process ({sweep}/*-{self.run_id})")
-        # Not before: the same run may have got its folder from another process, under another name.
-        found = next(sweep.glob(f"*-{self.run_id}"), sweep / f"{readable(self.name)}-{self.run_id}")
-        self.folder = Path(world.broadcast(str(found)))
+    def __init__(self, config: Config, overrides: list[str], path: Path, lock: FileLock | None, world: World) -> None:
+        self.config, self.path, self.lock = config, path, lock
+        self.name, self.run_id = display_name(overrides), run_id(config)
+        self.overrides = parse_overrides(overrides)
         if self.writes:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.summary = world.broadcast(self.read_summary())
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.summary: dict[str, Any] = world.broadcast(read_json(path / "summary.json"))
         self.rows: list[dict[str, Any]] = []
-        self.wandb: Any = None
-        self.log_handler = logging.FileHandler(self.folder / "train.log", delay=True)
+        self.checkpoints = Checkpoints(path / "checkpoints", self.run_id, config.checkpoint)
+        self.wandb = WandbLogger()
+        self.log_handler = logging.FileHandler(path / "train.log", delay=True)
         self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
-    def take(self) -> bool:
-        """Lock the run; False where another process has it."""
-        Path(self.lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        return True
+    @classmethod
+    def open(cls, config: Config, overrides: list[str], world: World) -> "RunFolder":
+        """Lock the run and find its folder: the one that the sweep has for its ID, under whatever name, or a new one.
+
+        Raises:
+            RunBusy: another process has the run.
+        """
+        sweep, own_id = Path(config.output_dir) / config.sweep, run_id(config)
+        lock = acquire_lock(sweep / ".locks" / f"{own_id}.lock") if world.rank == 0 else None
+        if world.broadcast(lock is None):
+            raise RunBusy(f"{display_name(overrides)} is being trained by another process ({sweep}/*-{own_id})")
+        # Not before: the same run may have got its folder from another process, under another name.
+        path = next(sweep.glob(f"*-{own_id}"), sweep / f"{folder_name(display_name(overrides))}-{own_id}")
+        return cls(config, overrides, Path(world.broadcast(str(path))), lock, world)
+
+    @property
+    def writes(self) -> bool:
+        return self.lock is not None
 
     @property
     def is_completed(self) -> bool:
         return self.summary.get("status") == "completed"
 
     def start(self, rows: list[dict[str, Any]]) -> None:
-        """Begin, or go on after `rows`: the epochs that the checkpoint holds, and no others."""
+        """Begin, or resume after `rows`: the epochs that the checkpoint holds, and no others."""
         if not self.writes:
             return
         logging.getLogger().addHandler(self.log_handler)
         wandb_id = run_of_agent() or self.summary.get("wandb_id") or secrets.token_hex(4)
         # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
-        self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
-        write(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
+        self.summary = {"status": "interrupted", "name": self.name, "overrides": self.overrides, "wandb_id": wandb_id}
+        write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=len(rows))
-        with log_exceptions():
-            self.wandb = start_wandb(self.config, self.folder, self.name, wandb_id)
-        write(self.folder / "metrics.csv", ",".join(COLUMNS) + "\n")
+        self.wandb.start(self.config, self.path, self.name, wandb_id)
+        write_text(self.path / "metrics.csv", ",".join(COLUMNS) + "\n")
         for row in rows:
             self.add_epoch(row)
 
     def add_epoch(self, row: dict[str, Any]) -> None:
-        """Add a row of metrics; its keys are COLUMNS."""
         self.rows.append(row)
         if not self.writes:
             return
-        with (self.folder / "metrics.csv").open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-        with log_exceptions():
-            if self.wandb:
-                self.wandb.log({key: value for key, value in row.items() if value is not None}, step=row["epoch"])
+        with (self.path / "metrics.csv").open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(row)
+        self.wandb.log_epoch(row)
         self.update(epochs=row["epoch"], **{f"last/{key}": row[key] for key in COLUMNS[1:5]})
 
     def update(self, **figures: Any) -> None:
         """Add figures to the summary."""
         self.summary.update(figures)
         if self.writes:
-            write(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+            write_text(self.path / "summary.json", json.dumps(self.summary, indent=2) + "\n")
 
-    def draw(self, weights: Mapping[str, Tensor], confusion: Tensor, classes: Sequence[str]) -> None:
-        """Picture the trained model: its filters, and which class of the test set it takes for which."""
+    def save_predictions(self, predictions: NDArray[np.void]) -> None:
+        if self.writes:
+            temporary = self.path / "predictions.tmp.npy"
+            np.save(temporary, predictions)
+            temporary.replace(self.path / "predictions.npy")
+
+    def save_figures(self, figures: Mapping[str, Figure]) -> None:
+        """In the run's folder and in W&B, by their names."""
         if not self.writes:
             return
-        with log_exceptions():
-            depthwise = [weight.cpu() for name, weight in weights.items() if name.endswith("depth_wise_conv.weight")]
-            figures = {
-                "patch_embedding_filters": plots.patch_embedding_filters(weights["patch_emb.conv.weight"].cpu()),
-                "depthwise_kernels": plots.depthwise_kernels(depthwise),
-                "confusion_matrix": plots.confusion_matrix(confusion.cpu(), classes),
-            }
-            (self.folder / "figures").mkdir(exist_ok=True)
-            for name, figure in figures.items():
-                plots.save(figure, self.folder / "figures" / name)
-            if self.wandb:
-                import wandb
-
-                files = {
-                    f"figures/{name}": wandb.Image(str(self.folder / "figures" / f"{name}.png")) for name in figures
-                }
-                self.wandb.log(files, step=self.rows[-1]["epoch"])
+        folder = self.path / "figures"
+        folder.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            plots.save(figure, folder / name)
+        self.wandb.log_figures([folder / f"{name}.png" for name in figures], self.rows[-1]["images"])
 
     def complete(self, **figures: Any) -> None:
         self.summary |= {"status": "completed", **figures}
@@ -157,51 +154,51 @@ class Record:
         self.close(exit_code=1)
 
     def close(self, exit_code: int = 0) -> None:
-        """Finish and let go of the run; the status stays what it is."""
+        """Finish and release the lock; leave the status unchanged."""
         self.finish(exit_code)
         self.release()
 
     def finish(self, exit_code: int = 0) -> None:
-        """The picture, and W&B."""
+        """The curves, and the end of the W&B run."""
         if not self.writes:
             return
-        with log_exceptions():
-            if self.rows:
-                plots.history(self.rows, self.name).savefig(self.folder / "history.png", dpi=150)
-        with log_exceptions():
-            if self.is_completed and not self.rows:
-                self.report_again()
-            if self.wandb and self.rows:
-                self.wandb.log({}, commit=True)  # or the last row would come after the summary and change it
-            if self.wandb:
-                self.wandb.summary.update({key: value for key, value in self.summary.items() if key != "traceback"})
-                self.wandb.finish(exit_code=exit_code)
+        if self.rows:
+            with log_exceptions():
+                plots.history(self.rows, self.name).savefig(self.path / "history.png", dpi=150)
+        elif self.is_completed and run_of_agent():
+            self.wandb.start(self.config, self.path, self.name, self.summary["wandb_id"])
+            with log_exceptions(), (self.path / "metrics.csv").open(newline="") as file:
+                self.wandb.relog(csv.DictReader(file))
+        self.wandb.finish(self.summary, exit_code)
 
     def release(self) -> None:
-        if not self.writes:
+        if self.lock is None:
             return
         logging.getLogger().removeHandler(self.log_handler)
         self.log_handler.close()
         self.lock.release()
 
-    def report_again(self) -> None:
-        """Tell the agent of a W&B sweep what a run reached that was completed before."""
-        if run_of_agent():
-            self.wandb = start_wandb(self.config, self.folder, self.name, self.summary["wandb_id"])
-        if self.wandb:
-            with (self.folder / "metrics.csv").open(newline="") as file:
-                for row in csv.DictReader(file):
-                    figures = {key: float(text) for key, text in row.items() if text}
-                    self.wandb.log(figures, step=int(row["epoch"]), commit=True)
 
-    def read_summary(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.folder / "summary.json").read_text())
-        except (OSError, ValueError):
-            return {}
+def acquire_lock(path: Path) -> FileLock | None:
+    """None where another process has it. The system releases it when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
 
 
-def write(path: Path, text: str) -> None:
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty where the file is missing or cut off."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)

@@ -1,8 +1,9 @@
-"""A run in Weights & Biases."""
+"""A run in Weights & Biases: a row for each epoch, and within an epoch how it goes."""
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,76 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15  # to wait for the server at the start
 FINISH_SECONDS = 20  # and at the end, for the last figures; they stay on disk
+PROGRESS_SECONDS = 30.0  # at least this long between two rows within an epoch
+EPOCH_METRICS = ("train/*", "val/*", "lr", "images_per_second", "seconds")
 unreachable = False  # once the server could not be had, this process does not wait for it again
+
+
+@contextmanager
+def log_exceptions() -> Iterator[None]:
+    """Training goes on whatever W&B or a picture runs into; all of it is in metrics.csv and summary.json."""
+    try:
+        yield
+    except Exception as error:
+        log.warning(f"not recorded: {first_line(error)}")
+
+
+class WandbLogger:
+    """A run's W&B run, where wandb.mode is not disabled. Nothing here raises.
+
+    A run that is resumed is the same W&B run. Both kinds of rows are placed by the training images seen so far:
+    `progress/…`, which says how the epoch goes, and the epoch's own.
+    """
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.progress_at = time.monotonic()
+
+    @log_exceptions()
+    def start(self, config: Config, folder: Path, name: str, wandb_id: str) -> None:
+        self.run = start_wandb(config, folder, name, wandb_id)
+        if self.run:
+            for names, axis in (("progress/*", "images"), *((name, "epoch") for name in EPOCH_METRICS)):
+                self.run.define_metric(names, step_metric=axis)
+
+    @log_exceptions()
+    def log_epoch(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.csv, and `images`."""
+        if self.run:
+            self.run.log({key: value for key, value in row.items() if value is not None}, step=row["images"])
+
+    @log_exceptions()
+    def log_progress(self, images: int, figures: Mapping[str, float]) -> None:
+        """How the epoch goes when the run has seen so many training images; not more often than makes sense."""
+        if self.run and time.monotonic() - self.progress_at >= PROGRESS_SECONDS:
+            self.progress_at = time.monotonic()
+            progress = {f"progress/{name}": value for name, value in figures.items()}
+            self.run.log({"images": images, **progress}, step=images)
+
+    @log_exceptions()
+    def log_figures(self, files: Iterable[Path], images: int) -> None:
+        if self.run:
+            import wandb
+
+            self.run.log({f"figures/{file.stem}": wandb.Image(str(file)) for file in files}, step=images)
+
+    @log_exceptions()
+    def relog(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Tell the agent of a W&B sweep what a run reached that was completed before.
+
+        Args:
+            rows: those of metrics.csv.
+        """
+        if self.run:
+            for row in rows:
+                self.run.log({key: float(text) for key, text in row.items() if text}, step=int(row["epoch"]))
+
+    @log_exceptions()
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        if self.run:
+            self.run.log({}, commit=True)  # or the last row would come after the summary and change it
+            self.run.summary.update({key: value for key, value in summary.items() if key != "traceback"})
+            self.run.finish(exit_code=exit_code)
 
 
 def run_of_agent() -> str | None:
@@ -23,10 +93,10 @@ def run_of_agent() -> str | None:
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
-def start_wandb(config: Config, folder: Path, name: str, run_id: str) -> Any:
+def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
     """A W&B run inside the run's folder, or None where wandb.mode=disabled.
 
-    A run that goes on is the same W&B run; its files begin with the rows that it has already.
+    A run that is resumed is the same W&B run; its files begin with the rows that it has already.
     Where the server cannot be reached or refuses, the run is recorded offline, to be synchronized later.
     """
     global unreachable
@@ -42,7 +112,7 @@ def start_wandb(config: Config, folder: Path, name: str, run_id: str) -> Any:
     def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             mode=mode,
-            id=None if by_agent else run_id,
+            id=None if by_agent else wandb_id,
             resume="allow" if mode == "online" else None,
             project=None if by_agent else config.wandb.project,
             entity=None if by_agent else config.wandb.entity,
@@ -67,12 +137,3 @@ def start_wandb(config: Config, folder: Path, name: str, run_id: str) -> Any:
                 f"Later: wandb sync {folder}/wandb/offline-*"
             )
     return start("offline")
-
-
-@contextmanager
-def log_exceptions() -> Iterator[None]:
-    """Training goes on whatever W&B or a picture runs into; all of it is in metrics.csv and summary.json."""
-    try:
-        yield
-    except Exception as error:
-        log.warning(f"not recorded: {first_line(error)}")

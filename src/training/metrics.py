@@ -1,8 +1,8 @@
-"""What is measured while a model trains: loss and accuracy, the best epoch, and when to stop."""
+"""What is measured while a model trains: loss and accuracy, the best epoch, and when to stop early."""
 
 import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,49 +21,50 @@ class NotFinite(RuntimeError):
         )
 
 
-class Sums:
-    """Loss and accuracy so far, summed on the device; reading them waits for it.
+class Metrics(NamedTuple):
+    """Means over images."""
 
-    With `classes` also the images of each [true class, predicted class].
-    """
+    loss: float
+    accuracy: float
 
-    def __init__(self, device: torch.device, classes: int = 0) -> None:
-        self.confusion = torch.zeros(classes, classes, device=device, dtype=torch.int64)
+
+class MetricAccumulator:
+    """Loss and accuracy so far, summed on the device; reading them waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device)
-        self.first_bad = torch.zeros((), device=device, dtype=torch.int64)
+        self.first_non_finite = torch.zeros((), device=device, dtype=torch.int64)
         self.images = 0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor, step: int = 0) -> None:
         """`loss` is the mean over the images; `step` counts from 1 over the run."""
         self.loss += loss * len(targets)
         self.correct += soft_accuracy(logits, targets)
-        self.first_bad += (~loss.isfinite() & (self.first_bad == 0)) * step
+        self.first_non_finite += (~loss.isfinite() & (self.first_non_finite == 0)) * step
         self.images += len(targets)
-        if n := len(self.confusion):
-            self.confusion += torch.bincount(targets * n + logits.argmax(1), minlength=n * n).view(n, n)
 
-    def over(self, world: World) -> "Sums":
-        """The sums over all processes' images; these stay as they are."""
+    def all_reduced(self, world: World) -> "MetricAccumulator":
+        """The sums over all ranks; this rank's own stay as they are."""
         total = copy.deepcopy(self)
         images = torch.tensor(self.images, device=self.loss.device)
-        world.all_reduce_sum(total.loss, total.correct, total.confusion, images)
+        world.all_reduce_sum(total.loss, total.correct, images)
         total.images = int(images)
-        total.first_bad.fill_(world.all_reduce_max(self.bad_step())[0])  # what one process has met ends the run of all
+        total.first_non_finite.fill_(*world.all_reduce_max(self.first_non_finite_step()))
         return total
 
-    def bad_step(self) -> int:
-        """The first step whose loss was not finite, or 0."""
-        return int(self.first_bad)
+    def first_non_finite_step(self) -> int:
+        """The first step whose loss was NaN or infinite, or 0."""
+        return int(self.first_non_finite)
 
-    def means(self) -> tuple[float, float]:
-        """Mean loss and accuracy."""
-        return float(self.loss) / self.images, float(self.correct) / self.images
+    def compute(self) -> Metrics:
+        return Metrics(float(self.loss) / self.images, float(self.correct) / self.images)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.loss.device
         vars(self).update({name: value if name == "images" else value.to(device) for name, value in state.items()})
 
 
@@ -78,7 +79,7 @@ class Best:
     def value(self) -> float | None:
         return self.row[self.monitor]
 
-    def is_beaten_by(self, row: dict[str, Any]) -> bool:
+    def update(self, row: dict[str, Any]) -> bool:
         """Whether the row is the best now; an equal accuracy is decided by the loss."""
         if self.row and self.value is not None and self.rank(row) <= self.rank(self.row):
             return False
@@ -90,27 +91,36 @@ class Best:
             return -row["val/loss"], row["val/accuracy"]
         return row["val/accuracy"], -row["val/loss"]
 
-    def figures(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         keys = ("epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy")
-        return {f"best/{key}": self.row[key] for key in keys}
+        return {f"best/{key}": self.row[key] for key in keys} if self.row else {}
 
 
-class Patience:
-    """Early stopping on val/loss."""
+class EarlyStopping:
+    """Stops a run once val/loss has not fallen by `min_delta` for `patience` epochs."""
 
     def __init__(self, config: schema.EarlyStopping) -> None:
         self.config = config
         self.lowest = math.inf
-        self.waited = 0
+        self.bad_epochs = 0
 
-    def is_over(self, row: dict[str, Any]) -> bool:
+    def step(self, row: dict[str, Any]) -> None:
         if self.config.patience is None or row["epoch"] < self.config.start_epoch:
-            return False
+            return
         if row["val/loss"] < self.lowest - self.config.min_delta:
-            self.lowest, self.waited = row["val/loss"], 0
+            self.lowest, self.bad_epochs = row["val/loss"], 0
         else:
-            self.waited += 1
-        return self.waited >= self.config.patience
+            self.bad_epochs += 1
+
+    @property
+    def stops(self) -> bool:
+        return self.config.patience is not None and self.bad_epochs >= self.config.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest, "bad_epochs": self.bad_epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lowest, self.bad_epochs = state["lowest"], state["bad_epochs"]
 
 
 def soft_accuracy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """The configured ConvMixer, and the ways in which it is called: over several devices, compiled, averaged."""
 
+import copy
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from config.errors import ConfigError
@@ -49,28 +49,52 @@ def count_macs(config: Config, images: datasets.DataSplits) -> int:
     return counter.get_total_flops() // 2
 
 
-def spread(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
-    """The model as it is called in training: over all ranks' devices, compiled if asked for.
+def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
+    """The model as training calls it: its gradients averaged over the ranks, compiled if asked for.
 
     Raises:
         ConfigError: synchronized BatchNorm without GPUs.
     """
-    network = model
+    wrapped = model
     if world.size > 1:
         if config.trainer.sync_batch_norm:
             if device.type != "cuda":
                 raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = DistributedDataParallel(network)
-    return cast(nn.Module, torch.compile(network)) if config.trainer.compile else network
+            wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
+        wrapped = DistributedDataParallel(wrapped)
+    return cast(nn.Module, torch.compile(wrapped)) if config.trainer.compile else wrapped
 
 
-def make_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """The exponential moving average of the weights; BatchNorm's statistics are averaged likewise."""
-    if decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def memory_format(config: Config) -> torch.memory_format:
+    """That of weights and inputs."""
+    return torch.channels_last if config.trainer.channels_last else torch.contiguous_format
 
 
-def memory_format(inputs: Tensor, config: Config) -> Tensor:
-    return inputs.contiguous(memory_format=torch.channels_last) if config.trainer.channels_last else inputs
+class EMA:
+    """The exponential moving average of a model's weights, and likewise of BatchNorm's statistics.
+
+    Attributes:
+        module: a model of its own with the averages.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.updates = copy.deepcopy(model), decay, 0
+        self.averages, self.values = floats(self.module), floats(model)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model as it is after a step; the first time, copy it."""
+        torch._foreach_lerp_(self.averages, self.values, 1 - self.decay if self.updates else 1.0)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.updates = state["updates"]
+
+
+def floats(model: nn.Module) -> list[Tensor]:
+    """All parameters and buffers but BatchNorm's count of batches, which has no effect."""
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]

@@ -1,0 +1,101 @@
+"""What launched this process, and what it needs to be told when a run is interrupted or fails.
+
+Shell        a person or a script: the exit code says what happened
+Torchrun     several ranks; all are ended as soon as one has ended
+Slurm        a job of submitit's, of one or several ranks, which an interrupted run puts back into the queue
+SideBySide   one of the workers of a sweep, which end together
+WandbAgent   the agent of a W&B sweep, which takes any exit code but 0 for a failure
+"""
+
+import logging
+import os
+import signal
+
+from config.errors import first_line
+from runtime import workers
+from runtime.distributed import World
+
+log = logging.getLogger(__name__)
+
+
+class Launcher:
+    """A shell. The others differ from it where they have to."""
+
+    shares_terminal = False  # with other runs, so that a line must name its run
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @property
+    def pending_signal(self) -> int:
+        """A signal that came before the run has started, which must not start then; 0: none."""
+        return 0
+
+    def ends_run(self, number: int) -> bool:
+        """Whether the signal ends the run; otherwise it only asks for a checkpoint."""
+        return True
+
+    def after_interrupt(self, number: int) -> None:
+        """What follows when the signal has ended the run and the run's folder is closed."""
+        raise SystemExit(128 + number)
+
+    def after_failure(self, stop_sweep: bool) -> None:
+        """What follows when the run has failed and the run's folder is closed."""
+        if stop_sweep:
+            raise SystemExit(1)
+
+
+class Torchrun(Launcher):
+    def after_interrupt(self, number: int) -> None:
+        self.world.barrier()  # rank 0, which records, would be ended with the first rank that ends
+        super().after_interrupt(number)
+
+    def after_failure(self, stop_sweep: bool) -> None:
+        super().after_failure(stop_sweep or self.world.size > 1)  # the other ranks would wait for this one
+
+
+class Slurm(Torchrun):
+    def ends_run(self, number: int) -> bool:
+        # Preempted: Slurm puts the job back into the queue only if it is still there when its time is over.
+        return number != signal.SIGTERM
+
+    def after_interrupt(self, number: int) -> None:
+        self.world.barrier()
+        handler = signal.getsignal(number)  # submitit's, which puts the job back into the queue
+        if callable(handler):
+            try:
+                handler(number, None)
+            except Exception as refusal:  # the job may not be requeued any more
+                log.error(first_line(refusal))
+                return
+        super().after_interrupt(number)
+
+
+class SideBySide(Launcher):
+    shares_terminal = True
+
+    @property
+    def pending_signal(self) -> int:
+        return workers.stopped_by
+
+    def after_interrupt(self, number: int) -> None:
+        workers.stopped_by = number  # the sweep's other runs end in their own time
+
+    def after_failure(self, stop_sweep: bool) -> None:
+        if stop_sweep:
+            workers.stop_the_others()
+
+
+class WandbAgent(Launcher):
+    def after_interrupt(self, number: int) -> None:
+        raise SystemExit(0)  # the agent itself stops runs; a few failures end it
+
+
+def detect_launcher(world: World) -> Launcher:
+    if workers.is_worker():
+        return SideBySide(world)
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        return Slurm(world)
+    if "WANDB_SWEEP_ID" in os.environ:
+        return WandbAgent(world)
+    return Torchrun(world) if world.size > 1 else Launcher(world)

@@ -1,0 +1,79 @@
+"""What a model makes of images that it does not train on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from data.batches import DistributedBatchSampler
+from runtime.device import autocast, prefetch
+from runtime.distributed import World
+from runtime.signals import SignalHandler
+from training.metrics import MetricAccumulator, Metrics
+
+# A record of predictions.npy: an image's class, the class it was taken for, and the probability of its own class.
+PREDICTION = np.dtype([("label", np.uint16), ("prediction", np.uint16), ("probability", np.float32)])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    Attributes:
+        metrics: loss, without label smoothing, and accuracy.
+        predictions: PREDICTION [images], in the order of the data set.
+    """
+
+    metrics: Metrics
+    predictions: NDArray[np.void]
+
+    def confusion(self, n_classes: int) -> NDArray[np.int64]:
+        """Images by [class, class that they were taken for]."""
+        counts = np.zeros((n_classes, n_classes), dtype=np.int64)
+        np.add.at(counts, (self.predictions["label"], self.predictions["prediction"]), 1)
+        return counts
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    to_inputs: Callable[[Tensor], Tensor],
+    precision: str,
+    device: torch.device,
+    world: World,
+    signals: SignalHandler | None = None,
+) -> Evaluation:
+    """
+    Args:
+        loader: data/batches.py's: uint8 [batch, channels, height, width] and labels, this rank's share of them.
+        to_inputs: a batch's pixels, on the device, as the model takes them.
+
+    Raises:
+        Interrupted: a signal asked for it.
+    """
+    model.eval()
+    metrics = MetricAccumulator(device)
+    seen = [torch.zeros(3, 0, device=device)]  # of each image label, prediction and probability, batch by batch
+    for pixels, labels in prefetch(loader, device):
+        if signals and world.size == 1:  # else the other ranks would wait
+            signals.raise_if_requested()
+        with autocast(device, precision):
+            logits = model(to_inputs(pixels))
+            loss = F.cross_entropy(logits, labels)
+        metrics.add(loss, logits, labels)
+        probability = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
+        seen.append(torch.stack((labels, logits.argmax(1), probability)))
+    sampler = cast(DistributedBatchSampler, loader.sampler)
+    all_seen = torch.zeros(3, sampler.length, device=device)
+    all_seen[:, np.concatenate([spec.indices for spec in sampler])] = torch.cat(seen, 1)
+    world.all_reduce_sum(all_seen)  # what this rank has not seen is 0
+    predictions = np.empty(sampler.length, PREDICTION)
+    for field, values in zip(PREDICTION.names or (), all_seen.cpu().numpy(), strict=True):
+        predictions[field] = values
+    return Evaluation(metrics.all_reduced(world).compute(), predictions)

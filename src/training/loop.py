@@ -1,0 +1,190 @@
+"""The training loop: every epoch trains, validates, adds a row to the record and saves what it takes to resume.
+
+Nothing in it waits for the device but a look at the metrics once a second.
+"""
+
+import logging
+import math
+from typing import Any, cast
+
+from torch.utils.data import DataLoader
+
+from data.batches import DistributedBatchSampler, make_eval_loader, make_train_loader
+from data.datasets import DataSplits
+from runtime.console import RunProgress
+from runtime.device import prefetch
+from runtime.launcher import Launcher
+from runtime.signals import Interrupted, SignalHandler
+from tracking.checkpoint import describe_model
+from tracking.run_folder import RunFolder
+from training.evaluation import Evaluation, evaluate
+from training.metrics import Metrics, NotFinite
+from training.optimization import check_schedule, learning_rate
+from training.state import TrainingState
+from training.step import TrainStep
+
+log = logging.getLogger(__name__)
+
+STEPS_BETWEEN_SYNCS = 8  # of the ranks, which tell each other whether to save or to stop
+
+
+class Trainer:
+    """One run's training, from where its state is to the test.
+
+    Args:
+        state: what every step changes.
+        data: what to train on, to validate and to test with.
+        folder: of the run, for its record and its checkpoints.
+        launcher: which signals end the run, and whether the terminal is its own.
+    """
+
+    def __init__(self, state: TrainingState, data: DataSplits, folder: RunFolder, launcher: Launcher) -> None:
+        self.state, self.data, self.folder, self.launcher = state, data, folder, launcher
+        self.config, self.world = config, world = folder.config, state.world
+        self.train_loader = make_train_loader(data, config, world, state.device)
+        self.sampler = cast(DistributedBatchSampler, self.train_loader.sampler)
+        self.val_loader = make_eval_loader(data.val, data, config, world) if data.val else None
+        self.test_loader = make_eval_loader(data.test, data, config, world)
+        self.steps_per_epoch = len(self.train_loader)
+        check_schedule(config, self.steps_per_epoch)
+        self.train_step = TrainStep(state, config, data)
+        self.new_best: dict[str, Any] | None = None  # is written with the next checkpoint
+        self.non_finite_step = 0  # as the metrics were last read
+        self.signals = SignalHandler(launcher)
+        quiet = world.rank > 0 or launcher.shares_terminal
+        self.progress = RunProgress(config.trainer.epochs, self.steps_per_epoch, quiet)
+
+    def fit(self) -> Evaluation:
+        """Train to the end, then evaluate the test set exactly once, with the best epoch's weights.
+
+        Raises:
+            Interrupted: a signal has ended the run; what it takes to resume is saved.
+            NotFinite: a loss became NaN or infinite.
+        """
+        state = self.state
+        state.clock.start()
+        with self.progress, self.signals:
+            while not self.is_done:
+                train = self.train_epoch()
+                val = self.validate()
+                self.record_epoch(train, val)
+                state.begin_epoch()
+                self.save_or_stop(due=self.is_done or self.folder.checkpoints.is_due(state.epoch - 1))
+            self.world.barrier()  # rank 0 has written best.pt
+            state.evaluated.load_state_dict(self.folder.checkpoints.load_best()["model"])
+            tested = self.evaluate(self.test_loader)
+        state.clock.stop()
+        return tested
+
+    @property
+    def is_done(self) -> bool:
+        return self.state.epoch > self.config.trainer.epochs or self.state.early_stopping.stops
+
+    @property
+    def steps_done(self) -> int:
+        """Of the whole run."""
+        return (self.state.epoch - 1) * self.steps_per_epoch + self.state.step
+
+    def lr(self, step: int) -> float:
+        return learning_rate(self.config, step, self.steps_per_epoch)
+
+    def train_epoch(self) -> Metrics:
+        state, sampler = self.state, self.sampler
+        sampler.epoch, sampler.start = state.epoch, state.step
+        self.train_step.network.train()
+        state.epoch_clock.start()
+        for pixels, labels in prefetch(self.train_loader, state.device):
+            step, batch_size = self.steps_done + 1, sampler.size(state.step)
+            parts = sampler.micro_batches(state.step, self.config.trainer.accumulation_steps)
+            self.train_step(pixels, labels, step, self.lr(step), batch_size, parts)
+            state.step += 1
+            if self.world.rank == 0 and self.progress.is_due:
+                self.report_progress()
+            if self.world.size == 1 or step % STEPS_BETWEEN_SYNCS == 0:
+                self.save_or_stop(due=self.folder.checkpoints.is_due())
+        metrics = state.metrics.all_reduced(self.world)
+        if bad_step := metrics.first_non_finite_step():
+            raise NotFinite("training", bad_step, self.lr(bad_step))
+        self.world.broadcast_buffers(state.evaluated)
+        state.epoch_clock.stop()
+        return metrics.compute()
+
+    def report_progress(self) -> None:
+        """Read the metrics of the epoch so far, for the terminal and W&B."""
+        state, lr = self.state, self.lr(self.steps_done)
+        self.non_finite_step = state.metrics.first_non_finite_step()
+        loss, accuracy = state.metrics.compute()
+        images = min(state.step * self.config.data.batch_size, len(self.data.train))
+        rate = images / state.epoch_clock.seconds
+        self.progress.show(state.epoch, state.step, loss, accuracy, lr, rate)
+        figures = {"loss": loss, "accuracy": accuracy, "lr": lr, "images_per_second": rate}
+        self.folder.wandb.log_progress((state.epoch - 1) * len(self.data.train) + images, figures)
+
+    def save_or_stop(self, due: bool) -> None:
+        """Between two steps, on all ranks together: what one of them has met, each one acts on."""
+        due = self.signals.save_requested or (due and self.world.rank == 0)
+        signal, save, bad_step = self.world.all_reduce_max(self.signals.number, due, self.non_finite_step)
+        if bad_step:
+            raise NotFinite("training", bad_step, self.lr(bad_step))
+        if signal or save:
+            self.save()
+        if signal:
+            raise Interrupted(signal)
+
+    def save(self) -> None:
+        state = self.state.state_dict()
+        if self.world.rank == 0:
+            checkpoint = {**describe_model(self.config, self.data), **state, "rows": self.folder.rows}
+            self.folder.checkpoints.save(checkpoint, self.new_best)
+        self.new_best, self.signals.save_requested = None, False
+
+    def validate(self) -> Metrics | None:
+        if self.val_loader is None:
+            return None
+        try:
+            metrics = self.evaluate(self.val_loader).metrics
+        except Interrupted:
+            self.save()
+            raise
+        if not math.isfinite(metrics.loss):
+            raise NotFinite("validation", self.steps_done, self.lr(self.steps_done))
+        return metrics
+
+    def evaluate(self, loader: DataLoader[Any]) -> Evaluation:
+        state, to_inputs, precision = self.state, self.train_step.to_inputs, self.config.trainer.precision
+        return evaluate(state.evaluated, loader, to_inputs, precision, state.device, self.world, self.signals)
+
+    def record_epoch(self, train: Metrics, val: Metrics | None) -> None:
+        """Its row, its weights if they are the best, and whether the run stops early."""
+        state, folder, config = self.state, self.folder, self.config
+        row = {
+            "epoch": state.epoch,
+            "images": state.epoch * len(self.data.train),
+            "train/loss": train.loss,
+            "train/accuracy": train.accuracy,
+            "val/loss": val.loss if val else None,
+            "val/accuracy": val.accuracy if val else None,
+            "lr": self.lr(self.steps_done),
+            "images_per_second": len(self.data.train) / state.epoch_clock.seconds,
+            "seconds": state.clock.seconds,
+        }
+        folder.add_epoch(row)
+        of_run = f"{folder.name}: " if self.launcher.shares_terminal else ""
+        line = f"  {of_run}{describe_epoch(row, config.trainer.epochs)}"
+        log.info(line, extra={"file_only": self.progress.live.is_started})
+        if state.best.update(row):
+            weights = {name: value.detach().cpu().clone() for name, value in state.evaluated.state_dict().items()}
+            self.new_best = {**describe_model(config, self.data), "model": weights, "metrics": row}
+            folder.update(**state.best.summary())
+        state.early_stopping.step(row)
+        if state.early_stopping.stops:
+            epochs = state.early_stopping.bad_epochs
+            log.info(f"  {of_run}early stopping after epoch {state.epoch}: val/loss has not fallen for {epochs} epochs")
+
+
+def describe_epoch(row: dict[str, Any], epochs: int) -> str:
+    validated = "" if row["val/loss"] is None else f", val {row['val/loss']:.3f} {row['val/accuracy']:.1%}"
+    return (
+        f"epoch {row['epoch']}/{epochs}: train {row['train/loss']:.3f} {row['train/accuracy']:.1%}{validated}, "
+        f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s"
+    )

@@ -1,0 +1,96 @@
+"""What training changes, in one object, whose state_dict is what a checkpoint holds."""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from config.schema import Config
+from runtime.distributed import World
+from training.metrics import Best, EarlyStopping, MetricAccumulator
+from training.model import EMA
+from training.optimization import make_optimizer
+
+
+class Stopwatch:
+    """Seconds that something has taken, over all starts of a run; it is read while it runs, too."""
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        self.started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.before + (time.perf_counter() - self.started if self.started is not None else 0.0)
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def stop(self) -> None:
+        self.before, self.started = self.seconds, None
+
+
+class TrainingState:
+    """A run between two steps.
+
+    Attributes:
+        model: being trained, on its device.
+        ema: of its weights, or None.
+        metrics: of the epoch's images so far, on this rank.
+        epoch: the one that is being trained, from 1.
+        step: how many of its steps are done.
+        epoch_clock: the time that these took.
+        clock: the time that the run took.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, world: World, device: torch.device) -> None:
+        self.model, self.world, self.device = model, world, device
+        self.optimizer = make_optimizer(model, config.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
+        self.ema = None if config.trainer.ema_decay is None else EMA(model, config.trainer.ema_decay)
+        self.best = Best(config.trainer.monitor)
+        self.early_stopping = EarlyStopping(config.trainer.early_stopping)
+        self.clock = Stopwatch()
+        self.epoch = 0
+        self.begin_epoch()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model whose weights are validated, kept and tested."""
+        return self.ema.module if self.ema else self.model
+
+    def begin_epoch(self) -> None:
+        """The next epoch's first step comes next."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.metrics = MetricAccumulator(self.device)
+        self.epoch_clock = Stopwatch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """To be called by all ranks together, for the metrics' sake; rank 0's is the one to keep."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "metrics": self.metrics.all_reduced(self.world).state_dict(),
+            "best": self.best.row,
+            "early_stopping": self.early_stopping.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "epoch_seconds": self.epoch_clock.seconds,
+            "seconds": self.clock.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.world.rank == 0:  # they are those of all ranks
+            self.metrics.load_state_dict(state["metrics"])
+        self.best.row = state["best"]
+        self.early_stopping.load_state_dict(state["early_stopping"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch_clock.before, self.clock.before = state["epoch_seconds"], state["seconds"]

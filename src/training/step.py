@@ -1,0 +1,62 @@
+"""One step of the optimizer on one batch: augment, forward, backward, clip, update, average."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from config.schema import Config
+from data.datasets import DataSplits
+from data.transforms import MixAndErase, Normalize
+from runtime.device import autocast
+from runtime.rng import seed_rngs
+from training.model import memory_format, wrap
+from training.optimization import set_lr
+from training.state import TrainingState
+
+
+class TrainStep:
+    """Nothing in a step waits for the device.
+
+    Args:
+        state: what it changes: weights, optimizer, metrics.
+        data: for the images' mean and deviation, and the number of classes.
+    """
+
+    def __init__(self, state: TrainingState, config: Config, data: DataSplits) -> None:
+        self.state, self.config, self.world = state, config, state.world
+        self.normalize = Normalize(data, state.device)
+        self.mix_and_erase = MixAndErase(config.augmentation, len(data.classes), state.device)
+        self.memory_format = memory_format(config)
+        self.network = wrap(state.model, config, state.world, state.device)
+
+    def __call__(self, pixels: Tensor, labels: Tensor, step: int, lr: float, batch_size: int, parts: int) -> None:
+        """
+        Args:
+            pixels: this rank's share of a batch, uint8 [images, channels, height, width], on the device.
+            labels: [images].
+            step: of the run, from 1.
+            batch_size: images of the batch over all ranks.
+            parts: micro-batches to process the share in.
+        """
+        state, trainer = self.state, self.config.trainer
+        set_lr(state.optimizer, lr)
+        seed_rngs(self.config.seed, step, self.world.rank)
+        inputs, targets = self.mix_and_erase(self.to_inputs(pixels), labels)
+        for part, target in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            with autocast(state.device, trainer.precision):
+                logits = self.network(part)
+                loss = F.cross_entropy(logits, target, label_smoothing=trainer.label_smoothing)
+            loss_weight = len(target) * self.world.size / batch_size  # DDP takes the mean over ranks
+            state.scaler.scale(loss * loss_weight).backward()
+            state.metrics.add(loss.detach(), logits.detach(), target, step)
+        if trainer.clip_grad_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), trainer.clip_grad_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        if state.ema:
+            state.ema.update()
+
+    def to_inputs(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels as the model takes them: normalized, in its memory format."""
+        return self.normalize(pixels).contiguous(memory_format=self.memory_format)
