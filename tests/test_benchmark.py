@@ -1,6 +1,8 @@
 """The benchmark compares like with like, and says what it measured."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,8 +14,9 @@ from benchmarks import implementations, operators, report, steps
 from benchmarks.counting import Counter, fake_cuda
 from benchmarks.implementations import Implementation
 from benchmarks.roofline import Rates, roofline
-from conftest import checked, command
+from conftest import checked, command, summaries
 from ops.depthwise import BACKENDS
+from processes import REPOSITORY, environment_of
 from training.model import make_model
 
 SMALL = ["model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2", "data.batch_size=4"]
@@ -143,6 +146,51 @@ def test_every_backend_is_timed_in_both_formats(monkeypatch: pytest.MonkeyPatch,
     assert list(operators.run(results, seconds=1000.0)) == []
     table = report.markdown(report.read(results))
     assert all(record["depthwise"] in table for record in (first, second))
+
+
+# The script for a GPU, which must have been tried before it gets there.
+
+
+def on_a_gpu(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = REPOSITORY / "experiments" / "speed" / "on_a_gpu.sh"
+    return subprocess.run(
+        ["bash", script, folder, *arguments],
+        env=environment_of(**{"PYTHON": sys.executable, **environment}),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_parts_of_the_gpu_script_pass_overrides_on_and_say_when_there_is_more_to_do(tmp_path: Path) -> None:
+    python = tmp_path / "python"  # writes down what would run
+    python.write_text('#!/bin/sh\necho "$@"\n[ -z "$SLEEP" ] || exec sleep 60\n')
+    python.chmod(0o755)
+    done = on_a_gpu(tmp_path / "found", "train", "data=digits", PYTHON=str(python))
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first.startswith("src/train.py -m experiment=short_cifar10 seed=0,1,2 sweep=short_cifar10 ")
+    assert second.startswith("src/train.py -m experiment=paper_cifar10 seed=0 sweep=paper_cifar10 ")
+    assert first.endswith(" data=digits")
+    (tmp_path / "found" / "check.txt").write_text(
+        "tests/test_a.py::test_b PASSED [ 50%]\ntests/test_a.py::test_c FAILED\n"
+    )
+    done = on_a_gpu(tmp_path / "found", "check", PYTHON=str(python))
+    assert done.stdout.split()[-1] == "--deselect=tests/test_a.py::test_b"
+    for part in ("check", "choose", "steps", "train"):
+        assert on_a_gpu(tmp_path / "found", part, PYTHON=str(python), LIMIT="0").returncode == 3
+        assert on_a_gpu(tmp_path / "found", part, PYTHON=str(python), LIMIT="1", SLEEP="1").returncode == 3
+    assert on_a_gpu(tmp_path / "found", "chek").returncode == 1
+
+
+@pytest.mark.slow
+def test_the_gpu_script_trains_and_reports(tmp_path: Path) -> None:
+    tiny = ("data=digits", "model.d_model=8", "model.depth=1", "model.patch_size=1", "trainer.epochs=1",
+            "trainer.precision=fp32", "data.train_fraction=0.2", "data.batch_size=32", "trainer.figures=false",
+            "trainer.compile=false", "data.pipeline=cpu")  # fmt: skip
+    done = on_a_gpu(tmp_path, "train", *tiny, LIMIT="600")
+    assert done.returncode == 0, done.stderr
+    assert [summary["status"] for summary in summaries(tmp_path / "short_cifar10")] == 3 * ["completed"]
+    reported = on_a_gpu(tmp_path, "report").stdout
+    assert (tmp_path / "short_cifar10" / "comparison.md").read_text() in reported
 
 
 # Counting, on fake tensors.

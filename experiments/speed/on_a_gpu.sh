@@ -1,26 +1,62 @@
 #!/usr/bin/env bash
-# All that is to be known of this code's speed on a GPU, in under eight minutes: checks first, then timings.
-#   PYTHON=.venv/bin/python experiments/speed/on_a_gpu.sh FOLDER        results go to FOLDER
-set -euo pipefail
+# All that is to be known of this code's speed on a GPU, in parts of less than four minutes. A part that is not done in
+# time goes on when it is called again, and says so with exit code 3; what it has found is kept in FOLDER.
+#   PYTHON=.venv/bin/python experiments/speed/on_a_gpu.sh FOLDER check
+#     choose    the depthwise convolution: every backend in both memory formats, and what `auto` takes
+#     steps     training and inference beside the authors' form and timm's, kernels 9 and 5, patches 1 and 2
+#     train     short_cifar10 over three seeds, then paper_cifar10; e.g. data=image_folder data.root=DIR
+#     report    all of it as Markdown
+# What follows the part are overrides of its configs. LIMIT=60 ends a part after a minute.
+set -uo pipefail
+folder=$(realpath -m "${1:?the folder for the results}") part=${2:?check, choose, steps, train or report}
+shift 2
+mkdir -p "$folder"
 cd "$(dirname "$0")/../.."
-python=${PYTHON:-python}
-results=${1:?the folder for the results}
-mkdir -p "$results"
+python=${PYTHON:-python} limit=${LIMIT:-220}
 
-# Is it right there? The operator against cuDNN and float64, the augmentation against PIL.
-"$python" -m pytest tests/test_depthwise.py tests/test_device_augmentation.py | tee "$results/checks.txt"
+in_time() { # run a command for what is left of the time
+  local left=$((limit - SECONDS)) code=0
+  [ "$left" -gt 0 ] || return 3
+  timeout --signal=INT --kill-after=15 "$left" "$@" || code=$?
+  [ "$code" -eq 124 ] || [ "$SECONDS" -ge "$limit" ] && return 3
+  return "$code"
+}
 
-# Which backend is the fastest for which shape? depthwise.fastest should say the same.
-"$python" src/benchmark.py depthwise | tee "$results/depthwise.txt"
-
-# The training step and inference beside the peers: kernels 5 and 9, patches 1 and 2, batches of 512 in bf16.
-for kernel in 9 5; do
-  for patch in 1 2; do
-    timeout 100 "$python" src/benchmark.py model.kernel_size=$kernel model.patch_size=$patch --json \
-      > "$results/steps-k$kernel-p$patch.json" || echo "kernel $kernel, patch $patch: not in time"
+case $part in
+check) # is it right there? Tests that have passed are not run again.
+  mapfile -t passed < <(sed -n 's/^\(tests[^ ]*\) PASSED.*/--deselect=\1/p' "$folder/check.txt" 2>/dev/null)
+  in_time "$python" -m pytest -m gpu -v --color=no "${passed[@]}" | tee -a "$folder/check.txt"
+  code=${PIPESTATUS[0]}
+  [ "$code" -ne 5 ] || code=0 # no test is left
+  ;;
+choose)
+  in_time "$python" src/benchmark.py depthwise --results "$folder/results.jsonl"
+  code=$?
+  ;;
+steps) # what compiles soonest first
+  in_time "$python" src/benchmark.py model.kernel_size=9,5 model.patch_size=1,2 "$@" --results "$folder/results.jsonl" \
+    --only '*eager*' --only '*compiled' --only '*compiled, *' --only '*reduce*' --only '*'
+  code=$?
+  ;;
+train)
+  code=0
+  for recipe in "short_cifar10 seed=0,1,2" "paper_cifar10 seed=0"; do
+    [ "$code" -eq 0 ] || break
+    # shellcheck disable=SC2086 # two arguments
+    in_time "$python" src/train.py -m experiment=$recipe sweep="${recipe%% *}" output_dir="$folder" wandb.mode=disabled "$@"
+    code=$?
   done
-done
-
-# End to end, with the paper's augmentation on the device: the epochs' images per second, beside the step's above.
-"$python" src/train.py experiment=paper_cifar10 data.batch_size=512 data.pipeline=device trainer.precision=bf16 \
-  trainer.compile=true trainer.epochs=3 wandb.mode=disabled output_dir="$results" sweep=end_to_end
+  ;;
+report)
+  grep -hE '^=+ .*(passed|failed|skipped).* =+$' "$folder/check.txt" 2>/dev/null
+  if [ -e "$folder/results.jsonl" ]; then "$python" src/benchmark.py report "$folder/results.jsonl"; fi
+  cat "$folder"/*/comparison.md 2>/dev/null
+  code=0
+  ;;
+*)
+  echo "$part: there is no such part; expected check, choose, steps, train or report" >&2
+  code=1
+  ;;
+esac
+[ "$code" -ne 3 ] || echo "$part: out of time; the same command goes on" >&2
+exit "$code"

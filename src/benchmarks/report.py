@@ -134,6 +134,7 @@ def about_steps(setting: str, found: list[Record]) -> Chapter:
     tables = [
         ((what, *HEADER), [row(record, measured, what, highest[what]) for record in measured])
         for what in ("training", "inference")
+        if measured
     ]
     failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
     return Chapter(setting, tables, [*about_roofline(known), *best(measured), *failures])
