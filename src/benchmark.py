@@ -4,6 +4,7 @@ python src/benchmark.py                         training step and inference: the
 python src/benchmark.py model.kernel_size=5     of another model, batch, precision
 python src/benchmark.py depthwise               the depthwise convolution: every backend, shape by shape
 python src/benchmark.py data                    batches: ours beside timm's loader
+python src/benchmark.py count                   what a step asks of a GPU, which need not be there
 python src/benchmark.py report results.jsonl    what --results has collected, as Markdown
 """
 
@@ -47,6 +48,10 @@ def main() -> None:
         from benchmarks import batches
 
         batches.run(overrides)
+    elif name == "count":
+        from benchmarks import step_counts
+
+        step_counts.run(overrides)
     elif name == "report":
         from benchmarks import report
 
@@ -55,7 +60,7 @@ def main() -> None:
                 raise ConfigError(f"{file}: there is no such file")
             print(report.markdown(report.read(file)))
     else:
-        raise ConfigError(f"{name}: there is no such benchmark; expected steps, depthwise, data or report")
+        raise ConfigError(f"{name}: there is no such benchmark; expected steps, depthwise, data, count or report")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import implementations, operators, report, steps
+from benchmarks import implementations, operators, report, step_counts, steps
 from benchmarks.counting import Counter, fake_cuda
 from benchmarks.implementations import Implementation
 from benchmarks.roofline import Rates, roofline
 from conftest import checked, command, summaries
 from ops.depthwise import BACKENDS
 from processes import REPOSITORY, environment_of
+from runtime.device import DTYPES
 from training.model import make_model
 
 SMALL = ["model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2", "data.batch_size=4"]
@@ -228,3 +229,24 @@ def test_what_makes_the_host_wait_is_found(waits: Callable[[torch.Tensor], objec
     with fake_cuda(), Counter() as counter:
         waits(torch.randn(2, device="cuda"))
     assert len(counter.synchronizations) == times
+
+
+@pytest.mark.parametrize("options", [[], ["trainer.precision=fp16", "trainer.ema_decay=0.9"]], ids=" ".join)
+def test_no_step_waits_for_the_device_and_all_of_it_is_in_the_asked_precision(options: list[str]) -> None:
+    small = ["model.d_model=8", "model.depth=1", "data.batch_size=8", "trainer.compile=false"]
+    config = checked("experiment=paper_cifar10", *small, "trainer.precision=bf16", *options)
+    counters = step_counts.count(config, steps=2)
+    assert [counter.synchronizations for counter in counters] == [[], []]
+    dtype = DTYPES[config.trainer.precision]
+    convolutions = [call for call in counters[-1].calls if "convolution" in call.name]
+    assert len(convolutions) == 2 * 3  # patch embedding, depthwise, pointwise; forward and backward
+    assert {operand.dtype for call in convolutions for operand in call.inputs} == {dtype}
+    assert any("foreach_norm" in call.name for call in counters[-1].calls)  # all gradients at once
+
+
+def test_averaging_the_weights_is_one_operation() -> None:
+    small = ["data=digits", "model.d_model=8", "model.depth=2", "augmentation=none"]
+    without, averaged = (
+        step_counts.count(checked(*small, *options), steps=1)[0] for options in ([], ["trainer.ema_decay=0.9"])
+    )
+    assert averaged.operations - without.operations == 1
