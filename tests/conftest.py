@@ -25,24 +25,26 @@ TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that are neve
 TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu", "trainer.figures=false")
 
 
-# Files whose tests start processes and wait for them: first, so that no worker is left with one of these at the end.
-FIRST = (
+# Files whose tests start processes and wait for them. They are slow, and come first, so that no worker is left with one
+# of them at the end.
+PROCESSES = (
     "test_launchers",
     "test_wandb_sweep",
     "test_search",
     "test_resume",
     "test_walk",
     "test_distributed",
-    "test_sweep",
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    for item in items:
+        if item.path.stem in PROCESSES:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+    items.sort(key=lambda item: PROCESSES.index(item.path.stem) if item.path.stem in PROCESSES else len(PROCESSES))
 
 
 @pytest.fixture(autouse=True, scope="session")

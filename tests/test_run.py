@@ -123,6 +123,7 @@ def test_every_switch_trains(train: Train, overrides: list[str]) -> None:
     assert done.metrics["train/loss"].iloc[-1] < done.metrics["train/loss"].iloc[0]
 
 
+@pytest.mark.slow
 def test_compiled_training_gives_the_same_run(train: Train) -> None:
     overrides = ("data.train_fraction=0.1", "trainer.epochs=1")
     plain, compiled = train(*overrides), train(*overrides, "trainer.compile=true")
@@ -275,6 +276,7 @@ def test_wandb_shows_how_an_epoch_goes(train: Train, monkeypatch: pytest.MonkeyP
     assert (seen["progress/images_per_second"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> None:
     started = time.monotonic()
     done = command(
