@@ -1,7 +1,10 @@
 """The price of an answer, against statsmodels' power classes, and by simulation where none fits."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,10 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from comparison.least_squares import Estimate, SeedModel
 from comparison.power import MOST, POWER, Design
+from comparison.price import Price, prices
+from comparison.report import as_json
+from comparison.results import read
+from run_folders import write_run
 
 LEVELS = (0.05, 0.05 / 3, 0.05 / 45)
 
@@ -62,3 +69,47 @@ def test_what_would_take_thousands_of_seeds_has_no_price() -> None:
     assert design.seeds_for(0.0) is None
     assert design.seeds_for(0.99 * design.detectable(MOST)) is None
     assert design.seeds_for(design.detectable(MOST)) == MOST
+
+
+def three_kernels(folder: Path, seeds: int) -> list[Price]:
+    """Kernels 5 and 9 close to each other, kernel 3 far below; every run took 12.5 s."""
+    values = np.random.default_rng(0).normal([[0.900], [0.904], [0.5]], 0.003, (3, 20))
+    for kernel, own in zip((5, 9, 3), values, strict=True):
+        for seed, value in enumerate(own[:seeds]):
+            overrides = (f"model.kernel_size={kernel}", f"seed={seed}", "sweep=kernels")
+            told = {"overrides": dict(override.split("=") for override in overrides), "varied": ["model.kernel_size"]}
+            write_run(folder / f"{kernel}-{seed}", *overrides, **told, best__val__accuracy=value)
+    return prices(read([folder]))
+
+
+def test_a_comparison_says_what_an_answer_would_take(tmp_path: Path) -> None:
+    found = three_kernels(tmp_path, 5)
+    best = found[0]
+    assert "kernel_size=9" in best.question and "kernel_size=5" in best.question and best.seeds_needed
+    assert best.level == pytest.approx(0.05 / 2), "of three pairs one is settled"
+    assert best.runs == 2 * (best.seeds_needed - 5) and best.seconds == pytest.approx(12.5 * best.runs)
+    (command,) = best.commands
+    for part in (
+        "model.kernel_size=5,9",
+        "sweep=kernels",
+        f"{best.seeds_needed}" if best.seeds_needed > 13 else "seed=5",
+    ):
+        assert part in command
+    assert all(not one.is_significant for one in found[1:])
+    assert json.loads(as_json(read([tmp_path])))["prices"][0]["runs"] == best.runs
+
+
+def test_with_one_seed_two_more_would_give_an_estimate(tmp_path: Path) -> None:
+    (price,) = three_kernels(tmp_path, 1)
+    assert price.detectable is None and price.seeds_needed is None
+    assert price.runs == 6 and price.seconds == pytest.approx(75)
+    (command,) = price.commands
+    assert "seed=1,2" in command
+
+
+def test_settings_of_one_seed_are_judged_by_the_spread_of_similar_ones(tmp_path: Path) -> None:
+    three_kernels(tmp_path, 4)
+    for folder in [*tmp_path.glob("5-[123]"), *tmp_path.glob("9-[123]")]:
+        shutil.rmtree(folder)
+    best = prices(read([tmp_path]))[0]
+    assert best.seeds == 1 and best.detectable

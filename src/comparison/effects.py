@@ -31,6 +31,7 @@ class Effect:
     change: Estimate
     pairs: int  # of settings that differ in the factor alone
     n_higher: int  # pairs in which the metric goes up
+    compared: tuple[int, ...]  # the model's settings that are in a pair
     changes_with: tuple[str, ...] = ()  # keys that follow from the factors and changed, too
     p_holm: float | None = None  # corrected for all comparisons that were made along with this one
 
@@ -106,7 +107,8 @@ def difference(factor: str, level: Any, baseline: Any, pairs: Sequence[tuple[int
         weights[first] += 1 / len(pairs)
         weights[second] -= 1 / len(pairs)
     higher = sum(bool(model.means[first] - model.means[second] > TIE) for first, second in pairs)
-    return Effect(factor, level, baseline, model.difference(weights), len(pairs), higher)
+    compared = tuple(dict.fromkeys(i for pair in pairs for i in pair))
+    return Effect(factor, level, baseline, model.difference(weights), len(pairs), higher, compared)
 
 
 def holm(found: Sequence[Effect], comparisons: int | None = None) -> list[Effect]:

@@ -19,6 +19,7 @@ from comparison.formatting import (
     several,
     without_result,
 )
+from comparison.price import price_lines, prices
 from comparison.results import ACCURACIES, COSTS, Comparison
 from comparison.settings import Setting
 from runtime.console import print_table, say
@@ -27,7 +28,7 @@ HEADINGS = {
     "val/accuracy": "val %", "test/accuracy": "test %", "parameters": "params", "macs": "MACs",
     "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
 }  # fmt: skip
-SHOWN = {"terminal": 20, "markdown": 100}  # rows of a table and of a list; comparison.csv holds all
+SHOWN = {"terminal": 20, "markdown": 100, "prices": 3}  # rows of a table and of a list; comparison.csv holds all
 STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of runs without a result; red are failures
 
 
@@ -45,6 +46,10 @@ def show(comparison: Comparison) -> None:
         say(line, style=STYLES.get(run.status, "red"))
     if len(comparison.not_completed) > limit:
         say(f"… and {len(comparison.not_completed) - limit} more without a result", style="red")
+    if price := price_lines(comparison, most=SHOWN["prices"]):
+        say("What it would take to tell (80 % power, after correction):", style="bold")
+        for line in price:
+            say(line)
 
 
 def markdown(comparison: Comparison, stem: str = "comparison") -> str:
@@ -67,6 +72,14 @@ def markdown(comparison: Comparison, stem: str = "comparison") -> str:
     if comparison.effects:
         lines += ["## Effects, the other factors held fixed", "", *bullets(several(effect_lines(comparison), limit))]
     lines += ["## How sure", "", *bullets([*caveats(comparison), *method(comparison)])]
+    if price := price_lines(comparison, limit):
+        lines += [
+            "## What it would take to tell",
+            "",
+            "With 80 % power, after correction for the comparisons made.",
+            "",
+        ]
+        lines += [f"    {line.strip()}" if line.startswith(" ") else f"- {line}\n" for line in price] + [""]
     if comparison.not_completed:
         lines += ["## Without a result", "", *bullets(several(not_completed_lines(comparison), limit))]
     return "\n".join(lines)
@@ -145,7 +158,9 @@ def as_json(comparison: Comparison) -> str:
     """The whole comparison for programs; what is unknown is null."""
 
     def told(effect: Effect) -> dict[str, Any]:
-        return asdict(effect) | {"is_significant": effect.is_significant}
+        told = asdict(effect) | {"is_significant": effect.is_significant}
+        del told["compared"]
+        return told
 
     tree = {
         "title": comparison.title,
@@ -157,6 +172,7 @@ def as_json(comparison: Comparison) -> str:
             {"setting": label(setting, comparison)} | told(difference)
             for setting, difference in zip(comparison.valued[1:], comparison.differences, strict=True)
         ],
+        "prices": [asdict(one) for one in prices(comparison)],
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],

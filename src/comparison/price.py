@@ -1,0 +1,177 @@
+"""What it would take to tell: seeds, runs, hours and the command, for each difference that is not significant."""
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from comparison.effects import Effect
+from comparison.findings import effect_name
+from comparison.formatting import change_text, count, duration, label
+from comparison.least_squares import CONFIDENCE
+from comparison.power import MOST, Design, detectable
+from comparison.results import Comparison
+from comparison.settings import Setting
+
+FIRST_ESTIMATE = 2  # seeds that a setting of one seed needs more, to have a spread to judge by
+UNNAMED = ("seed", "sweep", "varied")  # a command says them itself
+
+
+@dataclass(frozen=True)
+class Price:
+    """
+    Attributes:
+        question: which settings, or which effect.
+        difference: as seen; in the metric's unit, like `detectable`.
+        level: of the test, two-sided, corrected for all comparisons made.
+        seeds: in each setting now, on average.
+        detectable: what these seeds show with 80 % power; None where one seed leaves no spread to judge by.
+        seeds_needed: for the difference seen; None where it is not known, more than 1,000, or not needed.
+        runs, seconds: that these are more than now, at the time measured.
+        commands: that run them; none where runs do not tell their overrides.
+    """
+
+    question: str
+    difference: float
+    level: float
+    seeds: float
+    is_significant: bool
+    detectable: float | None = None
+    seeds_needed: int | None = None
+    runs: int | None = None
+    seconds: float | None = None
+    commands: tuple[str, ...] = ()
+
+
+def prices(comparison: Comparison) -> list[Price]:
+    """Of the best setting against the next, and of every other difference and effect that is not significant."""
+    differences, settings = comparison.differences, comparison.valued
+    if not differences:
+        return []
+    best = label(settings[0], comparison)
+    pairs = math.comb(len(settings), 2)
+    found: dict[frozenset[int], Price] = {}
+    for other, difference in zip(settings[1:], differences, strict=True):
+        if difference is differences[0] or not difference.is_significant:
+            question = f"{best} against {label(other, comparison)}"
+            found[frozenset(difference.compared)] = price(question, difference, level(differences, pairs), comparison)
+    for effect in comparison.effects:
+        if not effect.is_significant and frozenset(effect.compared) not in found:
+            own = level(comparison.effects, len(comparison.effects))
+            found[frozenset(effect.compared)] = price(effect_name(effect, comparison), effect, own, comparison)
+    known = [one for one in found.values() if one.detectable is not None]
+    return known or list(found.values())[:1]
+
+
+def level(family: Sequence[Effect], comparisons: int) -> float:
+    """Holm's for the next test: as many comparisons as are left once those that are significant are settled."""
+    settled = sum(effect.is_significant for effect in family)
+    return (1 - CONFIDENCE) / max(1, comparisons - settled)
+
+
+def price(question: str, effect: Effect, level: float, comparison: Comparison) -> Price:
+    change = effect.change
+    of_model = list(comparison.position)
+    compared = [of_model[i] for i in effect.compared]
+    seeds = change.n / len(compared)
+    known = Price(question, change.value, level, seeds, effect.is_significant)
+    if change.is_exact:
+        return replace(known, detectable=0.0)
+    if change.error is None or not change.freedom:
+        return replace(known, **more_seeds(comparison.valued, 1 + FIRST_ESTIMATE, comparison))
+    known = replace(known, detectable=detectable(change.error, change.freedom, level))
+    needed = Design.of(change, len(compared), level).seeds_for(change.value)
+    if effect.is_significant or needed is None:
+        return known
+    needed = max(needed, math.floor(seeds) + 1)
+    return replace(known, seeds_needed=needed, **more_seeds(compared, needed, comparison))
+
+
+def more_seeds(settings: Sequence[Setting], seeds: int, comparison: Comparison) -> dict[str, Any]:
+    """The runs, their seconds at the time measured, and the commands that bring every setting to so many seeds."""
+    have = [set(setting.by_seed(comparison.metric)) for setting in settings]
+    known = sorted(set.union(*have))
+    target = [*known, *range(known[-1] + 1, known[-1] + 1 + seeds)][: max(seeds, 1)]
+    missing = [set(target) - own for own in have]
+    times = [setting.average("seconds") for setting in settings]
+    timed = [len(lacking) * time for lacking, time in zip(missing, times, strict=True) if time is not None]
+    return {
+        "runs": sum(map(len, missing)),
+        "seconds": sum(timed) if len(timed) == len(settings) else None,
+        "commands": commands(settings, sorted(set.union(*missing))),
+    }
+
+
+def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
+    """What to type to run the settings with these seeds: one command where they are a grid, else one for each."""
+    given: list[dict[str, str]] = []
+    for setting in settings:
+        run = setting.runs[0]
+        if not seeds or not isinstance(run.summary.get("overrides"), dict):
+            return ()
+        told = {key: text(value) for key, value in run.overrides.items() if key not in UNNAMED}
+        given.append({**told, "sweep": text(run.config.get("sweep"))})
+    keys = list(dict.fromkeys(key for own in given for key in own))
+    values = {key: list(dict.fromkeys(own[key] for own in given if key in own)) for key in keys}
+    is_grid = (
+        all(own.keys() == given[0].keys() for own in given)
+        and (math.prod(len(listed) for listed in values.values()) == len({tuple(own.values()) for own in given}))
+        and len(values["sweep"]) == 1
+    )
+    grids: Iterable[dict[str, list[str]]] = (
+        [values] if is_grid else [{key: [value] for key, value in own.items()} for own in given]
+    )
+    return tuple(
+        shlex.join(
+            ["python", "src/train.py", "-m", *(f"{key}={','.join(listed)}" for key, listed in grid.items()),
+             f"seed={seeds_text(seeds)}"]
+        )
+        for grid in grids
+    )  # fmt: skip
+
+
+def text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """As Hydra takes them: 5,6,7 or range(5,31)."""
+    is_range = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"range({seeds[0]},{seeds[-1] + 1})" if is_range and len(seeds) > 8 else ",".join(map(str, seeds))
+
+
+def price_lines(comparison: Comparison, most: int) -> list[str]:
+    """The price of an answer in sentences, with the command below each."""
+    found = prices(comparison)
+    lines = [line for one in found[:most] for line in (price_line(one, comparison.metric), *indented(one))]
+    return lines + ([f"… and {len(found) - most} more in comparison.md"] if len(found) > most else [])
+
+
+def indented(one: Price) -> list[str]:
+    return [f"  {command}" for command in one.commands[:3]]
+
+
+def price_line(one: Price, metric: str) -> str:
+    """E.g. "kernel_size=5 against kernel_size=9: 0.31 points seen, 5 seeds show 0.84; …"."""
+
+    def size(change: float) -> str:
+        return change_text(abs(change), metric).lstrip("+")
+
+    if one.detectable is None:
+        return (
+            f"{one.question}: {size(one.difference)} seen, with no spread to judge by. {FIRST_ESTIMATE} more seeds "
+            f"would give an estimate of it{cost(one)}."
+        )
+    line = f"{one.question}: {size(one.difference)} seen; {one.seeds:.3g} seeds show {size(one.detectable)} or more"
+    if one.is_significant or not one.detectable:
+        return f"{line}."
+    if one.seeds_needed is None:
+        return f"{line}; more than {MOST:,} would be needed."
+    return f"{line}; about {one.seeds_needed} would be needed{cost(one)}."
+
+
+def cost(one: Price) -> str:
+    if one.runs is None:
+        return ""
+    return f": {count(one.runs, 'run')} more" + (f", {duration(one.seconds)}" if one.seconds is not None else "")
