@@ -1,9 +1,11 @@
 """What a comparison makes of runs: settings and factors, ranks, filters, references, and the state of runs."""
 
+import fcntl
 import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from comparison.results import Comparison, read
 from comparison.settings import Setting
 from config.errors import ConfigError
 from run_folders import DEPTH, KERNEL, REFERENCE, as_tree, compared, write_run, write_sweep
+from tracking import run_lock
 
 
 def names(found: Comparison) -> set[str]:
@@ -297,3 +300,16 @@ def test_a_run_is_running_while_a_process_holds_its_lock(tmp_path: Path) -> None
         process.wait()
     assert lock.exists() and statuses() == {"0123abcd": "interrupted", "4567abcd": "pruned"}
     assert run.exists()
+
+
+def test_who_only_looks_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 60)
+    path = tmp_path / "0123abcd.lock"
+    path.touch()
+    with ThreadPoolExecutor() as pool, path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        starting = pool.submit(run_lock.acquire_lock, path)
+        assert not starting.done()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        lock = starting.result()
+    assert lock is not None

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -33,6 +33,7 @@ from runtime.distributed import World
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
+from tracking.run_lock import acquire_lock
 from tracking.wandb_logger import WandbLogger, log_exceptions, run_of_agent
 
 log = logging.getLogger(__name__)
@@ -177,17 +178,6 @@ class RunFolder:
         logging.getLogger().removeHandler(self.log_handler)
         self.log_handler.close()
         self.lock.release()
-
-
-def acquire_lock(path: Path) -> FileLock | None:
-    """None where another process has it. The system releases it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
 
 
 def read_json(path: Path) -> dict[str, Any]:
