@@ -11,12 +11,17 @@ classifies. The grid keeps its size from the first layer to the last.
     logits = model(torch.randn(4, 3, 32, 32))                   # [4, 10]
 
 Parameter names are those of the annotated implementation (labml_nn.conv_mixer), so that its
-checkpoints load as they are. All that goes beyond the described model is keyword-only and off.
+checkpoints load as they are; its layers use GELU, so they need activation="gelu". All that goes
+beyond the described model is keyword-only and off.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ops.depthwise import DepthwiseConv2d
@@ -163,6 +168,8 @@ class ConvMixer(nn.Module):
         n_layers: number of layers.
         patch_emb: used as it is.
         classification: used as it is.
+        checkpoint_activations: in training compute each layer anew in the backward pass instead of keeping its
+            activations; results are the same.
 
     The pattern's `stochastic_depth` is the last layer's; layers before it drop less, in
     proportion to their depth (Huang et al., equation 4).
@@ -177,6 +184,8 @@ class ConvMixer(nn.Module):
         n_layers: int,
         patch_emb: ConvPatchEmbeddings,
         classification: ConvClassificationHead,
+        *,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         check_positive(n_layers=n_layers)
@@ -192,12 +201,13 @@ class ConvMixer(nn.Module):
             fresh_layer(conv_mixer_layer, depth=(i + 1) / n_layers) for i in range(n_layers)
         )
         self.classification = classification
+        self.checkpoint_activations = checkpoint_activations
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, height, width] → logits [batch, n_classes]."""
         x = self.patch_emb(x)
         for layer in self.conv_mixer_layers:
-            x = layer(x)
+            x = recomputed(layer, x) if self.checkpoint_activations and self.training else layer(x)
         return self.classification(x)
 
 
@@ -209,7 +219,29 @@ class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of [batch, channels, height, width], at every position."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        normalized = super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return normalized.to(x.dtype)  # autocast would go on in fp32, at twice the memory
+
+
+def recomputed(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), of which x alone is kept for the backward pass; BatchNorm takes its statistics in once."""
+    if torch.compiler.is_compiling():  # the compiled backward pass recomputes values and repeats no update
+        return checkpoint(layer, x, use_reentrant=False)
+    return checkpoint(layer, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(layer)))
+
+
+@contextmanager
+def frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """BatchNorm normalizes with the batch's statistics and leaves its running ones as they are."""
+    norms = [module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:

@@ -19,7 +19,8 @@ from data import datasets
 from data.batches import BatchSpec, DistributedBatchSampler, make_eval_loader, make_train_loader
 from data.transforms import Normalize
 from processes import REPOSITORY, Command
-from runtime.distributed import World
+from runtime import device
+from runtime.distributed import World, init_distributed, leave_at_once
 from training.evaluation import evaluate
 from training.model import make_model
 
@@ -195,3 +196,43 @@ def test_batch_norm_over_processes_without_gpus_is_an_error(tmp_path: Path) -> N
     ranks = start_ranks(*ARGUMENTS, "trainer.sync_batch_norm=true", "sweep=s", cwd=tmp_path)
     assert "trainer.sync_batch_norm=true: PyTorch has it for GPUs only" in outputs(ranks)[0]
     assert [process.returncode for process in ranks] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "expected"),
+    [(4, None, 0), (4, "0", 0), (4, "3", 3), (1, "3", 0)],
+    ids=["one process", "torchrun, first", "torchrun, last", "Slurm, a GPU for each task"],
+)
+def test_a_rank_takes_its_gpu_among_those_that_it_sees(
+    monkeypatch: pytest.MonkeyPatch, visible: int, local_rank: str | None, expected: int
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(device, "assign_gpu", lambda: 0)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    device.choose_device("cuda")
+    assert taken == [expected]
+
+
+def test_slurms_gpus_stay_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit would set CUDA_VISIBLE_DEVICES to the number of the rank, which is then no index among them."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0",
+           "SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost",
+           "SLURM_NODELIST": "localhost", "SUBMITIT_EXECUTOR": "slurm"}  # fmt: skip
+    with monkeypatch.context() as patched:
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patched.setenv(name, "")  # to be restored
+            patched.delenv(name)
+        for name, value in {**job, "CUDA_VISIBLE_DEVICES": "4,5,6,7"}.items():
+            patched.setenv(name, value)
+        patched.setattr("submitit.slurm.slurm.SlurmJobEnvironment.hostnames", ["localhost"])
+        patched.setattr(torch.distributed, "init_process_group", lambda *_: None)
+        patched.setattr(torch.distributed, "get_rank", lambda: 3)
+        world = init_distributed.__wrapped__()
+        leave_at_once()
+        assert (world.rank, world.size) == (3, 4)
+        assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["LOCAL_RANK"]) == ("4,5,6,7", "3")

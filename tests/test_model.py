@@ -205,6 +205,35 @@ def test_channels_last_and_autocast() -> None:
         assert (model(x).float() - expected).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recomputed_layers_give_the_same_and_keep_less(compiled: bool) -> None:
+    def trained(checkpoint_activations: bool) -> tuple[ConvMixer, int]:
+        torch.manual_seed(0)
+        model = build(dropout=0.0 if compiled else 0.3).train()  # compiled, dropout draws other numbers
+        model.checkpoint_activations = checkpoint_activations
+        called = torch.compile(model, backend="aot_eager") if compiled else model
+        kept: set[int] = set()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.add(tensor.untyped_storage().data_ptr()) or tensor, lambda tensor: tensor
+        ):
+            loss = called(torch.linspace(-1, 1, 4 * 3 * 16 * 16).view(4, 3, 16, 16)).square().sum()
+        loss.backward()
+        return model, len(kept)
+
+    (plain, all_kept), (recomputed, few_kept) = trained(False), trained(True)
+    for p, q in zip(plain.parameters(), recomputed.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    for b, c in zip(plain.buffers(), recomputed.buffers(), strict=True):
+        torch.testing.assert_close(b, c)  # statistics are taken in once
+    assert compiled or few_kept < all_kept / 2
+
+
+def test_layer_norm_stays_in_the_precision_of_autocast() -> None:
+    layer = ConvMixerLayer(8, 3, norm="layer")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(2, 8, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_compile_and_export() -> None:
     model = build(depth=2, norm="layer").eval()
     x = torch.randn(2, 3, 16, 16)

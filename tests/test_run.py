@@ -17,10 +17,13 @@ from data import datasets
 from ops.depthwise import BACKENDS, TRITON
 from processes import REPOSITORY
 from runtime.console import RunProgress
+from runtime.distributed import World
 from tracking import wandb_logger
 from tracking.run_folder import COLUMNS
-from training.model import make_model
+from training.model import make_model, memory_format
 from training.optimization import make_optimizer
+from training.state import TrainingState
+from training.step import TrainStep
 
 Train = Callable[..., Finished]
 TIMES = ["images_per_second", "seconds"]
@@ -130,6 +133,57 @@ def test_compiled_training_gives_the_same_run(train: Train) -> None:
     assert compiled.metrics["train/loss"][0] == pytest.approx(plain.metrics["train/loss"][0], rel=1e-3)
 
 
+def test_every_setting_of_a_sweep_is_compiled_and_smaller_batches_are_not(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo would compile one piece of code eight times and no more. Its graphs are made, but not turned into C++."""
+    compile_with = torch.compile
+
+    def compile_quickly(model: torch.nn.Module, dynamic: bool, options: dict) -> object:
+        assert options["layout_optimization"] is False
+        assert set(options) > {"max_autotune"}
+        return compile_with(model, dynamic=dynamic, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    graphs = []
+    overrides = (
+        "model.depth=1",
+        "model.d_model=4",
+        "data.train_fraction=0.1",
+        "data.batch_size=60",
+        "trainer.epochs=1",
+    )
+    for kernel_size in range(1, 11):
+        torch._dynamo.utils.counters.clear()
+        done = train(
+            *overrides, f"model.kernel_size={kernel_size}", "trainer.compile=true", "trainer.channels_last=false",
+            "trainer.compile_mode=max-autotune",
+        )  # fmt: skip
+        assert done.summary["status"] == "completed", done.summary["error"]
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [1] * 10
+
+
+@pytest.mark.parametrize(("value", "channels_last"), [("auto", True), ("true", True), ("false", False)])
+def test_a_step_computes_in_the_memory_format_asked_for(value: str, channels_last: bool) -> None:
+    config = checked(*TINY_SIZE, f"trainer.channels_last={value}")
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    split = datasets.Split(images, np.arange(8))
+    data = datasets.DataSplits(split, None, split, list("01234567"), 3, (8, 8), (0.5,) * 3, (0.25,) * 3)
+    cpu = torch.device("cpu")
+    model = make_model(config, 3, 8).to(memory_format=memory_format(config, cpu))
+    state = TrainingState(model, config, World(), cpu)
+    seen: list[torch.Tensor] = []
+    for layer in model.conv_mixer_layers:
+        layer.depth_wise_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    TrainStep(state, config, data, whole_batch=8)(pixels, torch.arange(8), step=1, lr=0.01, batch_size=8, parts=1)
+    for grid in seen:
+        assert grid.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert grid.is_contiguous() != channels_last
+    assert len(seen) == 2
+
+
 def test_accumulation_is_the_same_step_without_batch_statistics(train: Train) -> None:
     overrides = ("model.norm=none", "data.train_fraction=0.2")
     whole, parts = train(*overrides), train(*overrides, "trainer.accumulation_steps=4")
@@ -168,6 +222,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(train: Train) -> None:
     assert "learning rate 1e+30" in done.summary["error"]
     assert "Traceback" in done.summary["traceback"]
     assert "Traceback" in (done.folder / "train.log").read_text()
+
+
+def test_a_gpu_that_no_longer_answers_ends_the_sweep(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", answer)
+    monkeypatch.setattr(torch.cuda, "empty_cache", answer)
+    monkeypatch.setattr(TrainStep, "__call__", lambda *_: answer())
+    with pytest.raises(SystemExit):
+        train()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -80,7 +80,7 @@ def build(implementation: Implementation, config: Config, device: torch.device) 
 def memory_format(implementation: Implementation, config: Config) -> torch.memory_format:
     channels_last = implementation.channels_last
     if channels_last is None:
-        channels_last = config.trainer.channels_last
+        channels_last = bool(config.trainer.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

@@ -49,13 +49,12 @@ def count(config: Config, steps: int = STEPS) -> list[Counter]:
     split = Split(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
     mean = (0.5, 0.5, 0.5)
     data = DataSplits(split, None, split, [str(label) for label in range(10)], 3, (side, side), mean, mean)
-    model = make_model(config, data.channels, len(data.classes)).to(memory_format=memory_format(config))
-    device = torch.device("cuda")
+    device, size = torch.device("cuda"), config.data.batch_size
+    model = make_model(config, data.channels, len(data.classes)).to(memory_format=memory_format(config, device))
     with fake_cuda():
         move(model)
-        train_step = TrainStep(TrainingState(model, config, World(), device), config, data)
+        train_step = TrainStep(TrainingState(model, config, World(), device), config, data, whole_batch=size)
         train_step.network.train()
-        size = config.data.batch_size
         pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders make them
         labels = torch.zeros(size, dtype=torch.int64, device=device)

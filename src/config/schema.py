@@ -60,6 +60,7 @@ RAND_AUGMENT = Constraint(
         re.fullmatch(r"rand-m\d[\d.]*(-(n|p|w|mstd|mmax|inc)\d[\d.]*|-t\w+)*|torchvision-n\d+-m([12]?\d|30)", text)
     ),
 )
+AUTO = Constraint("auto, true or false", lambda value: value in ("auto", True, False))
 FOLDER_NAME = Constraint("the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != ".")
 
 
@@ -191,10 +192,12 @@ class Trainer:
     epochs: int = key(at_least(1))
     device: str = key(one_of("auto", "cpu", "cuda", "mps"), "auto")  # auto: CUDA, else MPS, else CPU
     precision: str = key(one_of("fp32", "bf16", "fp16"), "fp32")  # fp16 scales the loss
-    channels_last: bool = True  # memory format; the faster one on CPU and GPU
+    channels_last: bool | str = key(AUTO, "auto")  # memory format: true NHWC, false NCHW
     compile: bool = False  # torch.compile
+    compile_mode: str = key(one_of("default", "reduce-overhead", "max-autotune"), "default")  # torch.compile's mode
     clip_grad_norm: float | None = key(above(0), None)  # the norm of all gradients at most this
     sync_batch_norm: bool = False  # one run on several GPUs: statistics over all of them
+    checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, a third more time
     accumulation_steps: int = key(at_least(1), 1)  # parts that a batch is processed in, to fit in memory
     label_smoothing: float = key(BELOW_ONE, 0.0)
     ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps; evaluate the average
@@ -252,9 +255,13 @@ class Config:
 
 # Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
 NOT_IDENTITY = (
-    "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures", "checkpoint", "wandb",
+    "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures",
+    "trainer.checkpoint_activations", "checkpoint", "wandb",
     "study", "on_failure", "output_dir", "sweep",
 )  # fmt: skip
+
+# Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.
+LATER_KEYS = ("trainer.compile_mode",)
 
 GROUPS = (
     "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment", "variant",

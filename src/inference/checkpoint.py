@@ -17,7 +17,7 @@ from config.errors import ConfigError
 from config.schema import Config, flatten
 from LLMConvMixer import ConvMixer
 from runtime.device import choose_device
-from training.model import make_model
+from training.model import make_model, memory_format
 from weights.files import Weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,7 @@ def load_checkpoint(
         model = make_model(config, weights.architecture.channels, weights.architecture.n_classes)
     model.load_state_dict(weights.tensors, assign=True)
     model = model.requires_grad_(False).eval().to(device)
-    if config.trainer.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format(config, device))
     classes, labels = class_names(weights)
     size = settings.data.image_size
     known = (size, size) if size else tuple(weights.about.get("image_size") or ()) or None

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from functools import cache
@@ -31,8 +32,9 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         there = ", ".join(device for device, is_there in available.items() if is_there)
         raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {there}")
-    if name == "cuda" and "LOCAL_RANK" not in os.environ:  # a team's processes have theirs (runtime/distributed.py)
-        torch.cuda.set_device(assign_gpu())
+    if name == "cuda":
+        rank = os.environ.get("LOCAL_RANK")  # of one run on several GPUs; each may see all of them, or its own alone
+        torch.cuda.set_device(assign_gpu() if rank is None else int(rank) % torch.cuda.device_count())
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     if name == "cpu":
         keep_freed_memory()
@@ -53,7 +55,7 @@ def prefetch(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Ten
         for pixels, labels in batches:
             yield pixels.to(device), labels.to(device)
         return
-    copies = torch.cuda.Stream(device)
+    copies = copy_stream(device)
     current = torch.cuda.current_stream(device)
     ready = None
     for batch in batches:
@@ -67,6 +69,23 @@ def prefetch(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Ten
         ready = coming
     if ready is not None:
         yield ready
+
+
+@cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for the process: the allocator keeps a cache for each stream."""
+    return torch.cuda.Stream(device)
+
+
+def is_gpu_lost() -> bool:
+    """Whether the GPU no longer answers: after some errors every later call of the process fails as well."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 # Memory.
@@ -88,9 +107,12 @@ def keep_freed_memory() -> None:
 
 def free_memory() -> None:
     """Between two runs: what the last one held, also in its error's frames, is the next one's, or another process's."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # its limit of recompilations, and what it has compiled, are the process's
     gc.collect()
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # of a GPU that no longer answers
+            torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -109,3 +131,8 @@ def peak_memory(device: torch.device) -> int | None:
         (kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         return int(kib) * 1024
     return None
+
+
+def reserved_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU that the process held at the run's highest, with caches and CUDA graphs; None elsewhere."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None

@@ -3,6 +3,7 @@
 Every rank trains on its share of each batch and keeps the same weights; rank 0 alone writes.
 """
 
+import atexit
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -58,11 +59,16 @@ def init_distributed() -> World:
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
-        TorchDistributedEnvironment().export()
+        # CUDA_VISIBLE_DEVICES stays as Slurm has set it; runtime/device.py takes the rank's GPU among them.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         return World()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(distributed.destroy_process_group)
     return World(distributed.get_rank(), size)
+
+
+def leave_at_once() -> None:
+    """End without a word to the other ranks, which may be waiting in an exchange that this rank will never join."""
+    atexit.unregister(distributed.destroy_process_group)

@@ -13,7 +13,7 @@ import signal
 
 from config.errors import first_line
 from runtime import workers
-from runtime.distributed import World
+from runtime.distributed import World, leave_at_once
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class Torchrun(Launcher):
         super().after_interrupt(number)
 
     def after_failure(self, stop_sweep: bool) -> None:
+        if self.world.size > 1:
+            leave_at_once()
         super().after_failure(stop_sweep or self.world.size > 1)  # the other ranks would wait for this one
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from config.schema import NOT_IDENTITY, Config, keys_of
+from config.schema import LATER_KEYS, NOT_IDENTITY, Config, keys_of
 
 # Overrides that say where and how, not what: no part of a run's name.
 UNNAMED = (*NOT_IDENTITY, "experiment")
@@ -16,11 +16,14 @@ UNNAMED = (*NOT_IDENTITY, "experiment")
 
 def run_id(config: Config) -> str:
     """A short hash of all that determines the run's result: not where its images are, but which."""
+    defaults = {path: value for path, value, _ in keys_of(Config()) if path in LATER_KEYS}
     determining: dict[str, Any] = {
         path: value
         for path, value, _ in keys_of(config)
         if not any(path == key or path.startswith(key + ".") for key in NOT_IDENTITY)
+        and not (path in defaults and value == defaults[path])
     }
+    determining["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
     if config.data.name == "image_folder":
         from data import datasets  # takes seconds, which a search's mistake need not wait for
 

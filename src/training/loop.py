@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from data.batches import DistributedBatchSampler, make_eval_loader, make_train_loader
 from data.datasets import DataSplits
 from runtime.console import RunProgress
-from runtime.device import prefetch
+from runtime.device import prefetch, reset_peak_memory
 from runtime.launcher import Launcher
 from runtime.signals import Interrupted, SignalHandler
 from tracking.checkpoint import describe_model
@@ -47,7 +47,7 @@ class Trainer:
         self.test_loader = make_eval_loader(data.test, data, config, world)
         self.steps_per_epoch = len(self.train_loader)
         check_schedule(config, self.steps_per_epoch)
-        self.train_step = TrainStep(state, config, data)
+        self.train_step = TrainStep(state, config, data, self.sampler.size(0))
         self.new_best: dict[str, Any] | None = None  # is written with the next checkpoint
         self.non_finite_step = 0  # as the metrics were last read
         self.signals = SignalHandler(launcher)
@@ -63,8 +63,11 @@ class Trainer:
         """
         state = self.state
         state.clock.start()
+        first = state.epoch
         with self.progress, self.signals:
             while not self.is_done:
+                if state.epoch == first + 1:  # the first has tried out kernels, which takes memory of its own
+                    reset_peak_memory(state.device)
                 train = self.train_epoch()
                 val = self.validate()
                 self.record_epoch(train, val)

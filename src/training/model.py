@@ -34,7 +34,8 @@ def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
         model.d_model, model.patch_size, channels, activation=model.activation, norm=model.norm
     )
     classification = ConvClassificationHead(model.d_model, n_classes, dropout=dropout.head)
-    return ConvMixer(layer, model.depth, patch_emb, classification)
+    recompute = config.trainer.checkpoint_activations
+    return ConvMixer(layer, model.depth, patch_emb, classification, checkpoint_activations=recompute)
 
 
 def count_macs(config: Config, images: datasets.DataSplits) -> int:
@@ -50,23 +51,36 @@ def count_macs(config: Config, images: datasets.DataSplits) -> int:
 
 
 def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
-    """The model as training calls it: its gradients averaged over the ranks, compiled if asked for.
+    """The model as training calls it: compiled if asked for, its gradients averaged over the ranks.
 
     Raises:
         ConfigError: synchronized BatchNorm without GPUs.
     """
     wrapped = model
-    if world.size > 1:
-        if config.trainer.sync_batch_norm:
-            if device.type != "cuda":
-                raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
-            wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
-        wrapped = DistributedDataParallel(wrapped)
-    return cast(nn.Module, torch.compile(wrapped)) if config.trainer.compile else wrapped
+    if world.size > 1 and config.trainer.sync_batch_norm:
+        if device.type != "cuda":
+            raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
+        wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
+    if config.trainer.compile:
+        wrapped = cast(nn.Module, torch.compile(wrapped, dynamic=False, options=compile_options(config, device)))
+    if world.size > 1:  # buffers are broadcast once an epoch (training/loop.py), not in every forward pass
+        wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False)
+    return wrapped
 
 
-def memory_format(config: Config) -> torch.memory_format:
-    """That of weights and inputs."""
+def compile_options(config: Config, device: torch.device) -> dict[str, Any]:
+    """Those of trainer.compile_mode; and Inductor keeps the memory format that trainer.channels_last says.
+
+    Left alone it makes depthwise convolutions channels last, which large kernels are slower in on some GPUs.
+    """
+    from torch._inductor import list_mode_options  # where it is documented; takes seconds
+
+    keep_format = {"layout_optimization": memory_format(config, device) == torch.channels_last}
+    return {**list_mode_options(config.trainer.compile_mode), **keep_format}
+
+
+def memory_format(config: Config, device: torch.device) -> torch.memory_format:
+    """That of weights and inputs. `auto` is channels last, the faster on the CPU; on GPUs it is to be measured."""
     return torch.channels_last if config.trainer.channels_last else torch.contiguous_format
 
 

@@ -5,11 +5,20 @@ import math
 import traceback
 
 import numpy as np
+import torch
 
 from config.errors import first_line
 from config.schema import Config
 from data import datasets
-from runtime.device import choose_device, describe, free_memory, peak_memory, reset_peak_memory
+from runtime.device import (
+    choose_device,
+    describe,
+    free_memory,
+    is_gpu_lost,
+    peak_memory,
+    reserved_memory,
+    reset_peak_memory,
+)
 from runtime.distributed import World, init_distributed
 from runtime.launcher import Launcher, detect_launcher
 from runtime.rng import seed_rngs
@@ -65,7 +74,12 @@ def run(config: Config, overrides: list[str]) -> float | None:
     except Exception as error:
         folder.fail(error)
         log.error(f"FAILED {folder.name}: {first_line(error)} ({folder.path}/train.log)")
-        launcher.after_failure(stop_sweep=config.on_failure == "stop")
+        gpu_is_lost = is_gpu_lost()
+        if gpu_is_lost:
+            log.error(
+                f"the GPU no longer answers, so the sweep ends; the same command with sweep={config.sweep} resumes"
+            )
+        launcher.after_failure(stop_sweep=gpu_is_lost or config.on_failure == "stop")
         return FAILED
     finally:
         free_memory()
@@ -79,7 +93,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     device = choose_device(config.trainer.device)
     data = datasets.load(config.data, config.model.patch_size)
     model = make_model(config, data.channels, len(data.classes)).to(device)
-    model = model.to(memory_format=memory_format(config))
+    model = model.to(memory_format=memory_format(config, device))
     state = TrainingState(model, config, world, device)
     trainer = Trainer(state, data, folder, launcher)
     if checkpoint:
@@ -91,7 +105,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         macs=count_macs(config, data),
         device=describe(device),
         backend=config.model.backend,
-        channels_last=config.trainer.channels_last,
+        channels_last=memory_format(config, device) == torch.channels_last,
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
         **state.best.summary(),
     )
@@ -114,6 +128,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         **{"test/loss": tested.metrics.loss, "test/accuracy": tested.metrics.accuracy},
         objective=best.value,
         peak_memory=peak_memory(device),
+        reserved_memory=reserved_memory(device),
         seconds=state.clock.seconds,
         images_per_second=float(np.median([row["images_per_second"] for row in folder.rows])),
     )

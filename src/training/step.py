@@ -1,7 +1,12 @@
 """One step of the optimizer on one batch: augment, forward, backward, clip, update, average."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from config.schema import Config
 from data.datasets import DataSplits
@@ -18,14 +23,15 @@ class TrainStep:
 
     Args:
         state: what it changes: weights, optimizer, metrics.
+        whole_batch: images of a batch that is not the last, over all ranks.
         data: for the images' mean and deviation, and the number of classes.
     """
 
-    def __init__(self, state: TrainingState, config: Config, data: DataSplits) -> None:
-        self.state, self.config, self.world = state, config, state.world
+    def __init__(self, state: TrainingState, config: Config, data: DataSplits, whole_batch: int) -> None:
+        self.state, self.config, self.world, self.whole_batch = state, config, state.world, whole_batch
         self.normalize = Normalize(data, state.device)
         self.mix_and_erase = MixAndErase(config.augmentation, len(data.classes), state.device)
-        self.memory_format = memory_format(config)
+        self.memory_format = memory_format(config, state.device)
         self.network = wrap(state.model, config, state.world, state.device)
 
     def __call__(self, pixels: Tensor, labels: Tensor, step: int, lr: float, batch_size: int, parts: int) -> None:
@@ -41,12 +47,16 @@ class TrainStep:
         set_lr(state.optimizer, lr)
         seed_rngs(self.config.seed, step, self.world.rank)
         inputs, targets = self.mix_and_erase(self.to_inputs(pixels), labels)
-        for part, target in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
-            with autocast(state.device, trainer.precision):
-                logits = self.network(part)
-                loss = F.cross_entropy(logits, target, label_smoothing=trainer.label_smoothing)
-            loss_weight = len(target) * self.world.size / batch_size  # DDP takes the mean over ranks
-            state.scaler.scale(loss * loss_weight).backward()
+        if trainer.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # whatever CUDA graphs returned in the last step is done with
+        micro_batches = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for i, (part, target) in enumerate(micro_batches, start=1):
+            with self.compiled_or_eager(batch_size), self.gradient_exchange(is_last=i == parts):
+                with autocast(state.device, trainer.precision):
+                    logits = self.network(part)
+                    loss = F.cross_entropy(logits, target, label_smoothing=trainer.label_smoothing)
+                loss_weight = len(target) * self.world.size / batch_size  # DDP takes the mean over ranks
+                state.scaler.scale(loss * loss_weight).backward()
             state.metrics.add(loss.detach(), logits.detach(), target, step)
         if trainer.clip_grad_norm is not None:
             state.scaler.unscale_(state.optimizer)
@@ -60,3 +70,14 @@ class TrainStep:
     def to_inputs(self, pixels: Tensor) -> Tensor:
         """uint8 pixels as the model takes them: normalized, in its memory format."""
         return self.normalize(pixels).contiguous(memory_format=self.memory_format)
+
+    def gradient_exchange(self, is_last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a step, in the backward pass of the last micro-batch."""
+        network = self.network
+        return network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext()
+
+    def compiled_or_eager(self, batch_size: int) -> AbstractContextManager[Any]:
+        """Compiled for the shape of a whole batch; the smaller last one of an epoch is not worth another graph."""
+        if not self.config.trainer.compile:
+            return nullcontext()
+        return torch.compiler.set_stance("default" if batch_size == self.whole_batch else "force_eager")
