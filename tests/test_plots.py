@@ -12,8 +12,9 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from comparison.figure import comparison_figure
+from comparison.panels import means_by_levels
 from comparison.results import read
-from run_folders import DEPTH, KERNEL, REFERENCE, write_run, write_sweep
+from run_folders import DEPTH, KERNEL, REFERENCE, compared, write_run, write_sweep
 from tracking.plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save
 
 
@@ -75,6 +76,18 @@ def test_one_factor_has_no_heat_map_and_equal_results_no_interval(tmp_path: Path
     assert "kernel_size" not in labels(figure)
     assert "Effects, the same in every seed" in [text.get_text() for text in shown_texts(figure)]
     assert_legible(figure)
+
+
+def test_a_heat_map_averages_over_what_all_its_cells_have() -> None:
+    """The best combination also ran at a rate that is bad for all; alone it must not look worse for that."""
+    rates = {0.01: 0.0, 0.1: -0.2}
+    settings = [
+        ({KERNEL: kernel, DEPTH: depth, "optimizer.lr": rate}, [0.8 + kernel / 100 + depth / 1000 + loss])
+        for kernel in (3, 5) for depth in (8, 16) for rate, loss in rates.items()
+        if rate == 0.01 or (kernel, depth) == (5, 16)
+    ]  # fmt: skip
+    means, is_fair = means_by_levels(compared(settings), across=KERNEL, down=DEPTH)
+    assert is_fair and means == pytest.approx(np.array([[83.8, 85.8], [84.6, 86.6]]))
 
 
 def test_one_setting_has_only_curves(tmp_path: Path) -> None:
