@@ -82,7 +82,9 @@ class Model:
     norm: str = key(one_of("batch", "layer", "none"), "batch")
     residual_depthwise: bool = True
     residual_pointwise: bool = False
-    backend: str = key(one_of("auto", "reference", "stacked", "toeplitz", "banded"), "auto")  # ops/depthwise.py
+    backend: str = key(
+        one_of("auto", "reference", "stacked", "toeplitz", "banded", "fused"), "auto"
+    )  # ops/depthwise.py
 
 
 @dataclass

@@ -96,7 +96,7 @@ def combine_moments(parts, gamma, beta, norm, blocks, channels, eps, BLOCKS: tl.
         n = tl.load(at, mask=inside, other=0.0)
         count += n
         total += n * tl.load(at + channels, mask=inside, other=0.0)
-    n_all = tl.sum(count, axis=0, keep_dims=True)
+    n_all = tl.maximum(tl.sum(count, axis=0, keep_dims=True), 1.0)  # none beyond the last channel
     mean = tl.sum(total, axis=0, keep_dims=True) / n_all
     squares = tl.zeros((BLOCKS, CHANNELS), tl.float32)
     for first in range(0, blocks, BLOCKS):

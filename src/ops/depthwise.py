@@ -4,10 +4,11 @@
     stacked     PyTorch's own, but the gradient of the kernel as a convolution over all images at once (CPU)
     toeplitz    matrix products: on a small grid a depthwise convolution is a dense matrix for each channel (GPU)
     banded      Triton: rows of the grid times banded matrices, on tensor cores; images contiguous (CUDA)
+    fused       Triton: the whole layer in fused kernels, ops/fused.py; where it cannot be, as auto (CUDA)
     auto        by shape on the CPU; on CUDA a run measures what is the fastest (ops/select.py)
 
-Each is a file of its own, depthwise_NAME.py, with the convolution and its two gradients. All keep the grid's size as
-PyTorch's padding="same" does.
+The others are a file of their own each, depthwise_NAME.py, with the convolution and its two gradients. All keep the
+grid's size as PyTorch's padding="same" does.
 """
 
 from importlib.util import find_spec
@@ -20,8 +21,8 @@ from torch.autograd import Function
 
 from ops import depthwise_reference, depthwise_stacked, depthwise_toeplitz, launch
 
-BACKENDS = ("auto", "reference", "stacked", "toeplitz", "banded")
-TRITON = ("banded",)
+BACKENDS = ("auto", "reference", "stacked", "toeplitz", "banded", "fused")
+TRITON = ("banded", "fused")
 IMPLEMENTATION: dict[str, ModuleType] = {"stacked": depthwise_stacked, "toeplitz": depthwise_toeplitz}
 if find_spec("triton"):
     from ops import depthwise_banded
@@ -62,7 +63,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
     Raises:
         ValueError: the backend cannot compute this here.
     """
-    if backend == "auto":
+    if backend in ("auto", "fused"):
         backend = fastest(x, weight)
     if backend == "reference":
         return depthwise_reference.convolution(x, weight, bias)

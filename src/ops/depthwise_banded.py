@@ -269,7 +269,7 @@ def run_forward(
     k = weight.shape[-1]
     cut = tiles(x, k, rows=128 if x.element_size() == 2 else 64, step=32)
     blocks = ceil_div(strips_in(x, cut), cut["STRIPS"])
-    y = torch.empty_like(x)
+    y = x.new_empty_strided(x.shape, x.stride())
     parts = weight.new_empty(blocks, 3, x.shape[1], dtype=torch.float32) if with_parts else None
     launch(
         forward, (blocks, x.shape[1]), **cut, LEFT=before(k), ACTIVATION=activation,
@@ -291,7 +291,7 @@ def run_backward_input(
     k = weight.shape[-1]
     cut = tiles(dy, k, rows=128 if dy.element_size() == 2 else 64, step=32)
     blocks = ceil_div(strips_in(dy, cut), cut["STRIPS"])
-    dx = torch.empty_like(dy)
+    dx = dy.new_empty_strided(dy.shape, dy.stride())
     parts = weight.new_empty(blocks, 2, dy.shape[1], dtype=torch.float32) if below is not None else None
     launch(
         backward_input, (blocks, dy.shape[1]), **cut, LEFT=after(k), ACTIVATION=activation, RESIDUAL=residual,

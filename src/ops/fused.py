@@ -1,0 +1,111 @@
+"""A whole ConvMixer in fused layers (ops/fused_layer.py): model.backend=fused.
+
+The model stays the one of LLMConvMixer.py, with its parameters, buffers and checkpoints; only its forward pass goes
+another way, from the images to the logits without a change of layout in between. Where `why_not` knows a reason
+against it, the model goes its plain way.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ops import launch
+
+if find_spec("triton"):
+    from ops.fused_layer import Embed, Layer, Pool, patches_of
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.GELU: "gelu"}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_wanted(model: Any, images: Tensor) -> bool:
+    return model.conv_mixer_layers[0].depth_wise_conv.backend == "fused" and why_not(model, images) is None
+
+
+def why_not(model: Any, images: Tensor) -> str | None:
+    """Why a ConvMixer cannot take this way with these images [batch, channels, height, width]; None where it can."""
+    layers, norms, parts = model.conv_mixer_layers, norms_of(model), [model.patch_emb, *model.conv_mixer_layers]
+    height, width = grid_of(model, images)
+    positions = images.shape[0] * height * width
+    if any(type(norm) is not nn.BatchNorm2d or not norm.affine or not norm.track_running_stats for norm in norms):
+        return "norms other than BatchNorm"
+    if norms[0].momentum is None or len({(norm.training, norm.momentum, norm.eps) for norm in norms}) > 1:
+        return "BatchNorm in several ways, or with a cumulative average"
+    if type(model.patch_emb.act) not in ACTIVATIONS or getattr(model.patch_emb.act, "approximate", "none") != "none":
+        return "activations other than ReLU and GELU"
+    if layers[0].residual_pointwise:
+        return "a residual around the pointwise convolution"
+    if any(module.training and module.p for layer in layers for module in (layer.dropout, layer.stochastic_depth)):
+        return "dropout within layers"
+    if any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules()):
+        return "hooks on what is fused"
+    if max(height, width) > 64 or layers[0].depth_wise_conv.kernel_size[0] > 31:
+        return "grids of more than 64×64 or kernels of more than 31"
+    if positions * norms[0].num_features >= 2**31:
+        return "2³¹ values or more in a batch's grid"
+    if positions == 1 and norms[0].training:
+        return "statistics of a single value"
+    if compute_dtype(model, images) not in DTYPES:
+        return "float64"
+    return launch.unavailable(images.device)
+
+
+def forward(model: Any, images: Tensor) -> Tensor:
+    """[batch, channels, height, width] → logits [batch, n_classes]."""
+    recompute = getattr(model, "checkpoint_activations", False)
+    patch_emb, norms = model.patch_emb, norms_of(model)
+    height, width = grid_of(model, images)
+    activation, eps, training = ACTIVATIONS[type(patch_emb.act)], norms[0].eps, norms[0].training
+    patches = patches_of(images, patch_emb.conv.kernel_size[0]).to(compute_dtype(model, images))
+    embedding = weights_of(patch_emb.conv, patch_emb.norm)
+    stored, norm = Embed.apply(patches, given_statistics(patch_emb.norm), eps, activation, *embedding)
+    measured = [norm]
+    for layer in model.conv_mixer_layers:
+        weights = [
+            *weights_of(layer.depth_wise_conv, layer.norm1), *weights_of(layer.point_wise_conv, layer.norm2)
+        ]  # fmt: skip
+        options = (height, width, eps, activation, layer.residual_depthwise)
+        statistics = given_statistics(layer.norm1, layer.norm2)
+        stored, norm, first_norm = Layer.apply(stored, norm, statistics, options, recompute, *weights)
+        measured += [first_norm, norm]
+    if training:
+        update_statistics(norms, measured, stored.shape[1])
+    pooled = Pool.apply(stored, norm, height * width, activation)
+    head = model.classification
+    return head.linear(head.dropout(pooled.to(stored.dtype)))
+
+
+def norms_of(model: Any) -> list[Any]:
+    return [model.patch_emb.norm, *(norm for layer in model.conv_mixer_layers for norm in (layer.norm1, layer.norm2))]
+
+
+def grid_of(model: Any, images: Tensor) -> tuple[int, int]:
+    patch_size = model.patch_emb.conv.kernel_size[0]
+    return images.shape[-2] // patch_size, images.shape[-1] // patch_size
+
+
+def compute_dtype(model: Any, images: Tensor) -> torch.dtype:
+    device = images.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.patch_emb.conv.weight.dtype
+
+
+def weights_of(conv: Any, norm: Any) -> list[Tensor]:
+    return [conv.weight, conv.bias, norm.weight, norm.bias]
+
+
+def given_statistics(*norms: Any) -> list[Tensor]:
+    """Means and variances in evaluation mode; in training they are measured."""
+    return [] if norms[0].training else [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+
+
+@torch.no_grad()
+def update_statistics(norms: list[Any], measured: list[Tensor], count: int) -> None:
+    """BatchNorm's running statistics: the mean, and the variance without bias, of `count` values a channel."""
+    dtype = norms[0].running_mean.dtype
+    means = [norm[0].to(dtype) for norm in measured]
+    variances = [(norm[1] * (count / (count - 1))).to(dtype) for norm in measured]
+    torch._foreach_lerp_([norm.running_mean for norm in norms], means, norms[0].momentum)
+    torch._foreach_lerp_([norm.running_var for norm in norms], variances, norms[0].momentum)
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
