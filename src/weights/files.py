@@ -22,7 +22,7 @@ from weights.layouts import Architecture, LayoutError, from_layout
 PUBLISHED = {"convmixer_1536_20": "gelu", "convmixer_768_32": "relu", "convmixer_1024_20_ks9_p14": "gelu"}
 
 # Where a training script may have put the weights, an average over steps (EMA) before the plain ones.
-WRAPPERS = ("average", "state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model")
+WRAPPERS = ("average", "state_dict_ema", "model_ema", "ema", "module", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and averages, torch.compile, Lightning
 
 # What our checkpoints say beside the weights (training/run.py).
