@@ -1,6 +1,8 @@
 """Checks a composed config: every constraint of config/schema.py, and what must fit together."""
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,6 +58,11 @@ def check_together(config: Config) -> None:
         )
     if (augmentation.mixup or augmentation.cutmix) and data.batch_size % 2:
         raise ConfigError(f"data.batch_size={data.batch_size}: mixup and cutmix pair images; expected an even number")
+    if model.pretrained and not (Path(model.pretrained).exists() or re.fullmatch(r"convmixer_\w+", model.pretrained)):
+        raise ConfigError(
+            f"model.pretrained={model.pretrained}: there is no such file; expected a run's folder, a file, or "
+            "the name of a published model, e.g. convmixer_768_32"
+        )
     if (data.mean is None) != (data.std is None):
         raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: give both, or null for both")
     if trainer.early_stopping.patience is not None and not data.val_fraction:

@@ -82,6 +82,7 @@ class Model:
     norm: str = key(one_of("batch", "layer", "none"), "batch")
     residual_depthwise: bool = True
     residual_pointwise: bool = False
+    pretrained: str | None = None  # weights to start from: a run's folder, a file, or the name of a published model
     backend: str = key(
         one_of("auto", "reference", "stacked", "toeplitz", "banded", "fused"), "auto"
     )  # ops/depthwise.py
@@ -138,6 +139,7 @@ class Optimizer:
     lr: float = key(above(0))  # the schedule's highest
     weight_decay: float = key(at_least(0), 0.0)
     decay_norm_and_bias: bool = False  # weight decay for norms and biases, too
+    layer_decay: float = key(SHARE, 1.0)  # of the learning rate, from the head down, by this factor for each layer
 
 
 @dataclass
@@ -202,6 +204,7 @@ class Trainer:
     checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, a third more time
     accumulation_steps: int = key(at_least(1), 1)  # parts that a batch is processed in, to fit in memory
     label_smoothing: float = key(BELOW_ONE, 0.0)
+    freeze: str = key(one_of("none", "all_but_head", "depthwise", "pointwise", "patch_emb"), "none")  # does not train
     ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps; evaluate the average
     figures: bool = True  # of the trained model, in the run's folder and W&B; they take a second or two
     monitor: str = key(one_of("val/accuracy", "val/loss"), "val/accuracy")  # picks the best epoch
@@ -263,7 +266,7 @@ NOT_IDENTITY = (
 )  # fmt: skip
 
 # Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.
-LATER_KEYS = ("trainer.compile_mode",)
+LATER_KEYS = ("trainer.compile_mode", "model.pretrained", "trainer.freeze", "optimizer.layer_decay")
 
 GROUPS = (
     "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment", "variant",

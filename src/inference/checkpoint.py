@@ -22,7 +22,7 @@ from weights.files import Weights, read_weights
 
 log = logging.getLogger(__name__)
 
-# The evaluation transform of published weights, for ImageNet-1k. Source: timm.models.convmixer.
+# The evaluation transform of published weights, for ImageNet-1k. Source: timm's convmixer.py.
 IMAGENET = {
     "data.name": "image_folder",
     "data.image_size": 224,
@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def has_class_names(self) -> bool:
-        return bool(self.weights.about) or is_imagenet(self.weights)
+        return bool(self.weights.about) or self.weights.is_imagenet
 
 
 Settings = TypeVar("Settings", bound=Command)
@@ -98,11 +98,7 @@ def settings_of(weights: Weights) -> dict[str, Any]:
         saved = weights.about["config"]
         values = dict(flatten({"data": saved["data"], "trainer": {"precision": saved["trainer"]["precision"]}}))
         return values | {"data.mean": weights.about["mean"], "data.std": weights.about["std"]}
-    return IMAGENET if is_imagenet(weights) else {"data.name": "image_folder"}
-
-
-def is_imagenet(weights: Weights) -> bool:
-    return weights.published is not None or (weights.layout != "ours" and weights.architecture.n_classes == 1000)
+    return IMAGENET if weights.is_imagenet else {"data.name": "image_folder"}
 
 
 def fill_in(composed: DictConfig, values: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -146,7 +142,7 @@ def class_names(weights: Weights) -> tuple[list[str], list[str]]:
     """As a data set has them, and for people to read: ImageNet's are WordNet's numbers and words."""
     if weights.about:
         return weights.about["classes"], weights.about.get("labels", weights.about["classes"])
-    if is_imagenet(weights) and weights.architecture.n_classes == 1000:
+    if weights.is_imagenet and weights.architecture.n_classes == 1000:
         imagenet = ImageNetInfo()
         return imagenet.label_names(), list(imagenet.label_descriptions())
     numbers = [str(i) for i in range(weights.architecture.n_classes)]

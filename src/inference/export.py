@@ -3,7 +3,7 @@
     onnx          with a batch of any size; checked with onnxruntime on photographs
     torch_export  a program that torch.export.load reads, likewise
     safetensors   our weights with what they need to be used again, and a model card beside them
-    timm, authors the two published layouts (weights/layouts.py), for timm.models.convmixer and locuslab/convmixer
+    timm, authors the two published layouts (weights/layouts.py), for timm and locuslab/convmixer
 
 A file appears whole or not at all: it gets its name once it has been written and checked.
 """

@@ -24,6 +24,10 @@ def run_id(config: Config) -> str:
         and not (path in defaults and value == defaults[path])
     }
     determining["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
+    if config.model.pretrained:  # not where the weights are, but which
+        from weights.pretrained import content_of  # takes seconds, like the data below
+
+        determining["model.pretrained"] = content_of(config.model.pretrained)
     if config.data.name == "image_folder":
         from data import datasets  # takes seconds, which a search's mistake need not wait for
 

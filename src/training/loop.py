@@ -19,7 +19,7 @@ from tracking.checkpoint import describe_model
 from tracking.run_folder import RunFolder
 from training.evaluation import Evaluation, evaluate
 from training.metrics import Metrics, NotFinite
-from training.optimization import check_schedule, learning_rate
+from training.optimization import check_schedule, learning_rate, train_mode
 from training.state import TrainingState
 from training.step import TrainStep
 
@@ -94,7 +94,7 @@ class Trainer:
     def train_epoch(self) -> Metrics:
         state, sampler = self.state, self.sampler
         sampler.epoch, sampler.start = state.epoch, state.step
-        self.train_step.network.train()
+        train_mode(self.train_step.network)
         state.epoch_clock.start()
         for pixels, labels in prefetch(self.train_loader, state.device):
             step, batch_size = self.steps_done + 1, sampler.size(state.step)

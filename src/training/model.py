@@ -1,17 +1,14 @@
 """The configured ConvMixer, and the ways in which it is called: over several devices, compiled, averaged."""
 
 import copy
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 
 from config.errors import ConfigError
 from config.schema import Config
-from data import datasets
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from runtime.distributed import World
 
@@ -36,18 +33,6 @@ def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
     classification = ConvClassificationHead(model.d_model, n_classes, dropout=dropout.head)
     recompute = config.trainer.checkpoint_activations
     return ConvMixer(layer, model.depth, patch_emb, classification, checkpoint_activations=recompute)
-
-
-def count_macs(config: Config, images: datasets.DataSplits) -> int:
-    """Multiply-accumulates of one image's forward pass, in convolutions and the classifier.
-
-    Those that the model asks for: a backend may spend more to be faster.
-    """
-    plain = replace(config, model=replace(config.model, backend="reference"))
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = make_model(plain, images.channels, len(images.classes)).eval()
-        model(torch.empty(1, images.channels, *images.image_size))
-    return counter.get_total_flops() // 2
 
 
 def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:

@@ -1,6 +1,7 @@
 """The optimizer and the learning rate over the run."""
 
 import math
+import re
 
 import torch
 from torch import nn
@@ -10,21 +11,60 @@ from config import schema
 from config.errors import ConfigError
 from config.schema import Config, Cosine, Step, WarmedUp
 
+FROZEN = {  # by trainer.freeze: the parameters that do not train
+    "none": r"(?!)",
+    "all_but_head": r"(?!classification)",
+    "depthwise": r".*\.depth_wise_conv\.",
+    "pointwise": r".*\.point_wise_conv\.",
+    "patch_emb": r"patch_emb\.",
+}
+
+
+def freeze(model: nn.Module, which: str) -> None:
+    """Keep trainer.freeze's parameters as they are."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not re.match(FROZEN[which], name))
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for modules that are frozen as a whole: no dropout there, and statistics stay as they are."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
 
 def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
-    """The configured optimizer, in its fused form."""
-    # One-dimensional parameters are biases and the norms' scales.
-    flat = [p for p in model.parameters() if p.ndim == 1]
-    rest = [p for p in model.parameters() if p.ndim > 1]
-    groups = [
-        {"params": rest, "weight_decay": config.weight_decay},
-        {"params": flat, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
-    ]
+    """The configured optimizer, in its fused form; the first of its parameter groups has the configured rate."""
+    below: dict[int, list[nn.Parameter]] = {0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layers = layers_below_head(model, name) if config.layer_decay < 1 else 0
+            below.setdefault(layers, []).append(parameter)
+    groups = []
+    for layers, parameters in sorted(below.items()):
+        # One-dimensional parameters are biases and the norms' scales.
+        flat, rest = [p for p in parameters if p.ndim == 1], [p for p in parameters if p.ndim > 1]
+        scale = config.layer_decay**layers
+        groups += [
+            {"params": rest, "weight_decay": config.weight_decay, "lr_scale": scale},
+            {"params": flat, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0,
+             "lr_scale": scale},
+        ]  # fmt: skip
     if isinstance(config, schema.SGD):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     assert isinstance(config, schema.Adam)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
+
+
+def layers_below_head(model: nn.Module, name: str) -> int:
+    """How far a parameter is from the head: 0, 1 for the last layer, …, one more than the first for the embedding."""
+    depth = sum(".depth_wise_conv.weight" in other for other, _ in model.named_parameters())
+    if layer := re.match(r"conv_mixer_layers\.(\d+)\.", name):
+        return depth - int(layer[1])
+    return 0 if name.startswith("classification") else depth + 1
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
@@ -74,4 +114,4 @@ def check_schedule(config: Config, steps_per_epoch: int) -> None:
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # runs of before layer_decay have none

@@ -27,8 +27,11 @@ from tracking import plots
 from tracking.run_folder import RunBusy, RunFolder
 from tracking.wandb_logger import log_exceptions
 from training.loop import Trainer
-from training.model import count_macs, make_model, memory_format
+from training.model import make_model, memory_format
+from training.optimization import freeze
 from training.state import TrainingState
+from training.summary import as_lines, summarize
+from weights.pretrained import load_pretrained, normalize_as_before
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +95,24 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     seed_rngs(config.seed, 0, rank=0)  # the same initial weights on every rank
     device = choose_device(config.trainer.device)
     data = datasets.load(config.data, config.model.patch_size)
-    model = make_model(config, data.channels, len(data.classes)).to(device)
-    model = model.to(memory_format=memory_format(config, device))
+    model = make_model(config, data.channels, len(data.classes))
+    if config.model.pretrained:
+        weights, taken = load_pretrained(model, config.model, data.channels, data.classes)
+        data = normalize_as_before(data, weights, config.data)
+        folder.update(pretrained=taken)
+        log.info(f"{folder.name}: {taken}")
+    freeze(model, config.trainer.freeze)
+    model = model.to(device).to(memory_format=memory_format(config, device))
     state = TrainingState(model, config, world, device)
     trainer = Trainer(state, data, folder, launcher)
     if checkpoint:
         state.load_state_dict(checkpoint)
 
-    parameters = sum(p.numel() for p in model.parameters())
+    parts = summarize(config, data.channels, len(data.classes), data.image_size)
+    parameters = parts[-1].parameters
     folder.update(
         parameters=parameters,
-        macs=count_macs(config, data),
+        macs=parts[-1].macs,
         device=describe(device),
         backend=config.model.backend,
         channels_last=memory_format(config, device) == torch.channels_last,
@@ -115,6 +125,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         f"{describe(device)}, {config.trainer.precision}"
         + (f"; resumes after step {state.step} of epoch {state.epoch}" if checkpoint else "")
     )
+    for line in as_lines(parts):
+        log.info(f"  {line}", extra={"file_only": True})
     reset_peak_memory(device)
     tested = trainer.fit()
 

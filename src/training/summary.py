@@ -39,7 +39,8 @@ def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[i
 
     Multiply-accumulates are those that the model asks for: a backend may spend more to be faster.
     """
-    plain = replace(config, model=replace(config.model, backend="reference"))
+    trainer = replace(config.trainer, checkpoint_activations=False)
+    plain = replace(config, model=replace(config.model, backend="reference"), trainer=trainer)
     parts = {name: Part(name) for name in PARTS}
     kept: dict[int, Tensor] = {}  # alive until the end, or the next tensor could get the address of one that is gone
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from config.errors import ConfigError, first_line
 from weights.layouts import Architecture, LayoutError, from_layout
 
 # What timm has published on the Hugging Face hub, by timm's name, with the activation; the authors' files have names
-# that begin with these. Source: timm.models.convmixer and locuslab/convmixer.
+# that begin with these. Source: timm's convmixer.py and locuslab/convmixer.
 PUBLISHED = {"convmixer_1536_20": "gelu", "convmixer_768_32": "relu", "convmixer_1024_20_ks9_p14": "gelu"}
 
 # Where a training script may have put the weights, an average over steps (EMA) before the plain ones.
@@ -57,6 +58,18 @@ class Weights:
             return self.about["config"]["model"]["activation"]
         named = re.search(r"(?<![a-z])(relu|gelu)(?![a-z])", self.path.stem.lower())
         return named[1] if named else PUBLISHED.get(self.published or "")
+
+    @property
+    def is_imagenet(self) -> bool:
+        """Whether these are weights for ImageNet-1k that the authors or timm have published, as far as one can see."""
+        return self.published is not None or (self.layout != "ours" and self.architecture.n_classes == 1000)
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and deviation of each channel that images were normalized with, as far as they are known."""
+        if self.about.get("mean"):
+            return tuple(self.about["mean"]), tuple(self.about["std"])
+        return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if self.is_imagenet else None
 
     def fingerprint(self) -> str:
         """A hash of the weights' content, whatever the file's name, place and layout."""

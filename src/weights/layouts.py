@@ -3,7 +3,7 @@
     ours      patch_emb.conv, conv_mixer_layers.N.depth_wise_conv, …, classification.linear: this repository and the
               annotated implementation (labml_nn.conv_mixer)
     authors   0, 2, N.0.fn.0, …: a plain nn.Sequential (locuslab/convmixer and convmixer-cifar10)
-    timm      stem.0, stem.2, blocks.N.0.fn.0, …, head (timm.models.convmixer)
+    timm      stem.0, stem.2, blocks.N.0.fn.0, …, head (its convmixer.py)
 
 Weights tell everything about their model but its activation.
 """

@@ -1,0 +1,118 @@
+"""Weights that a run starts from: what of them fits a new model, and what begins anew."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from config import schema
+from config.errors import ConfigError
+from data.datasets import DataSplits
+from LLMConvMixer import ConvMixer
+from weights.files import Weights, find_file, read_weights
+
+KEY = "model.pretrained"
+
+
+def load_pretrained(
+    model: ConvMixer, config: schema.Model, channels: int, classes: Sequence[str]
+) -> tuple[Weights, str]:
+    """Load what fits of model.pretrained into a model.
+
+    The classifier begins anew where the classes are others; a patch embedding for another number of channels is made
+    as timm makes it.
+
+    Args:
+        model: just built; changed in place.
+        config: what it was built from.
+        channels: of the images.
+        classes: their names.
+
+    Returns:
+        The weights, and a sentence on what was taken and what was not.
+
+    Raises:
+        ConfigError: the file cannot be read, or its model is another one.
+    """
+    given = cast(str, config.pretrained)
+    weights = read_weights(given, KEY)
+    check_same_model(weights, config)
+    tensors = dict(weights.tensors)
+    notes = []
+    if weights.architecture.channels != channels:
+        tensors["patch_emb.conv.weight"] = adapt_channels(tensors["patch_emb.conv.weight"], channels)
+        notes.append(f"the patch embedding adapted from {weights.architecture.channels} to {channels} channels")
+    if not same_classes(weights, classes):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classification.")}
+        notes.append(f"a new classifier for {len(classes)} classes instead of {weights.architecture.n_classes}")
+    model.load_state_dict(tensors, strict=False)
+    taken = f"{len(tensors)} of {len(weights.tensors)} tensors taken"
+    return weights, f"starts from {weights.path} ({weights.architecture}): {', '.join([taken, *notes])}"
+
+
+def check_same_model(weights: Weights, config: schema.Model) -> None:
+    """
+    Raises:
+        ConfigError: the weights are of another model; the message says what to set.
+    """
+    known = {
+        "d_model": weights.architecture.d_model,
+        "depth": weights.architecture.depth,
+        "kernel_size": weights.architecture.kernel_size,
+        "patch_size": weights.architecture.patch_size,
+        "norm": weights.architecture.norm,
+        "activation": weights.activation or config.activation,
+    }
+    differing = [f"model.{name}={value}" for name, value in known.items() if getattr(config, name) != value]
+    if differing:
+        raise ConfigError(f"{KEY}={config.pretrained}: is of another model; set {' '.join(differing)}")
+
+
+def normalize_as_before(data: DataSplits, weights: Weights, config: schema.Data) -> DataSplits:
+    """Images with the mean and deviation that the weights were trained with, unless data.mean says otherwise."""
+    known = weights.normalization
+    if config.mean is not None or known is None or len(known[0]) != data.channels:
+        return data
+    return replace(data, mean=known[0], std=known[1])
+
+
+def same_classes(weights: Weights, classes: Sequence[str]) -> bool:
+    """By name; where the file has no names, by their number."""
+    if weights.about:
+        return list(weights.about["classes"]) == list(classes)
+    return weights.architecture.n_classes == len(classes)
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A patch embedding for another number of channels, as timm's adapt_input_conv makes it.
+
+    For grey images the sum over channels, which gives a grey RGB image's result; else the channels repeated and scaled,
+    so that an activation stays about as large.
+
+    Args:
+        weight: [d_model, channels before, patch_size, patch_size].
+    """
+    before = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = weight.repeat(1, -(-channels // before), 1, 1)[:, :channels]
+    return repeated * (before / channels)
+
+
+def content_of(given: str) -> str:
+    """A hash of the weights, which stands for their path in a run's ID.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    path = find_file(given, KEY)
+    status = path.stat()
+    return hash_file(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def hash_file(path: Path, changed: int, size: int) -> str:
+    return read_weights(str(path), KEY).fingerprint()
