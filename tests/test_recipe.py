@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from comparison.runs import Run, flat
@@ -195,6 +197,25 @@ def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
     assert 0.2 < erased.float().mean() < 0.3
     assert seen[erased].std() > 0.1
     assert targets is labels
+
+
+def test_erasing_a_whole_batch_is_timms_erasing() -> None:
+    def shares(erase: RandomErasing) -> tuple[torch.Tensor, ...]:
+        """Of each image: how much is erased, and the sides of the rectangle."""
+        seen = erase(torch.zeros(6000, 2, 16, 12)) != 0
+        assert torch.equal(seen[:, 0], seen[:, 1])
+        rows, columns = seen[:, 0].any(2).sum(1), seen[:, 0].any(1).sum(1)
+        area = seen[:, 0].sum((1, 2))
+        assert torch.equal(area, rows * columns)  # a rectangle
+        return area.float(), rows.float(), columns.float()
+
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    ours = shares(transforms.BatchErasing(0.25, mode="pixel", device="cpu"))
+    timms = shares(RandomErasing(0.25, mode="pixel", device="cpu"))
+    for one, other in zip(ours, timms, strict=True):
+        assert (one > 0).float().mean() == pytest.approx(0.25, abs=0.02)
+        assert one[one > 0].mean() == pytest.approx(float(other[other > 0].mean()), rel=0.05)
+        assert one[one > 0].std() == pytest.approx(float(other[other > 0].std()), rel=0.1)
 
 
 def test_a_prediction_counts_as_its_share() -> None:
