@@ -1,14 +1,18 @@
 """Races: whom they name in a thousand simulated ones, and real ones on digits."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 from scipy.stats import binomtest, ttest_rel
 
 from comparison.least_squares import CONFIDENCE
+from conftest import command, start, summaries, wait_for
 from sweeps.race_rules import Result, Rules, Run, Standing, standing
 
 RACES = 1000
@@ -99,3 +103,50 @@ def test_the_lowest_loss_wins_and_a_failed_run_drops_its_setting() -> None:
 
 def test_without_any_spread_nothing_is_dropped() -> None:
     assert race(np.array([[0.9], [0.8]]) * np.ones(20), Rules(2)).end == "max_seeds"
+
+
+# Real ones.
+
+DIGITS = (
+    "-m", "hydra/sweeper=race", "hydra.sweeper.max_seeds=8", "optimizer.lr=0.03,0.04,0.00001,0.00002",
+    "model.d_model=16", "model.depth=1", "trainer.epochs=2", "trainer.figures=false", "data.batch_size=32",
+    "data.num_workers=0", "wandb.mode=disabled", "sweep=r",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_good_settings(tmp_path: Path) -> None:
+    """Two learning rates that train equally well, and two that hardly train."""
+    sweep = tmp_path / "outputs" / "r"
+    process = start(*DIGITS, cwd=tmp_path)
+    wait_for(lambda: len(list(sweep.glob("*/checkpoints/best.pt"))) == 6, process)
+    process.kill()
+    process.communicate()
+    done = command(*DIGITS, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seeds = Counter(yaml.safe_load(path.read_text())["optimizer"]["lr"] for path in sweep.glob("*/config.yaml"))
+    assert seeds == {0.03: 8, 0.04: 8, 1e-5: 4, 2e-5: 4}, "the worse ones get half of the seeds"
+    assert [summary["status"] for summary in summaries(sweep)] == ["completed"] * 24
+    table = (sweep / "race.md").read_text()
+    assert table.count("dropped in round 1") == 2 and "max_seeds=8" in table and "| winner |" not in table
+    again = command(*DIGITS, cwd=tmp_path)
+    assert "ConvMixer-16/1" not in again.stdout  # nothing is run
+    assert (sweep / "race.md").read_text() == table
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "hydra.sweeper.first_seeds=2",
+        "hydra.sweeper.max_seeds=3",
+        "hydra.sweeper.smallest=-0.1",
+        "seed=0,1",
+        "data.val_fraction=0",
+    ],
+)
+def test_a_wrong_race_is_one_line_before_anything_starts(tmp_path: Path, wrong: str) -> None:
+    done = command("-m", "hydra/sweeper=race", "model.kernel_size=3,5", wrong, "sweep=r", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {wrong}")
+    assert not list(tmp_path.glob("outputs/r/*"))

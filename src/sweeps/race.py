@@ -1,0 +1,216 @@
+"""A race instead of a grid: seeds go to the settings that may still be the best (sweeps/race_rules.py).
+
+A round's runs go to the launcher together. Their results are read from their folders, so the same command resumes a
+race that was stopped, and takes the same decisions.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from comparison.formatting import count, duration, figure_text, number_text
+from comparison.least_squares import Estimate, mean
+from comparison.report import markdown_table
+from config.check import check_config
+from config.errors import ConfigError
+from config.schema import Config
+from runtime.console import print_table, say
+from sweeps.race_rules import Result, Rules, Run, Standing, margin, standing
+from tracking.identity import run_id
+
+
+def race(
+    config: DictConfig,
+    launcher: Launcher,
+    arguments: Sequence[str],
+    first_seeds: int,
+    max_seeds: int,
+    max_hours: float | None,
+    smallest: float | None,
+    params: Mapping[str, Any] | None,
+) -> None:
+    """Run seeds of the settings, round by round, until one is the best or nothing more is to be decided.
+
+    Raises:
+        ConfigError: what is asked for cannot be raced; nothing has been started.
+    """
+    check_options(first_seeds, max_seeds, max_hours, smallest)
+    settings = parse(config.hydra.job.config_name, arguments, params)
+    names = names_of(settings)
+    first, metric = settings[0].config.seed, settings[0].config.trainer.monitor
+    rules = Rules(len(settings), first_seeds, max_seeds, max_hours, smallest, lower_is_better=metric == "val/loss")
+    folder = Path(config.output_dir) / config.sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    launched: set[Run] = set()  # at this start: one that failed before is tried again
+
+    @cache
+    def own_id(run: Run) -> str:
+        return run_id(replace(settings[run[0]].config, seed=first + run[1]))
+
+    def result(run: Run) -> Result | None:
+        found = read_result(folder, own_id(run))
+        return None if found and math.isnan(found.value) and run not in launched else found
+
+    try:
+        lock = FileLock(folder / "race.lock").acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(f"sweep={config.sweep}: another process is racing there") from None
+    with lock:
+        say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds, tests at p < {rules.level:.2g}")
+        told: set[int] = set()
+        while (now := standing(result, rules)).missing:
+            tell_dropped(now, told, rules, names, metric)
+            say(f"round {now.round + 1}: {count(len(now.missing), 'run')} of {count(len(now.ranked), 'setting')}")
+            launched |= set(now.missing)
+            runs = [[*settings[setting].overrides, f"seed={first + seed}"] for setting, seed in now.missing]
+            for returned in launcher.launch(runs, initial_job_idx=sum(map(len, now.results.values()))):
+                _ = returned.return_value  # raises what the run did not record itself
+            if waiting := sum(result(run) is None for run in now.missing):
+                say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
+                return
+        tell_dropped(now, told, rules, names, metric)
+        report(now, rules, names, metric, folder)
+
+
+def check_options(first_seeds: int, max_seeds: int, max_hours: float | None, smallest: float | None) -> None:
+    """
+    Raises:
+        ConfigError: one of them is out of its range.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("hydra/sweeper=race: several processes were started; expected one, which starts the others")
+    for name, seeds, low in (("first_seeds", first_seeds, 3), ("max_seeds", max_seeds, first_seeds)):
+        if not isinstance(seeds, int) or seeds < low:
+            raise ConfigError(f"hydra.sweeper.{name}={seeds}: expected a whole number, at least {low}")
+    for name, value in (("max_hours", max_hours), ("smallest", smallest)):
+        if value is not None and (not isinstance(value, int | float) or value <= 0):
+            raise ConfigError(f"hydra.sweeper.{name}={value}: expected a number above 0, or null")
+
+
+@dataclass(frozen=True)
+class Setting:
+    overrides: list[str]
+    config: Config  # with the first seed
+
+
+def parse(app: str, arguments: Sequence[str], params: Mapping[str, Any] | None) -> list[Setting]:
+    """
+    Raises:
+        ConfigError: there are not several settings, or they cannot be raced.
+    """
+    declared = [f"{key}={value}" for key, value in (params or {}).items()]
+    overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides([*declared, *arguments])
+    for override in overrides:
+        if override.is_sweep_override() and override.get_key_element() in ("seed", "trainer.monitor"):
+            raise ConfigError(f"{override.input_line}: the same for all settings of a race; expected one value")
+    grid: list[list[str]] = BasicSweeper.split_arguments(overrides, None)[0]
+    settings = [Setting(list(own), check_config(compose(app, list(own)))) for own in grid]
+    if len({run_id(setting.config) for setting in settings}) < max(2, len(settings)):
+        raise ConfigError("hydra/sweeper=race: expected several settings that differ, e.g. model.kernel_size=3,5,7,9")
+    if not all(setting.config.data.val_fraction for setting in settings):
+        raise ConfigError("data.val_fraction=0: a race goes by validation; expected above 0")
+    return settings
+
+
+def names_of(settings: Sequence[Setting]) -> list[str]:
+    """What sets each setting apart, e.g. "kernel_size=5"."""
+    shared = set.intersection(*(set(setting.overrides) for setting in settings))
+    own = [[override for override in setting.overrides if override not in shared] for setting in settings]
+    return [" ".join(override.rpartition("=")[0].rpartition(".")[2] + "=" + override.rpartition("=")[2]
+                     for override in overrides) for overrides in own]  # fmt: skip
+
+
+def read_result(folder: Path, run: str) -> Result | None:
+    """What a run came to; None where it did not get to its end."""
+    for path in folder.glob(f"*-{run}/summary.json"):
+        summary = json.loads(path.read_text())
+        if summary["status"] in ("completed", "failed"):
+            is_completed = summary["status"] == "completed"
+            return Result(summary["objective"] if is_completed else math.nan, summary.get("seconds", 0.0))
+    return None
+
+
+# What it says.
+
+
+def tell_dropped(now: Standing, told: set[int], rules: Rules, names: Sequence[str], metric: str) -> None:
+    for setting in now.dropped.keys() - told:
+        told.add(setting)
+        gone = now.dropped[setting]
+        why = (
+            f"{behind_text(gone.behind, rules, metric)} behind {names[gone.leader]}" if gone.behind else "a run failed"
+        )
+        say(f"  dropped after {len(now.results[setting])} seeds: {names[setting]}, {why}")
+
+
+def behind_text(behind: Estimate, rules: Rules, metric: str, unit: str = " points") -> str:
+    """A distance with the interval at the level of the race's tests."""
+    unit = unit if metric.endswith("accuracy") else ""
+    return f"{figure_text(behind.value, metric, '')} ± {figure_text(margin(behind, rules), metric, unit)}"
+
+
+def ending(now: Standing, rules: Rules, names: Sequence[str]) -> str:
+    """Which setting won, or why none did."""
+    left = f"{count(len(now.ranked), 'setting')} still in question"
+    match now.end:
+        case "winner":
+            return (
+                f"Winner: {names[now.ranked[0]]}. Every other setting is significantly worse, or had a run that failed."
+            )
+        case "smallest":
+            return (
+                f"No winner: the {len(now.ranked)} settings that remain differ by less than smallest={rules.smallest}."
+            )
+        case "max_seeds":
+            return f"No winner: {left} at max_seeds={rules.max_seeds}."
+        case "max_hours":
+            return f"No winner: {left}; another round would exceed max_hours={rules.max_hours}."
+        case _:
+            return "No winner: every setting had a run that failed."
+
+
+def report(now: Standing, rules: Rules, names: Sequence[str], metric: str, folder: Path) -> None:
+    """The outcome and the table, on the terminal and in race.md."""
+    unit = " %" if metric.endswith("accuracy") else ""
+    header = ["setting", "seeds", f"{metric}{unit}", "behind the leader", "outcome"]
+    rows = []
+    for setting in (*now.ranked, *sorted(now.dropped, key=lambda setting: -now.dropped[setting].round)):
+        gone, found = now.dropped.get(setting), now.results[setting]
+        behind = gone.behind if gone else now.behind.get(setting)
+        if gone:
+            outcome = f"{'dropped' if gone.behind else 'failed'} in round {gone.round}"
+        else:
+            outcome = "winner" if now.end == "winner" else "in question"
+        values = [result.value for result in found if not math.isnan(result.value)]
+        rows.append(
+            [
+                names[setting],
+                str(len(found)),
+                number_text(mean(values), metric, ""),
+                behind_text(behind, rules, metric, "") if behind else "",
+                outcome,
+            ]
+        )
+    runs, grid = len(now.seconds), rules.settings * rules.max_seeds
+    cost = f"{count(runs, 'run')} in {duration(sum(now.seconds))}; all seeds of all settings would have been {grid}."
+    title = f"race by {metric}; ± is the mean's 95 % interval, and of a distance that of the race's tests"
+    print_table(title, header, rows)
+    lines = [ending(now, rules, names), cost]
+    for line in lines:
+        say(line)
+    (folder / "race.md").write_text(
+        "\n".join([f"# {folder.name}", "", *lines, "", f"{title}.", "", *markdown_table(header, rows)])
+    )
