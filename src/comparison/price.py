@@ -50,16 +50,16 @@ def prices(comparison: Comparison) -> list[Price]:
     if not differences:
         return []
     best = label(settings[0], comparison)
-    pairs = math.comb(len(settings), 2)
+    of_differences = level(differences, math.comb(len(settings), 2))
+    of_effects = level(comparison.effects, len(comparison.effects))
     found: dict[frozenset[int], Price] = {}
     for other, difference in zip(settings[1:], differences, strict=True):
         if difference is differences[0] or not difference.is_significant:
             question = f"{best} against {label(other, comparison)}"
-            found[frozenset(difference.compared)] = price(question, difference, level(differences, pairs), comparison)
+            found[frozenset(difference.compared)] = price(question, difference, of_differences, comparison)
     for effect in comparison.effects:
         if not effect.is_significant and frozenset(effect.compared) not in found:
-            own = level(comparison.effects, len(comparison.effects))
-            found[frozenset(effect.compared)] = price(effect_name(effect, comparison), effect, own, comparison)
+            found[frozenset(effect.compared)] = price(effect_name(effect, comparison), effect, of_effects, comparison)
     known = [one for one in found.values() if one.detectable is not None]
     return known or list(found.values())[:1]
 
