@@ -5,12 +5,14 @@ python src/train.py -m model.kernel_size=5,9 model.depth=8,16
 python src/train.py --help
 """
 
+import sys
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from config.check import check_config
-from config.errors import report_errors
+from config.errors import check_options, report_errors
 from config.schema import register
 
 
@@ -26,4 +28,5 @@ def main(composed: DictConfig) -> float | None:
 if __name__ == "__main__":
     register()
     with report_errors():
+        check_options(sys.argv[1:])
         main()

@@ -18,14 +18,13 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 
 from config.check import check_config
 from config.errors import ConfigError, report_errors
 from config.schema import CONF, Config, overrides_of, register
 from runtime.console import say
+from sweeps import jobs
 
 APP = "train"
 
@@ -38,9 +37,9 @@ def wandb_sweep(
     Raises:
         ConfigError: nothing is swept over, or not in a way that the method can do.
     """
-    swept, fixed = parse(arguments)
+    swept, fixed = split_overrides(arguments)
     if method != "grid":
-        from sweeps.search import UNSEARCHED  # takes seconds to import
+        from sweeps.space import UNSEARCHED  # takes seconds to import
 
         for key in swept.keys() & UNSEARCHED.keys():
             raise ConfigError(f"{swept[key].input_line}: {UNSEARCHED[key]}")
@@ -73,25 +72,24 @@ def wandb_sweep(
     return first, {key: value for key, value in described.items() if value is not None}
 
 
-def parse(arguments: Sequence[str]) -> tuple[dict[str, Override], dict[str, str]]:
+def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Override], dict[str, str]]:
     """The keys with several values, and the ones with one; the experiment's own, unless the arguments say otherwise.
 
     Raises:
         ConfigError: nothing has several values, or an override is for Hydra's sweeper or launcher.
     """
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    asked = parser.parse_overrides(list(arguments))
+    asked = jobs.parse_overrides(arguments).values()
     for override in asked:
         if override.is_hydra_override():
             raise ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
     single = [str(override.input_line) for override in asked if not override.is_sweep_override()]
-    params = compose(APP, single, return_hydra_config=True).hydra.sweeper.params or {}
-    declared = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
-    overrides = {override.key_or_group: override for override in (*declared, *asked)}  # of several for a key the last
+    params = compose(APP, single, return_hydra_config=True).hydra.sweeper.params
+    overrides = jobs.parse_overrides(arguments, params)
     swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
     if not swept:
         raise ConfigError("there is nothing to sweep over; give a key several values, e.g. seed=0,1,2")
-    return swept, {key: overrides[key].get_value_element_as_str() for key in overrides if key not in swept}
+    fixed = {key: overrides[key].get_value_element_as_str() for key in overrides if key not in swept}
+    return swept, {**fixed, "varied": jobs.as_list(swept)}
 
 
 def parameter(override: Override, method: str, fixed: Mapping[str, str]) -> dict[str, Any]:
@@ -107,10 +105,10 @@ def parameter(override: Override, method: str, fixed: Mapping[str, str]) -> dict
 
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    from sweeps import search  # takes seconds
+    from sweeps.space import distribution  # takes seconds
 
     try:
-        match search.distribution(APP, override, fixed):
+        match distribution(APP, override, fixed):
             case FloatDistribution(low=low, high=high, log=log):
                 return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
             case IntDistribution(low=low, high=high, log=True):

@@ -144,9 +144,9 @@ def wait_for(condition: Callable[[], object], process: Command, seconds: float =
 
 
 def metrics(sweep: Path) -> dict[str, str]:
-    """The metrics of every run, without the time columns, as text to the last digit."""
+    """The metrics of every run by its ID, without the time columns, as text to the last digit."""
     return {
-        path.parent.name: pd.read_csv(path, dtype=str).drop(columns=TIMES).to_csv()
+        path.parent.name.rpartition("-")[2]: pd.read_csv(path, dtype=str).drop(columns=TIMES).to_csv()
         for path in sorted(sweep.glob("*/metrics.csv"))
     }
 

@@ -16,6 +16,8 @@ from config.schema import register
 from conftest import checked, command, metrics, start, summaries, wait_for
 from processes import REPOSITORY
 from sweeps import search
+from sweeps.jobs import parse_overrides
+from sweeps.space import check_space, split_overrides
 
 TINY = (
     "model.d_model=8",
@@ -114,12 +116,22 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert [trial.user_attrs["retry_of"] for trial in trials(tmp_path / "outputs" / "s")[3:]] == failed
 
 
+@pytest.mark.parametrize("folder", ["o?x=1", "50%25", "a b#c"])
+def test_a_search_keeps_its_trials_in_its_own_folder(tmp_path: Path, folder: str) -> None:
+    cwd = tmp_path / folder
+    cwd.mkdir()
+    done = tiny(cwd, n_trials=1)
+    assert done.returncode == 0, done.stderr
+    assert (cwd / "outputs" / "s" / "search.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
 def space(*arguments: str) -> dict[str, Any]:
     """What `python src/train.py -m hydra/sweeper=optuna ARGUMENTS` would search."""
     register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        found, fixed = search.parse("train", ["sweep=s", *arguments])
-        search.check("train", found, fixed)
+        found, fixed = split_overrides("train", parse_overrides(["sweep=s", *arguments]))
+        check_space("train", found, fixed)
     return dict(found)
 
 

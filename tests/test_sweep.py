@@ -59,9 +59,22 @@ def test_a_single_run_that_fails_says_so_with_its_exit_code(tmp_path: Path) -> N
 def test_groups_can_be_swept_with_glob(tmp_path: Path) -> None:
     done = command("-m", "kernel=glob(k*,exclude=k1*)", *SMALL, "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert set(statuses(tmp_path / "outputs" / "s")) == {
-        f"kernel_k{k}-d_model_8-depth_1-epochs_1-train_fraction_0.1" for k in (3, 5, 7, 9)
-    }
+    assert set(statuses(tmp_path / "outputs" / "s")) == {f"kernel_k{k}" for k in (3, 5, 7, 9)}
+    assert "kernel=k3,k5,k7,k9" in (first := done.stdout.splitlines()[0]) and "depth=1" in first
+    own = [line for line in done.stdout.splitlines() if "kernel=k3: ConvMixer" in line]
+    assert own and "depth=1" not in own[0]  # what all runs share is said once
+    for path in (tmp_path / "outputs" / "s").glob("*/summary.json"):
+        summary = json.loads(path.read_text())
+        assert summary["varied"] == ["kernel"] and summary["overrides"]["model.depth"] == 1
+        assert summary["name"] == f"kernel={summary['overrides']['kernel']}"
+
+
+def test_a_larger_grid_takes_up_the_runs_of_the_smaller_one(tmp_path: Path) -> None:
+    command("-m", "kernel=k3,k5", *SMALL, "sweep=s", cwd=tmp_path)
+    done = command("-m", "kernel=k3,k5", "seed=0,1", *SMALL, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("completed before") == 2
+    assert len(statuses(tmp_path / "outputs" / "s")) == 4
 
 
 def test_the_terminal_is_quiet_when_it_is_none(tmp_path: Path) -> None:

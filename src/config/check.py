@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from config.errors import ConfigError, parent, suggest
+from config.errors import ConfigError, parent, shown, suggest
 from config.schema import SGD, Config, WarmedUp, flatten, keys_of
 
 
@@ -39,7 +39,7 @@ def check_keys(composed: DictConfig) -> Any:
             raise ConfigError(f"{path}: there is no such key; {suggest(path, siblings)}")
     for path, value, constraint in keys_of(config):
         if constraint and value is not None and not constraint.holds(value):
-            raise ConfigError(f"{path}={value}: expected {constraint.expected}")
+            raise ConfigError(f"{path}={shown(value)}: expected {constraint.expected}")
     return config
 
 
@@ -64,7 +64,7 @@ def check_together(config: Config) -> None:
             "the name of a published model, e.g. convmixer_768_32"
         )
     if (data.mean is None) != (data.std is None):
-        raise ConfigError(f"data.mean={data.mean}, data.std={data.std}: give both, or null for both")
+        raise ConfigError(f"data.mean={shown(data.mean)}, data.std={shown(data.std)}: give both, or null for both")
     if trainer.early_stopping.patience is not None and not data.val_fraction:
         raise ConfigError(
             f"trainer.early_stopping.patience={trainer.early_stopping.patience}: "

@@ -2,13 +2,16 @@
 
 import difflib
 import os
-import re
 import sys
+import types
+import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from typing import Any
 
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -17,11 +20,11 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from config.schema import GROUPS, Config, keys_of
+from config.schema import CONF, GROUPS, Config, keys_of
 
 
 class ConfigError(ValueError):
-    """A value that cannot be; the message names the key, the value and what would be right."""
+    """Invalid input; the message names the key, the value and what would be right."""
 
 
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -48,40 +51,58 @@ def report_errors() -> Iterator[None]:
         os.environ["HYDRA_FULL_ERROR"] = before
 
 
+def check_options(arguments: Sequence[str]) -> None:
+    """Checks what Hydra answers with a traceback or a paragraph: a group's option that is no word, a forgotten -m.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    for override in OverridesParser.create().parse_overrides(
+        [text for text in arguments if "=" in text and text[0] != "-"]
+    ):
+        key, sweep = override.key_or_group, override.is_sweep_override()
+        if sweep and not is_sweep and not override.is_hydra_override():
+            raise ConfigError(
+                f"{override.input_line}: several values; add -m to sweep over them, or write them as a list, [A,B]"
+            )
+        if key not in (*GROUPS, "hydra/launcher", "hydra/sweeper") or override.is_delete():
+            continue
+        for option in getattr(override.value(), "list", [override.value()]):  # of a ChoiceSweep
+            if option is None or isinstance(option, bool | int | float):
+                options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+                raise ConfigError(f"{key}={shown(option)}: expected one of {options}; or leave it out")
+
+
 def explain(error: Exception) -> str:
     """What is wrong and what would be right, in terms of the keys that were typed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: there is no such option; expected one of {', '.join(error.options)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    message = str(error)
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        section = cause.object_type if is_dataclass(cause.object_type) else None
-        siblings = [item.name for item in fields(section)] if section else []
-        return f"{cause.full_key}: there is no such key; {suggest(cause.full_key, siblings)}"
+    key = getattr(cause, "full_key", None)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
+        siblings = [item.name for item in fields(cause.object_type)] if is_dataclass(cause.object_type) else []
+        return f"{key}: there is no such key; {suggest(key, siblings)}"
     if isinstance(cause, MissingMandatoryValue):
-        return f"{cause.full_key}: has no value yet; set it with {cause.full_key}=VALUE"
-    if isinstance(cause, ValidationError) and cause.full_key:
-        return f"{cause.full_key}{wrong_type(str(cause).splitlines()[0])}"
-    unknown_group = re.match(r"Could not override '([^'@]+)'", message)
-    if unknown_group:
-        return f"{unknown_group[1]}: there is no such key or group; {suggest(unknown_group[1])}"
-    unknown_option = re.search(r"Could not find '(.+)/([^/]+)'\s+Available options in .*:\n((?:\t.*\n?)+)", message)
-    if unknown_option:
-        group, option, there = unknown_option[1], unknown_option[2], unknown_option[3].split()
-        return f"{group}={option}: there is no such option; expected one of {', '.join(there)}"
-    several = re.match(r"Ambiguous value for argument '(.+)'", message)
-    if several:
-        return f"{several[1]}: several values; add -m to sweep over them, or write them as a list, [A,B]"
-    # Hydra's own words, without its search path and its traceback.
-    return re.split(r"\n\s*\n?Config search path", message)[0].strip()
+        return f"{key}: has no value yet; set it with {key}=VALUE"
+    if isinstance(cause, ValidationError) and key and is_dataclass(cause.object_type):
+        hint = typing.get_type_hints(cause.object_type)[key.rpartition(".")[2]]
+        return f"{key}={shown(cause.value)}: expected {described(hint)}"
+    return str(error).partition("\nConfig search path")[0].strip()  # Hydra's own words
 
 
-TYPES = {"integer": "a whole number", "float": "a number", "bool": "true or false"}  # by OmegaConf's words for them
+def shown(value: Any) -> str:
+    """A value as it is typed."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def wrong_type(message: str) -> str:
-    """OmegaConf's message about a value, in words like those about a value out of its limit."""
-    told = re.match(r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid) (\w+)", message)
-    expected = TYPES.get(told[2].lower()) if told else None
-    return f"={told[1]}: expected {expected}" if told and expected else f": {message}"
+def described(hint: Any) -> str:
+    """A key's type in words."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(described(part) for part in typing.get_args(hint))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    return words.get(hint) or f"a {(typing.get_origin(hint) or hint).__name__}"
 
 
 def parent(path: str) -> str:
@@ -96,7 +117,7 @@ def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
     if section and siblings:
         similar = [f"{section}.{sibling}" for sibling in difflib.get_close_matches(name, siblings, n=1)]
     else:
-        siblings = [*GROUPS, "trainer", "checkpoint", "wandb", "study", "seed", "on_failure", "output_dir", "sweep"]
+        siblings = [*GROUPS, *(item.name for item in fields(Config) if item.name not in GROUPS)]
         similar = difflib.get_close_matches(unknown, siblings, n=1)
     if close := similar or same_name:
         return f"did you mean {close[0]}?"

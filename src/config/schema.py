@@ -61,7 +61,10 @@ RAND_AUGMENT = Constraint(
     ),
 )
 AUTO = Constraint("auto, true or false", lambda value: value in ("auto", True, False))
-FOLDER_NAME = Constraint("the name of a folder, without '/'", lambda name: name and "/" not in name and name[0] != ".")
+FOLDER_NAME = Constraint(
+    "the name of a folder: at most 255 bytes, no '/', no '.' in front",
+    lambda name: 0 < len(name.encode()) <= 255 and "/" not in name and name[0] != ".",
+)
 
 
 def key(constraint: Constraint | None, default: Any = MISSING) -> Any:
@@ -256,13 +259,14 @@ class Config:
     on_failure: str = key(one_of("continue", "stop"), "continue")  # what a sweep does when a run fails
     output_dir: str = "outputs"
     sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
+    varied: list[str] = field(default_factory=list)  # keys that vary in the run's sweep, which sets it: they name runs
 
 
 # Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
 NOT_IDENTITY = (
     "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures",
     "trainer.checkpoint_activations", "checkpoint", "wandb",
-    "study", "on_failure", "output_dir", "sweep",
+    "study", "on_failure", "output_dir", "sweep", "varied",
 )  # fmt: skip
 
 # Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.

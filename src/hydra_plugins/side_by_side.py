@@ -1,70 +1,146 @@
-"""The launcher of conf/hydra/launcher/side_by_side.yaml: joblib's, but a run that is killed takes no other along."""
+"""The launcher of conf/hydra/launcher/side_by_side.yaml: each run in a process of its own, several at once.
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+A process is forked from one that has imported PyTorch, which takes seconds; apart from that it is the command
+`python src/train.py OVERRIDES`.
+"""
 
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import FrameType
 
+from hydra.core.utils import JobReturn, JobStatus, env_override
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from config.errors import ConfigError
 from runtime.console import say
 
 
-class SideBySide(JoblibLauncher):
+class SideBySide(Launcher):
+    def __init__(self, n_jobs: int | None) -> None:
+        if n_jobs is not None and n_jobs < 1:
+            raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: expected at least 1, or null")
+        self.n_jobs = n_jobs
+        self.stopped_by = 0  # the signal that asked to stop
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all of them, `n_jobs` at once.
+        """Run all of them, `n_jobs` at once. A run that fails or is killed leaves the others alone.
 
-        Where the process of a run is killed, e.g. for its memory, joblib ends its neighbors with it. They go on one
-        at a time then, which shows the one to blame: it returns NaN, as failed runs do. Then the others follow.
+        Raises:
+            SystemExit: a signal came, or a run did not complete and on_failure=stop.
         """
-        from joblib.externals.loky.process_executor import TerminatedWorkerError  # not at every start of Hydra
-
-        assert self.config
-        setup_globals()
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs())
+        total = self.config.hydra.sweeper.get("n_trials", initial_job_idx + len(job_overrides))
         waiting = dict(enumerate(job_overrides, initial_job_idx))
-        returned: dict[int, JobReturn] = {}
-        suspects: list[int] = []
-        while waiting:
-            batch, begun = suspects[:1] or list(waiting), list[int]()
-            try:
-                for number, result in self.side_by_side({number: waiting[number] for number in batch}, begun):
-                    returned[number] = result
-                    del waiting[number]
-                suspects = suspects[1:]
-            except TerminatedWorkerError:
-                ended = [number for number in begun if number in waiting]
-                if len(ended) > 1:
-                    say("the process of a run was killed; those that were going on go on one at a time", "yellow")
-                    suspects = ended
-                    continue
-                for number in ended:
-                    say(f"the process of {' '.join(waiting.pop(number))} was killed; out of memory?", "red")
-                    returned[number] = JobReturn(status=JobStatus.COMPLETED, _return_value=math.nan)
-                suspects = suspects[1:]
-        return [returned[number] for number in sorted(returned)]
+        running: dict[int, tuple[ForkServerProcess, str]] = {}  # by what tells of a process's end
+        failed = False
+        with self.forward_signals(), fork_server(cores() // n_jobs) as context:
+            while running or (waiting and not self.stopped_by and not failed):
+                while waiting and len(running) < n_jobs and not self.stopped_by and not failed:
+                    number = next(iter(waiting))
+                    overrides = list(waiting.pop(number))
+                    say(f"run {number + 1} of {total}")
+                    process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
+                    process.start()
+                    running[process.sentinel] = process, " ".join(overrides)
+                    if self.stopped_by:  # in between
+                        process.terminate()
+                ended = wait(list(running))
+                for sentinel in [sentinel for sentinel in running if sentinel in ended]:
+                    process, name = running.pop(sentinel)
+                    process.join()
+                    if process.exitcode and process.exitcode < 0 and not self.stopped_by and not failed:
+                        say(f"the process of {name} was killed; out of memory?", "red")
+                    if process.exitcode and self.config.on_failure == "stop" and not failed:
+                        failed = True
+                        for other, _ in running.values():
+                            other.terminate()
+        if self.stopped_by or failed:
+            sys.exit(128 + self.stopped_by if self.stopped_by else 1)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
-    def side_by_side(self, runs: dict[int, Sequence[str]], begun: list[int]) -> Iterable[tuple[int, JobReturn]]:
-        """Each as it ends; `begun` has those that were begun."""
-        from joblib import Parallel, cpu_count, delayed, parallel_config
+    @contextmanager
+    def forward_signals(self) -> Iterator[None]:
+        """A signal stops every run in order, and the sweep waits for that; a second Ctrl-C ends them at once."""
 
-        def calls() -> Iterator[Any]:
-            for number, overrides in runs.items():
-                begun.append(number)
-                yield delayed(execute)(
-                    number, overrides, self.hydra_context, self.config, self.task_function, Singleton.get_state()
-                )
+        def forward(number: int, frame: FrameType | None) -> None:
+            again, self.stopped_by = bool(self.stopped_by), number
+            if not again:
+                say("stopping: every run writes its checkpoint; Ctrl-C again ends them at once", "yellow")
+            for process in multiprocessing.active_children():
+                process.kill() if again else process.terminate()
 
-        n_jobs = self.joblib["n_jobs"]
-        options = {**self.joblib, "n_jobs": max(2, n_jobs), "pre_dispatch": n_jobs, "batch_size": 1}
-        with parallel_config("loky", inner_max_num_threads=max(1, cpu_count() // n_jobs)):
-            # A single process would be this one.
-            return Parallel(return_as="generator_unordered", **options)(calls())
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def execute(number: int, *call: Any) -> tuple[int, JobReturn]:
-    from hydra_plugins.hydra_joblib_launcher._core import execute_job
+def arguments_for(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """The command line of one run of a sweep."""
+    folders = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
+    of_the_sweep = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.mode=")
+    named = any(override.startswith("sweep=") for override in overrides)
+    return [
+        sys.argv[0],
+        f"--config-name={config.hydra.job.config_name}",
+        *(f"--config-dir={folder}" for folder in folders),
+        *(override for override in config.hydra.overrides.hydra if not override.startswith(of_the_sweep)),
+        *overrides,
+        *([] if named else [f"sweep={config.sweep}"]),  # the time of day would be another
+    ]
 
-    return number, execute_job(number, *call)
+
+def default_n_jobs() -> int:
+    """A run on each GPU, without a GPU on each core."""
+    import torch  # takes seconds
+
+    return torch.cuda.device_count() or cores()
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def fork_server(threads: int) -> Iterator[ForkServerContext]:
+    """A process that has imported what a run needs; runs are forked from it, each with so many threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.run"])
+    inherited = {name: os.environ.get(name, str(max(1, threads))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    with env_override({**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}):  # Python 3.11's server needs it
+        forkserver.ensure_running()
+    yield context
+
+
+# In a run's process.
+
+
+def become(arguments: list[str]) -> None:
+    """Turn this process into the command; it stops in order when the sweep's process is gone."""
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # as config/errors.py has set it in the sweep's process
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def stop_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

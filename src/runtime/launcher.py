@@ -3,16 +3,16 @@
 Shell        a person or a script: the exit code says what happened
 Torchrun     several ranks; all are ended as soon as one has ended
 Slurm        a job of submitit's, of one or several ranks, which an interrupted run puts back into the queue
-SideBySide   one of the workers of a sweep, which end together
+SideBySide   a sweep with several runs at once, each in a process of its own
 WandbAgent   the agent of a W&B sweep, which takes any exit code but 0 for a failure
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 
 from config.errors import first_line
-from runtime import workers
 from runtime.distributed import World, leave_at_once
 
 log = logging.getLogger(__name__)
@@ -25,11 +25,6 @@ class Launcher:
 
     def __init__(self, world: World) -> None:
         self.world = world
-
-    @property
-    def pending_signal(self) -> int:
-        """A signal that came before the run has started, which must not start then; 0: none."""
-        return 0
 
     def ends_run(self, number: int) -> bool:
         """Whether the signal ends the run; otherwise it only asks for a checkpoint."""
@@ -76,17 +71,6 @@ class Slurm(Torchrun):
 class SideBySide(Launcher):
     shares_terminal = True
 
-    @property
-    def pending_signal(self) -> int:
-        return workers.stopped_by
-
-    def after_interrupt(self, number: int) -> None:
-        workers.stopped_by = number  # the sweep's other runs end in their own time
-
-    def after_failure(self, stop_sweep: bool) -> None:
-        if stop_sweep:
-            workers.stop_the_others()
-
 
 class WandbAgent(Launcher):
     def after_interrupt(self, number: int) -> None:
@@ -94,7 +78,7 @@ class WandbAgent(Launcher):
 
 
 def detect_launcher(world: World) -> Launcher:
-    if workers.is_worker():
+    if multiprocessing.parent_process() is not None:
         return SideBySide(world)
     if "SUBMITIT_EXECUTOR" in os.environ:
         return Slurm(world)

@@ -30,7 +30,7 @@ class SignalHandler:
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
-        self.number = launcher.pending_signal
+        self.number = 0
         self.save_requested = False
         self.previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 

@@ -7,21 +7,16 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, open_dict
 
 from config.check import check_config
 from config.errors import ConfigError, explain
-from runtime import workers
 from runtime.console import say
+from sweeps import jobs
+from tracking.identity import as_given, in_short
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +25,13 @@ class SweepCallback(Callback):
     """What Hydra calls before and after runs. To stop it, sys.exit: it only warns of exceptions here."""
 
     total = 1  # runs of the sweep
+    run_ids: frozenset[str] = frozenset()  # of a grid's
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with exit_on_error():
             check_config(config)
-            check_team(config)
-            make_output_dir(config)
+            check_name(config)
+            jobs.make_folder(config)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         objective = kwargs["job_return"].return_value
@@ -44,39 +40,37 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if "n_trials" in config.hydra.sweeper:  # a search: sweeps/search.py checks what it may propose
-            self.total, at_once = config.hydra.sweeper.n_trials, config.hydra.sweeper.n_jobs
-        else:
-            with exit_on_error():
-                jobs = jobs_of(config)
-                check_team(config)
-            for overrides in jobs:
-                with exit_on_error(of_run=" ".join(overrides)):
-                    check_config(compose(config.hydra.job.config_name, overrides))
-            with exit_on_error():
-                make_output_dir(config)
-            self.total = at_once = len(jobs)
-            if is_first():
-                say(f"sweep {config.sweep}: {self.total} runs → {config.output_dir}/{config.sweep}")
-        if "n_jobs" in config.hydra.launcher:  # side by side
-            with read_write(config.hydra.launcher):
-                config.hydra.launcher.n_jobs = workers.how_many(config.hydra.launcher.n_jobs, at_once)
-            workers.stop_together()
+            self.total = config.hydra.sweeper.n_trials
+            return
+        with exit_on_error():
+            overrides = jobs.parse_overrides(config.hydra.overrides.task, config.hydra.sweeper.params)
+            runs = jobs.expand_grid(overrides)
+            check_name(config)
+        for run in runs:
+            with exit_on_error(of_run=" ".join(run)):
+                self.run_ids |= {jobs.make_job(config.hydra.job.config_name, run).run_id}
+        with exit_on_error():
+            jobs.make_folder(config)
+        is_race = "max_seeds" in config.hydra.sweeper
+        varied = [*jobs.varied_keys(runs), *(["seed"] if is_race else [])]
+        with open_dict(config):
+            config.hydra.overrides.task.append(f"varied={jobs.as_list(varied)}")
+        if is_race:  # sweeps/race.py says itself what it runs
+            return
+        self.total = len(runs)
+        if is_first():
+            say(f"sweep {config.sweep}: {describe(runs)} → {config.output_dir}/{config.sweep}")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        workers.prepare()
-        if self.total > 1 and not workers.stopped_by and is_first():
+        if self.total > 1 and is_first():
             log.info(f"run {config.hydra.job.num + 1} of {self.total}")
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        workers.leave_if_alone()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not is_first():
             return
-        workers.exit_if_stopped()
         from comparison.compare import compare
 
-        folder = Path(config.output_dir) / config.sweep
+        folder = jobs.make_folder(config)
         try:
             runs = compare([folder])
         except ConfigError as error:
@@ -84,25 +78,27 @@ class SweepCallback(Callback):
         except Exception:
             traceback.print_exc()
             sys.exit(f"the runs are kept in {folder}, but could not be compared")
-        unfinished = [run for run in runs if run.status != "completed"]
-        if unfinished:
-            sys.exit(f"{len(unfinished)} of {len(runs)} runs did not complete")
+        completed = [run for run in runs if run.status == "completed"]
+        missing = self.run_ids - {run.folder.name.rpartition("-")[2] for run in runs}  # they ended before they began
+        if total := len(runs) - len(completed) + len(missing):
+            sys.exit(f"{total} of {len(runs) + len(missing)} runs did not complete")
 
 
-def jobs_of(config: DictConfig) -> list[list[str]]:
-    """The overrides of every run, as Hydra's own sweeper will make them."""
-    declared = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides([*declared, *config.hydra.overrides.task])
-    return BasicSweeper.split_arguments(overrides, None)[0]
+def describe(runs: list[list[str]]) -> str:
+    """A grid in a line, e.g. "4 runs of kernel_size=5,9 × depth=8,16, all with epochs=5"."""
+    given = [as_given(run) for run in runs]
+    varied = jobs.varied_keys(runs)
+    axes = [f"{key.rpartition('.')[2]}={','.join(dict.fromkeys(run[key] for run in given))}" for key in varied]
+    shared = in_short({key: value for key, value in given[0].items() if key not in varied})
+    return f"{len(runs)} runs{' of ' if axes else ''}{' × '.join(axes)}{f', all with {shared}' if shared else ''}"
 
 
 def is_first() -> bool:
-    """Whether this process speaks for its team (runtime/distributed.py), or is alone."""
+    """Whether this process is alone or the first of its run's (runtime/distributed.py)."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_team(config: DictConfig) -> None:
+def check_name(config: DictConfig) -> None:
     """
     Raises:
         ConfigError: several processes were started for one run, without a name that they share.
@@ -110,17 +106,6 @@ def check_team(config: DictConfig) -> None:
     named = any(override.startswith("sweep=") for override in config.hydra.overrides.task)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
         raise ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
-
-
-def make_output_dir(config: DictConfig) -> None:
-    """
-    Raises:
-        ConfigError: there can be no such folder.
-    """
-    try:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output_dir={config.output_dir}: {error.strerror}; expected a folder to write to") from error
 
 
 @contextmanager

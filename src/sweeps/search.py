@@ -1,7 +1,7 @@
 """Search instead of a grid: Optuna proposes the runs of a sweep, and learns from how they did.
 
-Everything that it knows is in OUTPUT_DIR/SWEEP/search.db, so that the same command goes on after whatever
-ended it: `optuna-dashboard sqlite:///OUTPUT_DIR/SWEEP/search.db` shows it.
+Everything that it knows is in OUTPUT_DIR/SWEEP/search.db, so that the same command resumes whatever ended it:
+`optuna-dashboard sqlite:///OUTPUT_DIR/SWEEP/search.db` shows it.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,33 +17,21 @@ from typing import Any
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from omegaconf import DictConfig
+from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from config.check import check_config
-from config.errors import ConfigError, explain
+from config.errors import ConfigError
 from config.schema import Config, overrides_of
-from runtime import workers
 from runtime.console import say
+from sweeps import jobs
+from sweeps.space import Distribution, Space, check_space, split_overrides
 from tracking.identity import run_id
 
 log = logging.getLogger(__name__)
-
-Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
-Space = Mapping[str, Distribution]
 
 
 def search(
@@ -72,17 +61,17 @@ def search(
         raise ConfigError("hydra/sweeper=optuna: several processes were started; expected one, which starts the others")
 
     app: str = config.hydra.job.config_name
-    space, fixed = parse(app, [*(f"{key}={value}" for key, value in (params or {}).items()), *arguments])
-    typical = check(app, space, fixed)
-    folder = Path(config.output_dir) / config.sweep
-    folder.mkdir(parents=True, exist_ok=True)
+    space, fixed = split_overrides(app, jobs.parse_overrides(arguments, params))
+    fixed = {"sweep": config.sweep, **fixed, "varied": jobs.as_list(space)}
+    typical = check_space(app, space, fixed)
+    folder = jobs.make_folder(config)
     try:
         lock = FileLock(folder / "search.lock").acquire(blocking=False)
     except Timeout:
         raise ConfigError(f"sweep={config.sweep}: another process is searching there") from None
     with lock:
         study = optuna.create_study(
-            storage=f"sqlite:///{folder / 'search.db'}",
+            storage=storage(folder / "search.db"),
             study_name=study_name(typical, space),
             direction="minimize" if typical.trainer.monitor == "val/loss" else "maximize",
             load_if_exists=True,
@@ -101,45 +90,42 @@ def search(
         while batch or (batch := propose(study, space, min(n_jobs, n_trials - count(study)), seed, sampler)):
             run_batch(app, study, batch, fixed, launcher)
             batch = []
-            if workers.stopped_by:
-                return  # SweepCallback ends the process
         say(best(study, typical.trainer.monitor))
+
+
+def storage(path: Path) -> RDBStorage:
+    """A database file, whatever its path: as a URL one with `?` or `%` would be another."""
+    return RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(path, timeout=60)})
+
+
+def study_name(typical: Config, space: Space) -> str:
+    """The same for the same search: another one under an old name of a sweep starts from nothing."""
+    spaces = {key: distribution_to_json(values) for key, values in sorted(space.items())}
+    searched = hashlib.sha256(json.dumps([run_id(typical), spaces]).encode()).hexdigest()[:8]
+    return f"{typical.sweep}-{searched}"
 
 
 def run_batch(
     app: str, study: optuna.Study, batch: Sequence[FrozenTrial], fixed: Mapping[str, str], launcher: Launcher
 ) -> None:
     """Launch the runs and keep how they did; one that does not get to its end stays a running trial."""
-    overrides = [overrides_of({**trial.params, **fixed}) for trial in batch]
-    runs = [run_of(app, own) for own in overrides]
-    jobs = dict(zip(runs, overrides, strict=True))  # two trials may be the same run
-    results = launcher.launch(list(jobs.values()), initial_job_idx=batch[0].number)
-    returned = dict(zip(jobs, results, strict=True))
-    for trial, run in zip(batch, runs, strict=True):
-        objective = objective_of(jobs[run], returned[run])
+    valid: dict[int, jobs.Job] = {}  # by the number of the trial; two trials may be the same run
+    for trial in batch:
+        overrides = overrides_of({**trial.params, **fixed})
+        try:
+            valid[trial.number] = jobs.make_job(app, overrides)
+        except ConfigError as error:  # values, each right by itself, that do not fit together
+            log.error(f"FAILED {' '.join(overrides)}: {error}")
+            study.tell(trial.number, state=TrialState.FAIL)
+    jobs.launch(launcher, valid.values(), first_number=batch[0].number)
+    for number, job in valid.items():
+        objective = jobs.objective(job.summary)
         if objective is None:
             continue
         if math.isnan(objective):
-            study.tell(trial.number, state=TrialState.FAIL)
+            study.tell(number, state=TrialState.FAIL)
         else:
-            study.tell(trial.number, objective)
-
-
-def run_of(app: str, overrides: list[str]) -> str:
-    """The run's identity; the overrides where they do not fit together, as it will be said when they are launched."""
-    try:
-        return run_id(check_config(compose(app, overrides)))
-    except ConfigError:
-        return " ".join(overrides)
-
-
-def objective_of(job: Sequence[str], returned: JobReturn) -> float | None:
-    """What training/run.py returned; NaN where values, each right by itself, do not fit together."""
-    try:
-        return returned.return_value
-    except ConfigError as error:
-        log.error(f"FAILED {' '.join(job)}: {explain(error)}")
-        return math.nan
+            study.tell(number, objective)
 
 
 def propose(
@@ -206,92 +192,3 @@ def best(study: optuna.Study, monitor: str) -> str:
     value = study.best_value
     figure = f"{value:.1%}" if monitor == "val/accuracy" else f"{value:.4f}"
     return f"best of {of}: {monitor} {figure} with {' '.join(overrides_of(study.best_params))}"
-
-
-# What is searched.
-
-UNSEARCHED = {
-    "trainer.monitor": "is what the search goes by; expected one value",
-    "seed": "would be searched for the luckiest; expected one value. Repeat the best run with seed=0,1,2 afterwards",
-}
-
-
-def parse(app: str, arguments: Sequence[str]) -> tuple[Space, dict[str, str]]:
-    """The keys that are searched with their values, and the ones that are given with theirs.
-
-    Raises:
-        ConfigError: there is nothing to search, or a key cannot be searched in such a way.
-    """
-    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(arguments))
-    overrides = {override.get_key_element(): override for override in parsed}  # of several for a key the last
-    searched = {key: override for key, override in overrides.items() if override.is_sweep_override()}
-    fixed = {key: overrides[key].get_value_element_as_str() for key in overrides if key not in searched}
-    if not searched:
-        raise ConfigError(
-            "hydra/sweeper=optuna: there is nothing to search; give a key several values, "
-            "e.g. 'optimizer.lr=interval(0.001, 0.1)'"
-        )
-    space: dict[str, Distribution] = {}
-    for key, override in searched.items():
-        try:
-            if key in UNSEARCHED:
-                raise ValueError(UNSEARCHED[key])
-            space[key] = distribution(app, override, fixed)
-        except ValueError as error:  # this module's or Optuna's
-            raise ConfigError(f"{override.input_line}: {error}") from error
-    return space, fixed
-
-
-def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Distribution:
-    """
-    Raises:
-        ValueError: there is none of such values.
-    """
-    values = override.value()
-    if isinstance(values, IntervalSweep):
-        assert values.start is not None
-        assert values.end is not None
-        low, high, log_scale = values.start, values.end, "log" in values.tags
-        whole = low == int(low) and high == int(high)
-        composed = compose(app, overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
-        typed = OmegaConf.select(composed, override.key_or_group)
-        if isinstance(typed, float):
-            return FloatDistribution(low, high, log=log_scale)
-        if isinstance(typed, int) and whole:
-            return IntDistribution(int(low), int(high), log=log_scale)
-        raise ValueError("the key does not hold numbers; expected choices, e.g. choice(A, B)")
-    if isinstance(values, RangeSweep):
-        steps, log_scale = sorted(values.range()), "log" in values.tags
-        if not steps:
-            raise ValueError("the range is empty")
-        if isinstance(steps[0], int):
-            return IntDistribution(steps[0], steps[-1], log=log_scale, step=abs(int(values.step)))
-        return FloatDistribution(steps[0], steps[-1], log=log_scale, step=abs(values.step))
-    return CategoricalDistribution(list(override.sweep_string_iterator()))
-
-
-def check(app: str, space: Space, fixed: Mapping[str, str]) -> Config:
-    """Every choice and both ends of every interval, each with the first of the other keys; the first of all.
-
-    Raises:
-        ConfigError: one of them cannot be, or is without validation.
-    """
-    ends = {
-        key: values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
-        for key, values in space.items()
-    }
-    first = {**{key: values[0] for key, values in ends.items()}, **fixed}
-    configs = [
-        check_config(compose(app, overrides_of({**first, key: value})))
-        for key, values in ends.items()
-        for value in values
-    ]
-    if not all(config.data.val_fraction for config in configs):
-        raise ConfigError("data.val_fraction=0: a search goes by validation; expected above 0")
-    return configs[0]
-
-
-def study_name(typical: Config, space: Space) -> str:
-    """The same for the same search: another one under an old name of a sweep starts from nothing."""
-    spaces = {key: distribution_to_json(values) for key, values in sorted(space.items())}
-    return hashlib.sha256(json.dumps([run_id(typical), spaces]).encode()).hexdigest()[:8]

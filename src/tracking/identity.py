@@ -1,56 +1,96 @@
-"""A run's ID, and the names that it goes by."""
+"""A run's ID, which hashes every setting that affects its result, and the name that people read."""
 
 import hashlib
 import json
 import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from config.schema import LATER_KEYS, NOT_IDENTITY, Config, keys_of
+from config.schema import LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, keys_of
 
 # Overrides that say where and how, not what: no part of a run's name.
 UNNAMED = (*NOT_IDENTITY, "experiment")
 
 
 def run_id(config: Config) -> str:
-    """A short hash of all that determines the run's result: not where its images are, but which."""
-    defaults = {path: value for path, value, _ in keys_of(Config()) if path in LATER_KEYS}
-    determining: dict[str, Any] = {
-        path: value
-        for path, value, _ in keys_of(config)
-        if not any(path == key or path.startswith(key + ".") for key in NOT_IDENTITY)
-        and not (path in defaults and value == defaults[path])
+    """The run's ID: equal for runs that train the same model on the same images in the same way."""
+    defaults = {key: value for key, value, _ in keys_of(Config()) if key in LATER_KEYS}
+    settings = {key: value for key, value in effect(config).items() if key not in defaults or value != defaults[key]}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def effect(config: Config) -> dict[str, Any]:
+    """Every key that a result can depend on, each way to write one training in the same words.
+
+    A key without effect in this config counts as what it is where nobody sets it.
+    """
+    settings: dict[str, Any] = {
+        key: 0.0 if isinstance(value, float) and value == 0 else value  # -0.0
+        for key, value, _ in keys_of(config)
+        if not is_below(key, NOT_IDENTITY)
     }
-    determining["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
+    data, dropout, trainer = config.data, config.dropout, config.trainer
     if config.model.pretrained:  # not where the weights are, but which
         from weights.pretrained import content_of  # takes seconds, like the data below
 
-        determining["model.pretrained"] = content_of(config.model.pretrained)
-    if config.data.name == "image_folder":
+        settings["model.pretrained"] = content_of(config.model.pretrained)
+    if data.name == "image_folder":  # not where the images are, but which
         from data import datasets  # takes seconds, which a search's mistake need not wait for
 
-        determining["data.root"] = datasets.inventory(Path(config.data.root))
-    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:8]
+        settings["data.root"] = datasets.inventory(Path(data.root))
+    if data.image_size == {"digits": 8, "cifar10": 32, "cifar100": 32}.get(data.name):
+        settings["data.image_size"] = None  # the images' own
+    settings["dropout.rate"] = max(dropout.blocks, dropout.head, dropout.stochastic_depth)  # it works through these
+    settings["data.hflip"] = config.augmentation.hflip or (0.0 if data.name == "digits" else 0.5)  # likewise
+    if not data.val_fraction:
+        settings["trainer.monitor"] = "val/accuracy"
+    if not data.val_fraction and data.train_fraction == 1:
+        settings["data.split_seed"] = 0
+    if trainer.early_stopping.patience is None:
+        settings |= {f"trainer.early_stopping.{key}": value for key, value in asdict(EarlyStopping()).items()}
+    if not config.optimizer.weight_decay:
+        settings["optimizer.decay_norm_and_bias"] = False
+    if not trainer.compile:
+        settings["trainer.compile_mode"] = "default"
+    settings["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
+    return settings
+
+
+def is_below(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key is one of the sections or below one."""
+    return any(key == section or key.startswith(section + ".") for section in sections)
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """What was typed for this run, by config key or group; None where a key was deleted."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.key_or_group: override.value() for override in parsed if override.key_or_group != "varied"}
+
+
+def as_given(overrides: Iterable[str]) -> dict[str, str]:
+    """Overrides as typed, e.g. "+model.depth=8", by key; the last of several for a key."""
+    return {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
+
+
+def display_name(overrides: Iterable[str], varied: Collection[str] = ()) -> str:
+    """What sets a run apart in its sweep, e.g. "kernel_size=5 depth=8", or else its overrides; else "baseline".
+
+    Args:
+        varied: the keys that vary in the run's sweep.
+    """
+    given = as_given(overrides)
+    return in_short({key: given[key] for key in given if key in varied} if varied else given) or "baseline"
+
+
+def in_short(given: Mapping[str, str]) -> str:
+    """Overrides without their sections, and without those that say where and how, not what."""
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in given.items() if not is_below(key, UNNAMED))
 
 
 def folder_name(name: str) -> str:
     """A run's name as the start of a folder's, free of what a shell or Hydra would trip over."""
     return re.sub(r"[^\w.+-]+", "_", "-".join(name.split())).strip("_")[:100]
-
-
-def display_name(overrides: list[str]) -> str:
-    """What sets a run apart, e.g. "kernel_size=5 depth=8"; "baseline" where nothing does."""
-    named = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if not any(key == unnamed or key.startswith(unnamed + ".") for unnamed in UNNAMED):
-            named.append(f"{key.rpartition('.')[2]}={value}")
-    return " ".join(named) or "baseline"
-
-
-def parse_overrides(overrides: list[str]) -> dict[str, Any]:
-    """What was typed for this run, by config key or group; None where a key was deleted."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return {override.key_or_group: override.value() for override in parsed}

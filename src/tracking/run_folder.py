@@ -59,7 +59,7 @@ class RunFolder:
 
     def __init__(self, config: Config, overrides: list[str], path: Path, lock: FileLock | None, world: World) -> None:
         self.config, self.path, self.lock = config, path, lock
-        self.name, self.run_id = display_name(overrides), run_id(config)
+        self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
         self.overrides = parse_overrides(overrides)
         if self.writes:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -78,11 +78,12 @@ class RunFolder:
             RunBusy: another process has the run.
         """
         sweep, own_id = Path(config.output_dir) / config.sweep, run_id(config)
+        name = display_name(overrides, config.varied)
         lock = acquire_lock(sweep / ".locks" / f"{own_id}.lock") if world.rank == 0 else None
         if world.broadcast(lock is None):
-            raise RunBusy(f"{display_name(overrides)} is being trained by another process ({sweep}/*-{own_id})")
+            raise RunBusy(f"{name} is being trained by another process ({sweep}/*-{own_id})")
         # Not before: the same run may have got its folder from another process, under another name.
-        path = next(sweep.glob(f"*-{own_id}"), sweep / f"{folder_name(display_name(overrides))}-{own_id}")
+        path = next(sweep.glob(f"*-{own_id}"), sweep / f"{folder_name(name)}-{own_id}")
         return cls(config, overrides, Path(world.broadcast(str(path))), lock, world)
 
     @property
@@ -100,7 +101,8 @@ class RunFolder:
         logging.getLogger().addHandler(self.log_handler)
         wandb_id = run_of_agent() or self.summary.get("wandb_id") or secrets.token_hex(4)
         # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
-        self.summary = {"status": "interrupted", "name": self.name, "overrides": self.overrides, "wandb_id": wandb_id}
+        self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
+        self.summary |= {"overrides": self.overrides, "varied": self.config.varied}
         write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=len(rows))
         self.wandb.start(self.config, self.path, self.name, wandb_id)

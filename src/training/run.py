@@ -52,8 +52,6 @@ def run(config: Config, overrides: list[str]) -> float | None:
     launcher = detect_launcher(world)
     if world.rank:
         logging.getLogger().setLevel(logging.ERROR)  # log on rank 0 only
-    if launcher.pending_signal:
-        return None
     try:
         folder = RunFolder.open(config, overrides, world)
     except RunBusy as busy:

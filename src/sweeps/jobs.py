@@ -1,0 +1,108 @@
+"""The runs of a sweep: from its command to each one's overrides, launched in batches, read back from their folders."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from config.check import check_config
+from config.errors import ConfigError
+from config.schema import Config
+from tracking.identity import as_given, run_id
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be launched: its overrides as Hydra's launchers take them, and what they compose to."""
+
+    overrides: list[str]
+    config: Config
+    run_id: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The run's summary.json as it is now; empty where it has not begun."""
+        for path in Path(self.config.output_dir, self.config.sweep).glob(f"*-{self.run_id}/summary.json"):
+            return json.loads(path.read_text())
+        return {}
+
+
+def parse_overrides(arguments: Sequence[str], params: Mapping[str, Any] | None = None) -> dict[str, Override]:
+    """Overrides by their keys: the sweeper's own params, then the command line's; of several for a key the last."""
+    declared = [f"{key}={value}" for key, value in (params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    return {override.get_key_element(): override for override in parser.parse_overrides([*declared, *arguments])}
+
+
+def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
+    """The overrides of every run of a grid, as Hydra's own sweeper makes them."""
+    return BasicSweeper.split_arguments(list(overrides.values()), None)[0]
+
+
+def varied_keys(jobs: Iterable[Sequence[str]]) -> list[str]:
+    """The keys that differ between jobs, in the order of their overrides."""
+    given = [as_given(job) for job in jobs]
+    keys = dict.fromkeys(key for job in given for key in job)
+    return [key for key in keys if len({job.get(key) for job in given}) > 1]
+
+
+def as_list(values: Iterable[Any]) -> str:
+    """A list as it is typed, e.g. for `varied`, which tells every job what varies in its sweep."""
+    return f"[{','.join(map(str, values))}]"
+
+
+def make_job(app: str, overrides: Sequence[str]) -> Job:
+    """
+    Raises:
+        ConfigError: the run's values are invalid, or do not fit together.
+    """
+    config = check_config(compose(app, list(overrides)))
+    return Job(list(overrides), config, run_id(config))
+
+
+def launch(launcher: Launcher, jobs: Iterable[Job], first_number: int) -> None:
+    """Run all jobs, each run once; what became of one is in its summary.
+
+    Raises:
+        SystemExit: the sweep was asked to stop.
+    """
+    unique = {job.run_id: job.overrides for job in jobs}
+    for returned in launcher.launch(list(unique.values()), initial_job_idx=first_number) if unique else ():
+        _ = returned.return_value  # raises what the job did not record itself
+
+
+def objective(summary: Mapping[str, Any]) -> float | None:
+    """The best epoch's `trainer.monitor`; NaN where the run failed, None where it did not get to its end."""
+    match summary.get("status"):
+        case "completed":
+            return summary["objective"]
+        case "failed":
+            return float("nan")
+        case _:
+            return None
+
+
+def make_folder(config: DictConfig) -> Path:
+    """Make the sweep's folder.
+
+    Raises:
+        ConfigError: there can be no such folder.
+    """
+    folder = Path(config.output_dir) / config.sweep
+    for key, path in (("output_dir", folder.parent), ("sweep", folder)):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{key}={config[key]}: {path}: {error.strerror}; expected a folder to write to"
+            ) from error
+    return folder

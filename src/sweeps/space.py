@@ -1,0 +1,96 @@
+"""What is searched: the keys that are given choices, a range or an interval, as Optuna's distributions."""
+
+from collections.abc import Mapping
+
+from hydra import compose
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from config.check import check_config
+from config.errors import ConfigError
+from config.schema import Config, overrides_of
+
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+Space = Mapping[str, Distribution]
+
+UNSEARCHED = {
+    "trainer.monitor": "is what the search goes by; expected one value",
+    "seed": "would be searched for the luckiest; expected one value, or hydra.sweeper.seeds for a mean over several",
+}
+
+
+def split_overrides(app: str, overrides: Mapping[str, Override]) -> tuple[Space, dict[str, str]]:
+    """The keys that are searched with their values, and the ones that are given with theirs.
+
+    Raises:
+        ConfigError: there is nothing to search, or a key cannot be searched in such a way.
+    """
+    searched = {key: override for key, override in overrides.items() if override.is_sweep_override()}
+    fixed = {key: overrides[key].get_value_element_as_str() for key in overrides if key not in searched}
+    if not searched:
+        raise ConfigError(
+            "hydra/sweeper=optuna: there is nothing to search; give a key several values, "
+            "e.g. 'optimizer.lr=interval(0.001, 0.1)'"
+        )
+    space: dict[str, Distribution] = {}
+    for key, override in searched.items():
+        try:
+            if key in UNSEARCHED:
+                raise ValueError(UNSEARCHED[key])
+            space[key] = distribution(app, override, fixed)
+        except ValueError as error:  # this module's or Optuna's
+            raise ConfigError(f"{override.input_line}: {error}") from error
+    return space, fixed
+
+
+def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Distribution:
+    """
+    Raises:
+        ValueError: there is none of such values.
+    """
+    values = override.value()
+    if isinstance(values, IntervalSweep):
+        assert values.start is not None
+        assert values.end is not None
+        low, high, log_scale = values.start, values.end, "log" in values.tags
+        whole = low == int(low) and high == int(high)
+        composed = compose(app, overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
+        typed = OmegaConf.select(composed, override.key_or_group)
+        if isinstance(typed, float):
+            return FloatDistribution(low, high, log=log_scale)
+        if isinstance(typed, int) and whole:
+            return IntDistribution(int(low), int(high), log=log_scale)
+        raise ValueError("the key does not hold numbers; expected choices, e.g. choice(A, B)")
+    if isinstance(values, RangeSweep):
+        steps, log_scale = sorted(values.range()), "log" in values.tags
+        if not steps:
+            raise ValueError("the range is empty")
+        if isinstance(steps[0], int):
+            return IntDistribution(steps[0], steps[-1], log=log_scale, step=abs(int(values.step)))
+        return FloatDistribution(steps[0], steps[-1], log=log_scale, step=abs(values.step))
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> Config:
+    """Check every choice and both ends of every interval, each with the first value of the other keys.
+
+    Returns:
+        The first config.
+
+    Raises:
+        ConfigError: one of them is invalid, or is without validation.
+    """
+    ends = {
+        key: values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
+        for key, values in space.items()
+    }
+    first = {**{key: values[0] for key, values in ends.items()}, **fixed}
+    configs = [
+        check_config(compose(app, overrides_of({**first, key: value})))
+        for key, values in ends.items()
+        for value in values
+    ]
+    if not all(config.data.val_fraction for config in configs):
+        raise ConfigError("data.val_fraction=0: a search goes by validation; expected above 0")
+    return configs[0]
