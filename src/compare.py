@@ -2,6 +2,7 @@
 
 python src/compare.py outputs/SWEEP [DIR ...]
 python src/compare.py outputs/SWEEP --metric test/accuracy --filter "kernel_size>3" --sort seconds
+python src/compare.py outputs/SWEEP --images
 python src/compare.py --wandb ENTITY/PROJECT/SWEEP
 
 Writes comparison.csv, comparison.md, comparison.png and comparison.svg into the first folder; without one, into
@@ -14,8 +15,10 @@ from pathlib import Path
 
 from comparison import report
 from comparison.compare import compare
+from comparison.images import compare_images
 from comparison.results import read
 from config.errors import ConfigError
+from runtime.console import say
 
 
 def main() -> None:
@@ -30,6 +33,9 @@ def main() -> None:
     parser.add_argument(
         "--filter", metavar="KEY=VALUE", action="append", default=[], help="keep these runs; also !=, >, <, >=, <="
     )
+    parser.add_argument(
+        "--images", action="store_true", help="which test images the best setting and the next win and lose"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
     given = parser.parse_args()
     if not given.folders and not given.wandb:
@@ -38,7 +44,10 @@ def main() -> None:
         for folder in given.folders:
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: there is no such folder")
-        if given.json:
+        if given.images and given.folders:
+            for line in compare_images(read(given.folders, given.metric, given.sort, given.filter), given.folders[0]):
+                say(line)
+        elif given.json:
             print(report.as_json(read(given.folders, given.metric, given.sort, given.filter, given.wandb)))
         elif not compare(given.folders, given.metric, given.sort, given.filter, given.wandb):
             raise ConfigError(
