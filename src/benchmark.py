@@ -5,6 +5,7 @@ python src/benchmark.py model.kernel_size=5     of another model, batch, precisi
 python src/benchmark.py depthwise               the depthwise convolution: every backend, shape by shape
 python src/benchmark.py data                    batches: ours beside timm's loader
 python src/benchmark.py count                   what a step asks of a GPU, which need not be there
+python src/benchmark.py kernels target=sm_90    the fused layer's kernels, compiled for a GPU that need not be there
 python src/benchmark.py report results.jsonl    what --results has collected, as Markdown
 """
 
@@ -52,6 +53,10 @@ def main() -> None:
         from benchmarks import step_counts
 
         step_counts.run(overrides)
+    elif name == "kernels":
+        from benchmarks import kernels
+
+        kernels.run(overrides)
     elif name == "report":
         from benchmarks import report
 
@@ -60,7 +65,9 @@ def main() -> None:
                 raise ConfigError(f"{file}: there is no such file")
             print(report.markdown(report.read(file)))
     else:
-        raise ConfigError(f"{name}: there is no such benchmark; expected steps, depthwise, data, count or report")
+        raise ConfigError(
+            f"{name}: there is no such benchmark; expected steps, depthwise, data, count, kernels or report"
+        )
 
 
 if __name__ == "__main__":
