@@ -54,7 +54,6 @@ def why_not(model: Any, images: Tensor) -> str | None:
 
 def forward(model: Any, images: Tensor) -> Tensor:
     """[batch, channels, height, width] → logits [batch, n_classes]."""
-    recompute = getattr(model, "checkpoint_activations", False)
     patch_emb, norms = model.patch_emb, norms_of(model)
     height, width = grid_of(model, images)
     activation, eps, training = ACTIVATIONS[type(patch_emb.act)], norms[0].eps, norms[0].training
@@ -68,6 +67,7 @@ def forward(model: Any, images: Tensor) -> Tensor:
         ]  # fmt: skip
         options = (height, width, eps, activation, layer.residual_depthwise)
         statistics = given_statistics(layer.norm1, layer.norm2)
+        recompute = model.checkpoint_activations
         stored, norm, first_norm = Layer.apply(stored, norm, statistics, options, recompute, *weights)
         measured += [first_norm, norm]
     if training:
