@@ -4,32 +4,27 @@ A round's runs go to the launcher together. Their results are read from their fo
 race that was stopped, and takes the same decisions.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from comparison.formatting import count, duration, figure_text, number_text
 from comparison.least_squares import Estimate, mean
 from comparison.report import markdown_table
-from config.check import check_config
 from config.errors import ConfigError
-from config.schema import Config
 from runtime.console import print_table, say
+from sweeps import jobs
+from sweeps.jobs import Job
 from sweeps.race_rules import Result, Rules, Run, Standing, margin, standing
-from tracking.identity import run_id
+from tracking.identity import display_name, run_id
 
 
 def race(
@@ -49,20 +44,25 @@ def race(
     """
     check_options(first_seeds, max_seeds, max_hours, smallest)
     settings = parse(config.hydra.job.config_name, arguments, params)
-    names = names_of(settings)
+    keys = jobs.varied_keys(setting.overrides for setting in settings)
+    names = [display_name(setting.overrides, keys) for setting in settings]
     first, metric = settings[0].config.seed, settings[0].config.trainer.monitor
     rules = Rules(len(settings), first_seeds, max_seeds, max_hours, smallest, lower_is_better=metric == "val/loss")
-    folder = Path(config.output_dir) / config.sweep
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = jobs.make_folder(config)
     launched: set[Run] = set()  # at this start: one that failed before is tried again
 
     @cache
-    def own_id(run: Run) -> str:
-        return run_id(replace(settings[run[0]].config, seed=first + run[1]))
+    def job(run: Run) -> Job:
+        setting, seed = settings[run[0]], first + run[1]
+        own = replace(setting.config, seed=seed)
+        return Job([*setting.overrides, f"seed={seed}"], own, run_id(own))
 
     def result(run: Run) -> Result | None:
-        found = read_result(folder, own_id(run))
-        return None if found and math.isnan(found.value) and run not in launched else found
+        summary = job(run).summary
+        value = jobs.objective(summary)
+        if value is None or (math.isnan(value) and run not in launched):
+            return None
+        return Result(value, summary.get("seconds", 0.0))
 
     try:
         lock = FileLock(folder / "race.lock").acquire(blocking=False)
@@ -75,9 +75,7 @@ def race(
             tell_dropped(now, told, rules, names, metric)
             say(f"round {now.round + 1}: {count(len(now.missing), 'run')} of {count(len(now.ranked), 'setting')}")
             launched |= set(now.missing)
-            runs = [[*settings[setting].overrides, f"seed={first + seed}"] for setting, seed in now.missing]
-            for returned in launcher.launch(runs, initial_job_idx=sum(map(len, now.results.values()))):
-                _ = returned.return_value  # raises what the run did not record itself
+            jobs.launch(launcher, map(job, now.missing), first_number=sum(map(len, now.results.values())))
             if waiting := sum(result(run) is None for run in now.missing):
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
                 return
@@ -100,47 +98,23 @@ def check_options(first_seeds: int, max_seeds: int, max_hours: float | None, sma
             raise ConfigError(f"hydra.sweeper.{name}={value}: expected a number above 0, or null")
 
 
-@dataclass(frozen=True)
-class Setting:
-    overrides: list[str]
-    config: Config  # with the first seed
+def parse(app: str, arguments: Sequence[str], params: Mapping[str, Any] | None) -> list[Job]:
+    """The settings, each with its first seed.
 
-
-def parse(app: str, arguments: Sequence[str], params: Mapping[str, Any] | None) -> list[Setting]:
-    """
     Raises:
-        ConfigError: there are not several settings, or they cannot be raced.
+        ConfigError: they are not several, or cannot be raced.
     """
-    declared = [f"{key}={value}" for key, value in (params or {}).items()]
-    overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides([*declared, *arguments])
-    for override in overrides:
-        if override.is_sweep_override() and override.get_key_element() in ("seed", "trainer.monitor"):
-            raise ConfigError(f"{override.input_line}: the same for all settings of a race; expected one value")
-    grid: list[list[str]] = BasicSweeper.split_arguments(overrides, None)[0]
-    settings = [Setting(list(own), check_config(compose(app, list(own)))) for own in grid]
-    if len({run_id(setting.config) for setting in settings}) < max(2, len(settings)):
+    overrides = jobs.parse_overrides(arguments, params)
+    if "seed" in overrides and overrides["seed"].is_sweep_override():
+        raise ConfigError(f"{overrides['seed'].input_line}: a race chooses the seeds; expected one value, the first")
+    settings = [jobs.make_job(app, own) for own in jobs.expand_grid(overrides)]
+    if len({setting.run_id for setting in settings}) < max(2, len(settings)):
         raise ConfigError("hydra/sweeper=race: expected several settings that differ, e.g. model.kernel_size=3,5,7,9")
     if not all(setting.config.data.val_fraction for setting in settings):
         raise ConfigError("data.val_fraction=0: a race goes by validation; expected above 0")
+    if len({setting.config.trainer.monitor for setting in settings}) > 1:
+        raise ConfigError("trainer.monitor: is what the race goes by; expected one value")
     return settings
-
-
-def names_of(settings: Sequence[Setting]) -> list[str]:
-    """What sets each setting apart, e.g. "kernel_size=5"."""
-    shared = set.intersection(*(set(setting.overrides) for setting in settings))
-    own = [[override for override in setting.overrides if override not in shared] for setting in settings]
-    return [" ".join(override.rpartition("=")[0].rpartition(".")[2] + "=" + override.rpartition("=")[2]
-                     for override in overrides) for overrides in own]  # fmt: skip
-
-
-def read_result(folder: Path, run: str) -> Result | None:
-    """What a run came to; None where it did not get to its end."""
-    for path in folder.glob(f"*-{run}/summary.json"):
-        summary = json.loads(path.read_text())
-        if summary["status"] in ("completed", "failed"):
-            is_completed = summary["status"] == "completed"
-            return Result(summary["objective"] if is_completed else math.nan, summary.get("seconds", 0.0))
-    return None
 
 
 # What it says.
