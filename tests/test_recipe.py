@@ -18,6 +18,7 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
+from benchmarks import step_counts
 from comparison.runs import Run, flat
 from comparison.settings import Setting, decides
 from config import schema
@@ -216,6 +217,25 @@ def test_erasing_a_whole_batch_is_timms_erasing() -> None:
         assert (one > 0).float().mean() == pytest.approx(0.25, abs=0.02)
         assert one[one > 0].mean() == pytest.approx(float(other[other > 0].mean()), rel=0.05)
         assert one[one > 0].std() == pytest.approx(float(other[other > 0].std()), rel=0.1)
+
+
+def test_erasing_on_a_gpu_takes_the_same_few_operations_for_any_batch() -> None:
+    def operations(batch_size: int, probability: float) -> int:
+        small = (
+            "data=digits",
+            "model.d_model=8",
+            "model.depth=1",
+            "augmentation=none",
+            f"data.batch_size={batch_size}",
+        )
+        config = checked(*small, f"augmentation.random_erasing={probability}")
+        (counter,) = step_counts.count(config, steps=1)
+        assert counter.synchronizations == []
+        return counter.operations
+
+    erasing = operations(64, 0.5) - operations(64, 0)
+    assert 0 < erasing < 20
+    assert operations(256, 0.5) - operations(256, 0) == erasing
 
 
 def test_a_prediction_counts_as_its_share() -> None:
