@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+import training.model
 from config import schema
 from config.schema import Config
 from LLMConvMixer import make_activation
 from runtime.device import keep_freed_memory
-from training.model import make_model
+from runtime.distributed import World
+from training.model import make_model, wrap
 
 CLASSES = 10
 MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; on the CPU all are the same
@@ -64,24 +66,27 @@ def implementations(device: torch.device) -> list[Implementation]:
 def build(implementation: Implementation, config: Config, device: torch.device) -> nn.Module:
     """The model on its device, ready to be called; sets what this process needs for it."""
     torch.backends.cudnn.benchmark = implementation.tuned
+    in_memory = memory_format(implementation, config, device)
     if implementation.source == "ours":
         if device.type == "cpu":
             keep_freed_memory()
-        model: nn.Module = make_model(config, 3, CLASSES)
-    else:
-        model = {"authors": authors_model, "timm": timms_model}[implementation.source](config.model)
-    model = model.to(device).to(memory_format=memory_format(implementation, config))
+        trainer = replace(
+            config.trainer, compile=implementation.mode is not None, compile_mode=implementation.mode or "default"
+        )
+        config = replace(config, trainer=trainer)
+        return wrap(make_model(config, 3, CLASSES).to(device).to(memory_format=in_memory), config, World(), device)
+    model = {"authors": authors_model, "timm": timms_model}[implementation.source](config.model)
+    model = model.to(device).to(memory_format=in_memory)
     if implementation.mode:
         torch._inductor.config.layout_optimization = implementation.may_change_layout
         model.compile(mode=implementation.mode, dynamic=False)
     return model
 
 
-def memory_format(implementation: Implementation, config: Config) -> torch.memory_format:
-    channels_last = implementation.channels_last
-    if channels_last is None:
-        channels_last = bool(config.trainer.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
+def memory_format(implementation: Implementation, config: Config, device: torch.device) -> torch.memory_format:
+    if implementation.channels_last is None:
+        return training.model.memory_format(config, device)
+    return torch.channels_last if implementation.channels_last else torch.contiguous_format
 
 
 class Residual(nn.Module):

@@ -134,7 +134,7 @@ def steps_of(
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
     side = config.data.image_size or 32
     images = torch.randn(config.data.batch_size, 3, side, side, device=device)
-    images = images.to(memory_format=memory_format(implementation, config))
+    images = images.to(memory_format=memory_format(implementation, config, device))
     labels = torch.arange(len(images), device=device) % CLASSES
 
     def training() -> None:
