@@ -19,10 +19,10 @@
 #
 # **To run it**, install the repository's `requirements.txt` and open the notebook in Jupyter or VS Code, or run the
 # same cells as a script, `python experiments/convmixer-experiment-cifar10.py`. No GPU is needed; on all of CIFAR-10 it
-# takes about half an hour without one. Settings change as anywhere in this repository, through the variable `WALK`:
-# with `WALK="data=digits trainer.epochs=2"` it takes half a minute.
+# takes about half an hour without one. Settings change as anywhere in this repository, through the variable `TUTORIAL`:
+# with `TUTORIAL="data=digits trainer.epochs=2"` it takes half a minute.
 #
-# **The outputs in the repository** are those of `WALK="data=image_folder data.root=data/cifar10-jpeg"`: a part of
+# **The outputs in the repository** are those of `TUTORIAL="data=image_folder data.root=data/cifar10-jpeg"`: a part of
 # CIFAR-10, re-encoded as JPEG files. Accuracies on it are no accuracies on CIFAR-10.
 
 # %%
@@ -68,7 +68,7 @@ from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, Conv
 from runtime.console import Handler
 from runtime.rng import seed_rngs
 from tracking import plots
-from tracking.identity import identity
+from tracking.identity import run_id
 from training.model import make_model
 from training.run import run
 
@@ -94,11 +94,11 @@ settings = {
     "trainer.epochs": 20,
     "wandb.mode": "disabled",
     "on_failure": "stop",
-    "sweep": "walk",
+    "sweep": "tutorial",
 }
-asked = shlex.split(os.environ.get("WALK", ""))
+asked = shlex.split(os.environ.get("TUTORIAL", ""))
 settings |= dict(setting.split("=", 1) for setting in asked)
-print("changed by WALK:", *asked or ["nothing"])
+print("changed by TUTORIAL:", *asked or ["nothing"])
 
 
 def composed(**more: str) -> Config:
@@ -113,7 +113,7 @@ def composed(**more: str) -> Config:
 #
 # CIFAR-10 is 60,000 photographs of 32×32 pixels in ten classes; it is downloaded when missing. Where it cannot be had,
 # we go on with handwritten digits that come with scikit-learn: 8×8 pixels, so that single pixels make the same 8×8
-# grid of patches. Any folder of images does as well: `WALK="data=image_folder data.root=DIR"`.
+# grid of patches. Any folder of images does as well: `TUTORIAL="data=image_folder data.root=DIR"`.
 
 # %%
 socket.setdefaulttimeout(10)  # seconds to wait for a server that does not answer
@@ -273,7 +273,7 @@ for dropout, chosen in configs.items():
 
 # %%
 sweep = Path(config.output_dir, config.sweep)
-folders = {dropout: next(sweep.glob(f"*-{identity(chosen)}")) for dropout, chosen in configs.items()}
+folders = {dropout: next(sweep.glob(f"*-{run_id(chosen)}")) for dropout, chosen in configs.items()}
 metrics = {dropout: pd.read_csv(folder / "metrics.csv") for dropout, folder in folders.items()}
 
 with matplotlib.rc_context(plots.STYLE):
@@ -408,4 +408,4 @@ else:
 # %%
 repeated = {"dropout": "none,all", "seed": "0,1,2,3,4", **settings}
 print(shlex.join(["python", "src/train.py", "-m", *(f"{key}={value}" for key, value in repeated.items())]))
-print(f"\nAll runs and pictures of this walk are in {sweep}.")
+print(f"\nAll runs and pictures of this tutorial are in {sweep}.")

@@ -32,7 +32,7 @@ PROCESSES = (
     "test_wandb_sweep",
     "test_search",
     "test_resume",
-    "test_walk",
+    "test_tutorial",
     "test_distributed",
 )
 

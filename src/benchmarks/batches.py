@@ -37,8 +37,8 @@ def run(overrides: list[str]) -> None:
             config = make_config([*fixed, "augmentation=paper", f"data.num_workers={os.cpu_count()}", *overrides])
             images = datasets.load(config.data, 1)
             workers = make_train_loader(images, config).num_workers
-            contestants = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
-            rates = take_turns(contestants, len(images.train), rounds)
+            loaders = {"ours": our_epochs(images, config), "timm": timm_epochs(root, images, config, workers)}
+            rates = measure(loaders, rounds)
         ratio = [ours / timms for ours, timms in zip(rates["ours"], rates["timm"], strict=True)]
         rows += [row(size, name, rate, ",.0f") for name, rate in rates.items()]
         rows.append(row(size, "ours / timm", ratio, ".2f"))
@@ -107,13 +107,13 @@ def timm_epochs(root: str, images: datasets.DataSplits, config: Config, workers:
     return lambda: sum(len(batch) for batch, _ in loader)
 
 
-def take_turns(contestants: dict[str, Callable[[], int]], images: int, rounds: int) -> dict[str, list[float]]:
-    """Images per second of each, round by round, after a round that does not count."""
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, epoch in contestants.items():
+def measure(loaders: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Images per second of each loader, round by round, after a round of warm-up."""
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for measured in range(rounds + 1):
+        for name, epoch in loaders.items():
             started = time.perf_counter()
             seen = epoch()
-            if turn:
+            if measured:
                 rates[name].append(seen / (time.perf_counter() - started))
     return rates

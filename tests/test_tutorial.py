@@ -1,4 +1,4 @@
-"""The walk in experiments/: script and notebook are one, both run, and what is shipped of the notebook is whole."""
+"""The tutorial in experiments/: script and notebook are one, both run, and what is shipped of the notebook is whole."""
 
 import re
 import shlex
@@ -61,7 +61,7 @@ def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Pa
         [sys.executable, SCRIPT],
         cwd=tmp_path,
         env=environment_of(
-            WALK=f"{SMALL} data.root={tmp_path}/data output_dir={tmp_path}",
+            TUTORIAL=f"{SMALL} data.root={tmp_path}/data output_dir={tmp_path}",
             http_proxy=nowhere, https_proxy=nowhere, no_proxy="",
         ),
         capture_output=True, text=True, timeout=120, check=False,
@@ -70,7 +70,7 @@ def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Pa
     assert "cifar10 is not there intact and could not be downloaded" in finished.stdout
     assert "digits: 8×8 pixels" in finished.stdout
 
-    runs = {summary["name"]: summary for summary in summaries(tmp_path / "walk")}
+    runs = {summary["name"]: summary for summary in summaries(tmp_path / "tutorial")}
     assert list(runs) == ["dropout=all", "dropout=none"]
     for name, summary in runs.items():
         assert summary["status"] == "completed"
@@ -78,21 +78,21 @@ def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Pa
         assert re.search(rf"{name} +{accuracy} of 360 test images \({accuracy}", finished.stdout), name
     points = 100 * (runs["dropout=all"]["test/accuracy"] - runs["dropout=none"]["test/accuracy"])
     assert f"Dropout instead of none: {points:+.2f} ±" in finished.stdout
-    assert sorted(path.stem for path in (tmp_path / "walk" / "figures").glob("*.png")) == PICTURES
+    assert sorted(path.stem for path in (tmp_path / "tutorial" / "figures").glob("*.png")) == PICTURES
 
     (line,) = re.findall(r"^python src/train.py -m (.*)$", finished.stdout, re.MULTILINE)
     repeated = [argument for argument in shlex.split(line) if not re.match("dropout=|seed=", argument)]
     for dropout in ("none", "all"):
         run = run_id(checked(*repeated, f"dropout={dropout}", "seed=0"))
-        assert list((tmp_path / "walk").glob(f"*-{run}")), "the command would train it once more"
+        assert list((tmp_path / "tutorial").glob(f"*-{run}")), "the command would train it once more"
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WALK", f"{SMALL} data=digits patch=p1 output_dir={tmp_path}")
+    monkeypatch.setenv("TUTORIAL", f"{SMALL} data=digits patch=p1 output_dir={tmp_path}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(SCRIPT)
     nbclient.execute(notebook, cwd=SCRIPT.parent, timeout=120)
     assert "digits: 8×8 pixels" in printed(notebook)
     assert len(shown(notebook)) == len(PICTURES)
-    assert [summary["status"] for summary in summaries(tmp_path / "walk")] == ["completed"] * 2
+    assert [summary["status"] for summary in summaries(tmp_path / "tutorial")] == ["completed"] * 2
