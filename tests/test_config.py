@@ -166,3 +166,15 @@ def test_the_environment_sets_wandb_mode(monkeypatch: pytest.MonkeyPatch) -> Non
     assert composed().wandb.mode == "disabled"
     monkeypatch.delenv("WANDB_MODE")
     assert composed().wandb.mode == "offline"
+
+
+@pytest.mark.slow
+def test_every_experiment_goes_with_every_option() -> None:
+    """Each composes and checks with every option of these groups, or one line says why it cannot."""
+    groups = ("optimizer", "scheduler", "augmentation", "dropout", "model", "data")
+    options = {group: [option for option in OPTIONS if option.startswith(f"{group}=")] for group in groups}
+    experiments = [option for option in OPTIONS if option.startswith("experiment=")]
+    for experiment in experiments:
+        for turn in range(max(map(len, options.values()))):
+            chosen = [several[turn % len(several)] for several in options.values()]
+            assert checked(experiment, *chosen, "data.root=somewhere"), (experiment, chosen)

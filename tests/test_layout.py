@@ -9,7 +9,7 @@ from processes import REPOSITORY
 SRC = REPOSITORY / "src"
 # From the commands down; a package may import from its own and from those after it.
 ORDER = [
-    "commands", "hydra_plugins", "sweeps", "benchmarks", "inference", "comparison", "training", "weights", "tracking",
+    "commands", "hydra_plugins", "sweeps", "benchmarks", "inference", "comparison", "training", "tracking", "weights",
     "data", "LLMConvMixer", "runtime", "ops", "config",
 ]  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
