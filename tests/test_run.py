@@ -292,6 +292,16 @@ def test_a_run_whose_only_step_has_rate_zero_is_an_error(train: Train) -> None:
     assert done.metrics.empty
 
 
+@pytest.mark.parametrize("parts", ["data.batch_size=4", "data.batch_size=6 trainer.accumulation_steps=4"])
+def test_batch_norm_of_a_single_value_is_an_error_before_the_first_step(train: Train, parts: str) -> None:
+    overrides = ("patch=p1", "model.patch_size=8", "trainer.epochs=1", *parts.split())  # 1,293 images, a position each
+    done = train(*overrides)
+    assert done.summary["status"] == "failed"
+    assert f"{parts.split()[0]}" in done.summary["error"] and "model.norm=layer" in done.summary["error"]
+    assert done.summary["error"].startswith("ConfigError")
+    assert train(*overrides, "model.norm=layer", "data.train_fraction=0.05").summary["status"] == "completed"
+
+
 def test_weight_decay_spares_norms_and_biases_unless_told_otherwise() -> None:
     model = make_model(checked(), 1, 10)
     weights, flat = make_optimizer(model, checked().optimizer).param_groups

@@ -19,7 +19,7 @@ from tracking.checkpoint import describe_model
 from tracking.run_folder import RunFolder
 from training.evaluation import Evaluation, evaluate
 from training.metrics import Metrics, NotFinite
-from training.optimization import check_schedule, learning_rate, train_mode
+from training.optimization import check_batch_statistics, check_schedule, learning_rate, train_mode
 from training.state import TrainingState
 from training.step import TrainStep
 
@@ -47,6 +47,7 @@ class Trainer:
         self.test_loader = make_eval_loader(data.test, data, config, world)
         self.steps_per_epoch = len(self.train_loader)
         check_schedule(config, self.steps_per_epoch)
+        check_batch_statistics(config, self.sampler, data.image_size)
         self.train_step = TrainStep(state, config, data, self.sampler.size(0))
         self.new_best: dict[str, Any] | None = None  # is written with the next checkpoint
         self.non_finite_step = 0  # as the metrics were last read

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from config import schema
 from config.errors import ConfigError
 from config.schema import Config, Cosine, Step, WarmedUp
+from data.batches import DistributedBatchSampler
 
 FROZEN = {  # by trainer.freeze: the parameters that do not train
     "none": r"(?!)",
@@ -110,6 +112,25 @@ def check_schedule(config: Config, steps_per_epoch: int) -> None:
             f"trainer.epochs=1: the run has a single step, in which scheduler={config.scheduler.name} has learning "
             "rate 0; expected more epochs, a smaller data.batch_size or another scheduler"
         )
+
+
+def check_batch_statistics(config: Config, sampler: DistributedBatchSampler, image_size: tuple[int, int]) -> None:
+    """
+    Raises:
+        ConfigError: BatchNorm would see a single value of each channel, of which it can take no statistics.
+    """
+    height, width = image_size
+    if config.model.norm != "batch" or height * width > config.model.patch_size**2:
+        return
+    for batch in (0, len(sampler) - 1):
+        share = np.bincount(sampler.ranks(sampler.size(batch)), minlength=sampler.world.size).min()
+        if share // sampler.micro_batches(batch, config.trainer.accumulation_steps) < 2:
+            raise ConfigError(
+                f"data.batch_size={config.data.batch_size}, trainer.accumulation_steps="
+                f"{config.trainer.accumulation_steps}: leave a single image to a step's BatchNorm, and "
+                f"model.patch_size={config.model.patch_size} makes a single position of it; expected two images or "
+                f"more of {sampler.length:,} in every part, or model.norm=layer"
+            )
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
