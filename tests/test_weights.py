@@ -215,5 +215,15 @@ def test_foreign_weights_and_files_that_are_not_there(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=expected) as raised:
             read_weights(str(tmp_path / name), key="model.pretrained")
         assert str(raised.value).startswith(f"model.pretrained={tmp_path / name}")
-    with pytest.raises(ConfigError, match="no weights here"):
+    with pytest.raises(ConfigError, match="no weights"):
+        read_weights(str(tmp_path))
+
+
+def test_a_sweep_of_one_run_stands_for_it(peer: nn.Module, tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
+    torch.save(peer.state_dict(), tmp_path / "one" / "checkpoints" / "best.pt")
+    assert read_weights(str(tmp_path)).path == tmp_path / "one" / "checkpoints" / "best.pt"
+    torch.save(peer.state_dict(), tmp_path / "two" / "checkpoints" / "best.pt")
+    with pytest.raises(ConfigError, match="2 runs"):
         read_weights(str(tmp_path))

@@ -83,7 +83,7 @@ class Weights:
 def read_weights(given: str, key: str = "checkpoint") -> Weights:
     """
     Args:
-        given: a run's folder, a file, or the name of a published model.
+        given: a run's folder (or that of a sweep of one run), a file, or the name of a published model.
         key: the config key that it is the value of, for errors.
 
     Raises:
@@ -119,13 +119,15 @@ def find_file(given: str, key: str) -> Path:
     path = Path(given)
     if (name := published_name(given)) and not path.exists():
         return fetch(name, key)
-    candidates = [path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt", path / "model.safetensors"]
     if path.is_dir():
+        candidates = [path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt", path / "model.safetensors"]
         if found := next(filter(Path.is_file, candidates), None):
             return found
-        raise ConfigError(
-            f"{key}={given}: there are no weights here; expected a run's folder, with checkpoints/best.pt"
-        )
+        runs = sorted(path.glob("*/checkpoints/best.pt"))
+        if len(runs) == 1:  # a sweep of one
+            return runs[0]
+        there = f"{len(runs)} runs, e.g. {runs[0].parent.parent}" if runs else "no weights"
+        raise ConfigError(f"{key}={given}: there are {there}; expected a run's folder, with checkpoints/best.pt")
     if not path.is_file():
         raise ConfigError(
             f"{key}={given}: there is no such file; expected a run's folder, a file, or one of {', '.join(PUBLISHED)}"
