@@ -49,6 +49,12 @@ def test_imports_run_one_way() -> None:
     assert not upward
 
 
+def test_the_model_is_never_timms() -> None:
+    """timm's models are a peer of the benchmark, and of nothing else."""
+    importers = {path.parent.name for path in FILES for _, module in imported(path) if module.startswith("timm.models")}
+    assert importers == {"benchmarks"}
+
+
 TOO_LONG = {"data/gpu_transforms.py", "ops/depthwise_banded.py"}  # to be divided
 
 

@@ -15,7 +15,6 @@ import wandb_files
 from conftest import Finished, checked, command
 from data import datasets
 from ops.depthwise import BACKENDS, TRITON
-from processes import REPOSITORY
 from runtime.console import RunProgress
 from runtime.distributed import World
 from tracking import wandb_logger
@@ -371,11 +370,3 @@ def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> No
 
 def test_disabled_leaves_no_wandb_files(train: Train) -> None:
     assert not (train("data.train_fraction=0.1").folder / "wandb").exists()
-
-
-def test_the_run_does_not_import_timm_models() -> None:
-    source = "\n".join(
-        path.read_text() for path in (REPOSITORY / "src").rglob("*.py") if path.parent.name != "benchmarks"
-    )
-    assert "timm.models" not in source
-    assert "create_model" not in source
