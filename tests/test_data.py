@@ -3,9 +3,10 @@
 import hashlib
 import http.server
 import pickle
+import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -16,10 +17,13 @@ import torchvision
 from PIL import Image
 
 from config import schema
+from config.errors import first_line
 from config.schema import Config
-from conftest import checked
+from conftest import Finished, checked
 from data import datasets
-from data.batches import make_train_loader
+from data.batches import make_eval_loader, make_train_loader
+from data.fingerprint import fingerprint
+from tracking.identity import run_id
 
 LETTERS = ("cat", "dog", "owl")
 
@@ -102,17 +106,133 @@ def test_a_val_folder_beside_test_is_the_validation_set(folder: Path) -> None:
     assert (loaded.val.images == np.array([1, 2, 3])).all()
 
 
-def test_images_of_different_sizes_stay_files(folder: Path) -> None:
-    Image.new("L", (40, 30), 7).save(folder / "train" / "cat" / "big.png")
-    loaded = load_folder(folder, patch_size=7)
-    assert loaded.image_size == (224, 224)
-    config = checked("data=image_folder", f"data.root={folder}", "data.image_size=20", "data.num_workers=0")
-    loaded = datasets.load(config.data, 5)
-    assert not loaded.train.decoded
-    pixels, labels = next(iter(make_train_loader(loaded, config)))
-    assert pixels.shape[1:] == (3, 20, 20)
-    assert pixels.dtype == torch.uint8
-    assert len(labels) == len(pixels)
+# Whatever the images' sizes and modes.
+
+
+def first_batch(root: Path, *overrides: str, patch_size: int = 1) -> tuple[datasets.DataSplits, torch.Tensor]:
+    """The images as evaluation sees them, in the order of their files."""
+    datasets.read.cache_clear()
+    config = checked("data=image_folder", f"data.root={root}", "data.num_workers=0", "augmentation=none", *overrides)
+    loaded = datasets.load(config.data, patch_size)
+    return loaded, next(iter(make_eval_loader(loaded.test, loaded, config)))[0]
+
+
+@pytest.mark.parametrize("sizes", ["same", "rare", "differing"])
+@pytest.mark.parametrize("overrides", [[], ["data.image_size=20"], ["augmentation=paper", "data.crop_fraction=0.8"]])
+def test_images_are_prepared_alike_whatever_their_total_size(
+    folder: Path, sizes: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept in memory or not: one rule for the size, for training and evaluation."""
+    count = {"same": 0, "rare": 1, "differing": 6}[sizes]
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 44, 3)).astype(np.uint8)
+    for i in range(count):
+        Image.fromarray(pixels).save(folder / "train" / LETTERS[i % 3] / f"big{i}.png")
+        Image.fromarray(pixels).save(folder / "val" / LETTERS[i % 3] / f"big{i}.png")
+    if sizes == "rare":  # too rare for the sample to find it
+        monkeypatch.setattr(datasets, "SAMPLE_SIZE", 3)
+
+    def everything() -> tuple[datasets.DataSplits, list[torch.Tensor]]:
+        datasets.read.cache_clear()
+        config = checked("data=image_folder", f"data.root={folder}", "data.num_workers=0", "augmentation=none",
+                         "data.batch_size=12", *overrides)  # fmt: skip
+        loaded = datasets.load(config.data, 1)
+        assert loaded.val is not None
+        loaders = (make_train_loader(loaded, config), make_eval_loader(loaded.val, loaded, config),
+                   make_eval_loader(loaded.test, loaded, config))  # fmt: skip
+        return loaded, [pixels for loader in loaders for pixels, _ in loader]
+
+    small, expected = everything()
+    monkeypatch.setattr(datasets, "DECODED_LIMIT", 0)
+    large, batches = everything()
+    assert small.train.decoded == (sizes == "same")
+    assert not large.train.decoded
+    own = (224, 224) if sizes == "differing" else (12, 12)
+    assert small.image_size == large.image_size == ((20, 20) if "data.image_size=20" in overrides else own)
+    assert (small.mean, small.std) == (large.mean, large.std)
+    for one, other in zip(expected, batches, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_image_of_another_size_loses_its_borders_but_not_its_shape(tmp_path: Path) -> None:
+    """Not squashed: the middle, in training as in evaluation."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 10:30] = 255
+    for part in ("train", "test"):
+        for name, size in (("cat", (20, 40)), ("dog", (20, 20)), ("dog", (10, 10))):
+            (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(pixels) if name == "cat" else Image.new("RGB", size, (255,) * 3)
+            for i in range(4):
+                image.save(tmp_path / part / name / f"{size[0]}-{i}.png")
+    config = checked("data=image_folder", f"data.root={tmp_path}", "data.image_size=8", "augmentation=none",
+                     "data.num_workers=0", "data.val_fraction=0")  # fmt: skip
+    loaded = datasets.load(config.data, 1)
+    for loader in (make_train_loader(loaded, config), make_eval_loader(loaded.test, loaded, config)):
+        ((pixels, _),) = loader
+        assert (pixels > 200).all()  # but for what a filter takes from beyond the crop
+
+
+def test_rows_and_columns_that_differ_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "test"):
+        for name in LETTERS:
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = np.random.default_rng(i).integers(0, 255, (8, 12, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    monkeypatch.setattr(datasets, "DECODED_LIMIT", 0)
+    config = checked("data=image_folder", f"data.root={tmp_path}", "augmentation=none", "data.num_workers=0",
+                     "data.val_fraction=0")  # fmt: skip
+    loaded = datasets.load(config.data, 1)
+    ((pixels, _),) = make_train_loader(loaded, config)
+    files = {np.asarray(Image.open(path)).tobytes() for path in tmp_path.glob("train/*/*.png")}
+    assert {image.permute(1, 2, 0).numpy().tobytes() for image in pixels} == files
+
+
+GREY_16 = np.linspace(0, 65535, 144).reshape(12, 12).astype(np.uint16)
+
+
+def save_grey_16(path: Path) -> None:
+    if path.suffix == ".pgm":
+        path.write_bytes(b"P5 12 12 65535\n" + GREY_16.astype(">u2").tobytes())
+    else:
+        Image.fromarray(GREY_16).save(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_16_bits_are_scaled_to_8(folder: Path, suffix: str) -> None:
+    for path in list(folder.glob("*/*/*.png")):
+        path.unlink()
+        save_grey_16(path.with_suffix(suffix))
+    loaded, pixels = first_batch(folder)
+    assert loaded.channels == 1
+    np.testing.assert_allclose(pixels[0, 0], GREY_16 / 257, atol=0.5)
+
+
+def test_a_rare_16_bit_image_among_others_is_scaled_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_grey_16(folder / "val" / "cat" / "0.png")
+    _, pixels = first_batch(folder)
+    np.testing.assert_allclose(pixels[0], np.broadcast_to(GREY_16 / 257, (3, 12, 12)), atol=0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_levels_of_unknown_range_are_an_error(folder: Path, dtype: type) -> None:
+    path = folder / "train" / "cat" / "deep.tif"
+    Image.fromarray(np.linspace(0, 1e5, 144).reshape(12, 12).astype(dtype)).save(path)
+    with pytest.raises(datasets.DataError) as caught:
+        load_folder(folder)
+    assert str(path) in str(caught.value)
+    assert f"mode {'F' if dtype == np.float32 else 'I'}" in str(caught.value)
+
+
+def test_a_color_image_in_a_grey_set_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in list(folder.glob("*/*/*.png")):
+        Image.open(path).convert("L").save(path)
+    assert load_folder(folder).channels == 1
+    path = folder / "val" / "owl" / "color.png"
+    Image.new("RGB", (12, 12), (200, 0, 0)).save(path)
+    datasets.read.cache_clear()
+    with pytest.raises(datasets.DataError) as caught:
+        load_folder(folder)
+    assert str(path) in str(caught.value)
 
 
 def spoil(folder: Path, what: str) -> list[str]:
@@ -130,6 +250,11 @@ def spoil(folder: Path, what: str) -> list[str]:
         path = folder / "train" / "cat" / "3.png"
         path.write_bytes(path.read_bytes()[:60])
         return [str(path), "cannot be read as an image"]
+    if what == "dangling link":
+        (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
+        return [str(folder / "train" / "cat" / "gone.png")]
+    if what == "bomb":
+        return [str(folder / "train" / "cat" / "0.png"), "decompression bomb"]
     if what == "no test set":
         (folder / "val").rename(folder / "validation")
         return ["neither test nor val"]
@@ -137,13 +262,44 @@ def spoil(folder: Path, what: str) -> list[str]:
     return ["data.root=", "train/CLASS"]
 
 
-@pytest.mark.parametrize("what", ["empty class", "missing class", "corrupt image", "no test set", "no train set"])
-def test_a_broken_folder_is_a_clear_error(folder: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    "what",
+    ["empty class", "missing class", "corrupt image", "dangling link", "bomb", "no test set", "no train set"],
+)
+def test_a_broken_folder_is_a_clear_error(folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = spoil(folder, what)
+    if what == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     with pytest.raises(datasets.DataError) as caught:
         load_folder(folder)
     for name in names:
         assert name in str(caught.value)
+    assert "np.str_" not in str(caught.value)
+
+
+def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:
+    expected = load_folder(folder)
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    for name in (".DS_Store", "notes.txt", "._0.png"):
+        (folder / "train" / "cat" / name).write_text("no image")
+    (folder / "train" / "README.md").write_text("no class")
+    datasets.read.cache_clear()
+    loaded = load_folder(folder)
+    assert loaded.classes == expected.classes
+    assert np.array_equal(loaded.train.images, expected.train.images)
+
+
+def test_an_image_that_a_worker_cannot_read_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "train" / "owl" / "7.png"
+    config = checked("data=image_folder", f"data.root={folder}", "data.num_workers=1", "data.image_size=10")
+    monkeypatch.setattr(datasets, "DECODED_LIMIT", 0)
+    loaded = datasets.load(config.data, 1)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(datasets.DataError) as caught:
+        list(make_train_loader(loaded, config))
+    assert str(path) in first_line(caught.value)
 
 
 def test_a_patch_size_must_divide_the_image(folder: Path) -> None:
@@ -151,9 +307,102 @@ def test_a_patch_size_must_divide_the_image(folder: Path) -> None:
         load_folder(folder, patch_size=5)
 
 
-def test_a_split_that_cannot_be_is_a_clear_error(folder: Path) -> None:
-    with pytest.raises(datasets.DataError, match=r"data.val_fraction=0.01: cannot split 36 images"):
-        load_folder(folder, "data.val_fraction=0.01")
+@pytest.mark.parametrize(
+    ("overrides", "key", "expected"),
+    [
+        (["data.val_fraction=0.01"], "data.val_fraction=0.01", "0.0834 to 0.9166"),  # 3 to 33 of 36 images
+        (["data.val_fraction=0.95"], "data.val_fraction=0.95", "0.0834 to 0.9166"),
+        (["data.train_fraction=0.01"], "data.train_fraction=0.01", "0.0938 to 0.9062"),  # of 32
+        (["data.train_fraction=0.99"], "data.train_fraction=0.99", "0.0938 to 0.9062"),
+    ],
+)
+def test_a_fraction_that_leaves_a_class_without_images_is_a_clear_error(
+    folder: Path, overrides: list[str], key: str, expected: str
+) -> None:
+    with pytest.raises(datasets.DataError) as caught:
+        load_folder(folder, *overrides)
+    assert key in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_a_class_of_one_image_cannot_be_split(folder: Path) -> None:
+    for path in list((folder / "train" / "dog").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(datasets.DataError, match=r"data.val_fraction=0.1: .*dog"):
+        load_folder(folder)
+    assert load_folder(folder, "data.val_fraction=0").val is None
+
+
+# Which images a run is of.
+
+
+def id_of(root: Path | str) -> str:
+    fingerprint.cache_clear()
+    return run_id(checked("data=image_folder", f"data.root={root}"))
+
+
+def replace_image(folder: Path) -> None:
+    """By another one of equal size."""
+    path = folder / "train" / "dog" / "5.png"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def rename_image(folder: Path) -> None:
+    (folder / "train" / "dog" / "5.png").rename(folder / "train" / "dog" / "five.png")
+
+
+def grow_image(folder: Path) -> None:
+    with (folder / "val" / "owl" / "2.png").open("ab") as file:
+        file.write(b"more")
+
+
+@pytest.mark.parametrize("limit", [2**30, 1000])
+@pytest.mark.parametrize("change", [replace_image, rename_image, grow_image])
+def test_another_image_is_another_run(
+    folder: Path, change: Callable[[Path], None], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the limit names and sizes alone are compared."""
+    monkeypatch.setattr("data.fingerprint.MOST_BYTES", limit)
+    before = id_of(folder)
+    change(folder)
+    assert (id_of(folder) != before) == (limit == 2**30 or change is not replace_image)
+
+
+def test_the_same_images_are_the_same_run_wherever_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = id_of(folder)
+    copy = folder / "copies" / "here"
+    for part in ("train", "val"):
+        shutil.copytree(folder / part, copy / part)
+    assert id_of(copy) == expected
+    monkeypatch.chdir(copy.parent)
+    assert id_of("here") == expected
+    (copy / "train" / "cat" / ".DS_Store").write_text("no image")
+    (copy / "train" / ".ipynb_checkpoints").mkdir()
+    assert id_of(copy) == expected
+    link = copy / "train" / "cat" / "gone.png"
+    link.symlink_to(copy / "nowhere")
+    assert id_of(copy) != expected  # and no exception: the run will name it
+    assert id_of(folder / "nowhere") != expected
+
+
+def test_a_run_records_its_images_and_reads_them_once(
+    folder: Path, train: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def images_of(*overrides: str) -> str:
+        done = train("data=image_folder", f"data.root={folder}", "data.batch_size=8", *overrides)
+        return done.summary["data_fingerprint"]
+
+    fingerprint.cache_clear()
+    first = images_of()
+    with monkeypatch.context() as context:
+        context.setattr("data.fingerprint.content_of", pytest.fail)
+        assert images_of("seed=1") == first
+    rename_image(folder)
+    fingerprint.cache_clear()
+    datasets.read.cache_clear()
+    assert images_of() != first
 
 
 # CIFAR as torchvision downloads it, from a server of our own.

@@ -23,6 +23,7 @@ from config.schema import Config
 from data import transforms
 from data.datasets import DataSplits, Split
 from data.gpu_transforms import BatchTransform
+from data.image_files import DataError
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
 from runtime.signals import SIGNALS
@@ -98,19 +99,22 @@ class DistributedBatchSampler(Sampler[BatchSpec]):
                 yield BatchSpec(indices[mine], positions[mine], seeds[mine], int(seeds[0]), len(positions))
 
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches: uint8 [batch, channels, height, width] and labels [batch]."""
+class Batches(Dataset[tuple[Tensor, Tensor] | DataError]):
+    """Whole batches: uint8 [batch, channels, height, width] and labels [batch]; a DataError where there is none."""
 
     def __init__(self, split: Split, transform: transforms.Transform | None) -> None:
         self.split, self.transform = split, transform
 
-    def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor] | DataError:
         if self.transform is None:
             pixels = self.split.images[spec.indices]
         else:
-            with preserve_rng_state():
-                seeded = zip(spec.indices.tolist(), spec.seeds.tolist(), strict=True)
-                pixels = np.stack([self.augmented(index, seed) for index, seed in seeded])
+            seeded = zip(spec.indices.tolist(), spec.seeds.tolist(), strict=True)
+            try:
+                with preserve_rng_state():
+                    pixels = np.stack([self.augmented(index, seed) for index, seed in seeded])
+            except DataError as error:
+                return error
         channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
         return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.split.labels[spec.indices])
 
@@ -151,6 +155,16 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
             transform = self.compiled if spec.batch_size == self.compiled_size else self.transform
             pixels = transform(pixels, uniforms)
         return pixels, self.labels.index_select(0, indices)
+
+
+class Loader(DataLoader[Any]):
+    """Raises a worker's DataError as it is; PyTorch would wrap its one line in a traceback."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
 def make_train_loader(
@@ -199,7 +213,7 @@ def loader(
         workers = 0  # a batch is one slice of an array
     elif workers is None:
         workers = min(16, max(1, torch.get_num_threads() - 1))  # of this process's share of the cores
-    return DataLoader(
+    return Loader(
         Batches(split, transform),
         batch_size=None,
         sampler=sampler,

@@ -1,11 +1,12 @@
-"""Split: where they come from, and how they are split.
+"""Data sets: where images come from, and how they are split.
 
-Small images are decoded once per process and kept as bytes; large ones stay files until a batch needs them.
+Images of one size, at most 1 GiB of them, are decoded once per process and kept in memory; all others stay files
+until a batch needs them. Either way the transforms (data/transforms.py) see the same images.
 """
 
-import os
+import math
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.model_selection import train_test_split
-from torchvision.datasets.folder import find_classes, has_file_allowed_extension
 
 from config import schema
-from config.errors import ConfigError
+from data.image_files import DataError, class_folders, image_files, open_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
-SAMPLE = 500  # images looked at to learn the size, and to measure mean and deviation
-
-
-class DataError(ConfigError):
-    """The data cannot be used as asked; the message names the key, the value and what is wrong."""
+SAMPLE_SIZE = 500  # images that are looked at for what they have in common
 
 
 @dataclass(frozen=True)
@@ -88,12 +83,12 @@ def load(config: schema.Data, patch_size: int) -> DataSplits:
             f"data={config.name}; expected one of {', '.join(map(str, fitting))}"
         )
     if data.val is None and config.val_fraction:
-        rest, held_out = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction")
+        rest, held_out = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction", data.classes)
         data = replace(data, train=rest, val=held_out)
     if not config.val_fraction:
         data = replace(data, val=None)
     if config.train_fraction < 1:
-        _, kept = divide(data.train, config.train_fraction, config.split_seed, "data.train_fraction")
+        _, kept = divide(data.train, config.train_fraction, config.split_seed, "data.train_fraction", data.classes)
         data = replace(data, train=kept)
     if config.mean is not None and config.std is not None:
         for key, values in (("mean", config.mean), ("std", config.std)):
@@ -104,24 +99,44 @@ def load(config: schema.Data, patch_size: int) -> DataSplits:
     return replace(data, mean=mean, std=std)
 
 
-def divide(split: Split, fraction: float, seed: int, key: str) -> tuple[Split, Split]:
-    """Divide at random, with the same share of every class on both sides; the second has `fraction`."""
+def divide(split: Split, fraction: float, seed: int, key: str, classes: list[str]) -> tuple[Split, Split]:
+    """Divide at random, with the same share of every class on both sides; the second has `fraction`.
+
+    Raises:
+        DataError: a side would have fewer images than there are classes, or a class has a single image.
+    """
     try:
         rest, part = train_test_split(
             np.arange(len(split)), test_size=fraction, stratify=split.labels, random_state=seed
         )
     except ValueError as error:
-        raise DataError(f"{key}={fraction}: cannot split {len(split)} images so: {error}") from error
+        counts = np.bincount(split.labels, minlength=len(classes))
+        single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+        lowest, highest = math.ceil(1e4 * len(classes) / len(split)), math.floor(1e4 - 1e4 * len(classes) / len(split))
+        expected = f"two images of {', '.join(single)}" if single else f"{lowest / 1e4} to {highest / 1e4}"
+        raise DataError(
+            f"{key}={fraction}: of {len(split)} images in {len(classes)} classes, each side needs one of every class; "
+            f"expected {expected}"
+        ) from error
     return split.subset(np.sort(rest)), split.subset(np.sort(part))
 
 
 def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel, over evenly spaced images; pixels in 0 … 1."""
-    chosen = np.linspace(0, len(split) - 1, min(len(split), 10 * SAMPLE if split.decoded else SAMPLE))
-    pixels = [np.asarray(split[int(i)]).reshape(-1, channels) for i in chosen]
-    sample = np.concatenate(pixels).astype(np.float64) / 255
+    """Mean and standard deviation of every channel, over evenly spaced images; pixels in 0 … 1.
+
+    Over ten times as many images where they are small.
+    """
+    small = split[0].width * split[0].height <= 64 * 64
+    chosen = np.linspace(0, len(split) - 1, min(len(split), 10 * SAMPLE_SIZE if small else SAMPLE_SIZE))
+    counts = np.zeros((channels, 256))
+    for i in chosen.astype(int):
+        pixels = np.asarray(split[i]).reshape(-1, channels)
+        counts += [np.bincount(channel, minlength=256) for channel in pixels.T]
+    shares, levels = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ levels
+    std = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
     # A channel without any variation would otherwise divide by zero.
-    return tuple(sample.mean(0).tolist()), tuple(np.maximum(sample.std(0), 1e-3).tolist())
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1e-3).tolist())
 
 
 # Sources. Each gives training and test images, undivided, once per process.
@@ -132,7 +147,7 @@ def read(name: str, root: str, image_size: int | None) -> DataSplits:
     if name == "digits":
         data = read_digits()
     elif name == "image_folder":
-        data = read_image_folder(Path(root), image_size)
+        data = read_image_folder(Path(root))
     else:
         data = read_cifar(name, Path(root))
     if image_size is not None:
@@ -146,8 +161,9 @@ def read_digits() -> DataSplits:
     digits = load_digits()
     pixels = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     split = Split(pixels, digits.target.astype(np.int64))
-    train, test = divide(split, 0.2, seed=0, key="digits")
-    return DataSplits(train, None, test, [str(i) for i in range(10)], channels=1, image_size=(8, 8))
+    classes = [str(digit) for digit in range(10)]
+    train, test = divide(split, 0.2, 0, "digits", classes)
+    return DataSplits(train, None, test, classes, channels=1, image_size=(8, 8))
 
 
 def read_cifar(name: str, root: Path) -> DataSplits:
@@ -168,63 +184,41 @@ def read_cifar(name: str, root: Path) -> DataSplits:
     return DataSplits(train, None, test, list(parts[0].classes), channels=3, image_size=(32, 32))
 
 
-def read_image_folder(root: Path, image_size: int | None) -> DataSplits:
+def read_image_folder(root: Path) -> DataSplits:
     if not (root / "train").is_dir():
         raise DataError(f"data.root={root}: expected a folder with train/CLASS/* and test/CLASS/* or val/CLASS/*")
     held_out = [part for part in ("test", "val") if (root / part).is_dir()]
     if not held_out:
         raise DataError(f"data.root={root}: there is a train folder but neither test nor val")
-    classes = folder_classes(root / "train")
-    train = list_images(root / "train", classes)
-    test = list_images(root / held_out[0], classes)
-    val = list_images(root / "val", classes) if len(held_out) == 2 else None
+    classes = class_folders(root / "train")
+    if not classes:
+        raise DataError(f"data.root={root}: train has no folder for any class")
+    splits = [list_images(root / part, classes) for part in ("train", *held_out)]
 
     sizes, modes = set(), set()
-    for path in train.images[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]:
+    paths = splits[0].images
+    for path in paths[np.linspace(0, len(paths) - 1, min(len(paths), SAMPLE_SIZE)).astype(int)]:
         image = open_image(path)
         sizes.add((image.height, image.width))
         modes.add(image.mode)
-    size = sizes.pop() if len(sizes) == 1 else (224, 224)
-    channels = 1 if modes == {"L"} else 3
-    mode = "L" if channels == 1 else "RGB"
-    train, test = replace(train, mode=mode), replace(test, mode=mode)
-    val = replace(val, mode=mode) if val else None
-    total = len(train) + len(test) + (len(val) if val else 0)
-    if image_size is None and total * size[0] * size[1] * channels <= DECODED_LIMIT:
-        train, test = decode(train, size, channels), decode(test, size, channels)
-        val = decode(val, size, channels) if val else None
-    return DataSplits(train, val, test, classes, channels, size)
-
-
-@cache
-def inventory(root: Path) -> list[tuple[str, int, int]]:
-    """Of every class the folder, the number of files and the size of the first: the same wherever the images are."""
-    found = []
-    for folder in sorted(folder for part in ("train", "val", "test") for folder in (root / part).glob("*/")):
-        files = sorted(folder.iterdir())
-        found.append((str(folder.relative_to(root)), len(files), files[0].stat().st_size if files else 0))
-    return found
-
-
-def folder_classes(folder: Path) -> list[str]:
-    try:
-        return find_classes(str(folder))[0]
-    except FileNotFoundError as error:
-        raise DataError(f"data.root={folder.parent}: {folder.name} has no folder for any class") from error
+    channels, mode = (1, "L") if modes == {"L"} else (3, "RGB")
+    splits = [replace(split, mode=mode) for split in splits]
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size and sum(map(len, splits)) * size[0] * size[1] * channels <= DECODED_LIMIT:
+        splits = decode(splits, size, channels) or splits
+    train, test, *val = splits
+    return DataSplits(train, val[0] if val else None, test, classes, channels, size or (224, 224))
 
 
 def list_images(folder: Path, classes: list[str]) -> Split:
-    if folder_classes(folder) != classes:
-        differing = sorted(set(folder_classes(folder)) ^ set(classes))
+    if differing := sorted(set(class_folders(folder)) ^ set(classes)):
         raise DataError(
             f"data.root={folder.parent}: train and {folder.name} differ in their classes: {', '.join(differing)}"
         )
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            entry.path for entry in os.scandir(folder / name) if has_file_allowed_extension(entry.name, IMAGE_SUFFIXES)
-        )
+        found = image_files(folder / name)
         if not found:
             raise DataError(f"data.root={folder.parent}: class {folder.name}/{name} has no images")
         paths += found
@@ -232,24 +226,15 @@ def list_images(folder: Path, classes: list[str]) -> Split:
     return Split(np.array(paths), np.array(labels, dtype=np.int64))
 
 
-def decode(split: Split, size: tuple[int, int], channels: int) -> Split:
-    pixels = np.empty((len(split), *size, channels), dtype=np.uint8)
-    for i, path in enumerate(split.images):
-        image = open_image(path, split.mode)
-        if (image.height, image.width) != size:
-            image = image.resize(size[::-1], Image.Resampling.BICUBIC)
-        pixels[i] = np.asarray(image).reshape(*size, channels)
-    return Split(pixels, split.labels)
-
-
-def open_image(path: str, mode: str | None = None) -> Image.Image:
-    """A file as an image in the mode asked for, else in grey or RGB, whichever it is nearer to.
-
-    Raises:
-        DataError: it is not an image, or only a part of one.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode or ("L" if image.mode in ("L", "1") else "RGB"))
-    except OSError as error:
-        raise DataError(f"data.root: {path} cannot be read as an image ({error})") from error
+def decode(splits: list[Split], size: tuple[int, int], channels: int) -> list[Split] | None:
+    """The splits with their images in memory; None if one of them is of another size: then all stay files."""
+    decoded = []
+    for split in splits:
+        pixels = np.empty((len(split), *size, channels), dtype=np.uint8)
+        for i in range(len(split)):
+            image = split[i]
+            if (image.height, image.width) != size:
+                return None
+            pixels[i] = np.asarray(image).reshape(*size, channels)
+        decoded.append(Split(pixels, split.labels))
+    return decoded

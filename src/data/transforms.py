@@ -30,10 +30,14 @@ def training_transform(config: schema.Augmentation, data: "DataSplits") -> Trans
     """From an image to the augmented image at the model's size; None: take decoded pixels as they are."""
     jitter = (config.brightness, config.contrast, config.saturation, config.hue)
     auto_augment = config.auto_augment or ""
+    whole = (
+        config.scale == config.ratio == [1.0, 1.0]
+    )  # no random crop: as in evaluation, the middle if the shape differs
+    shape = data.image_size[1] / data.image_size[0]
     crop_and_flip, color, _ = transforms_imagenet_train(
         data.image_size,
         scale=(config.scale[0], config.scale[1]),
-        ratio=(config.ratio[0], config.ratio[1]),
+        ratio=(shape, shape) if whole else (config.ratio[0], config.ratio[1]),
         hflip=config.hflip,
         vflip=config.vflip,
         color_jitter=jitter if any(jitter) else None,  # type: ignore[arg-type]
@@ -45,7 +49,7 @@ def training_transform(config: schema.Augmentation, data: "DataSplits") -> Trans
         separate=True,
     )
     first, second = crop_and_flip.transforms, color.transforms
-    if is_native(data) and config.scale == config.ratio == [1.0, 1.0]:
+    if whole and is_native(data):
         first = first[1:]  # a crop of everything
     if config.shift:
         padding = [max(1, round(config.shift * side)) for side in reversed(data.image_size)]

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from config.commands import Predict
 from config.errors import ConfigError
 from data.batches import init_worker
-from data.datasets import IMAGE_SUFFIXES, DataError, DataSplits, Split
+from data.datasets import DataSplits, Split
+from data.image_files import SUFFIXES, DataError
 from data.transforms import Normalize, evaluation_transform
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
@@ -112,7 +113,7 @@ def find_images(given: Any) -> list[str]:
             found += [line for line in sys.stdin.read().splitlines() if line]
         elif Path(entry).is_dir():
             below = sorted(Path(entry).rglob("*"))
-            found += [str(path) for path in below if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+            found += [str(path) for path in below if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
         elif has_magic(entry) and not Path(entry).exists():
             found += sorted(glob(entry, recursive=True))  # noqa: PTH207 (Path's takes no absolute pattern)
         else:

@@ -38,10 +38,8 @@ def effect(config: Config) -> dict[str, Any]:
         from weights.pretrained import content_of  # takes seconds, like the data below
 
         settings["model.pretrained"] = content_of(config.model.pretrained)
-    if data.name == "image_folder":  # not where the images are, but which
-        from data import datasets  # takes seconds, which a search's mistake need not wait for
-
-        settings["data.root"] = datasets.inventory(Path(data.root))
+    if images := data_fingerprint(config):  # not where the images are, but which
+        settings["data.fingerprint"] = images
     if data.image_size == {"digits": 8, "cifar10": 32, "cifar100": 32}.get(data.name):
         settings["data.image_size"] = None  # the images' own
     settings["dropout.rate"] = max(dropout.blocks, dropout.head, dropout.stochastic_depth)  # it works through these
@@ -58,6 +56,15 @@ def effect(config: Config) -> dict[str, Any]:
         settings["trainer.compile_mode"] = "default"
     settings["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
     return settings
+
+
+def data_fingerprint(config: Config) -> str | None:
+    """Identifies the images of `data=image_folder`; None for the other data sets, which never change."""
+    if config.data.name != "image_folder":
+        return None
+    from data.fingerprint import fingerprint  # takes seconds, which a search's mistake need not wait for
+
+    return fingerprint(Path(config.data.root).resolve())
 
 
 def is_below(key: str, sections: Iterable[str]) -> bool:

@@ -24,6 +24,7 @@ from runtime.launcher import Launcher, detect_launcher
 from runtime.rng import seed_rngs
 from runtime.signals import Interrupted
 from tracking import plots
+from tracking.identity import data_fingerprint
 from tracking.run_folder import RunBusy, RunFolder
 from tracking.wandb_logger import log_exceptions
 from training.loop import Trainer
@@ -112,6 +113,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         parameters=parameters,
         macs=parts[-1].macs,
         device=describe(device),
+        data_fingerprint=data_fingerprint(config),
         backend=config.model.backend,
         channels_last=memory_format(config, device) == torch.channels_last,
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
