@@ -236,3 +236,12 @@ def test_slurms_gpus_stay_visible(monkeypatch: pytest.MonkeyPatch) -> None:
         leave_at_once()
         assert (world.rank, world.size) == (3, 4)
         assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["LOCAL_RANK"]) == ("4,5,6,7", "3")
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks(tmp_path: Path) -> None:
+    ranks = start_ranks(*ARGUMENTS, "optimizer.lr=1e30", "data.batch_size=8", "sweep=s", cwd=tmp_path)
+    texts = outputs(ranks)
+    assert [process.returncode for process in ranks] == [1, 1], texts
+    (summary,) = summaries(tmp_path / "outputs" / "s")
+    assert summary["status"] == "failed"
+    assert "NaN or infinite" in summary["error"]

@@ -14,6 +14,7 @@ import torch
 import wandb_files
 from conftest import Finished, checked, command
 from data import datasets
+from data.batches import make_eval_loader, make_train_loader
 from ops.depthwise import BACKENDS, TRITON
 from runtime.console import RunProgress
 from runtime.distributed import World
@@ -239,6 +240,15 @@ def test_a_gpu_that_no_longer_answers_ends_the_sweep(train: Train, monkeypatch: 
 def test_a_device_that_is_not_there_is_an_error(train: Train) -> None:
     error = train("trainer.device=cuda").summary["error"]
     assert "trainer.device=cuda: not available on this machine; expected auto or cpu" in error
+
+
+def test_memory_is_pinned_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, pinned in (("cpu", False), ("auto", True), ("cuda", True)):
+        config = checked(f"trainer.device={name}")
+        data = datasets.load(config.data, 1)
+        loaders = make_train_loader(data, config), make_eval_loader(data.test, data, config)
+        assert [loader.pin_memory for loader in loaders] == [pinned] * 2
 
 
 # The learning rate. With all images in one batch an epoch is one step, whose rate is in its row.

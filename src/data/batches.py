@@ -197,18 +197,19 @@ def make_train_loader(
         compiled_size = config.data.batch_size if config.trainer.compile else 0
         kept = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
         return DataLoader(kept, batch_size=None, sampler=sampler, generator=torch.Generator())
-    return loader(data.train, transform, sampler, config.data.num_workers)
+    return loader(data.train, transform, sampler, config)
 
 
 def make_eval_loader(split: Split, data: DataSplits, config: Config, world: World | None = None) -> DataLoader[Any]:
     transform = transforms.evaluation_transform(config.data.crop_fraction, data)
     sampler = DistributedBatchSampler(len(split), config.data.batch_size, seed=None, world=world)
-    return loader(split, transform, sampler, config.data.num_workers)
+    return loader(split, transform, sampler, config)
 
 
 def loader(
-    split: Split, transform: transforms.Transform | None, sampler: DistributedBatchSampler, workers: int | None
+    split: Split, transform: transforms.Transform | None, sampler: DistributedBatchSampler, config: Config
 ) -> DataLoader[Any]:
+    workers = config.data.num_workers
     if transform is None:
         workers = 0  # a batch is one slice of an array
     elif workers is None:
@@ -223,7 +224,7 @@ def loader(
         # A process of joblib's starts others in a way that PyTorch's cannot be started in.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # or it would draw from the one that dropout uses
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=config.trainer.device in ("auto", "cuda") and torch.cuda.is_available(),
     )
 
 
