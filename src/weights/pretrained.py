@@ -47,7 +47,7 @@ def load_pretrained(
         notes.append(f"the patch embedding adapted from {weights.architecture.channels} to {channels} channels")
     if not same_classes(weights, classes):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classification.")}
-        notes.append(f"a new classifier for {len(classes)} classes instead of {weights.architecture.n_classes}")
+        notes.append(f"a new classifier for {len(classes)} classes, which are others")
     model.load_state_dict(tensors, strict=False)
     taken = f"{len(tensors)} of {len(weights.tensors)} tensors taken"
     return weights, f"starts from {weights.path} ({weights.architecture}): {', '.join([taken, *notes])}"
