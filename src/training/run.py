@@ -65,7 +65,7 @@ def run(config: Config, overrides: list[str]) -> float | None:
     try:
         return train(config, folder, launcher, world)
     except Interrupted as interrupted:
-        traceback.clear_frames(interrupted.__traceback__)  # which ends the processes that load its batches
+        traceback.clear_frames(interrupted.__traceback__)  # ends the processes that load its batches
         log.warning(f"{interrupted}: {folder.name} is kept; the same command with sweep={config.sweep} resumes it")
         folder.close(exit_code=128 + interrupted.number)
         launcher.after_interrupt(interrupted.number)
@@ -75,6 +75,7 @@ def run(config: Config, overrides: list[str]) -> float | None:
         raise
     except Exception as error:
         folder.fail(error)
+        traceback.clear_frames(error.__traceback__)  # ends the processes that load its batches, and frees its memory
         log.error(f"FAILED {folder.name}: {first_line(error)} ({folder.path}/train.log)")
         gpu_is_lost = is_gpu_lost()
         if gpu_is_lost:
