@@ -221,7 +221,7 @@ def loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=init_worker,
-        # A process of joblib's starts others in a way that PyTorch's cannot be started in.
+        # Runs side by side start processes in a way that PyTorch's cannot be started in.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # or it would draw from the one that dropout uses
         pin_memory=config.trainer.device in ("auto", "cuda") and torch.cuda.is_available(),

@@ -54,7 +54,12 @@ class SideBySide(Launcher):
                     overrides = list(waiting.pop(number))
                     say(f"run {number + 1} of {total}")
                     process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
-                    process.start()
+                    try:
+                        process.start()
+                    except EOFError:  # Ctrl-C has ended the fork server while it was importing
+                        if not self.stopped_by:
+                            raise
+                        break
                     running[process.sentinel] = process, " ".join(overrides)
                     if self.stopped_by:  # in between
                         process.terminate()

@@ -16,7 +16,7 @@ Space = Mapping[str, Distribution]
 
 UNSEARCHED = {
     "trainer.monitor": "is what the search goes by; expected one value",
-    "seed": "would be searched for the luckiest; expected one value, or hydra.sweeper.seeds for a mean over several",
+    "seed": "would be searched for the luckiest; expected one value. Repeat the best run with seed=0,1,2 afterwards",
 }
 
 
