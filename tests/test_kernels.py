@@ -17,7 +17,7 @@ from processes import REPOSITORY
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LARGER = pytest.mark.slow
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of the largest value
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of the largest value
 
 SHAPES = [  # batch, channels, height, width, kernel
     (1, 2, 1, 1, 3),  # one image, one position

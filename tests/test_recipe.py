@@ -337,7 +337,7 @@ def test_another_setting_stands_beside_nothing(name: str, overrides: str) -> Non
 # What a published figure is held to mean the same under: numerics, hardware, and what other keys decide.
 FREE = {
     "seed", "data.split_seed", "data.pipeline", "data.hflip", "dropout.rate", "trainer.precision",
-    "trainer.channels_last", "trainer.compile", "trainer.sync_batch_norm", "trainer.accumulation_steps",
+    "trainer.channels_last", "trainer.compile", "trainer.compile_mode", "trainer.checkpoint_activations", "trainer.sync_batch_norm", "trainer.accumulation_steps",
     "trainer.monitor", "trainer.early_stopping.min_delta", "trainer.early_stopping.start_epoch",
 }  # fmt: skip
 
@@ -382,4 +382,4 @@ def test_a_study_is_one_command(tmp_path: Path) -> None:
     overrides, runs = reduced("paper_patch_sweep")
     done = command("-m", *overrides, "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(runs)} runs →" in done.stdout
+    assert f"{len(runs)} runs of" in done.stdout

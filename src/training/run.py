@@ -114,7 +114,6 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         parameters=parameters,
         macs=parts[-1].macs,
         device=describe(device),
-        data_fingerprint=data_fingerprint(config),
         backend=config.model.backend,
         channels_last=memory_format(config, device) == torch.channels_last,
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
@@ -128,6 +127,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     )
     for line in as_lines(parts):
         log.info(f"  {line}", extra={"file_only": True})
+    if images := data_fingerprint(config):
+        folder.update(data_fingerprint=images)
     reset_peak_memory(device)
     tested = trainer.fit()
 
