@@ -1,6 +1,7 @@
 """The configured ConvMixer, and the ways in which it is called: over several devices, compiled, averaged."""
 
 import copy
+import warnings
 from typing import Any, cast
 
 import torch
@@ -49,7 +50,8 @@ def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -
     if config.trainer.compile:
         wrapped = cast(nn.Module, torch.compile(wrapped, dynamic=False, options=compile_options(config, device)))
     if world.size > 1:  # buffers are broadcast once an epoch (training/loop.py), not in every forward pass
-        wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # another name from PyTorch 2.14 on
+            wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False)
     return wrapped
 
 
