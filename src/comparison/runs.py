@@ -81,7 +81,9 @@ class WandbRun(Run):
     source: Any  # wandb.apis.public.Run
 
     def epochs(self) -> pd.DataFrame:
-        return numbers(pd.DataFrame(self.source.history(samples=10_000, pandas=False)))
+        rows = self.source.history(samples=10_000, pandas=False)
+        epochs = [row for row in rows if row.get("epoch") is not None]  # and not how one of them went
+        return numbers(pd.DataFrame(epochs))
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
