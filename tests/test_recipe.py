@@ -337,7 +337,8 @@ def test_another_setting_stands_beside_nothing(name: str, overrides: str) -> Non
 # What a published figure is held to mean the same under: numerics, hardware, and what other keys decide.
 FREE = {
     "seed", "data.split_seed", "data.pipeline", "data.hflip", "dropout.rate", "trainer.precision",
-    "trainer.channels_last", "trainer.compile", "trainer.compile_mode", "trainer.checkpoint_activations", "trainer.sync_batch_norm", "trainer.accumulation_steps",
+    "trainer.channels_last", "trainer.compile", "trainer.compile_mode", "trainer.checkpoint_activations",
+    "trainer.sync_batch_norm", "trainer.accumulation_steps",
     "trainer.monitor", "trainer.early_stopping.min_delta", "trainer.early_stopping.start_epoch",
 }  # fmt: skip
 
