@@ -223,16 +223,18 @@ def test_levels_of_unknown_range_are_an_error(folder: Path, dtype: type) -> None
     assert f"mode {'F' if dtype == np.float32 else 'I'}" in str(caught.value)
 
 
-def test_a_color_image_in_a_grey_set_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [datasets.DECODED_LIMIT, 0])
+def test_a_rare_color_image_in_a_grey_set_becomes_grey(
+    folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for path in list(folder.glob("*/*/*.png")):
         Image.open(path).convert("L").save(path)
-    assert load_folder(folder).channels == 1
-    path = folder / "val" / "owl" / "color.png"
-    Image.new("RGB", (12, 12), (200, 0, 0)).save(path)
-    datasets.read.cache_clear()
-    with pytest.raises(datasets.DataError) as caught:
-        load_folder(folder)
-    assert str(path) in str(caught.value)
+    color = Image.new("RGB", (12, 12), (200, 30, 90))
+    color.save(folder / "val" / "cat" / "0.png")
+    monkeypatch.setattr(datasets, "DECODED_LIMIT", limit)
+    loaded, pixels = first_batch(folder)
+    assert loaded.channels == 1
+    np.testing.assert_array_equal(pixels[0, 0], np.asarray(color.convert("L")))
 
 
 def spoil(folder: Path, what: str) -> list[str]:

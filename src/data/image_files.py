@@ -39,15 +39,12 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
     16 bits are scaled to 8. The orientation that a camera notes in EXIF is ignored, as torchvision and timm do.
 
     Raises:
-        DataError: it is not an image, or only a part of one; it has levels of unknown range, or colors where "L" is
-            asked for.
+        DataError: it is not an image, or only a part of one, or has levels of unknown range.
     """
     path = str(path)  # not NumPy's, which an error would show as np.str_('…')
     try:
         with Image.open(path) as image:
             read = to_8_bits(image)
-            if mode == "L" and read.mode not in GREY:
-                raise ValueError(f"mode {image.mode}, while the images looked at first are all grey")
             return read.convert(mode or ("L" if read.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises whatever its decoders raise
         raise DataError(f"data.root: {path} cannot be read as an image ({error})") from error
