@@ -22,7 +22,7 @@ from config.errors import ConfigError
 from config.schema import Config
 from data import transforms
 from data.datasets import DataSplits, Split
-from data.gpu_transforms import BatchTransform
+from data.gpu_transforms.batch import BatchTransform, exact_division
 from data.image_files import DataError
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
@@ -140,7 +140,9 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
         self.labels = torch.from_numpy(split.labels).to(device)
         self.generator = torch.Generator(device)
         self.transform = BatchTransform(transform, self.pixels.shape[1:], device) if transform else None
-        self.compiled: Any = torch.compile(self.transform, dynamic=False) if self.transform else None
+        self.compiled: Any = None
+        if self.transform and compiled_size:
+            self.compiled = torch.compile(self.transform, dynamic=False, options=exact_division())
 
     def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
         indices, positions = (

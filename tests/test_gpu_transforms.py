@@ -12,26 +12,30 @@ import numpy as np
 import pytest
 import timm.data.auto_augment
 import torch
+import torch._inductor.config
 from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_images
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch._inductor.codegen.triton import TritonOverrides
 from torchvision import transforms
 from torchvision.transforms.functional import adjust_hue
 
 from config.errors import ConfigError
 from conftest import TINY, Finished, checked
-from data import datasets, gpu_transforms
+from data import datasets
 from data.batches import BatchSpec, DeviceBatches, make_train_loader
-from data.gpu_transforms import BICUBIC, BILINEAR, NEAREST
+from data.gpu_transforms import color, geometry, rand_augment
+from data.gpu_transforms.batch import BatchTransform, exact_division
+from data.gpu_transforms.geometry import BICUBIC, BILINEAR, MOVES, NEAREST
+from data.gpu_transforms.values import Draw
 from data.transforms import training_transform
 from runtime.distributed import World
 from training import run
 
 INCREASING = timm.data.auto_augment._RAND_INCREASING_TRANSFORMS
 EVERY_OPERATION = sorted({*INCREASING, *timm.data.auto_augment._RAND_TRANSFORMS})
-MOVES = gpu_transforms.MOVES
-LARGEST = {name: gpu_transforms.TIMM_LEVELS[name][1] for name in MOVES}
+LARGEST = {name: rand_augment.TIMM_LEVELS[name][1] for name in MOVES}
 RESAMPLING = {NEAREST: Image.NEAREST, BILINEAR: Image.BILINEAR, BICUBIC: Image.BICUBIC}
 
 
@@ -46,15 +50,16 @@ PLACES = np.random.default_rng(0).integers(0, 390, (16, 2))
 PIXELS = photographs_and_noise()
 COUNT = len(PIXELS)
 CPU = torch.device("cpu")
+on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
-def to_batch(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+def to_batch(pixels: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous()
 
 
 def to_pixels(batch: torch.Tensor) -> np.ndarray:
     assert batch.dtype == torch.uint8
-    return batch.permute(0, 2, 3, 1).numpy()
+    return batch.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def one_by_one(operation: Callable[[Image.Image], Image.Image], pixels: np.ndarray = PIXELS) -> np.ndarray:
@@ -70,11 +75,13 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray, levels: int = 0, share: f
     assert (difference > 0).mean() <= share
 
 
-def operate(name: str, argument: float, kind: int = BICUBIC, pixels: np.ndarray = PIXELS) -> np.ndarray:
-    each = torch.ones(len(pixels))
+def operate(
+    name: str, argument: float, kind: int = BICUBIC, pixels: np.ndarray = PIXELS, device: str = "cpu"
+) -> np.ndarray:
+    which = torch.zeros(len(pixels), dtype=torch.int64, device=device)
     fill = (124, 116, 104)[: pixels.shape[-1]]
-    which, kinds = torch.zeros(len(pixels), dtype=torch.int64), torch.full((len(pixels),), kind)
-    return to_pixels(gpu_transforms.operate(to_batch(pixels), [name], which, argument * each, kinds, fill, prob=1))
+    arguments, kinds = torch.full_like(which, argument, dtype=torch.float32), torch.full_like(which, kind)
+    return to_pixels(rand_augment.operate(to_batch(pixels, device), [name], which, arguments, kinds, fill, prob=1))
 
 
 # Operations, each beside timm's.
@@ -86,8 +93,9 @@ def timm_arguments(name: str, magnitude: float, sign: int, monkeypatch: pytest.M
     return of_level(magnitude, {}) if of_level else ()
 
 
+@on_each_device
 @pytest.mark.parametrize("name", EVERY_OPERATION)
-def test_an_operation_is_timms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_is_timms(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables and blends are exact, but for AutoContrast's where Pillow's 85 is 84.99999.
 
     Moved pixels are within one grey level, and exact but for those where Pillow's sum is a whole number or a hair
@@ -103,7 +111,7 @@ def test_an_operation_is_timms(name: str, monkeypatch: pytest.MonkeyPatch) -> No
                         image, *arguments, resample=RESAMPLING[kind], fillcolor=(124, 116, 104)
                     )
                 )
-                assert_close(operate(name, *arguments or (0,), kind=kind), theirs, levels, share)
+                assert_close(operate(name, *arguments or (0,), kind=kind, device=device), theirs, levels, share)
 
 
 @pytest.mark.parametrize("name", INCREASING)
@@ -128,7 +136,7 @@ def test_an_operations_argument_is_timms(monkeypatch: pytest.MonkeyPatch) -> Non
             for sign in (1, -1):
                 theirs = [(*timm_arguments(name, magnitude, sign, monkeypatch), 0)[0] for name in names]
                 level, signs = torch.full((len(names),), magnitude / 10), torch.full((len(names),), 0.5 - sign / 4)
-                ours = gpu_transforms.timm_argument(names, which, level, signs)
+                ours = rand_augment.timm_argument(names, which, level, signs)
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=f"{magnitude} {sign}")
 
 
@@ -139,7 +147,7 @@ def test_images_of_a_batch_have_their_own_operations() -> None:
     argument = torch.tensor([{"P": 3.0, "S": 100.0, "R": 20.0, "T": 0.2}.get(name[0], 0.3) for name in names])[which]
     kinds = torch.arange(COUNT) % 2 + 1
     fill = (124, 116, 104)
-    together = gpu_transforms.operate(to_batch(PIXELS), names, which, argument, kinds, fill, prob=1)
+    together = rand_augment.operate(to_batch(PIXELS), names, which, argument, kinds, fill, prob=1)
     for i in range(COUNT):
         expected = PIXELS[i : i + 1]
         if which[i] >= 0:
@@ -162,7 +170,7 @@ def test_torchvisions_operations(magnitude: int, monkeypatch: pytest.MonkeyPatch
             def draw(n: int, i: int = i, negative: int = negative) -> torch.Tensor:
                 return torch.tensor([(i + 0.5) / len(space), 0.25 if negative else 0.75])[:n, None].expand(n, COUNT)
 
-            ours = to_pixels(gpu_transforms.torchvision_rand_augment(step, to_batch(PIXELS), draw))
+            ours = to_pixels(rand_augment.torchvision_rand_augment(step, to_batch(PIXELS), draw))
             assert_close(ours, theirs, levels={"AutoContrast": 1, "Rotate": 255}.get(name, 0), share=0.002)
 
 
@@ -171,15 +179,19 @@ def test_torchvisions_operations(magnitude: int, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 24), (48, 40)])
 @pytest.mark.parametrize("kind", [BILINEAR, BICUBIC])
-def test_a_resized_crop_is_pillows(size: tuple[int, int], kind: int) -> None:
+@on_each_device
+def test_a_resized_crop_is_pillows(size: tuple[int, int], kind: int, device: str) -> None:
     """Exact but where a pass of Pillow's is halfway between two grey levels: in 2 % of the pixels, one off each."""
     chance = np.random.default_rng(2)
     boxes = []
     for height, width in chance.integers(8, 33, (COUNT, 2)).tolist():
         boxes.append((chance.integers(0, 33 - height), chance.integers(0, 33 - width), height, width))
     boxes[0] = (0, 0, 32, 32)
-    ours = gpu_transforms.resized_crop(
-        to_batch(PIXELS), *torch.tensor(np.array(boxes)).float().T, size, torch.full((COUNT,), kind)
+    ours = geometry.resized_crop(
+        to_batch(PIXELS, device),
+        *torch.tensor(np.array(boxes), dtype=torch.float32, device=device).T,
+        size,
+        torch.full((COUNT,), kind, device=device),
     )
     remaining = iter(boxes)
 
@@ -200,7 +212,7 @@ def test_crop_boxes_are_distributed_as_timms(size: tuple[int, int], scale: Any, 
     random.seed(0)
     image = Image.new("L", size[::-1])
     theirs = [RandomResizedCropAndInterpolation.get_params(image, scale, ratio) for _ in range(count)]
-    ours = gpu_transforms.crop_boxes(size, scale, ratio, draws(count))
+    ours = geometry.crop_boxes(size, scale, ratio, draws(count))
     for column, values in zip(np.array(theirs).T, ours, strict=True):
         assert_same_frequencies(Counter(column.tolist()), Counter(values.int().tolist()))
 
@@ -208,7 +220,7 @@ def test_crop_boxes_are_distributed_as_timms(size: tuple[int, int], scale: Any, 
 def test_shifts_are_torchvisions() -> None:
     step = transforms.RandomCrop((32, 32), padding=[4, 3])
     pixels = np.repeat(PIXELS[:1], 4000, 0)
-    ours = to_pixels(gpu_transforms.random_shift(step, to_batch(pixels), draws(len(pixels))))
+    ours = to_pixels(geometry.random_shift(step, to_batch(pixels), draws(len(pixels))))
     torch.manual_seed(0)
     theirs = one_by_one(step, pixels[:1000])
     counts = [Counter(image.tobytes() for image in images) for images in (ours, theirs)]
@@ -219,8 +231,8 @@ def test_shifts_are_torchvisions() -> None:
 @pytest.mark.parametrize("axis", [1, 2])
 def test_flips(axis: int) -> None:
     step, ours = (
-        (transforms.RandomVerticalFlip(0.3), gpu_transforms.random_vflip),
-        (transforms.RandomHorizontalFlip(0.3), gpu_transforms.random_hflip),
+        (transforms.RandomVerticalFlip(0.3), geometry.random_vflip),
+        (transforms.RandomHorizontalFlip(0.3), geometry.random_hflip),
     )[axis - 1]
     pixels = np.repeat(PIXELS[:1], 2000, 0)
     images = to_pixels(ours(step, to_batch(pixels), draws(len(pixels))))
@@ -230,10 +242,11 @@ def test_flips(axis: int) -> None:
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.05, 0.0, 0.03, 0.2])
-def test_hue_is_torchvisions(turn: float) -> None:
+@on_each_device
+def test_hue_is_torchvisions(turn: float, device: str) -> None:
     """Exact but for one step of hue, six grey levels at most, in half a percent of the pixels."""
     pixels = np.concatenate([PIXELS, PIXELS // 64, PIXELS[..., :1].repeat(3, -1), PIXELS | 252])
-    ours = gpu_transforms.turn_hue(to_batch(pixels), torch.full((len(pixels),), turn))
+    ours = color.adjust_hue(to_batch(pixels, device), torch.full((len(pixels),), turn, device=device))
     assert_close(to_pixels(ours), one_by_one(lambda image: adjust_hue(image, turn), pixels), levels=6, share=0.005)
 
 
@@ -245,7 +258,7 @@ def test_color_jitter_is_torchvisions_in_any_order(monkeypatch: pytest.MonkeyPat
         factors = [low + (high - low) * float(u) for (low, high), u in zip(limits, uniforms, strict=True)]
         places = torch.tensor(order).argsort() / 4
         answers = iter([uniforms, places])
-        ours = gpu_transforms.color_jitter(
+        ours = color.color_jitter(
             step, to_batch(PIXELS), lambda _, answers=answers: next(answers)[:, None].expand(-1, COUNT)
         )
         drawn = (torch.tensor(order), *factors)
@@ -256,13 +269,13 @@ def test_color_jitter_is_torchvisions_in_any_order(monkeypatch: pytest.MonkeyPat
 # Chance, beside that of the CPU path.
 
 
-def draws(count: int) -> gpu_transforms.Draw:
+def draws(count: int) -> Draw:
     chance = torch.Generator().manual_seed(0)
     return lambda n: torch.rand(n, count, generator=chance)
 
 
 def augmented(transform: transforms.Compose, pixels: np.ndarray) -> np.ndarray:
-    on_batches = gpu_transforms.BatchTransform(transform, (3, 32, 32), CPU)
+    on_batches = BatchTransform(transform, (3, 32, 32), CPU)
     return to_pixels(on_batches(to_batch(pixels), draws(len(pixels))(on_batches.numbers)))
 
 
@@ -313,8 +326,8 @@ def test_operations_magnitudes_and_interpolations_are_drawn_as_timms(
         return operation
 
     with monkeypatch.context() as context:
-        context.setattr(gpu_transforms, "operate", record_batch)
-        gpu_transforms.rand_augment(step, torch.zeros(count, 3, 1, 1), draws(count))
+        context.setattr(rand_augment, "operate", record_batch)
+        rand_augment.rand_augment(step, torch.zeros(count, 3, 1, 1), draws(count))
         random.seed(0)
         np.random.seed(0)
         for op in step.ops:
@@ -365,17 +378,53 @@ def test_augmented_images_are_distributed_as_those_of_the_cpu(overrides: list[st
 def test_nothing_waits_for_the_device(name: str) -> None:
     """On tensors that have no values, whoever looks at one fails."""
     steps, nowhere = transform_of(f"augmentation={name}", "augmentation.vflip=0.5"), torch.device("meta")
-    transform = gpu_transforms.BatchTransform(steps, (3, 32, 32), nowhere)
+    transform = BatchTransform(steps, (3, 32, 32), nowhere)
     images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device=nowhere)
     made = transform(images, torch.empty(transform.numbers, 64, device=nowhere))
     assert (made.shape, made.dtype) == (images.shape, torch.uint8)
 
 
 def test_it_can_be_compiled_as_one_graph() -> None:
-    transform = gpu_transforms.BatchTransform(transform_of("augmentation=paper"), (3, 32, 32), CPU)
+    transform = BatchTransform(transform_of("augmentation=paper"), (3, 32, 32), CPU)
     compiled = torch.compile(transform, fullgraph=True, backend="eager")
     uniforms = draws(COUNT)(transform.numbers)
     assert torch.equal(compiled(to_batch(PIXELS), uniforms), transform(to_batch(PIXELS), uniforms))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "short", "simple", "light"])
+def test_compiled_on_a_gpu_it_is_what_it_is_on_the_cpu(name: str) -> None:
+    """Compiled, but for one grey level where a product is fused with a sum; beside the CPU, but for a few pixels."""
+    steps, gpu = transform_of(f"augmentation={name}"), torch.device("cuda")
+    transform = BatchTransform(steps, (3, 32, 32), gpu)
+    uniforms = draws(COUNT)(transform.numbers)
+    eager = to_pixels(transform(to_batch(PIXELS, "cuda"), uniforms.cuda()))
+    compiled = torch.compile(transform, fullgraph=True, dynamic=False, options=exact_division())
+    assert_close(to_pixels(compiled(to_batch(PIXELS, "cuda"), uniforms.cuda())), eager, levels=1, share=1e-4)
+    on_the_cpu = to_pixels(BatchTransform(steps, (3, 32, 32), CPU)(to_batch(PIXELS), uniforms))
+    assert (eager != on_the_cpu).mean() < 0.005
+
+
+def test_compiled_it_divides_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own division is approximate, so that grey levels would differ by one."""
+    compiled: list[dict[str, Any]] = []
+
+    def compile_as_asked(transform: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return transform
+
+    monkeypatch.setattr(torch, "compile", compile_as_asked)
+    batches("augmentation=paper", "trainer.compile=true")
+    (asked,) = compiled
+    with torch._inductor.config.patch(asked["options"]):
+        assert "div_rn" in TritonOverrides.truediv(*(FloatVariable(name) for name in "xy"))
+
+
+class FloatVariable(str):
+    """As Inductor names a value in the code that it generates."""
+
+    dtype = torch.float32
 
 
 def batches(*overrides: str, images: datasets.DataSplits | None = None, world: World | None = None) -> Any:

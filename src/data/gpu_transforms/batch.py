@@ -1,0 +1,91 @@
+"""Augmentation of whole batches on the device, every image with random operations of its own.
+
+The CPU path says what happens: `BatchTransform` takes its transform (data/transforms.py) and does to
+uint8 [batch, channels, height, width] what timm, torchvision and Pillow do to one image after the other, with
+their probabilities and in their arithmetic: whole grey levels after every step, rounded where Pillow rounds and
+truncated where it truncates. tests/test_gpu_transforms.py compares the two.
+
+Nothing in this package waits for the device or loops over images.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm.data.auto_augment
+import torch
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+
+from config.errors import ConfigError
+from data.gpu_transforms.color import color_jitter
+from data.gpu_transforms.geometry import random_hflip, random_resized_crop, random_shift, random_vflip
+from data.gpu_transforms.rand_augment import TIMM_LEVELS, rand_augment, torchvision_rand_augment
+from data.gpu_transforms.values import Draw
+
+STEPS: dict[type, Callable[[Any, Tensor, Draw], Tensor]] = {
+    RandomResizedCropAndInterpolation: random_resized_crop,
+    transforms.RandomCrop: random_shift,
+    transforms.RandomHorizontalFlip: random_hflip,
+    transforms.RandomVerticalFlip: random_vflip,
+    timm.data.auto_augment.RandAugment: rand_augment,
+    transforms.RandAugment: torchvision_rand_augment,
+    transforms.ColorJitter: color_jitter,
+}
+
+
+class BatchTransform:
+    """The same transform for batches of images of one shape.
+
+    Attributes:
+        numbers: how many random numbers it takes for an image.
+
+    Raises:
+        ConfigError: the transform has a step or an operation that is missing here.
+    """
+
+    def __init__(self, transform: transforms.Compose, shape: tuple[int, ...], device: torch.device) -> None:
+        self.steps = transform.transforms
+        for step in self.steps:
+            if type(step) not in STEPS:
+                raise ConfigError(f"data.pipeline=device: has no {type(step).__name__}; expected data.pipeline=cpu")
+            if isinstance(step, timm.data.auto_augment.RandAugment):
+                missing = sorted({op.name for op in step.ops} - set(TIMM_LEVELS))
+                if missing or step.choice_weights is not None:
+                    raise ConfigError(
+                        f"data.pipeline=device: has no {', '.join(missing) or 'weighted choice of operations'}; "
+                        "expected augmentation.auto_augment without -t…, or data.pipeline=cpu"
+                    )
+        self.numbers = 0
+
+        def count(n: int) -> Tensor:
+            self.numbers += n
+            return torch.zeros(n, 1, device=device)
+
+        self.apply(torch.zeros(1, *shape, dtype=torch.uint8, device=device), count)  # makes the constants, too
+
+    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """
+        Args:
+            images: uint8 [batch, channels, height, width].
+            uniforms: random numbers in 0 … 1, [numbers, batch].
+        """
+        taken = 0
+
+        def draw(n: int) -> Tensor:
+            nonlocal taken
+            taken += n
+            return uniforms[taken - n : taken]
+
+        return self.apply(images, draw)
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        for step in self.steps:
+            images = STEPS[type(step)](step, images, draw)
+        return images
+
+
+def exact_division() -> dict[str, Any]:
+    """Inductor's option to round a division as eager PyTorch does; Triton's own is approximate."""
+    names = {"eager_numerics.division_rounding", "emulate_divison_rounding"}  # of PyTorch's newer and older versions
+    return dict.fromkeys(names & set(torch._inductor.list_options()), True)

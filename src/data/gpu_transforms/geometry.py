@@ -1,0 +1,183 @@
+"""Crops, flips, shifts and affine maps of a batch."""
+
+import math
+from typing import Any
+
+import torch
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+
+from data.gpu_transforms.values import Draw, constant, per_pixel, random_integers, to_levels, uniform_in
+
+NEAREST, BILINEAR, BICUBIC = range(3)
+
+# Crops and flips.
+
+
+def random_resized_crop(step: RandomResizedCropAndInterpolation, images: Tensor, draw: Draw) -> Tensor:
+    top, left, height, width = crop_boxes((images.shape[-2], images.shape[-1]), step.scale, step.ratio, draw)
+    (uniform,) = draw(1)
+    return resized_crop(images, top, left, height, width, step.size, interpolations(step.interpolation, uniform))
+
+
+def crop_boxes(size: tuple[int, int], scale: Any, ratio: Any, draw: Draw) -> tuple[Tensor, ...]:
+    """Top, left, height and width, each [batch]: the first of ten attempts that fits, else the middle.
+
+    Source: timm.data.transforms.RandomResizedCropAndInterpolation.get_params.
+    """
+    height, width = size
+    attempts = 10
+    area = uniform_in(scale, draw(attempts)) * (height * width)
+    aspect = uniform_in((math.log(ratio[0]), math.log(ratio[1])), draw(attempts)).exp()
+    widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (widths <= width) & (heights <= height)
+    first = fits.byte().argmax(0, keepdim=True)
+    found = fits.any(0)
+    middle_width = min(width, round(height * max(ratio)))
+    middle_height = min(height, round(width / min(ratio)))
+    crop_width = torch.where(found, widths.gather(0, first)[0], middle_width)
+    crop_height = torch.where(found, heights.gather(0, first)[0], middle_height)
+    down, across = draw(2)
+    top = torch.where(found, random_integers(down, height - crop_height + 1), (height - middle_height) // 2)
+    left = torch.where(found, random_integers(across, width - crop_width + 1), (width - middle_width) // 2)
+    return top, left, crop_height, crop_width
+
+
+def interpolations(choice: Any, uniform: Tensor) -> Tensor:
+    """NEAREST, BILINEAR or BICUBIC for every image, from Pillow's or torchvision's name or several of them."""
+    options = choice if isinstance(choice, (tuple, list)) else (choice,)
+    codes = constant(tuple(("NEAREST", "BILINEAR", "BICUBIC").index(option.name) for option in options), uniform.device)
+    return codes[random_integers(uniform, len(options)).long()].long()
+
+
+def resized_crop(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int], kind: Tensor
+) -> Tensor:
+    """Pillow's `resize` of each image's own box: a matrix product for the rows, then one for the columns.
+
+    Args:
+        images: uint8 [batch, channels, height, width].
+        top, left, height, width: of the boxes, in pixels, [batch].
+        size: height and width of the result.
+        kind: BILINEAR or BICUBIC, [batch].
+    """
+    across = resize_weights(left, width, images.shape[-1], size[1], kind)[:, None]
+    down = resize_weights(top, height, images.shape[-2], size[0], kind)[:, None]
+    rows = (images.float() @ across.mT + 0.5).floor().clamp(0, 255)
+    return to_levels(down @ rows + 0.5)
+
+
+def resize_weights(start: Tensor, length: Tensor, before: int, after: int, kind: Tensor) -> Tensor:
+    """What each pixel of a line contributes to each of the resized line: [batch, after, before].
+
+    Where lines get shorter the filter is stretched, so that every pixel contributes.
+    """
+    start, length, kind = start[:, None, None], length[:, None, None], kind[:, None, None]
+    pixels = torch.arange(before, device=start.device) + 0.5
+    resized = torch.arange(after, device=start.device)[:, None] + 0.5
+    scale = length / after
+    distance = ((pixels - start - resized * scale) / scale.clamp(min=1)).abs()
+    weights = torch.where(kind == BICUBIC, cubic(distance), (1 - distance).clamp(min=0))
+    weights = weights * ((pixels > start) & (pixels < start + length))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution with a = -1/2, which Pillow resizes with; its affine maps take -1."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+
+
+def random_shift(step: transforms.RandomCrop, images: Tensor, draw: Draw) -> Tensor:
+    """Padded with black, then cropped back."""
+    across, down = step.padding
+    height, width = step.size
+    padded = torch.nn.functional.pad(images, (across, across, down, down))
+    uniforms = draw(2)
+    rows = random_integers(uniforms[0], 2 * down + 1).long()[:, None] + torch.arange(height, device=images.device)
+    columns = random_integers(uniforms[1], 2 * across + 1).long()[:, None] + torch.arange(width, device=images.device)
+    padded = padded.gather(2, rows[:, None, :, None].expand(-1, padded.shape[1], -1, padded.shape[3]))
+    return padded.gather(3, columns[:, None, None].expand(-1, padded.shape[1], height, -1))
+
+
+def random_hflip(step: transforms.RandomHorizontalFlip, images: Tensor, draw: Draw) -> Tensor:
+    return torch.where(per_pixel(draw(1)[0] < step.p), images.flip(-1), images)
+
+
+def random_vflip(step: transforms.RandomVerticalFlip, images: Tensor, draw: Draw) -> Tensor:
+    return torch.where(per_pixel(draw(1)[0] < step.p), images.flip(-2), images)
+
+
+# Affine maps: RandAugment's operations that move pixels.
+
+MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+
+
+def affine(
+    images: Tensor, drawn: dict[str, Tensor], argument: Tensor, kind: Tensor, fill: tuple[int, ...], prob: float
+) -> Tensor:
+    """Move the images that are to be moved.
+
+    This takes longest, and a sixth of the images needs it. How many exactly is known to the device alone, so there
+    is room for eight standard deviations more than expected; an image beyond that, in one of 10¹⁴ batches, stays.
+    """
+    batch, _, height, width = images.shape
+    known = [name for name in MOVES if name in drawn]
+    if not known:
+        return images
+    share = prob * len(known) / len(drawn)
+    room = min(batch, math.ceil(batch * share + 8 * math.sqrt(batch * share * (1 - share)) + 8))
+    moves = torch.stack([drawn.get(name, torch.zeros_like(argument, dtype=torch.bool)) for name in MOVES])
+    some = moves.any(0).byte().argsort(descending=True, stable=True)[:room]
+    angle, shear_x, shear_y, shift_x, shift_y = moves[:, some] * argument[some]
+    cos, sin = torch.deg2rad(angle).cos(), torch.deg2rad(angle).sin()
+    from_x = (cos, shear_x - sin, shift_x * width + (width - cos * width + sin * height) / 2)
+    from_y = (shear_y + sin, cos, shift_y * height + (height - sin * width - cos * height) / 2)
+    return images.index_copy(0, some, resample(images[some], from_x, from_y, kind[some], fill))
+
+
+# What the four nearest of a line contribute to a place between the second and the third, in powers of the
+# distance from the second: [kind, neighbor, power]. Pillow's bicubic is Keys' with a = -1.
+LINEAR = ((0, 0, 0, 0), (1, -1, 0, 0), (0, 1, 0, 0), (0, 0, 0, 0))
+CUBIC = ((0, -1, 2, -1), (1, 0, -2, 1), (0, 1, 1, -1), (0, 0, -1, 1))
+CONTRIBUTIONS = (LINEAR, LINEAR, CUBIC)
+
+
+def resample(
+    images: Tensor, from_x: tuple[Tensor, ...], from_y: tuple[Tensor, ...], kind: Tensor, fill: tuple[int, ...]
+) -> Tensor:
+    """Pillow's `transform` with an affine map of each image's own.
+
+    Args:
+        images: uint8 [batch, channels, height, width].
+        from_x, from_y: (a, b, c), each [batch]: where the pixel at x, y comes from is a·x + b·y + c.
+        kind: NEAREST, BILINEAR or BICUBIC, [batch].
+        fill: for pixels that come from outside, for each channel.
+    """
+    batch, channels, height, width = images.shape
+    device = images.device
+    x = torch.arange(width, device=device).repeat(height)
+    y = torch.arange(height, device=device).repeat_interleave(width)
+    a, b, c = (torch.stack(pair, 1) for pair in zip(from_x, from_y, strict=True))
+    factors = torch.stack((a, b, c + (a + b) / 2))[..., None]  # from pixels' centers
+    sixteen_bits = (factors * 2**16 + 0.5).floor() / 2**16  # Pillow's, where it takes the nearest
+    a, b, c = torch.where((kind == NEAREST)[:, None, None], sixteen_bits, factors)
+    source = a * x + b * y + c  # [batch, 2, pixels]
+    size = constant((float(width), float(height)), device)[:, None]
+    inside = ((source >= 0) & (source < size)).all(1)
+    second = (source - 0.5).floor()
+    place = source - 0.5 - second
+    place = torch.where((kind == NEAREST)[:, None, None], (place >= 0.5).float(), place)[:, :, None]
+
+    neighbors = second[:, :, None] + constant((-1.0, 0.0, 1.0, 2.0), device)[:, None]
+    columns, rows = neighbors.clamp(min=0).minimum(size[:, None] - 1).long().unbind(1)
+    index = (rows[:, :, None] * width + columns[:, None]).view(batch, 1, -1)
+    values = images.flatten(2).gather(2, index.expand(-1, channels, -1)).view(batch, channels, 4, 4, -1).float()
+    zeroth, first, square, cube = constant(CONTRIBUTIONS, device)[kind][:, None, ..., None].unbind(3)
+    across, down = (zeroth + place * (first + place * (square + place * cube))).unbind(1)
+    found = ((values * across[:, None, None]).sum(3) * down[:, None]).sum(2)
+    # Pillow cuts off: what should be whole may be a little less here.
+    found = torch.where(inside[:, None], found + 3e-4, constant(tuple(map(float, fill)), device)[:, None])
+    return to_levels(found).view(images.shape)
