@@ -2,13 +2,17 @@
 
 import hashlib
 import http.server
+import multiprocessing
+import os
 import pickle
 import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +27,9 @@ from conftest import Finished, checked
 from data import datasets
 from data.batches import make_eval_loader, make_train_loader
 from data.fingerprint import fingerprint
+from runtime.distributed import World
 from tracking.identity import run_id
+from training import run
 
 LETTERS = ("cat", "dog", "owl")
 
@@ -520,3 +526,61 @@ def test_making_batches_leaves_the_generators_alone() -> None:
     torch.manual_seed(5)
     epochs_of(config, 1)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads", "expected"),
+    [
+        ({}, 16, 15),
+        ({}, 4, 3),  # OMP_NUM_THREADS=4: of a user, of Slurm, or where runs train side by side
+        ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4"}, 1, 3),  # torchrun sets OMP_NUM_THREADS=1
+        ({"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "16"}, 1, 1),
+    ],
+)
+def test_workers_take_the_cores_that_the_process_may_use(
+    environment: dict[str, str], threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = checked("augmentation=randaugment", "data.num_workers=null")
+    assert make_train_loader(datasets.load(config.data, 1), config).num_workers == expected
+
+
+def test_ranks_start_their_workers_before_they_exchange_gradients() -> None:
+    """A process that NCCL runs in must not be forked."""
+    config = checked("augmentation=randaugment", "data.train_fraction=0.2", "data.num_workers=1")
+    loaded = datasets.load(config.data, 1)
+    before = set(multiprocessing.active_children())
+    loader = make_train_loader(loaded, config, World(1, 2))
+    (worker,) = set(multiprocessing.active_children()) - before
+    alone = make_train_loader(loaded, replace(config, data=replace(config.data, num_workers=0)), World(1, 2))
+    for epoch in (1, 2):
+        for either in (loader, alone):
+            either.sampler.epoch = epoch  # type: ignore[attr-defined]
+        for (pixels, labels), (expected, expected_labels) in zip(loader, alone, strict=True):
+            assert torch.equal(pixels, expected)
+            assert torch.equal(labels, expected_labels)
+    assert set(multiprocessing.active_children()) - before == {worker}
+
+
+def test_a_run_makes_its_batches_before_its_ranks_meet_on_the_gpu(
+    train: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL starts with DistributedDataParallel, which the training state holds."""
+    order: list[str] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        made = getattr(run, name)
+
+        def make(*arguments: Any) -> Any:
+            order.append(name)
+            return made(*arguments)
+
+        return make
+
+    for name in ("make_loaders", "TrainingState"):
+        monkeypatch.setattr(run, name, noted(name))
+    assert train("trainer.epochs=1", "data.train_fraction=0.1").summary["status"] == "completed"
+    assert order == ["make_loaders", "TrainingState"]

@@ -460,6 +460,18 @@ def test_switched_off_it_is_the_cpus_batches() -> None:
         assert torch.equal(device[0], cpu[0])
 
 
+@pytest.mark.parametrize("size", [(20, 20), (40, 60)])
+def test_without_a_random_crop_images_are_resized_as_on_the_cpu(size: tuple[int, int]) -> None:
+    images = photograph_data(size)
+    pairs = zip(
+        batches("augmentation=none", images=images),
+        batches("augmentation=none", "data.pipeline=cpu", "data.num_workers=0", images=images),
+        strict=True,
+    )
+    for device, cpu in pairs:
+        assert_close(to_pixels(device[0]), to_pixels(cpu[0]), levels=2, share=0.02)
+
+
 def test_a_batch_depends_on_the_seed_the_epoch_and_its_number_alone() -> None:
     def epoch(number: int, start: int = 0, seed: int = 0) -> list[torch.Tensor]:
         loader = batches("augmentation=paper", f"seed={seed}")

@@ -5,12 +5,13 @@ for any number of workers, and for any number of GPUs that share its batches.
 """
 
 import ctypes
+import os
 import random
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -193,8 +194,8 @@ def make_train_loader(
     if config.data.pipeline == "device":
         if not data.train.decoded:
             raise ConfigError(
-                "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them, without "
-                "data.image_size; these stay files; expected data.pipeline=cpu"
+                "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them; these stay files; "
+                "expected data.pipeline=cpu"
             )
         compiled_size = config.data.batch_size if config.trainer.compile else 0
         kept = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
@@ -208,6 +209,24 @@ def make_eval_loader(split: Split, data: DataSplits, config: Config, world: Worl
     return loader(split, transform, sampler, config)
 
 
+class Loaders(NamedTuple):
+    """A run's batches; `val` is None without validation."""
+
+    train: DataLoader[Any]
+    val: DataLoader[Any] | None
+    test: DataLoader[Any]
+
+
+def make_loaders(data: DataSplits, config: Config, world: World, device: torch.device) -> Loaders:
+    """
+    Raises:
+        ConfigError: as of make_train_loader.
+    """
+    train = make_train_loader(data, config, world, device)
+    val = make_eval_loader(data.val, data, config, world) if data.val else None
+    return Loaders(train, val, make_eval_loader(data.test, data, config, world))
+
+
 def loader(
     split: Split, transform: transforms.Transform | None, sampler: DistributedBatchSampler, config: Config
 ) -> DataLoader[Any]:
@@ -215,8 +234,8 @@ def loader(
     if transform is None:
         workers = 0  # a batch is one slice of an array
     elif workers is None:
-        workers = min(16, max(1, torch.get_num_threads() - 1))  # of this process's share of the cores
-    return Loader(
+        workers = spare_cores()
+    batches = Loader(
         Batches(split, transform),
         batch_size=None,
         sampler=sampler,
@@ -228,6 +247,26 @@ def loader(
         generator=torch.Generator(),  # or it would draw from the one that dropout uses
         pin_memory=config.trainer.device in ("auto", "cuda") and torch.cuda.is_available(),
     )
+    if workers and sampler.world.size > 1:
+        start_workers(batches, sampler)
+    return batches
+
+
+def spare_cores() -> int:
+    """Cores for loading images: all but one of this process's share, at least 1 and at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has set OMP_NUM_THREADS=1, whatever there is
+        share = cores // int(os.environ["LOCAL_WORLD_SIZE"])
+    else:
+        share = min(cores, torch.get_num_threads())
+    return min(16, max(1, share - 1))
+
+
+def start_workers(batches: Loader, sampler: DistributedBatchSampler) -> None:
+    """Fork the workers now, without a batch to load: a process must not be forked once NCCL runs in it."""
+    sampler.start = len(sampler)
+    list(batches)
+    sampler.start = 0
 
 
 def init_worker(worker: int) -> None:

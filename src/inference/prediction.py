@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from config.commands import Predict
 from config.errors import ConfigError
-from data.batches import init_worker
+from data.batches import init_worker, spare_cores
 from data.datasets import DataSplits, Split
 from data.image_files import SUFFIXES, DataError
 from data.transforms import Normalize, evaluation_transform
@@ -153,7 +153,7 @@ def workers(settings: Predict, images: int) -> int:
     """Processes that read images: those that were asked for, else one for every spare core, and none for one batch."""
     if settings.data.num_workers is not None:
         return settings.data.num_workers
-    return min(16, max(1, torch.get_num_threads() - 1)) if images > settings.data.batch_size else 0
+    return spare_cores() if images > settings.data.batch_size else 0
 
 
 class ImageFiles(Dataset[tuple[int, "NDArray[np.uint8] | str"]]):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
-from data.batches import DistributedBatchSampler, make_eval_loader, make_train_loader
+from data.batches import DistributedBatchSampler, Loaders
 from data.datasets import DataSplits
 from runtime.console import RunProgress
 from runtime.device import prefetch, reset_peak_memory
@@ -34,17 +34,18 @@ class Trainer:
     Args:
         state: what every step changes.
         data: what to train on, to validate and to test with.
+        loaders: its batches.
         folder: of the run, for its record and its checkpoints.
         launcher: which signals end the run, and whether the terminal is its own.
     """
 
-    def __init__(self, state: TrainingState, data: DataSplits, folder: RunFolder, launcher: Launcher) -> None:
+    def __init__(
+        self, state: TrainingState, data: DataSplits, loaders: Loaders, folder: RunFolder, launcher: Launcher
+    ) -> None:
         self.state, self.data, self.folder, self.launcher = state, data, folder, launcher
         self.config, self.world = config, world = folder.config, state.world
-        self.train_loader = make_train_loader(data, config, world, state.device)
+        self.train_loader, self.val_loader, self.test_loader = loaders
         self.sampler = cast(DistributedBatchSampler, self.train_loader.sampler)
-        self.val_loader = make_eval_loader(data.val, data, config, world) if data.val else None
-        self.test_loader = make_eval_loader(data.test, data, config, world)
         self.steps_per_epoch = len(self.train_loader)
         check_schedule(config, self.steps_per_epoch)
         check_batch_statistics(config, self.sampler, data.image_size)

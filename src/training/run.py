@@ -10,6 +10,7 @@ import torch
 from config.errors import first_line
 from config.schema import Config
 from data import datasets
+from data.batches import make_loaders
 from runtime.device import (
     choose_device,
     describe,
@@ -102,9 +103,10 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         folder.update(pretrained=taken)
         log.info(f"{folder.name}: {taken}")
     freeze(model, config.trainer.freeze)
+    loaders = make_loaders(data, config, world, device)  # before NCCL starts with the model
     model = model.to(device).to(memory_format=memory_format(config, device))
     state = TrainingState(model, config, world, device)
-    trainer = Trainer(state, data, folder, launcher)
+    trainer = Trainer(state, data, loaders, folder, launcher)
     if checkpoint:
         state.load_state_dict(checkpoint)
 
