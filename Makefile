@@ -12,7 +12,7 @@ test: .venv/testing ## set up, then run all tests
 	$(PYTEST)
 
 test-fast: .venv/testing ## set up, then run all tests that start no long trainings: under two minutes
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 -m "not slow"
 
 check: .venv/testing ## set up, then format, lint and type check
 	.venv/bin/ruff format --check .

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import implementations, operators, report, step_counts, steps
+from benchmarks import implementations, operators, report, step_counts, steps, timing
 from benchmarks.counting import Counter, fake_cuda
 from benchmarks.implementations import Implementation
 from benchmarks.roofline import Rates, roofline
@@ -136,8 +136,10 @@ def test_the_roofline_is_that_of_the_derivation() -> None:
     assert roofline(config, rates)["inference"] == pytest.approx(7 * by_memory)
 
 
+@pytest.mark.slow
 def test_every_backend_is_timed_in_both_formats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
+    monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
     monkeypatch.setattr(operators, "CPU_SHAPES", [(2, 4, 5, 3), (2, 4, 5, 5)])
     first, second = operators.run(results, seconds=1000.0)
     for backend in ("reference", "stacked", "toeplitz"):

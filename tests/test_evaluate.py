@@ -40,6 +40,7 @@ def evaluate(folder: Path, *overrides: str) -> dict:
     return json.loads((folder / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -347,6 +347,7 @@ def test_operations_magnitudes_and_interpolations_are_drawn_as_timms(
     assert stats.ks_2samp(*levels).pvalue > 1e-4  # of all together, which tells more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "count"),
     [
@@ -492,6 +493,7 @@ def test_a_teams_shares_are_the_batch() -> None:
         assert together == {image.numpy().tobytes() for image in alone[0]}
 
 
+@pytest.mark.slow
 def test_a_run_learns(train: Callable[..., Finished]) -> None:
     done = train(
         "data.pipeline=device", "augmentation=randaugment", "model.d_model=32", "model.depth=4",
@@ -501,6 +503,7 @@ def test_a_run_learns(train: Callable[..., Finished]) -> None:
     assert done.summary["test/accuracy"] >= 0.93
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_never_stopped(
     train: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,6 +234,7 @@ def test_layer_norm_stays_in_the_precision_of_autocast() -> None:
         assert layer(torch.randn(2, 8, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_compile_and_export() -> None:
     model = build(depth=2, norm="layer").eval()
     x = torch.randn(2, 3, 16, 16)

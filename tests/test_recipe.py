@@ -369,6 +369,7 @@ def reduced(name: str) -> tuple[list[str], list[list[str]]]:
     return [f"experiment={name}", *REDUCED, *patch, *kernel], runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_run_of_an_experiment_composes_and_the_first_and_last_train(name: str, tmp_path: Path) -> None:
     overrides, runs = reduced(name)
@@ -379,6 +380,7 @@ def test_every_run_of_an_experiment_composes_and_the_first_and_last_train(name: 
         assert objective is None or math.isfinite(objective)
 
 
+@pytest.mark.slow
 def test_a_study_is_one_command(tmp_path: Path) -> None:
     overrides, runs = reduced("paper_patch_sweep")
     done = command("-m", *overrides, "sweep=s", cwd=tmp_path)

@@ -29,6 +29,7 @@ Train = Callable[..., Finished]
 TIMES = ["images_per_second", "seconds"]
 
 
+@pytest.mark.slow
 def test_digits_are_learned(train: Train) -> None:
     done = train("model.d_model=32", "model.depth=4", "model.kernel_size=3", "trainer.epochs=8")
     assert done.summary["status"] == "completed"
@@ -91,6 +92,7 @@ def equal_metrics(one: Finished, other: Finished) -> bool:
     return one.metrics.drop(columns=TIMES).equals(other.metrics.drop(columns=TIMES))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_metrics(train: Train) -> None:
     overrides = ("dropout=all", "augmentation=randaugment", "data.train_fraction=0.3")
     first = train(*overrides)

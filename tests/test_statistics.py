@@ -198,6 +198,7 @@ def simulated(generator: np.random.Generator) -> Comparison:
     return compared(settings)
 
 
+@pytest.mark.slow
 def test_no_sentence_contradicts_the_sign_of_an_effect_below_it() -> None:
     generator = np.random.default_rng(0)
     for _ in range(1000):

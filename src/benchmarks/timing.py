@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+ROUND_SECONDS = 0.05
+
 
 def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
     """Seconds that so many steps take on the device, launched one after the other."""
@@ -22,10 +24,10 @@ def timed(step: Callable[[], object], steps: int, device: torch.device) -> float
     return time.perf_counter() - started
 
 
-def seconds_of(step: Callable[[], object], device: torch.device, rounds: int = 5, seconds: float = 0.05) -> float:
+def seconds_of(step: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
     """Seconds that a step takes at its fastest, once warm; a round is many steps, so that none waits for its launch."""
     step()
-    steps = steps_within(seconds, step, device)
+    steps = steps_within(ROUND_SECONDS, step, device)
     return min(timed(step, steps, device) / steps for _ in range(rounds))
 
 
