@@ -402,8 +402,8 @@ else:
 # %% [markdown]
 # So the question "does dropout help?" stays open here, and the answer may well be another one for longer training, a
 # larger model or other augmentation. To find out, repeat both settings over seeds. This sweep does, counts the two
-# runs above as done, and ends with a comparison: confidence intervals, and a sentence on whether the effect can be
-# told from noise.
+# runs above as done, and ends with a comparison: confidence intervals, and a sentence on whether the effect is
+# significant.
 
 # %%
 repeated = {"dropout": "none,all", "seed": "0,1,2,3,4", **settings}

@@ -216,7 +216,7 @@ class Trainer:
 
 @dataclass
 class Checkpoint:
-    """When the state of a run is written, to go on from; at its end and when it is stopped it always is."""
+    """When a run's state is written, to resume from; at its end and when it is interrupted it always is."""
 
     epochs: int | None = key(at_least(1), 1)  # every so many epochs; null: not by epochs
     minutes: float | None = key(above(0), 10.0)  # and so many minutes after the last, within an epoch

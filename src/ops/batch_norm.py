@@ -148,7 +148,7 @@ def moments_to_norm(parts: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> T
     return norm
 
 
-def add_up(parts: Tensor) -> Tensor:
+def sum_parts(parts: Tensor) -> Tensor:
     blocks, _, channels = parts.shape
     sums = parts.new_zeros(5, channels)
     grid = (ceil_div(channels, COMBINE["CHANNELS"]),)

@@ -27,7 +27,7 @@ def weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
     batch, channels, height, width = x.shape
     top, spacing = before(k), height + after(k)
     n = min(batch, max(1, ROWS // spacing))  # images in a column
-    dtype = torch.promote_types(x.dtype, torch.float32)  # sums want their digits
+    dtype = torch.promote_types(x.dtype, torch.float32)  # accumulate in fp32
     column = x.new_zeros(n * spacing + top, width + k - 1, channels, dtype=dtype)
     kernel = x.new_zeros(n * spacing, width, channels, dtype=dtype)
     x_places = column[top:].unflatten(0, (n, spacing))[:, :height, top : top + width]

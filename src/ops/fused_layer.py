@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ops import depthwise_banded, pointwise
-from ops.batch_norm import Through, add_up, moments_to_norm, norm_of
+from ops.batch_norm import Through, moments_to_norm, norm_of, sum_parts
 from ops.pointwise import Mixed
 
 INVERSE_STD, SCALE, SHIFT, MEAN = 2, 3, 4, 0  # rows of `norm`
@@ -106,7 +106,7 @@ def layer_backward(
     through = Through(second, second_norm, sums, inverse_count(second, statistics))
     dmixed, parts = pointwise.run_backward_input(dz, matrix, through, activation, first, first_norm)
     assert parts is not None
-    first_sums = add_up(parts)
+    first_sums = sum_parts(parts)
     gradients = nothings(dz, len(weights))
     if needs_weights:
         mixed = Mixed(first, first_norm, *((below, below_norm) if residual else ()))
@@ -121,7 +121,7 @@ def layer_backward(
         return [*nothings(dz, 2), *gradients]
     dbelow, parts = depthwise_banded.run_backward_input(dy, kernel, through, activation, residual, x, below_norm)
     assert parts is not None
-    return [flat(dbelow), add_up(parts), *gradients]
+    return [flat(dbelow), sum_parts(parts), *gradients]
 
 
 @layer_forward.register_fake
