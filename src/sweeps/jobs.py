@@ -1,11 +1,14 @@
 """The runs of a sweep: from its command to each one's overrides, launched in batches, read back from their folders."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -106,3 +109,33 @@ def make_folder(config: DictConfig) -> Path:
                 f"{key}={config[key]}: {path}: {error.strerror}; expected a folder to write to"
             ) from error
     return folder
+
+
+# For sweeps that choose runs by the results of those before.
+
+
+def check_whole(key: str, value: object, low: int) -> None:
+    """
+    Raises:
+        ConfigError: the value is no whole number, or below `low`.
+    """
+    if not isinstance(value, int) or value < low:
+        raise ConfigError(f"{key}={value}: expected a whole number, at least {low}")
+
+
+@contextmanager
+def locked_folder(config: DictConfig) -> Iterator[Path]:
+    """The sweep's folder, for this process alone.
+
+    Raises:
+        ConfigError: there can be no such folder, or another process has it.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("hydra/sweeper: several processes were started; expected one, which starts the others")
+    folder = make_folder(config)
+    try:
+        lock = FileLock(folder / "sweep.lock").acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(f"sweep={config.sweep}: another process chooses the runs there") from None
+    with lock:
+        yield folder

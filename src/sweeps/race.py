@@ -5,14 +5,12 @@ race that was stopped, and takes the same decisions.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
@@ -48,7 +46,6 @@ def race(
     names = [display_name(setting.overrides, keys) for setting in settings]
     first, metric = settings[0].config.seed, settings[0].config.trainer.monitor
     rules = Rules(len(settings), first_seeds, max_seeds, max_hours, smallest, lower_is_better=metric == "val/loss")
-    folder = jobs.make_folder(config)
     launched: set[Run] = set()  # at this start: one that failed before is tried again
 
     @cache
@@ -64,11 +61,7 @@ def race(
             return None
         return Result(value, summary.get("seconds", 0.0))
 
-    try:
-        lock = FileLock(folder / "race.lock").acquire(blocking=False)
-    except Timeout:
-        raise ConfigError(f"sweep={config.sweep}: another process is racing there") from None
-    with lock:
+    with jobs.locked_folder(config) as folder:
         say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds, tests at p < {rules.level:.2g}")
         told: set[int] = set()
         while (now := standing(result, rules)).missing:
@@ -88,11 +81,8 @@ def check_options(first_seeds: int, max_seeds: int, max_hours: float | None, sma
     Raises:
         ConfigError: one of them is out of its range.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("hydra/sweeper=race: several processes were started; expected one, which starts the others")
     for name, seeds, low in (("first_seeds", first_seeds, 3), ("max_seeds", max_seeds, first_seeds)):
-        if not isinstance(seeds, int) or seeds < low:
-            raise ConfigError(f"hydra.sweeper.{name}={seeds}: expected a whole number, at least {low}")
+        jobs.check_whole(f"hydra.sweeper.{name}", seeds, low)
     for name, value in (("max_hours", max_hours), ("smallest", smallest)):
         if value is not None and (not isinstance(value, int | float) or value <= 0):
             raise ConfigError(f"hydra.sweeper.{name}={value}: expected a number above 0, or null")

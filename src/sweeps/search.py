@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from filelock import FileLock, Timeout
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from optuna.distributions import FloatDistribution, distribution_to_json
@@ -51,25 +49,17 @@ def search(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, value, low in (("n_trials", n_trials, 1), ("n_jobs", n_jobs, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < low:
-            raise ConfigError(f"hydra.sweeper.{name}={value}: expected a whole number, at least {low}")
+        jobs.check_whole(f"hydra.sweeper.{name}", value, low)
     try:
         sampler(seed=seed)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"hydra.sweeper.sampler: {error}") from error
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("hydra/sweeper=optuna: several processes were started; expected one, which starts the others")
 
     app: str = config.hydra.job.config_name
     space, fixed = split_overrides(app, jobs.parse_overrides(arguments, params))
     fixed = {"sweep": config.sweep, **fixed, "varied": jobs.as_list(space)}
     typical = check_space(app, space, fixed)
-    folder = jobs.make_folder(config)
-    try:
-        lock = FileLock(folder / "search.lock").acquire(blocking=False)
-    except Timeout:
-        raise ConfigError(f"sweep={config.sweep}: another process is searching there") from None
-    with lock:
+    with jobs.locked_folder(config) as folder:
         study = optuna.create_study(
             storage=storage(folder / "search.db"),
             study_name=study_name(typical, space),

@@ -1,16 +1,20 @@
-"""The sweeper of conf/hydra/sweeper/race.yaml. Hydra looks for it in a package of this name and in no other."""
+"""The sweeper of conf/hydra/sweeper/{optuna,race}.yaml, which choose runs by the results of those before.
+
+Hydra looks for it in a package of this name and in no other.
+"""
 
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_method
 from omegaconf import DictConfig
 
 
-class Race(Sweeper):
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+class Adaptive(Sweeper):
+    def __init__(self, method: str, **options: Any) -> None:
+        self.method, self.options = method, options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -19,7 +23,5 @@ class Race(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        assert self.config and self.launcher
-        from sweeps.race import race  # Hydra imports this module at every start
-
-        race(self.config, self.launcher, arguments, **self.options)
+        sweep = get_method(self.method)  # not before: Hydra imports this module at every start, and Optuna takes long
+        sweep(self.config, self.launcher, arguments, **self.options)
