@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 import interpreter  # noqa: F401 (before what imports kernels)
 from config.check import check_config
@@ -66,15 +65,11 @@ def no_command_outlives_its_test() -> Iterator[None]:
         Command.started.pop().end()
 
 
-def composed(*overrides: str) -> DictConfig:
-    """The config as `python src/train.py OVERRIDES` composes it."""
+def checked(*overrides: str) -> Config:
+    """The config of `python src/train.py OVERRIDES`."""
     register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return compose("train", ["sweep=test", *overrides])  # not the time of day
-
-
-def checked(*overrides: str) -> Config:
-    return check_config(composed(*overrides))
+        return check_config(compose("train", ["sweep=test", *overrides]))  # not the time of day
 
 
 @dataclass

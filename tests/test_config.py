@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from config import schema
 from config.errors import ConfigError, explain
 from config.schema import GROUPS
-from conftest import checked, command, composed
+from conftest import checked, command
 from processes import REPOSITORY
 
 OPTIONS = sorted(
@@ -163,9 +163,9 @@ def test_tab_completion(tmp_path: Path) -> None:
 
 
 def test_the_environment_sets_wandb_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert composed().wandb.mode == "disabled"
+    assert checked().wandb.mode == "disabled"
     monkeypatch.delenv("WANDB_MODE")
-    assert composed().wandb.mode == "offline"
+    assert checked().wandb.mode == "offline"
 
 
 @pytest.mark.slow

@@ -263,7 +263,7 @@ def test_an_experiment_is_a_record(name: str) -> None:
     config = checked(f"experiment={name}", *(["data.root=DIR"] if "imagenet" in name else []))
     assert re.search(rf"# +python src/train\.py (-m )?experiment={name}", text)
     assert "million images" in text  # what it costs
-    assert config.study.name
+    assert config.study.name == name  # by which its recipe is found
     assert bool(config.study.source) == bool(config.study.reference)
     known = {path for path, *_ in keys_of(config)}
     assert {path for path, _ in flatten(config.study.where)} <= known

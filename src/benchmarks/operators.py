@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks.report import Record, describe_machine, keep, read
 from benchmarks.timing import seconds_of
 from config.errors import first_line
-from ops.depthwise import BACKENDS, depthwise, fastest, why_not
+from config.schema import BACKENDS
+from ops.depthwise import depthwise, fastest, why_not
 from runtime.device import keep_freed_memory
 
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import MISSING
 
 from comparison.runs import Run, equal, flat
-from config.schema import CONF, GROUPS, NOT_IDENTITY, Config, keys_of
+from config.schema import CONF, GROUPS, NOT_IDENTITY, Config, is_below, keys_of
 
 RECORDS = ("experiment", "variant")  # what these set, other groups and keys may set as well
 
@@ -71,7 +71,7 @@ def effect_of(group: str, option: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in (defaults | flat(tree)).items()
-        if key != "dropout.rate" and not any(key == other or key.startswith(f"{other}.") for other in NOT_IDENTITY)
+        if key != "dropout.rate" and not is_below(key, NOT_IDENTITY)
     }
 
 

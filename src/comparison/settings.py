@@ -11,7 +11,7 @@ from comparison.effects import Levels
 from comparison.least_squares import Estimate, mean
 from comparison.options import options_of
 from comparison.runs import Run, equal
-from config.schema import GROUPS, NOT_IDENTITY
+from config.schema import GROUPS, NOT_IDENTITY, is_below
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 def decides(key: str) -> bool:
     """Whether runs that differ in a key are of different settings."""
-    no_effect = (*NOT_IDENTITY, "seed", "trainer.channels_last")  # the last one changes the speed alone
-    return not any(key == other or key.startswith(f"{other}.") for other in no_effect)
+    return not is_below(key, (*NOT_IDENTITY, "seed", "trainer.channels_last"))  # the last one changes the speed alone
 
 
 def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:

@@ -8,17 +8,21 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from config.errors import ConfigError, parent, shown, suggest
+from config.recipe import recipe_of
 from config.schema import SGD, Config, WarmedUp, flatten, keys_of
 
 
 def check_config(composed: DictConfig) -> Config:
-    """A run's composed config as typed objects.
+    """A run's composed config as typed objects, with what its study's references hold for.
 
     Raises:
         ConfigError: a value is outside its constraint, or two do not fit together.
     """
     config = cast(Config, check_keys(composed))
     check_together(config)
+    study = config.study
+    if study.reference and study.name and not study.where:
+        study.where = {**recipe_of(study.name)}
     return config
 
 

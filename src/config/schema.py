@@ -5,7 +5,7 @@ names and types while it composes; config/check.py checks the constraints and wh
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 CONF = Path(__file__).parents[2] / "conf"
+BACKENDS = ("auto", "reference", "stacked", "toeplitz", "banded", "fused")  # of model.backend; ops/depthwise.py
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ class Model:
     residual_depthwise: bool = True
     residual_pointwise: bool = False
     pretrained: str | None = None  # weights to start from: a run's folder, a file, or the name of a published model
-    backend: str = key(
-        one_of("auto", "reference", "stacked", "toeplitz", "banded", "fused"), "auto"
-    )  # ops/depthwise.py
+    backend: str = key(one_of(*BACKENDS), "auto")
 
 
 @dataclass
@@ -235,11 +234,11 @@ class Wandb:
 class Study:
     """What an experiment asks and what others measured: for the comparison, without effect on a run."""
 
-    name: str | None = None
+    name: str | None = None  # the experiment's
     question: str | None = None
     source: str | None = None  # of the reference values
     metric: str = key(one_of("val/accuracy", "test/accuracy"), "test/accuracy")  # what they are values of
-    where: dict[str, Any] = field(default_factory=dict)  # config keys and values without which no reference applies
+    where: dict[str, Any] = field(default_factory=dict)  # keys and values of runs beside references; the own recipe's
     reference: list[dict[str, Any]] = field(default_factory=list)  # {where: {config key: value}, value: fraction}
 
 
@@ -267,6 +266,13 @@ NOT_IDENTITY = (
     "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures",
     "trainer.checkpoint_activations", "checkpoint", "wandb",
     "study", "on_failure", "output_dir", "sweep", "varied",
+)  # fmt: skip
+
+# Keys that a reference holds for whatever they are: chance, speed and precision, and those that work through others.
+NOT_RECIPE = (
+    *NOT_IDENTITY, "seed", "data.split_seed", "data.pipeline", "trainer.precision", "trainer.channels_last",
+    "trainer.compile", "trainer.compile_mode", "trainer.sync_batch_norm", "trainer.accumulation_steps",
+    "data.hflip", "dropout.rate",
 )  # fmt: skip
 
 # Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.
@@ -304,6 +310,11 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [
         pair for name, below in tree.items() for pair in flatten(below, f"{prefix}.{name}" if prefix else str(name))
     ]
+
+
+def is_below(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key is one of the sections or below one."""
+    return any(key == section or key.startswith(section + ".") for section in sections)
 
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from config.schema import BACKENDS
 from ops import depthwise_reference, depthwise_stacked, depthwise_toeplitz, launch
 
-BACKENDS = ("auto", "reference", "stacked", "toeplitz", "banded", "fused")
 TRITON = ("banded", "fused")
 IMPLEMENTATION: dict[str, ModuleType] = {"stacked": depthwise_stacked, "toeplitz": depthwise_toeplitz}
 if find_spec("triton"):

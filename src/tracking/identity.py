@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from config.schema import LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, keys_of
+from config.schema import LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_below, keys_of
 
 # Overrides that say where and how, not what: no part of a run's name.
 UNNAMED = (*NOT_IDENTITY, "experiment")
@@ -65,11 +65,6 @@ def data_fingerprint(config: Config) -> str | None:
     from data.fingerprint import fingerprint  # takes seconds, which a search's mistake need not wait for
 
     return fingerprint(Path(config.data.root).resolve())
-
-
-def is_below(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key is one of the sections or below one."""
-    return any(key == section or key.startswith(section + ".") for section in sections)
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
