@@ -6,7 +6,7 @@ python src/compare.py outputs/SWEEP --images
 python src/compare.py --wandb ENTITY/PROJECT/SWEEP
 
 Writes comparison.csv, comparison.md, comparison.png and comparison.svg into the first folder; without one, into
-outputs/wandb-PROJECT-SWEEP.
+outputs/wandb-PROJECT-SWEEP. With --images: images.csv and images.png.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from comparison.compare import compare
 from comparison.images import compare_images
 from comparison.results import read
 from config.errors import ConfigError
-from runtime.console import say
 
 
 def main() -> None:
@@ -34,19 +33,20 @@ def main() -> None:
         "--filter", metavar="KEY=VALUE", action="append", default=[], help="keep these runs; also !=, >, <, >=, <="
     )
     parser.add_argument(
-        "--images", action="store_true", help="which test images the best setting and the next win and lose"
+        "--images", action="store_true", help="which test images the best setting and each factor win and lose"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
     given = parser.parse_args()
     if not given.folders and not given.wandb:
         parser.error("expected DIR or --wandb ENTITY/PROJECT")
+    if given.images and not given.folders:
+        parser.error("--images: expected DIR, whose runs keep their predictions")
     try:
         for folder in given.folders:
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: there is no such folder")
-        if given.images and given.folders:
-            for line in compare_images(read(given.folders, given.metric, given.sort, given.filter), given.folders[0]):
-                say(line)
+        if given.images:
+            compare_images(read(given.folders, given.metric, given.sort, given.filter), given.folders[0])
         elif given.json:
             print(report.as_json(read(given.folders, given.metric, given.sort, given.filter, given.wandb)))
         elif not compare(given.folders, given.metric, given.sort, given.filter, given.wandb):

@@ -1,5 +1,6 @@
-"""Which images the best setting wins and loses, from the predictions that runs keep."""
+"""Which images the best setting and each factor win and lose, from the predictions that runs keep."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,49 +8,123 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
-from comparison.formatting import p_text
-from comparison.images import compare_images
+from comparison import image_sheet
+from comparison.images import Predictions, compare_images, image_differences, read_predictions
 from comparison.results import read
 from config.errors import ConfigError
-from run_folders import write_run
+from data.datasets import read as read_data
+from run_folders import DEPTH, KERNEL, write_run
 
 RECORD = [("label", np.uint16), ("prediction", np.uint16), ("probability", np.float32)]
+LABELS = read_data("digits", "data", None).test.labels
 
 
-def sweep(folder: Path, accuracies: dict[int, float]) -> list[np.ndarray]:
-    """Two seeds of every kernel size, on 200 images; [seeds, images] of "classified correctly" for each."""
-    generator, labels, found = np.random.default_rng(0), np.arange(200) % 10, []
-    for kernel, accuracy in accuracies.items():
-        correct = generator.random((2, 200)) < accuracy
+def sweep(
+    folder: Path, accuracies: Mapping[tuple[int, int], float], *overrides: str, seeds: int = 2
+) -> dict[tuple[int, int], np.ndarray]:
+    """Runs of (kernel_size, depth) on the digits; [seeds, images] of "classified correctly" for each setting."""
+    generator, found = np.random.default_rng(0), {}
+    for (kernel, depth), accuracy in accuracies.items():
+        correct = generator.random((seeds, len(LABELS))) < accuracy
         for seed, right in enumerate(correct):
-            predictions = np.zeros(200, RECORD)
-            predictions["label"], predictions["prediction"] = labels, np.where(right, labels, (labels + 1) % 10)
+            predictions = np.zeros(len(LABELS), RECORD)
+            predictions["label"], predictions["prediction"] = LABELS, np.where(right, LABELS, (LABELS + 1) % 10)
             figures = {"best__val__accuracy": accuracy - seed / 1000, "test__accuracy": float(right.mean())}
-            run = write_run(folder / f"{kernel}-{seed}", f"model.kernel_size={kernel}", f"seed={seed}", **figures)
+            levels = (f"{KERNEL}={kernel}", f"{DEPTH}={depth}", f"seed={seed}")
+            run = write_run(folder / f"{kernel}-{depth}-{seed}", *levels, *overrides, **figures)
             np.save(run / "predictions.npy", predictions)
-        found.append(correct)
+        found[kernel, depth] = correct
     return found
 
 
 def test_two_tests_for_two_questions(tmp_path: Path) -> None:
-    best, other = sweep(tmp_path, {5: 0.9, 3: 0.7})
-    text = "\n".join(compare_images(read([tmp_path]), tmp_path))
-    assert p_text(ttest_rel(best.mean(0), other.mean(0)).pvalue) in text  # on these images
-    assert p_text(ttest_rel(best.mean(1), other.mean(1)).pvalue) in text  # for another training run
-    assert f"{np.mean([a != b for a in best for b in other]):.1%}" in text  # wrong ones are wrong in one way here
-    assert f"{np.mean([best[0] != best[1], other[0] != other[1]]):.1%}" in text
-    table = pd.read_csv(tmp_path / "images.csv").set_index("image")
-    gains = best.mean(0) - other.mean(0)
-    assert table.gain.to_dict() == {i: gain for i, gain in enumerate(gains) if gain}
+    correct = sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7})
+    best, other = correct[5, 8], correct[3, 8]
+    comparison = read([tmp_path])
+    predictions = read_predictions(comparison)
+    (found,) = image_differences(comparison, predictions)  # the only effect is the same difference
+    assert found.on_these_images.p_holm == pytest.approx(ttest_rel(best.mean(0), other.mean(0)).pvalue)
+    assert found.for_another_run.p_holm == pytest.approx(ttest_rel(best.mean(1), other.mean(1)).pvalue)
+    wrong_in_one_way = np.mean([a != b for a in best for b in other])
+    assert predictions.disagreement([(0, 1)]) == pytest.approx(wrong_in_one_way)
+    of_seeds = np.mean([best[0] != best[1], other[0] != other[1]])
+    assert predictions.disagreement_of_seeds([0, 1]) == pytest.approx(of_seeds)
+
+
+def test_a_factor_wins_and_loses_images_with_all_else_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {(5, 8): 0.95, (9, 8): 0.9, (5, 16): 0.85, (9, 16): 0.8}
+    correct = {setting: runs.mean(0) for setting, runs in sweep(tmp_path, settings).items()}
+    compare_images(read([tmp_path]), tmp_path)
+    table = pd.read_csv(tmp_path / "images.csv")
+    out = capsys.readouterr().out
+    gains = {
+        "kernel_size 9 instead of 5": (correct[9, 8] - correct[5, 8] + correct[9, 16] - correct[5, 16]) / 2,
+        "depth 16 instead of 8": (correct[5, 16] - correct[5, 8] + correct[9, 16] - correct[9, 8]) / 2,
+    }
+    assert table["comparison"].nunique() == 3, "and the best against the next"
+    for name, of_images in gains.items():
+        assert name in out
+        own = table[table["comparison"] == name].set_index("image")
+        assert own["gain"].to_dict() == pytest.approx({i: gain for i, gain in enumerate(of_images) if gain})
+        assert own["gain"].is_monotonic_increasing and (own["label"] == LABELS[own.index]).all()
+
+
+def test_the_clearest_images_are_shown_with_what_the_runs_say(tmp_path: Path) -> None:
+    correct = sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=4)
+    comparison = read([tmp_path])
+    predictions = read_predictions(comparison)
+    (found,) = image_differences(comparison, predictions)
+    gains = correct[5, 8].mean(0) - correct[3, 8].mean(0)
+    assert gains[found.won[0]] == gains.max() and gains[found.lost[0]] == gains.min()
+    assert len(found.won) == np.sum(gains > 0) and len(found.lost) == np.sum(gains < 0)
+
+    images, classes = image_sheet.read_images(comparison.runs[0], predictions.labels)
+    figure = image_sheet.image_sheet([found], predictions, images, classes)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 12
+    for axes, i in zip(shown, [*found.won[:6], *found.lost[:6]], strict=True):
+        assert np.array_equal(axes.images[0].get_array(), np.asarray(images[i]))
+        name, predicted, right = axes.get_title().splitlines()
+        assert name == str(LABELS[i])
+        before, after = correct[3, 8][:, i].mean(), correct[5, 8][:, i].mean()
+        assert right.startswith(f"{100 * before:.0f} → {100 * after:.0f} ")
+        assert before == 0.5 or (predicted.partition(" ")[0] == name) is bool(before > 0.5)
+
+
+def test_of_two_equal_gains_the_surer_is_clearer(tmp_path: Path) -> None:
+    def runs(prediction: int, probabilities: list[float]) -> np.ndarray:
+        records = np.zeros((1, 3), RECORD)
+        records["prediction"], records["probability"] = prediction, probabilities
+        return records
+
+    sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=1)
+    labels = np.zeros(3, np.uint16)
+    (found,) = image_differences(read([tmp_path]), Predictions(labels, [runs(1, [0, 0, 0]), runs(0, [0.6, 0.9, 0.7])]))
+    assert found.won.tolist() == [1, 2, 0] and not len(found.lost)
+
+
+@pytest.mark.parametrize("data", ["data.name=cifar10", "data.name=image_folder", "data.name=digits"])
+def test_without_the_images_the_table_is_written_alone(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are elsewhere, or, of the digits, no longer those that the runs were tested on; none are downloaded."""
+    root = tmp_path / "data"
+    sweep(tmp_path / "s", {(5, 8): 0.9, (3, 8): 0.7}, data, f"data.root={root}", seeds=1)
+    for path in tmp_path.glob("s/*/predictions.npy"):
+        np.save(path, np.load(path)[: -1 if "digits" in data else None])
+    compare_images(read([tmp_path / "s"]), tmp_path / "s")
+    assert f"data.root={root}" in capsys.readouterr().out.splitlines()[-1]
+    assert (tmp_path / "s" / "images.csv").exists() and not (tmp_path / "s" / "images.png").exists()
+    assert not root.exists()
 
 
 def test_runs_without_predictions_or_of_other_images_are_refused(tmp_path: Path) -> None:
-    sweep(tmp_path, {5: 0.9, 3: 0.7})
-    changed = np.load(tmp_path / "3-0" / "predictions.npy")
+    sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7})
+    changed = np.load(tmp_path / "3-8-0" / "predictions.npy")
     changed["label"] = 0
-    np.save(tmp_path / "3-0" / "predictions.npy", changed)
+    np.save(tmp_path / "3-8-0" / "predictions.npy", changed)
     with pytest.raises(ConfigError, match="different images"):
         compare_images(read([tmp_path]), tmp_path)
-    (tmp_path / "5-1" / "predictions.npy").unlink()
+    (tmp_path / "5-8-1" / "predictions.npy").unlink()
     with pytest.raises(ConfigError, match=r"predictions\.npy"):
         compare_images(read([tmp_path]), tmp_path)

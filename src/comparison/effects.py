@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comparison.least_squares import CONFIDENCE, TIE, Estimate, SeedModel
 
 Levels = Mapping[str, Any]  # of a setting: key → level
+Pair = tuple[int, int]  # the model's settings with the level and with the baseline
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,19 @@ class Effect:
     level: Any
     baseline: Any
     change: Estimate
-    pairs: int  # of settings that differ in the factor alone
+    paired: tuple[Pair, ...]  # settings that differ in the factor alone
     n_higher: int  # pairs in which the metric goes up
-    compared: tuple[int, ...]  # the model's settings that are in a pair
     changes_with: tuple[str, ...] = ()  # keys that follow from the factors and changed, too
     p_holm: float | None = None  # corrected for all comparisons that were made along with this one
+
+    @property
+    def pairs(self) -> int:
+        return len(self.paired)
+
+    @property
+    def compared(self) -> tuple[int, ...]:
+        """The model's settings that are in a pair."""
+        return tuple(dict.fromkeys(i for pair in self.paired for i in pair))
 
     @property
     def is_significant(self) -> bool:
@@ -100,15 +110,20 @@ def differences_from_best(model: SeedModel, ranked: Sequence[int]) -> list[Effec
     return holm(found, math.comb(len(ranked), 2))
 
 
-def difference(factor: str, level: Any, baseline: Any, pairs: Sequence[tuple[int, int]], model: SeedModel) -> Effect:
+def difference(factor: str, level: Any, baseline: Any, pairs: Sequence[Pair], model: SeedModel) -> Effect:
     """The mean difference between the settings of each pair, first minus second."""
-    weights = np.zeros(len(model.values))
+    higher = sum(bool(model.means[first] - model.means[second] > TIE) for first, second in pairs)
+    change = model.difference(contrast(pairs, len(model.values)))
+    return Effect(factor, level, baseline, change, tuple(pairs), higher)
+
+
+def contrast(pairs: Sequence[Pair], settings: int) -> NDArray[np.float64]:
+    """[settings]: the weights of their means in the mean difference between the settings of each pair."""
+    weights = np.zeros(settings)
     for first, second in pairs:
         weights[first] += 1 / len(pairs)
         weights[second] -= 1 / len(pairs)
-    higher = sum(bool(model.means[first] - model.means[second] > TIE) for first, second in pairs)
-    compared = tuple(dict.fromkeys(i for pair in pairs for i in pair))
-    return Effect(factor, level, baseline, model.difference(weights), len(pairs), higher, compared)
+    return weights
 
 
 def holm(found: Sequence[Effect], comparisons: int | None = None) -> list[Effect]:

@@ -158,8 +158,8 @@ def as_json(comparison: Comparison) -> str:
     """The whole comparison for programs; what is unknown is null."""
 
     def told(effect: Effect) -> dict[str, Any]:
-        told = asdict(effect) | {"is_significant": effect.is_significant}
-        del told["compared"]
+        told = asdict(effect) | {"pairs": effect.pairs, "is_significant": effect.is_significant}
+        del told["paired"]  # their places in the model
         return told
 
     tree = {

@@ -143,13 +143,13 @@ def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...]
 
 
 @lru_cache(maxsize=1)
-def read(name: str, root: str, image_size: int | None) -> DataSplits:
+def read(name: str, root: str, image_size: int | None, download: bool = True) -> DataSplits:
     if name == "digits":
         data = read_digits()
     elif name == "image_folder":
         data = read_image_folder(Path(root))
     else:
-        data = read_cifar(name, Path(root))
+        data = read_cifar(name, Path(root), download)
     if image_size is not None:
         data = replace(data, image_size=(image_size, image_size))
     return data
@@ -166,18 +166,20 @@ def read_digits() -> DataSplits:
     return DataSplits(train, None, test, classes, channels=1, image_size=(8, 8))
 
 
-def read_cifar(name: str, root: Path) -> DataSplits:
+def read_cifar(name: str, root: Path, download: bool) -> DataSplits:
     source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     try:
         try:
             parts = [source(str(root), train=train) for train in (True, False)]
         except RuntimeError:  # missing or not intact
+            if not download:
+                raise
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f".{name}.lock"):  # runs side by side download once
                 parts = [source(str(root), train=train, download=True) for train in (True, False)]
     except Exception as error:  # torchvision raises whatever urllib, tarfile and pickle raise
         raise DataError(
-            f"data.root={root}: {name} is not there intact and could not be downloaded ({error}); "
+            f"data.root={root}: {name} is not there intact{' and could not be downloaded' * download} ({error}); "
             f"put {source.filename} there, or delete what is broken and try again"
         ) from error
     train, test = (Split(part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)

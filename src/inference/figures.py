@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tracking.plots import COLORS, GREY, PAGE, STYLE
+from tracking.plots import COLORS, GREY, PAGE, STYLE, show_images
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, float]], ece: float) -> Figure:
@@ -44,9 +44,5 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], column
         side = PAGE / 6
         figure = Figure(figsize=(columns * side, rows * (side + 0.35)), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for axes, image, caption in zip(grid.flat, images, captions, strict=False):
-            axes.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
-            axes.set_title(caption, y=0, va="top", loc="center", fontsize=7, pad=-3)
+        show_images(grid.flat, images, captions)
     return figure

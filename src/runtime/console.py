@@ -104,4 +104,4 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     else:
         Console(file=console.file, width=width(table), highlight=False).print(table)
     if columns < len(header):
-        say(f"(no room here for {', '.join(header[columns:])})", style="dim")
+        say(f"(no room here for {', '.join(header[columns:]).replace(chr(10), ' ')})", style="dim")

@@ -7,7 +7,8 @@ those of Okabe and Ito, which color-blind readers can tell apart.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 from torch import Tensor
 
 PAGE = 7.0  # inches
@@ -137,6 +139,16 @@ def show_tiles(axes: Axes, tiles: NDArray[np.float64]) -> None:
         mosaic = np.nan_to_num(mosaic, nan=1.0)
     axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_axis_off()
+
+
+def show_images(grid: Iterable[Axes], images: Sequence[Image.Image], captions: Sequence[str]) -> None:
+    """Each image with its caption below; axes that are left over stay empty."""
+    for axes, image, caption in zip_longest(grid, images, captions):
+        axes.set_axis_off()
+        axes.set_anchor("S")  # where the layout expects the caption
+        if image is not None:
+            axes.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
+            axes.set_title(caption, y=0, va="top", loc="center", fontsize=7, pad=-3)
 
 
 def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
