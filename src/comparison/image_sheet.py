@@ -48,8 +48,8 @@ def image_sheet(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 0.3 + len(rows) * (side + 0.65)), layout="constrained")
         figure.suptitle(LEGEND, fontsize=7, color=GREY, x=0.01, ha="left")
-        areas = figure.subfigures(len(rows), 1, squeeze=False)[:, 0] if rows else []
-        for area, (title, one, found) in zip(areas, rows, strict=True):
+        areas = figure.subfigures(max(1, len(rows)), 1, squeeze=False)[:, 0]
+        for area, (title, one, found) in zip(areas, rows, strict=False):
             area.suptitle(title, fontsize=8, x=0.01, ha="left")
             captions = [caption(i, one, predictions, classes) for i in found]
             show_images(area.subplots(1, COLUMNS), [images[i] for i in found], captions)
