@@ -164,6 +164,46 @@ def test_slurm(tmp_path: Path, cluster: dict[str, str]) -> None:
     assert len(list(sweep.glob(".submitit/*/*_result.pkl"))) == 2
 
 
+def test_submit_and_leave(tmp_path: Path, cluster: dict[str, str]) -> None:
+    def submit(*options: str) -> list[str]:
+        """The jobs that are then in the queue."""
+        done = command(*TWO, *SLURM, "trainer.epochs=1", "hydra.launcher.wait=false", *options, cwd=tmp_path, **cluster)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"compare.py {Path('outputs', 's')}" in done.stdout
+        return in_queue()
+
+    def in_queue() -> list[str]:
+        return sorted(slurm_says("squeue", "--me", "--array", "--noheader", "--format=%i").split())
+
+    def slurm_says(*words: str) -> str:
+        return subprocess.check_output(words, env=os.environ | cluster, text=True)
+
+    held = "+hydra.launcher.additional_parameters.hold=true"  # in the queue until it is released
+    first = submit(held)
+    assert len(first) == 2
+    assert submit() == first
+    slurm_says("scancel", first[0])
+    second = submit(held)
+    assert len(second) == 2 and first[1] in second and first[0] not in second
+    slurm_says("scontrol", "release", ",".join(second))
+    done = command(*TWO, *SLURM, "trainer.epochs=1", cwd=tmp_path, **cluster)  # waits for what is in the queue
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    assert statuses(sweep) == ["completed"] * 2
+    assert len(list(sweep.glob(".submitit/*/*_result.pkl"))) == 2
+    submit()
+    assert len(list(sweep.glob(".submitit/*/*_submitted.pkl"))) == 3, "nothing more was submitted"
+
+
+@pytest.mark.parametrize("sweeper", ["optuna", "race"])
+def test_what_needs_results_does_not_leave(tmp_path: Path, sweeper: str) -> None:
+    wrong = (f"hydra/sweeper={sweeper}", "hydra.launcher.wait=false")
+    done = command("-m", "model.kernel_size=3,5", *SMALL, *SLURM, *wrong, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: hydra.launcher.wait=false") and sweeper in line
+
+
 # On a cluster a run meets its end at a moment that Slurm chooses, seconds from now: until then it is held, so that
 # it has epochs left however fast the machine is.
 

@@ -100,14 +100,12 @@ def arguments_for(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """The command line of one run of a sweep."""
     folders = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
     of_the_sweep = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.mode=")
-    named = any(override.startswith("sweep=") for override in overrides)
     return [
         sys.argv[0],
         f"--config-name={config.hydra.job.config_name}",
         *(f"--config-dir={folder}" for folder in folders),
         *(override for override in config.hydra.overrides.hydra if not override.startswith(of_the_sweep)),
         *overrides,
-        *([] if named else [f"sweep={config.sweep}"]),  # the time of day would be another
     ]
 
 

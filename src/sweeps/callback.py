@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -43,9 +45,11 @@ class SweepCallback(Callback):
             self.total = config.hydra.sweeper.n_trials
             return
         with exit_on_error():
-            overrides = jobs.parse_overrides(config.hydra.overrides.task, config.hydra.sweeper.params)
-            runs = jobs.expand_grid(overrides)
             check_name(config)
+            if not is_named(config):
+                with open_dict(config):  # or the time of day of each run would be another
+                    config.hydra.overrides.task.append(f"sweep={config.sweep}")
+            runs = jobs.expand_grid(jobs.parse_overrides(config.hydra.overrides.task, config.hydra.sweeper.params))
         for run in runs:
             with exit_on_error(of_run=" ".join(run)):
                 self.run_ids |= {jobs.make_job(config.hydra.job.config_name, run).run_id}
@@ -68,9 +72,14 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not is_first():
             return
+        folder = jobs.make_folder(config)
+        if not config.hydra.launcher.get("wait", True):
+            script = Path(sys.argv[0]).with_name("compare.py")
+            say(f"to compare the runs: python {script} {shlex.quote(str(folder))}")
+            say(f"the same command with sweep={config.sweep} submits those that are missing then")
+            return
         from comparison.compare import compare
 
-        folder = jobs.make_folder(config)
         try:
             runs = compare([folder])
         except ConfigError as error:
@@ -103,9 +112,13 @@ def check_name(config: DictConfig) -> None:
     Raises:
         ConfigError: several processes were started for one run, without a name that they share.
     """
-    named = any(override.startswith("sweep=") for override in config.hydra.overrides.task)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_named(config):
         raise ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
+
+
+def is_named(config: DictConfig) -> bool:
+    """Whether the sweep has a name of its own, not the time of day."""
+    return any(override.startswith("sweep=") for override in config.hydra.overrides.task)
 
 
 @contextmanager
