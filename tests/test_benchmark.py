@@ -187,8 +187,7 @@ def test_parts_of_the_gpu_script_pass_overrides_on_and_say_when_there_is_more_to
 @pytest.mark.slow
 def test_the_gpu_script_trains_and_reports(tmp_path: Path) -> None:
     tiny = ("data=digits", "model.d_model=8", "model.depth=1", "model.patch_size=1", "trainer.epochs=1",
-            "trainer.precision=fp32", "data.train_fraction=0.2", "data.batch_size=32", "trainer.figures=false",
-            "trainer.compile=false", "data.pipeline=cpu")  # fmt: skip
+            "hardware=any", "data.train_fraction=0.2", "data.batch_size=32", "trainer.figures=false")  # fmt: skip
     done = on_a_gpu(tmp_path, "train", *tiny, LIMIT="600")
     assert done.returncode == 0, done.stderr
     assert [summary["status"] for summary in summaries(tmp_path / "short_cifar10")] == 3 * ["completed"]
@@ -235,7 +234,7 @@ def test_what_makes_the_host_wait_is_found(waits: Callable[[torch.Tensor], objec
 
 @pytest.mark.parametrize("options", [[], ["trainer.precision=fp16", "trainer.ema_decay=0.9"]], ids=" ".join)
 def test_no_step_waits_for_the_device_and_all_of_it_is_in_the_asked_precision(options: list[str]) -> None:
-    small = ["model.d_model=8", "model.depth=1", "data.batch_size=8", "trainer.compile=false"]
+    small = ["model.d_model=8", "model.depth=1", "data.batch_size=8", "hardware=any"]
     config = checked("experiment=paper_cifar10", *small, "trainer.precision=bf16", *options)
     counters = step_counts.count(config, steps=2)
     assert [counter.synchronizations for counter in counters] == [[], []]

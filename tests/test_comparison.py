@@ -172,6 +172,7 @@ def test_equals_are_named_and_the_smaller_model_comes_first(tmp_path: Path) -> N
         ("augmentation=paper", {"head"}),
         ("model=convmixer_256_8", {"head"}),
         ("experiment=paper_cifar10", {"head"}),
+        ("hardware=gpu", {"head"}),
         ("optimizer=adamw", {"default", "typed", "rate_0", "blocks", "by_place", "head"}),
     ],
 )

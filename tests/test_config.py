@@ -32,6 +32,7 @@ def test_the_promised_options_are_there() -> None:
         "data": ["digits", "cifar10", "cifar100", "image_folder"],
         "optimizer": ["adamw", "adam", "sgd"],
         "scheduler": ["one_cycle", "cosine", "step", "constant"],
+        "hardware": ["any", "gpu"],
         "model": [f"convmixer_{size}" for size in ("64_8", "256_8", "256_16", "768_32", "1024_20", "1536_20")],
     }
     assert {f"{group}={option}" for group, options in promised.items() for option in options} <= set(OPTIONS)
@@ -171,7 +172,7 @@ def test_the_environment_sets_wandb_mode(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_every_experiment_goes_with_every_option() -> None:
     """Each composes and checks with every option of these groups, or one line says why it cannot."""
-    groups = ("optimizer", "scheduler", "augmentation", "dropout", "model", "data")
+    groups = ("optimizer", "scheduler", "augmentation", "dropout", "model", "data", "hardware")
     options = {group: [option for option in OPTIONS if option.startswith(f"{group}=")] for group in groups}
     experiments = [option for option in OPTIONS if option.startswith("experiment=")]
     for experiment in experiments:

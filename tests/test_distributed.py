@@ -218,6 +218,17 @@ def test_a_rank_takes_its_gpu_among_those_that_it_sees(
     assert taken == [expected]
 
 
+def test_a_gpu_without_bf16_is_named_with_what_to_set_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(device, "assign_gpu", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce RTX 2080 Ti")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(ConfigError, match=r"trainer.precision=bf16: NVIDIA GeForce RTX 2080 Ti .*fp16 or fp32"):
+        device.choose_device("auto", "bf16")
+    assert device.choose_device("auto", "fp16").type == "cuda"
+
+
 def test_slurms_gpus_stay_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     """submitit would set CUDA_VISIBLE_DEVICES to the number of the rank, which is then no index among them."""
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0",

@@ -65,7 +65,11 @@ def effect_of(group: str, option: str) -> dict[str, Any]:
     tree.pop("defaults", None)
     if group in RECORDS or not tree:
         return {}
-    if group not in ("patch", "kernel"):  # these set a key of another section, the others have one of their own
+    if group not in (
+        "patch",
+        "kernel",
+        "hardware",
+    ):  # these set keys of other sections, the others have one of their own
         tree = {group: tree}
     defaults = {key: value for key, value, _ in keys_of(Config()) if key.startswith(f"{group}.") and value != MISSING}
     return {

@@ -279,7 +279,8 @@ NOT_RECIPE = (
 LATER_KEYS = ("trainer.compile_mode", "model.pretrained", "trainer.freeze", "optimizer.layer_decay")
 
 GROUPS = (
-    "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "experiment", "variant",
+    "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "hardware", "experiment",
+    "variant",
 )  # fmt: skip
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
 SCHEDULERS = {"cosine": Cosine, "step": Step, "warmed_up": WarmedUp, "plain": Scheduler}

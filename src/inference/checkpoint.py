@@ -79,7 +79,7 @@ def load_checkpoint(
     fill_in(composed, settings_of(weights), overrides)
     settings = cast(Settings, check_keys(composed))
     config = make_config(settings, weights)
-    device = choose_device(settings.trainer.device)
+    device = choose_device(settings.trainer.device, settings.trainer.precision)
     with torch.device("meta"):
         model = make_model(config, weights.architecture.channels, weights.architecture.n_classes)
     model.load_state_dict(weights.tensors, assign=True)

@@ -20,11 +20,11 @@ from runtime.gpu_lock import assign_gpu
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by trainer.precision
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, precision: str = "fp32") -> torch.device:
     """The device asked for; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ConfigError: it is not available on this machine.
+        ConfigError: it is not available on this machine, or it cannot compute in this precision.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -35,6 +35,9 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda":
         rank = os.environ.get("LOCAL_RANK")  # of one run on several GPUs; each may see all of them, or its own alone
         torch.cuda.set_device(assign_gpu() if rank is None else int(rank) % torch.cuda.device_count())
+        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            gpu = torch.cuda.get_device_name()
+            raise ConfigError(f"trainer.precision=bf16: {gpu} has none; expected trainer.precision=fp16 or fp32")
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     if name == "cpu":
         keep_freed_memory()

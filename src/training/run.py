@@ -94,7 +94,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     checkpoint = folder.checkpoints.load()
     folder.start(checkpoint["rows"] if checkpoint else [])
     seed_rngs(config.seed, 0, rank=0)  # the same initial weights on every rank
-    device = choose_device(config.trainer.device)
+    device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)
     model = make_model(config, data.channels, len(data.classes))
     if config.model.pretrained:
