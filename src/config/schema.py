@@ -259,13 +259,14 @@ class Config:
     output_dir: str = "outputs"
     sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
     varied: list[str] = field(default_factory=list)  # keys that vary in the run's sweep, which sets it: they name runs
+    trial: str | None = None  # STUDY/NUMBER in the sweep's search.db, set by a search whose pruner may stop the run
 
 
 # Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
 NOT_IDENTITY = (
     "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures",
     "trainer.checkpoint_activations", "checkpoint", "wandb",
-    "study", "on_failure", "output_dir", "sweep", "varied",
+    "study", "on_failure", "output_dir", "sweep", "varied", "trial",
 )  # fmt: skip
 
 # Keys that a reference holds for whatever they are: chance, speed and precision, and those that work through others.

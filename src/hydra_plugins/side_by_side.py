@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError
 from runtime.console import say
+from sweeps import jobs
 
 
 class SideBySide(Launcher):
@@ -43,7 +44,7 @@ class SideBySide(Launcher):
             SystemExit: a signal came, or a run did not complete and on_failure=stop.
         """
         n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs())
-        total = self.config.hydra.sweeper.get("n_trials", initial_job_idx + len(job_overrides))
+        total = jobs.runs_of_search(self.config) or initial_job_idx + len(job_overrides)
         waiting = dict(enumerate(job_overrides, initial_job_idx))
         running: dict[int, tuple[ForkServerProcess, str]] = {}  # by what tells of a process's end
         failed = False

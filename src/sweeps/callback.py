@@ -42,7 +42,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if "n_trials" in config.hydra.sweeper:  # a search: sweeps/search.py checks what it may propose
-            self.total = config.hydra.sweeper.n_trials
+            self.total = jobs.runs_of_search(config)
             return
         with exit_on_error():
             check_name(config)
@@ -87,7 +87,7 @@ class SweepCallback(Callback):
         except Exception:
             traceback.print_exc()
             sys.exit(f"the runs are kept in {folder}, but could not be compared")
-        completed = [run for run in runs if run.status == "completed"]
+        completed = [run for run in runs if run.status in ("completed", "pruned")]
         missing = self.run_ids - {run.folder.name.rpartition("-")[2] for run in runs}  # they ended before they began
         if total := len(runs) - len(completed) + len(missing):
             sys.exit(f"{total} of {len(runs) + len(missing)} runs did not complete")

@@ -83,6 +83,12 @@ def launch(launcher: Launcher, jobs: Iterable[Job], first_number: int) -> None:
         _ = returned.return_value  # raises what the job did not record itself
 
 
+def runs_of_search(config: DictConfig) -> int:
+    """The most runs that a search can have; 0 where the sweep is none."""
+    sweeper = config.hydra.sweeper
+    return sweeper.n_trials * len(sweeper.seeds or [None]) if "n_trials" in sweeper else 0
+
+
 def objective(summary: Mapping[str, Any]) -> float | None:
     """The best epoch's `trainer.monitor`; NaN where the run failed, None where it did not get to its end."""
     match summary.get("status"):

@@ -8,177 +8,159 @@ import hashlib
 import json
 import logging
 import math
-import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import optuna
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
-from optuna.distributions import FloatDistribution, distribution_to_json
-from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.distributions import distribution_to_json
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from config.errors import ConfigError
 from config.schema import Config, overrides_of
 from runtime.console import say
 from sweeps import jobs
-from sweeps.space import Distribution, Space, check_space, split_overrides
+from sweeps.outcome import findings
+from sweeps.search_figure import search_figure
+from sweeps.search_options import SearchOptions
+from sweeps.seeds import is_hopeless
+from sweeps.space import Space, check_space, split_overrides
+from sweeps.trials import complete, not_retried, propose, seed_values, try_again
+from tracking import plots
 from tracking.identity import run_id
+from tracking.trial import PRUNER, open_storage
 
 log = logging.getLogger(__name__)
 
 
-def search(
-    config: DictConfig,
-    launcher: Launcher,
-    arguments: Sequence[str],
-    n_trials: int,
-    n_jobs: int,
-    seed: int,
-    sampler: Callable[..., BaseSampler],
-    params: Mapping[str, Any] | None,
-) -> None:
+def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], **keys: Any) -> None:
     """Run trials until there are `n_trials`, in all starts together; first those that were interrupted.
+
+    Args:
+        keys: those of SearchOptions.
 
     Raises:
         ConfigError: what is asked for cannot be searched; nothing has been started.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for name, value, low in (("n_trials", n_trials, 1), ("n_jobs", n_jobs, 1), ("seed", seed, 0)):
-        jobs.check_whole(f"hydra.sweeper.{name}", value, low)
-    try:
-        sampler(seed=seed)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"hydra.sweeper.sampler: {error}") from error
-
+    options = SearchOptions(**keys)
     app: str = config.hydra.job.config_name
-    space, fixed = split_overrides(app, jobs.parse_overrides(arguments, params))
-    fixed = {"sweep": config.sweep, **fixed, "varied": jobs.as_list(space)}
+    space, fixed = split_overrides(app, jobs.parse_overrides(arguments, options.params))
+    check_options(options, space, fixed)
+    varied = [*space, *(["seed"] if options.seeds else [])]
+    fixed = {"sweep": config.sweep, **fixed, "varied": jobs.as_list(varied)}
     typical = check_space(app, space, fixed)
+    monitor = typical.trainer.monitor
     with jobs.locked_folder(config) as folder:
         study = optuna.create_study(
-            storage=storage(folder / "search.db"),
-            study_name=study_name(typical, space),
-            direction="minimize" if typical.trainer.monitor == "val/loss" else "maximize",
+            storage=open_storage(folder / "search.db"),
+            study_name=study_name(typical, space, options.seeds),
+            direction="minimize" if monitor == "val/loss" else "maximize",
             load_if_exists=True,
         )
+        study.set_user_attr(PRUNER, options.pruner)
         interrupted = study.get_trials(states=[TrialState.RUNNING])
-        failed = try_again(study)
+        failed = try_again(study, options)
         batch = study.get_trials(states=[TrialState.RUNNING])
-        before = count(study)
+        before = len(not_retried(study))
         say(
-            f"search {config.sweep}: {n_trials} trials"
+            f"search {config.sweep}: {options.n_trials} trials"
+            + (f" of {len(options.seeds)} seeds" if options.seeds else "")
             + (f", {before - len(batch)} of them done" if before else "")
             + (f", {len(interrupted)} interrupted" if interrupted else "")
             + (f", {failed} failed and tried again" if failed else "")
-            + f"; {study.direction.name.lower()} {typical.trainer.monitor} → {folder}"
+            + f"; {study.direction.name.lower()} {monitor} → {folder}"
         )
-        while batch or (batch := propose(study, space, min(n_jobs, n_trials - count(study)), seed, sampler)):
-            run_batch(app, study, batch, fixed, launcher)
+        while batch or (batch := propose(study, space, options)):
+            run_batch(app, study, batch, fixed, launcher, options)
             batch = []
-        say(best(study, typical.trainer.monitor))
+        for line in findings(study, monitor, options.n_seeds):
+            say(line)
+        if figure := search_figure(study, monitor, options.n_seeds):
+            plots.save(figure, folder / "search")
 
 
-def storage(path: Path) -> RDBStorage:
-    """A database file, whatever its path: as a URL one with `?` or `%` would be another."""
-    return RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(path, timeout=60)})
+def check_options(options: SearchOptions, space: Space, fixed: Mapping[str, str]) -> None:
+    """
+    Raises:
+        ConfigError: an option does not fit to what is searched.
+    """
+    if options.seeds and "seed" in fixed:
+        raise ConfigError(f"seed={fixed['seed']}: hydra.sweeper.seeds={options.seeds} gives the seeds; leave one out")
+    if options.pruner != "none" and "trainer.epochs" in space:
+        raise ConfigError(
+            f"hydra.sweeper.pruner={options.pruner}: compares runs after the same epoch; "
+            "expected one value of trainer.epochs, or none"
+        )
 
 
-def study_name(typical: Config, space: Space) -> str:
+def study_name(typical: Config, space: Space, seeds: Sequence[int] | None = None) -> str:
     """The same for the same search: another one under an old name of a sweep starts from nothing."""
     spaces = {key: distribution_to_json(values) for key, values in sorted(space.items())}
-    searched = hashlib.sha256(json.dumps([run_id(typical), spaces]).encode()).hexdigest()[:8]
-    return f"{typical.sweep}-{searched}"
+    searched = [run_id(typical), spaces, *([list(seeds)] if seeds else [])]
+    return f"{typical.sweep}-{hashlib.sha256(json.dumps(searched).encode()).hexdigest()[:8]}"
 
 
 def run_batch(
-    app: str, study: optuna.Study, batch: Sequence[FrozenTrial], fixed: Mapping[str, str], launcher: Launcher
+    app: str,
+    study: optuna.Study,
+    batch: Sequence[FrozenTrial],
+    fixed: Mapping[str, str],
+    launcher: Launcher,
+    options: SearchOptions,
 ) -> None:
-    """Launch the runs and keep how they did; one that does not get to its end stays a running trial."""
-    valid: dict[int, jobs.Job] = {}  # by the number of the trial; two trials may be the same run
-    for trial in batch:
-        overrides = overrides_of({**trial.params, **fixed})
-        try:
-            valid[trial.number] = jobs.make_job(app, overrides)
-        except ConfigError as error:  # values, each right by itself, that do not fit together
-            log.error(f"FAILED {' '.join(overrides)}: {error}")
-            study.tell(trial.number, state=TrialState.FAIL)
-    jobs.launch(launcher, valid.values(), first_number=batch[0].number)
-    for number, job in valid.items():
-        objective = jobs.objective(job.summary)
-        if objective is None:
-            continue
-        if math.isnan(objective):
-            study.tell(number, state=TrialState.FAIL)
-        else:
-            study.tell(number, objective)
+    """Launch the runs, of all trials one seed after the other, and keep how they did."""
+    before = list(dict.fromkeys(map(tuple, seed_values(study).values())))  # the same trial, proposed again, counts once
+    values: dict[int, list[float]] = {trial.number: [] for trial in batch}
+    seeds: Sequence[int | None] = options.seeds or [None]  # None: the run's own
+    waiting = list(batch)
+    for turn, seed in enumerate(seeds):
+        valid: dict[int, jobs.Job] = {}  # by the number of the trial; two trials may be the same run
+        for trial in waiting:
+            own = {**trial.params, **fixed} | ({} if seed is None else {"seed": seed})
+            if turn == 0 and options.pruner != "none":  # which goes by a trial's first run
+                own["trial"] = f"{study.study_name.rpartition('-')[2]}/{trial.number}"
+            try:
+                valid[trial.number] = jobs.make_job(app, overrides_of(own))
+            except ConfigError as error:  # values, each right by itself, that do not fit together
+                log.error(f"FAILED {' '.join(overrides_of(own))}: {error}")
+                study.tell(trial.number, state=TrialState.FAIL)
+        jobs.launch(launcher, valid.values(), first_number=batch[0].number * len(seeds) + turn * len(batch))
+        waiting = [
+            trial
+            for trial in waiting
+            if (job := valid.get(trial.number))
+            and keep(study, trial.number, job.summary, values[trial.number], len(seeds), before)
+        ]
 
 
-def propose(
-    study: optuna.Study, space: Space, count: int, seed: int, sampler: Callable[..., BaseSampler]
-) -> list[FrozenTrial]:
-    """New trials, as running.
+def keep(
+    study: optuna.Study,
+    number: int,
+    summary: Mapping[str, Any],
+    values: list[float],
+    n_seeds: int,
+    before: Sequence[Sequence[float]],
+) -> bool:
+    """Keep how a trial's run did; whether the trial gets another seed.
 
-    A proposal depends on the seed and the trials before it alone, so a search that was interrupted makes the
-    same ones; and a trial is added whole, so there is never half a one in the file.
+    A trial of which a run does not get to its end stays a running one.
+
+    Args:
+        summary: the run's.
+        values: of the trial's seeds until now; gets the run's.
+        before: the values of the trials before.
     """
-    for _ in range(count):
-        known = study.get_trials()
-        own_seed = np.random.SeedSequence([seed, len(known)]).generate_state(1)[0]
-        draft = optuna.create_study(direction=study.direction, sampler=sampler(seed=int(own_seed)))
-        draft.add_trials(known)
-        drawn = draft.ask(dict(space)).params
-        params = {name: shortened(drawn[name], distribution) for name, distribution in space.items()}
-        study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=dict(space)))
-    return study.get_trials()[-count:] if count > 0 else []
-
-
-def shortened(value: Any, distribution: Distribution) -> Any:
-    """A number with few digits, to be read and typed."""
-    if not isinstance(distribution, FloatDistribution):
-        return value
-    digits = 4 if distribution.step is None else 12
-    return min(max(float(f"{value:.{digits}g}"), distribution.low), distribution.high)
-
-
-RETRY_OF = "retry_of"  # the number of the trial that failed
-
-
-def try_again(study: optuna.Study) -> int:
-    """Add every trial that failed once more, as running; how many they are."""
-    failed = not_retried(study, TrialState.FAIL)
-    for trial in failed:
-        study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs={RETRY_OF: trial.number},
-            )
-        )
-    return len(failed)
-
-
-def not_retried(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-    retried = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
-    return [trial for trial in study.get_trials(states=states or None) if trial.number not in retried]
-
-
-def count(study: optuna.Study) -> int:
-    """Trials so far; one that was tried again is one."""
-    return len(not_retried(study))
-
-
-def best(study: optuna.Study, monitor: str) -> str:
-    trials = study.get_trials(states=[TrialState.COMPLETE])
-    failed = len(not_retried(study, TrialState.FAIL))
-    of = f"{count(study)} trials" + (f", {failed} of which failed" if failed else "")
-    if not trials:
-        return f"no trial completed, of {of}"
-    value = study.best_value
-    figure = f"{value:.1%}" if monitor == "val/accuracy" else f"{value:.4f}"
-    return f"best of {of}: {monitor} {figure} with {' '.join(overrides_of(study.best_params))}"
+    objective = jobs.objective(summary)
+    if summary.get("status") == "pruned":
+        study.tell(number, state=TrialState.PRUNED)
+    elif objective is not None and math.isnan(objective):
+        study.tell(number, state=TrialState.FAIL)
+    elif objective is not None:
+        values.append(objective)
+        if len(values) < n_seeds and not is_hopeless(values, before, study.direction == StudyDirection.MINIMIZE):
+            return True
+        complete(study, number, values)
+    return False

@@ -14,6 +14,7 @@ from config.schema import LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_be
 
 # Overrides that say where and how, not what: no part of a run's name.
 UNNAMED = (*NOT_IDENTITY, "experiment")
+SET_BY_SWEEP = ("varied", "trial")  # and not by who typed it
 
 
 def run_id(config: Config) -> str:
@@ -70,7 +71,7 @@ def data_fingerprint(config: Config) -> str | None:
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """What was typed for this run, by config key or group; None where a key was deleted."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return {override.key_or_group: override.value() for override in parsed if override.key_or_group != "varied"}
+    return {override.key_or_group: override.value() for override in parsed if override.key_or_group not in SET_BY_SWEEP}
 
 
 def as_given(overrides: Iterable[str]) -> dict[str, str]:

@@ -34,6 +34,7 @@ from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
 from tracking.run_lock import acquire_lock
+from tracking.trial import Trial
 from tracking.wandb_logger import WandbLogger, log_exceptions, run_of_agent
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class RunFolder:
         run_id: the run's, by which its folder is found again.
         rows: one for each epoch: COLUMNS, and `images`, the training images seen so far.
         summary: what summary.json holds.
+        is_pruned: the search that the run is a trial of stops it.
     """
 
     def __init__(self, config: Config, overrides: list[str], path: Path, lock: FileLock | None, world: World) -> None:
@@ -67,6 +69,8 @@ class RunFolder:
         self.rows: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(path / "checkpoints", self.run_id, config.checkpoint)
         self.wandb = WandbLogger()
+        self.trial: Trial | None = None
+        self.is_pruned = False
         self.log_handler = logging.FileHandler(path / "train.log", delay=True)
         self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
@@ -106,6 +110,8 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=len(rows))
         self.wandb.start(self.config, self.path, self.name, wandb_id)
+        with log_exceptions():
+            self.trial = Trial(self.config) if self.config.trial else None
         write_text(self.path / "metrics.csv", ",".join(COLUMNS) + "\n")
         for row in rows:
             self.add_epoch(row)
@@ -118,6 +124,9 @@ class RunFolder:
             csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(row)
         self.wandb.log_epoch(row)
         self.update(epochs=row["epoch"], **{f"last/{key}": row[key] for key in COLUMNS[1:5]})
+        if self.trial:
+            with log_exceptions():
+                self.is_pruned = self.trial.report(row["epoch"], row[self.config.trainer.monitor])
 
     def update(self, **figures: Any) -> None:
         """Add figures to the summary."""
@@ -146,6 +155,11 @@ class RunFolder:
         self.finish()
         self.update()  # last of all: what is not completed is finished by the next start
         self.release()
+
+    def prune(self) -> None:
+        """Keep the run as it is, with its checkpoint."""
+        self.update(status="pruned")
+        self.close()
 
     def fail(self, error: BaseException) -> None:
         """Keep the error; its traceback goes to the summary and the log file."""

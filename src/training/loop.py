@@ -17,6 +17,7 @@ from runtime.launcher import Launcher
 from runtime.signals import Interrupted, SignalHandler
 from tracking.checkpoint import describe_model
 from tracking.run_folder import RunFolder
+from tracking.trial import Pruned
 from training.evaluation import Evaluation, evaluate
 from training.metrics import Metrics, NotFinite
 from training.optimization import check_batch_statistics, check_schedule, learning_rate, train_mode
@@ -61,6 +62,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal has ended the run; what it takes to resume is saved.
+            Pruned: the run's search has stopped it; its state is saved.
             NotFinite: a loss became NaN or infinite.
         """
         state = self.state
@@ -128,13 +130,16 @@ class Trainer:
     def save_or_stop(self, due: bool) -> None:
         """Between two steps, on all ranks together: what one of them has met, each one acts on."""
         due = self.signals.save_requested or (due and self.world.rank == 0)
-        signal, save, bad_step = self.world.all_reduce_max(self.signals.number, due, self.non_finite_step)
+        met = self.signals.number, due, self.non_finite_step, self.folder.is_pruned
+        signal, save, bad_step, pruned = self.world.all_reduce_max(*met)
         if bad_step:
             raise NotFinite("training", bad_step, self.lr(bad_step))
-        if signal or save:
+        if signal or save or pruned:
             self.save()
         if signal:
             raise Interrupted(signal)
+        if pruned:
+            raise Pruned
 
     def save(self) -> None:
         state = self.state.state_dict()

@@ -27,6 +27,7 @@ from runtime.signals import Interrupted
 from tracking import plots
 from tracking.identity import data_fingerprint
 from tracking.run_folder import RunBusy, RunFolder
+from tracking.trial import Pruned
 from tracking.wandb_logger import log_exceptions
 from training.loop import Trainer
 from training.model import make_model, memory_format
@@ -44,8 +45,8 @@ def run(config: Config, overrides: list[str]) -> float | None:
     """Train one ConvMixer and record it; resume where it was interrupted; do nothing where it is completed.
 
     Returns:
-        The objective: the best epoch's `trainer.monitor`; None without validation, while another process trains the
-        run, or where the sweep was told to stop; NaN if the run failed.
+        The objective: the best epoch's `trainer.monitor`; None without validation, where its search has pruned the
+        run, while another process trains it, or where the sweep was told to stop; NaN if the run failed.
 
     Raises:
         SystemExit: a signal has ended the run, or it failed and on_failure=stop.
@@ -63,6 +64,10 @@ def run(config: Config, overrides: list[str]) -> float | None:
         log.info(f"{folder.name}: completed before → {folder.path}")
         folder.close()
         return folder.summary["objective"]
+    if config.trial and folder.summary.get("status") == "pruned":
+        log.info(f"{folder.name}: pruned before → {folder.path}")
+        folder.close()
+        return None
     try:
         return train(config, folder, launcher, world)
     except Interrupted as interrupted:
@@ -70,6 +75,11 @@ def run(config: Config, overrides: list[str]) -> float | None:
         log.warning(f"{interrupted}: {folder.name} is kept; the same command with sweep={config.sweep} resumes it")
         folder.close(exit_code=128 + interrupted.number)
         launcher.after_interrupt(interrupted.number)
+        return None
+    except Pruned as pruned:
+        traceback.clear_frames(pruned.__traceback__)  # ends the processes that load its batches
+        log.info(f"  {folder.name}: pruned after epoch {len(folder.rows)} → {folder.path}")
+        folder.prune()
         return None
     except (KeyboardInterrupt, SystemExit):
         folder.close(exit_code=1)
