@@ -129,6 +129,7 @@ def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_goo
     assert [summary["status"] for summary in summaries(sweep)] == ["completed"] * 24
     table = (sweep / "race.md").read_text()
     assert table.count("dropped in round 1") == 2 and "max_seeds=8" in table and "| winner |" not in table
+    assert "race.md" in (sweep / "comparison.md").read_text(), "its p values do not allow for the race's looks"
     again = command(*DIGITS, cwd=tmp_path)
     assert "ConvMixer-16/1" not in again.stdout  # nothing is run
     assert (sweep / "race.md").read_text() == table

@@ -168,6 +168,11 @@ def caveats(comparison: Comparison) -> list[str]:
         lines.append(f"One seed only, so no interval of their own: {listing(single, comparison)}.")
     if len(settings) > 1 and not comparison.effects:
         lines.append("No setting differs from a baseline in one factor alone: no factor's own effect can be estimated.")
+    if any(run.folder.with_name("race.md").exists() for run in comparison.runs):
+        lines.append(
+            "A race chose the seeds of each setting by its results. Its own tests (race.md) allow for that; the "
+            "intervals and p values here do not."
+        )
     part = metric.partition("/")[0]
     images = next((setting.completed[0].summary.get("images", {}).get(part) for setting in settings), None)
     if metric in ACCURACIES and images and images < 2000:
