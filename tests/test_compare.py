@@ -45,7 +45,7 @@ def test_a_newcomer_reads_what_won_that_one_seed_is_no_proof_and_where_the_pictu
     out = capsys.readouterr().out
     assert "Best: depth=8 kernel_size=9 with 95.00 % val/accuracy" in out
     assert "kernel_size 9 instead of 5: +4.00 points, higher in 2 of 2 pairs" in out
-    assert "seed=0,1,2,3,4" in out, "what to run to know"
+    assert "8 more runs, 100 s" in out, "what it takes to know"
     assert f"{folder}/comparison.png" in out
     assert "±" not in out and "It is " not in out, "nothing is claimed"
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
+from comparison.figure import comparison_figure
 from comparison.least_squares import Estimate, SeedModel
 from comparison.power import MOST, POWER, Design
 from comparison.price import Price, prices
@@ -97,6 +98,31 @@ def test_a_comparison_says_what_an_answer_would_take(tmp_path: Path) -> None:
         assert part in command
     assert all(not one.is_significant for one in found[1:])
     assert json.loads(as_json(read([tmp_path])))["prices"][0]["runs"] == best.runs
+
+
+def test_the_figure_has_a_curve_that_reaches_each_difference_at_the_seeds_needed(tmp_path: Path) -> None:
+    found = sorted(three_kernels(tmp_path, 5), key=lambda one: one.seeds_needed or math.inf)
+    figure = comparison_figure(read([tmp_path]))
+    assert figure
+    (panel,) = (axes for axes in figure.axes if axes.get_xlabel() == "seeds")
+    curves = [line for line in panel.lines if len(line.get_xdata()) > 2]
+    needed = [line for line in panel.lines if len(line.get_xdata()) == 1][1::2]
+    assert len(curves) == len(needed) == len(found) > 0
+    for one, curve, dot in zip(found, curves, needed, strict=True):
+        (seeds,), (difference,) = dot.get_xdata(), dot.get_ydata()
+        assert (seeds, difference) == (one.seeds_needed, pytest.approx(100 * abs(one.difference)))
+        before, at = np.interp([seeds - 1, seeds], curve.get_xdata(), curve.get_ydata())
+        assert at < 1.01 * difference and before > 0.99 * difference
+
+
+@pytest.mark.parametrize(("seeds", "noise"), [(1, 0.003), (4, 1e-5)])
+def test_without_a_spread_or_a_question_there_is_no_such_panel(tmp_path: Path, seeds: int, noise: float) -> None:
+    for kernel, mean in ((5, 0.9), (9, 0.8)):
+        for seed, value in enumerate(np.random.default_rng(kernel).normal(mean, noise, seeds)):
+            overrides = (f"model.kernel_size={kernel}", f"seed={seed}")
+            write_run(tmp_path / f"{kernel}-{seed}", *overrides, best__val__accuracy=value)
+    figure = comparison_figure(read([tmp_path]))
+    assert figure and not any(axes.get_xlabel() == "seeds" for axes in figure.axes)
 
 
 def test_with_one_seed_two_more_would_give_an_estimate(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The figure of a comparison: learning curves, a heat map, costs, effects, and the reference beside ours."""
+"""The figure of a comparison: learning curves, a heat map, costs, effects, the reference, and what more seeds show."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from comparison.panels import (
     tradeoff,
     varies,
 )
+from comparison.power_panel import detectable_differences, unanswered
 from comparison.results import Comparison
 from tracking.plots import COLORS, GREY, PAGE, STYLE
 
@@ -82,6 +83,8 @@ def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
         below.append(partial(beside_reference, settings=referenced, comparison=comparison))
     if below:
         bands.append((0.7 + 0.13 * max(lines, 3), below))
+    if drawn := unanswered(comparison):
+        bands.append((2.3, [partial(detectable_differences, prices=drawn, metric=comparison.metric)]))
     return bands
 
 

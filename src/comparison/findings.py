@@ -69,10 +69,11 @@ def significance(comparison: Comparison) -> list[str]:
         lines.append(f"In every seed it is better by exactly the same: than {', '.join(several(exact, 3))}.")
     if any(difference.p_holm is not None for _, difference in pairs):
         if not not_significant and len(exact) < len(pairs):
-            others = count(len(pairs) - len(exact), "other")
+            others = "the other" if len(pairs) == 1 else count(len(pairs) - len(exact), "other")
             lines.append(f"It is significantly better than {'all ' if len(pairs) > 1 and not exact else ''}{others}.")
         elif len(not_significant) == len(pairs):
-            lines.append(f"It is not significantly better than any of the {count(len(pairs), 'other')}.")
+            others = "the other" if len(pairs) == 1 else f"any of the {count(len(pairs), 'other')}"
+            lines.append(f"It is not significantly better than {others}.")
         elif not_significant:
             lines.append(
                 f"It is not significantly better than {len(not_significant)} of the {count(len(pairs), 'other')}: "
@@ -159,11 +160,13 @@ def caveats(comparison: Comparison) -> list[str]:
     settings, metric = comparison.valued, comparison.metric
     lines = []
     single = [setting for setting in settings if len(setting.by_seed(metric)) == 1]
-    if settings and len(single) == len(settings):
+    if len(single) == len(settings) > 1:
         lines.append(
-            "How sure is this? With one seed, no difference can be tested for significance. "
-            f"To test them, run these settings with {SEEDS}."
+            "How sure is this? With one seed, no difference can be tested for significance: how much results vary from "
+            "seed to seed is not known."
         )
+    elif len(single) == len(settings) == 1:
+        lines.append(f"How sure is this? One seed has no interval; {SEEDS} would give one.")
     elif single:
         lines.append(f"One seed only, so no interval of their own: {listing(single, comparison)}.")
     if len(settings) > 1 and not comparison.effects:

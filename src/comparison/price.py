@@ -2,11 +2,12 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from comparison.effects import Effect
+from comparison.effects import Effect, order
 from comparison.findings import effect_name
 from comparison.formatting import change_text, count, duration, label
 from comparison.least_squares import CONFIDENCE
@@ -26,7 +27,8 @@ class Price:
         difference: as seen; in the metric's unit, like `detectable`.
         level: of the test, two-sided, corrected for all comparisons made.
         seeds: in each setting now, on average.
-        detectable: what these seeds show with 80 % power; None where one seed leaves no spread to judge by.
+        design: the test as a function of the seeds; None where one seed leaves no spread to judge by.
+        detectable: what these seeds show with 80 % power; None without a spread.
         seeds_needed: for the difference seen; None where it is not known, more than 1,000, or not needed.
         runs, seconds: that these are more than now, at the time measured.
         commands: that run them; none where runs do not tell their overrides.
@@ -37,6 +39,7 @@ class Price:
     level: float
     seeds: float
     is_significant: bool
+    design: Design | None = None
     detectable: float | None = None
     seeds_needed: int | None = None
     runs: int | None = None
@@ -44,6 +47,7 @@ class Price:
     commands: tuple[str, ...] = ()
 
 
+@lru_cache(maxsize=1)  # for the terminal, the files and the figure
 def prices(comparison: Comparison) -> list[Price]:
     """Of the best setting against the next, and of every other difference and effect that is not significant."""
     differences, settings = comparison.differences, comparison.valued
@@ -80,8 +84,9 @@ def price(question: str, effect: Effect, level: float, comparison: Comparison) -
         return replace(known, detectable=0.0)
     if change.error is None or not change.freedom:
         return replace(known, **more_seeds(comparison.valued, 1 + FIRST_ESTIMATE, comparison))
-    known = replace(known, detectable=detectable(change.error, change.freedom, level))
-    needed = Design.of(change, len(compared), level).seeds_for(change.value)
+    design = Design.of(change, len(compared), level)
+    known = replace(known, design=design, detectable=detectable(change.error, change.freedom, level))
+    needed = design.seeds_for(change.value)
     if effect.is_significant or needed is None:
         return known
     needed = max(needed, math.floor(seeds) + 1)
@@ -105,23 +110,21 @@ def more_seeds(settings: Sequence[Setting], seeds: int, comparison: Comparison) 
 
 def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
     """What to type to run the settings with these seeds: one command where they are a grid, else one for each."""
-    given: list[dict[str, str]] = []
+    given: list[dict[str, Any]] = []
     for setting in settings:
         run = setting.runs[0]
         if not seeds or not isinstance(run.summary.get("overrides"), dict):
             return ()
-        told = {key: text(value) for key, value in run.overrides.items() if key not in UNNAMED}
-        given.append({**told, "sweep": text(run.config.get("sweep"))})
-    keys = list(dict.fromkeys(key for own in given for key in own))
-    values = {key: list(dict.fromkeys(own[key] for own in given if key in own)) for key in keys}
+        told = {key: value for key, value in run.overrides.items() if key not in UNNAMED}
+        given.append({**told, "sweep": run.config.get("sweep")})
+    keys = dict.fromkeys(key for own in given for key in own)
+    values = {key: texts([own[key] for own in given if key in own]) for key in keys}
     is_grid = (
         all(own.keys() == given[0].keys() for own in given)
-        and (math.prod(len(listed) for listed in values.values()) == len({tuple(own.values()) for own in given}))
+        and math.prod(map(len, values.values())) == len({tuple(map(text, own.values())) for own in given})
         and len(values["sweep"]) == 1
     )
-    grids: Iterable[dict[str, list[str]]] = (
-        [values] if is_grid else [{key: [value] for key, value in own.items()} for own in given]
-    )
+    grids = [values] if is_grid else [{key: [text(value)] for key, value in own.items()} for own in given]
     return tuple(
         shlex.join(
             ["python", "src/train.py", "-m", *(f"{key}={','.join(listed)}" for key, listed in grid.items()),
@@ -129,6 +132,11 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
         )
         for grid in grids
     )  # fmt: skip
+
+
+def texts(values: Sequence[Any]) -> list[str]:
+    """Each value once, in order."""
+    return list(dict.fromkeys(map(text, sorted(values, key=order))))
 
 
 def text(value: Any) -> str:
@@ -145,7 +153,11 @@ def price_lines(comparison: Comparison, most: int) -> list[str]:
     """The price of an answer in sentences, with the command below each."""
     found = prices(comparison)
     lines = [line for one in found[:most] for line in (price_line(one, comparison.metric), *indented(one))]
-    return lines + ([f"… and {len(found) - most} more in comparison.md"] if len(found) > most else [])
+    if len(found) > most:
+        lines.append(f"… and {len(found) - most} more in comparison.md")
+    if any(one.detectable for one in found):
+        lines.append("All with 80 % power, corrected for the comparisons made.")
+    return lines
 
 
 def indented(one: Price) -> list[str]:
@@ -153,25 +165,22 @@ def indented(one: Price) -> list[str]:
 
 
 def price_line(one: Price, metric: str) -> str:
-    """E.g. "kernel_size=5 against kernel_size=9: 0.31 points seen, 5 seeds show 0.84; …"."""
+    """E.g. "kernel_size=5 against kernel_size=9: 0.31 points seen; 5 seeds show 0.84 points or more; …"."""
 
     def size(change: float) -> str:
         return change_text(abs(change), metric).lstrip("+")
 
     if one.detectable is None:
-        return (
-            f"{one.question}: {size(one.difference)} seen, with no spread to judge by. {FIRST_ESTIMATE} more seeds "
-            f"would give an estimate of it{cost(one)}."
-        )
+        return f"{FIRST_ESTIMATE} more seeds of each setting would show how much results vary{cost(one)}."
     line = f"{one.question}: {size(one.difference)} seen; {one.seeds:.3g} seeds show {size(one.detectable)} or more"
     if one.is_significant or not one.detectable:
         return f"{line}."
     if one.seeds_needed is None:
-        return f"{line}; more than {MOST:,} would be needed."
-    return f"{line}; about {one.seeds_needed} would be needed{cost(one)}."
+        return f"{line}; more than {MOST:,} seeds would be needed."
+    return f"{line}; about {one.seeds_needed} seeds would be needed{cost(one)}."
 
 
 def cost(one: Price) -> str:
     if one.runs is None:
         return ""
-    return f": {count(one.runs, 'run')} more" + (f", {duration(one.seconds)}" if one.seconds is not None else "")
+    return f": {count(one.runs, 'more run')}" + (f", {duration(one.seconds)}" if one.seconds is not None else "")

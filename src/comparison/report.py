@@ -47,7 +47,7 @@ def show(comparison: Comparison) -> None:
     if len(comparison.not_completed) > limit:
         say(f"… and {len(comparison.not_completed) - limit} more without a result", style="red")
     if price := price_lines(comparison, most=SHOWN["prices"]):
-        say("What it would take to tell (80 % power, after correction):", style="bold")
+        say("What it would take to tell:", style="bold")
         for line in price:
             say(line)
 
@@ -73,12 +73,7 @@ def markdown(comparison: Comparison, stem: str = "comparison") -> str:
         lines += ["## Effects, the other factors held fixed", "", *bullets(several(effect_lines(comparison), limit))]
     lines += ["## How sure", "", *bullets([*caveats(comparison), *method(comparison)])]
     if price := price_lines(comparison, limit):
-        lines += [
-            "## What it would take to tell",
-            "",
-            "With 80 % power, after correction for the comparisons made.",
-            "",
-        ]
+        lines += ["## What it would take to tell", ""]
         lines += [f"    {line.strip()}" if line.startswith(" ") else f"- {line}\n" for line in price] + [""]
     if comparison.not_completed:
         lines += ["## Without a result", "", *bullets(several(not_completed_lines(comparison), limit))]
