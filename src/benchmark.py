@@ -2,7 +2,8 @@
 
 python src/benchmark.py                         training step and inference: the authors' plain model, timm's, ours
 python src/benchmark.py model.kernel_size=5     of another model, batch, precision
-python src/benchmark.py depthwise               the depthwise convolution: every backend, shape by shape
+python src/benchmark.py depthwise               a layer in every way to compute it, and what `auto` takes; of a run: its
+                                                overrides, e.g. experiment=paper_cifar10
 python src/benchmark.py data                    batches: ours beside timm's loader
 python src/benchmark.py count                   what a step asks of a GPU, which need not be there
 python src/benchmark.py kernels target=sm_90    the fused layer's kernels, compiled for a GPU that need not be there
@@ -28,14 +29,12 @@ def main() -> None:
     named = bool(given.arguments) and "=" not in given.arguments[0]
     name, *overrides = given.arguments if named else ["steps", *given.arguments]
     if name in ("steps", "depthwise"):
-        from benchmarks import operators, report, steps
+        from benchmarks import report, steps, ways
 
-        if name == "depthwise" and overrides:
-            raise ConfigError(f"{overrides[0]}: depthwise has its own shapes and takes no overrides")
         if name == "steps":
             measured = steps.run(overrides, given.only or ["*"], given.results, given.seconds)
         else:
-            measured = operators.run(given.results, given.seconds)
+            measured = ways.run(overrides, given.results, given.seconds)
         records = []
         for record in measured:
             records.append(record)

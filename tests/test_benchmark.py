@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import implementations, operators, report, step_counts, steps, timing
+from benchmarks import implementations, report, step_counts, steps, ways
 from benchmarks.counting import Counter, fake_cuda
 from benchmarks.implementations import Implementation
 from benchmarks.roofline import Rates, roofline
 from conftest import checked, command, summaries
-from ops.depthwise import BACKENDS
 from processes import REPOSITORY, environment_of
+from runtime import timing
 from runtime.device import DTYPES
 from training.model import make_model
+from training.selection import Way
 
 SMALL = ["model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2", "data.batch_size=4"]
 NHWC = Implementation("authors", channels_last=True)
@@ -114,7 +115,6 @@ def test_an_implementation_that_fails_leaves_the_others_alone(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["depthwise", "model.kernel_size=5"], "model.kernel_size=5: "),
         (["data", "--json"], "--json: "),
         (["overhed"], "overhed: "),
         (["model.kernel_size=0"], "model.kernel_size=0: "),
@@ -136,19 +136,22 @@ def test_the_roofline_is_that_of_the_derivation() -> None:
     assert roofline(config, rates)["inference"] == pytest.approx(7 * by_memory)
 
 
-@pytest.mark.slow
-def test_every_backend_is_timed_in_both_formats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
-    monkeypatch.setattr(operators, "CPU_SHAPES", [(2, 4, 5, 3), (2, 4, 5, 5)])
-    first, second = operators.run(results, seconds=1000.0)
-    for backend in ("reference", "stacked", "toeplitz"):
-        assert {f"{backend} {memory_format}" for memory_format in ("NCHW", "NHWC")} <= first["milliseconds"].keys()
-    assert first["auto"] in BACKENDS
-    assert first["errors"] == {}
-    assert list(operators.run(results, seconds=1000.0)) == []
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(ways, "CPU_WAYS", [*ways.CPU_WAYS, Way("banded", False)])
+    settings = ["data=cifar10", "data.image_size=8", "data.batch_size=4", "model.d_model=128", "model.kernel_size=3,7"]
+    first, second = ways.run(settings, results, seconds=1000.0)
+    assert set(first["milliseconds"]) == {
+        f"{backend} {layout}" for backend in ("reference", "stacked", "toeplitz") for layout in ("NCHW", "NHWC")
+    }
+    assert max(first["errors"].values()) < 0.01
+    assert list(first["out"]) == ["banded NCHW"]
+    assert (first["auto"], second["auto"]) == ("reference NHWC", "stacked NHWC")
+    assert list(ways.run(settings, results, seconds=1000.0)) == []
     table = report.markdown(report.read(results))
-    assert all(record["depthwise"] in table for record in (first, second))
+    assert all(part in table for part in (first["depthwise"], second["depthwise"], first["out"]["banded NCHW"]))
 
 
 # The script for a GPU, which must have been tried before it gets there.

@@ -2,7 +2,7 @@
 # All that is to be known of this code's speed on a GPU, in parts of less than four minutes. A part that is not done in
 # time goes on when it is called again, and says so with exit code 3; what it has found is kept in FOLDER.
 #   PYTHON=.venv/bin/python experiments/speed/on_a_gpu.sh FOLDER check
-#     choose    the depthwise convolution: every backend in both memory formats, and what `auto` takes
+#     choose    a layer in every way to compute it, and what `auto` takes: setting by setting, then of the runs of `train`
 #     steps     training and inference beside the authors' form and timm's, kernels 9 and 5, patches 1 and 2
 #     train     short_cifar10 over three seeds, then paper_cifar10; e.g. data=image_folder data.root=DIR
 #     report    all of it as Markdown
@@ -30,7 +30,8 @@ check) # is it right there? Tests that have passed are not run again.
   [ "$code" -ne 5 ] || code=0 # no test is left
   ;;
 choose)
-  in_time "$python" src/benchmark.py depthwise --results "$folder/results.jsonl"
+  in_time "$python" src/benchmark.py depthwise --results "$folder/results.jsonl" &&
+    in_time "$python" src/benchmark.py depthwise experiment=short_cifar10,paper_cifar10 "$@" --results "$folder/results.jsonl"
   code=$?
   ;;
 steps) # what compiles soonest first

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-import training.model
 from config import schema
 from config.schema import Config
 from LLMConvMixer import make_activation
 from runtime.device import keep_freed_memory
 from runtime.distributed import World
-from training.model import make_model, wrap
+from training.model import make_model, memory_format, wrap
+from training.selection import images_at_once, select
 
 CLASSES = 10
 MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; on the CPU all are the same
@@ -63,30 +63,29 @@ def implementations(device: torch.device) -> list[Implementation]:
     return [PLAIN, own, *stock, *(replace(each, mode=mode) for mode in MODES for each in compilable)]
 
 
+def configured(implementation: Implementation, config: Config, device: torch.device) -> Config:
+    """With the implementation's memory format and mode; ours selects its way as a run does."""
+    compiled, mode = implementation.mode is not None, implementation.mode or "default"
+    config = replace(config, trainer=replace(config.trainer, compile=compiled, compile_mode=mode))
+    if implementation.channels_last is not None:
+        return replace(config, trainer=replace(config.trainer, channels_last=implementation.channels_last))
+    side = config.data.image_size or 32
+    return select(config, images_at_once(config, 3, (side, side), World()), device, World()).way.applied_to(config)
+
+
 def build(implementation: Implementation, config: Config, device: torch.device) -> nn.Module:
-    """The model on its device, ready to be called; sets what this process needs for it."""
-    torch.backends.cudnn.benchmark = implementation.tuned
-    in_memory = memory_format(implementation, config, device)
+    """The model of a config that is the implementation's, on its device, ready to be called."""
     if implementation.source == "ours":
         if device.type == "cpu":
             keep_freed_memory()
-        trainer = replace(
-            config.trainer, compile=implementation.mode is not None, compile_mode=implementation.mode or "default"
-        )
-        config = replace(config, trainer=trainer)
-        return wrap(make_model(config, 3, CLASSES).to(device).to(memory_format=in_memory), config, World(), device)
+        own = make_model(config, 3, CLASSES).to(device).to(memory_format=memory_format(config))
+        return wrap(own, config, World(), device)
     model = {"authors": authors_model, "timm": timms_model}[implementation.source](config.model)
-    model = model.to(device).to(memory_format=in_memory)
+    model = model.to(device).to(memory_format=memory_format(config))
     if implementation.mode:
         torch._inductor.config.layout_optimization = implementation.may_change_layout
         model.compile(mode=implementation.mode, dynamic=False)
     return model
-
-
-def memory_format(implementation: Implementation, config: Config, device: torch.device) -> torch.memory_format:
-    if implementation.channels_last is None:
-        return training.model.memory_format(config, device)
-    return torch.channels_last if implementation.channels_last else torch.contiguous_format
 
 
 class Residual(nn.Module):

@@ -15,7 +15,7 @@ from runtime.console import print_table, say, si
 from runtime.device import describe
 
 Record = dict[str, Any]
-HEADER = ("images/s", "range", "× plain", "of the roofline", "memory")
+HEADER = ("images/s", "range", "× plain", "of the roofline", "memory", "reserved")
 
 
 def describe_machine(device: torch.device) -> str:
@@ -44,7 +44,7 @@ def line(record: Record) -> str:
     if "rooflines" in record:
         return f"{record['setting']}; {record['where']}"
     if "depthwise" in record:
-        return f"  {record['depthwise']}: {fastest(record)}"
+        return f"  {record['depthwise']}: auto takes {record['auto']}"
     if "error" in record:
         return f"  {record['name']}: {record['error']}"
     training, inference = (f"{median(record, what):,.0f}" for what in ("training", "inference"))
@@ -98,30 +98,29 @@ def grouped(records: list[Record], having: str, *keys: str) -> Iterator[tuple[st
     yield from groups.items()
 
 
-# Depthwise convolutions.
+# A layer in every way to compute it.
 
 
-def about_depthwise(where: str, shapes: list[Record]) -> Chapter:
-    names = list(dict.fromkeys(name for record in shapes for name in record["milliseconds"]))
-    rows = [
-        (
-            record["depthwise"],
-            *(f"{record['milliseconds'][name]:.2f}" if name in record["milliseconds"] else "" for name in names),
-            fastest(record),
-            record["auto"],
-        )
-        for record in shapes
+def about_depthwise(where: str, settings: list[Record]) -> Chapter:
+    names = list(dict.fromkeys(name for record in settings for name in record["milliseconds"]))
+
+    def table(key: str, form: str) -> list[tuple[str, ...]]:
+        return [
+            (
+                record["depthwise"],
+                *(format(record[key][name], form) if name in record[key] else "" for name in names),
+                record["auto"],
+            )
+            for record in settings
+        ]
+
+    header = (*names, "auto takes")
+    out = [f"{record['depthwise']}, {name} is out: {why}" for record in settings for name, why in record["out"].items()]
+    tables = [
+        (("milliseconds", *header), table("milliseconds", ".2f")),
+        (("error against float64", *header), table("errors", ".1%")),
     ]
-    errors = [
-        f"{record['depthwise']}, {name}: {error}" for record in shapes for name, error in record["errors"].items()
-    ]
-    title = f"Depthwise convolution, forward and backward, in milliseconds; {where}"
-    return Chapter(title, [(("shape", *names, "fastest", "auto takes"), rows)], errors)
-
-
-def fastest(record: Record) -> str:
-    milliseconds: dict[str, float] = record["milliseconds"]
-    return min(milliseconds, key=milliseconds.__getitem__, default="none")
+    return Chapter(f"One layer, forward and backward; {where}", tables, out)
 
 
 # Steps.
@@ -145,7 +144,7 @@ def median(record: Record, what: str) -> float:
 
 
 def row(record: Record, all_records: list[Record], what: str, roofline: float) -> tuple[str, ...]:
-    rates, memory = record[what]["images_per_second"], record[what]["memory"]
+    rates, memory, reserved = (record[what].get(key) for key in ("images_per_second", "memory", "reserved"))
     plain = [median(other, what) for other in all_records if "as published" in other["name"]]
     return (
         record["name"],
@@ -154,6 +153,7 @@ def row(record: Record, all_records: list[Record], what: str, roofline: float) -
         f"{median(record, what) / plain[0]:.2f}" if plain else "",
         f"{median(record, what) / roofline:.0%}",
         f"{si(memory)}B" if memory else "",
+        f"{si(reserved)}B" if reserved else "",
     )
 
 

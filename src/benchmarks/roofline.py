@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.timing import seconds_of
 from config.schema import Config
 from runtime.device import DTYPES
+from runtime.timing import seconds_of
 
 
 @dataclass(frozen=True)

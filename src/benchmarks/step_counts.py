@@ -50,7 +50,7 @@ def count(config: Config, steps: int = STEPS) -> list[Counter]:
     mean = (0.5, 0.5, 0.5)
     data = DataSplits(split, None, split, [str(label) for label in range(10)], 3, (side, side), mean, mean)
     device, size = torch.device("cuda"), config.data.batch_size
-    model = make_model(config, data.channels, len(data.classes)).to(memory_format=memory_format(config, device))
+    model = make_model(config, data.channels, len(data.classes)).to(memory_format=memory_format(config))
     with fake_cuda():
         move(model)
         train_step = TrainStep(TrainingState(model, config, World(), device), config, data, whole_batch=size)

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.implementations import CLASSES, Implementation, build, implementations, memory_format
+from benchmarks.implementations import CLASSES, Implementation, build, configured, implementations
 from benchmarks.report import Record, describe_machine, keep, read
 from benchmarks.roofline import activation_bytes, measure_rates, roofline
 from benchmarks.setting import expand, make_config
-from benchmarks.timing import steps_within, timed
 from config.schema import Config
-from runtime.device import autocast, peak_memory, reset_peak_memory
+from runtime.device import autocast, peak_memory, reserved_memory, reset_peak_memory
+from runtime.timing import steps_within, timed
+from training.model import memory_format
 from training.optimization import make_optimizer
 
 ROUNDS = 5
@@ -129,12 +130,14 @@ def steps_of(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """A training step and a forward pass in eval mode, over the same random images."""
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = implementation.tuned
+    config = configured(implementation, config, device)
     model = build(implementation, config, device)
     optimizer = make_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
     side = config.data.image_size or 32
     images = torch.randn(config.data.batch_size, 3, side, side, device=device)
-    images = images.to(memory_format=memory_format(implementation, config, device))
+    images = images.to(memory_format=memory_format(config))
     labels = torch.arange(len(images), device=device) % CLASSES
 
     def training() -> None:
@@ -166,4 +169,5 @@ def rates(step: Callable[[], None], config: Config, device: torch.device) -> dic
     return {
         "images_per_second": [images / timed(step, steps, device) for _ in range(ROUNDS)],
         "memory": peak_memory(device),
+        "reserved": reserved_memory(device),
     }

@@ -84,7 +84,7 @@ def load_checkpoint(
         model = make_model(config, weights.architecture.channels, weights.architecture.n_classes)
     model.load_state_dict(weights.tensors, assign=True)
     model = model.requires_grad_(False).eval().to(device)
-    model = model.to(memory_format=memory_format(config, device))
+    model = model.to(memory_format=memory_format(config))
     classes, labels = class_names(weights)
     size = settings.data.image_size
     known = (size, size) if size else tuple(weights.about.get("image_size") or ()) or None

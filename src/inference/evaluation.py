@@ -155,5 +155,5 @@ def compute_logits(
     config, device = checkpoint.config, checkpoint.device
     for pixels, rest in prefetch(batches, device):
         with torch.inference_mode(), autocast(device, config.trainer.precision):
-            logits = checkpoint.model(normalize(pixels).contiguous(memory_format=memory_format(config, device)))
+            logits = checkpoint.model(normalize(pixels).contiguous(memory_format=memory_format(config)))
         yield logits.float().cpu(), rest.cpu()

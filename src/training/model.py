@@ -48,26 +48,26 @@ def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -
             raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
         wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
     if config.trainer.compile:
-        wrapped = cast(nn.Module, torch.compile(wrapped, dynamic=False, options=compile_options(config, device)))
+        wrapped = cast(nn.Module, torch.compile(wrapped, dynamic=False, options=compile_options(config)))
     if world.size > 1:  # buffers are broadcast once an epoch (training/loop.py), not in every forward pass
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # another name from PyTorch 2.14 on
             wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False)
     return wrapped
 
 
-def compile_options(config: Config, device: torch.device) -> dict[str, Any]:
+def compile_options(config: Config) -> dict[str, Any]:
     """Those of trainer.compile_mode; and Inductor keeps the memory format that trainer.channels_last says.
 
     Left alone it makes depthwise convolutions channels last, which large kernels are slower in on some GPUs.
     """
     from torch._inductor import list_mode_options  # where it is documented; takes seconds
 
-    keep_format = {"layout_optimization": memory_format(config, device) == torch.channels_last}
+    keep_format = {"layout_optimization": memory_format(config) == torch.channels_last}
     return {**list_mode_options(config.trainer.compile_mode), **keep_format}
 
 
-def memory_format(config: Config, device: torch.device) -> torch.memory_format:
-    """That of weights and inputs. `auto` is channels last, the faster on the CPU; on GPUs it is to be measured."""
+def memory_format(config: Config) -> torch.memory_format:
+    """That of weights and inputs. `auto`, where nothing is measured, is channels last: the faster one on the CPU."""
     return torch.channels_last if config.trainer.channels_last else torch.contiguous_format
 
 

@@ -3,9 +3,9 @@
 import logging
 import math
 import traceback
+from dataclasses import asdict
 
 import numpy as np
-import torch
 
 from config.errors import first_line
 from config.schema import Config
@@ -32,6 +32,7 @@ from tracking.wandb_logger import log_exceptions
 from training.loop import Trainer
 from training.model import make_model, memory_format
 from training.optimization import freeze
+from training.selection import Selection, images_at_once, select
 from training.state import TrainingState
 from training.summary import as_lines, summarize
 from weights.pretrained import load_pretrained, normalize_as_before
@@ -106,6 +107,10 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     seed_rngs(config.seed, 0, rank=0)  # the same initial weights on every rank
     device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)
+    shape = images_at_once(config, data.channels, data.image_size, world)
+    before = Selection(**checkpoint["selection"]) if checkpoint and "selection" in checkpoint else None
+    selection = select(config, shape, device, world, before)
+    config = selection.way.applied_to(config)
     model = make_model(config, data.channels, len(data.classes))
     if config.model.pretrained:
         weights, taken = load_pretrained(model, config.model, data.channels, data.classes)
@@ -114,9 +119,9 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         log.info(f"{folder.name}: {taken}")
     freeze(model, config.trainer.freeze)
     loaders = make_loaders(data, config, world, device)  # before NCCL starts with the model
-    model = model.to(device).to(memory_format=memory_format(config, device))
+    model = model.to(device).to(memory_format=memory_format(config))
     state = TrainingState(model, config, world, device)
-    trainer = Trainer(state, data, loaders, folder, launcher)
+    trainer = Trainer(state, selection, data, loaders, folder, launcher)
     if checkpoint:
         state.load_state_dict(checkpoint)
 
@@ -126,8 +131,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         parameters=parameters,
         macs=parts[-1].macs,
         device=describe(device),
-        backend=config.model.backend,
-        channels_last=memory_format(config, device) == torch.channels_last,
+        **asdict(selection),
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
         **state.best.summary(),
     )
@@ -137,6 +141,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         f"{describe(device)}, {config.trainer.precision}"
         + (f"; resumes after step {state.step} of epoch {state.epoch}" if checkpoint else "")
     )
+    if selection.layer_milliseconds:
+        log.info(f"  {selection}")
     for line in as_lines(parts):
         log.info(f"  {line}", extra={"file_only": True})
     if images := data_fingerprint(config):

@@ -31,7 +31,7 @@ class TrainStep:
         self.state, self.config, self.world, self.whole_batch = state, config, state.world, whole_batch
         self.normalize = Normalize(data, state.device)
         self.mix_and_erase = MixAndErase(config.augmentation, len(data.classes), state.device)
-        self.memory_format = memory_format(config, state.device)
+        self.memory_format = memory_format(config)
         self.network = wrap(state.model, config, state.world, state.device)
 
     def __call__(self, pixels: Tensor, labels: Tensor, step: int, lr: float, batch_size: int, parts: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 ROUND_SECONDS = 0.05
+WARM_UP = 3  # steps: compilation, cuDNN's choice, CUDA graphs
 
 
 def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
@@ -26,7 +27,8 @@ def timed(step: Callable[[], object], steps: int, device: torch.device) -> float
 
 def seconds_of(step: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
     """Seconds that a step takes at its fastest, once warm; a round is many steps, so that none waits for its launch."""
-    step()
+    for _ in range(WARM_UP):
+        step()
     steps = steps_within(ROUND_SECONDS, step, device)
     return min(timed(step, steps, device) / steps for _ in range(rounds))
 
