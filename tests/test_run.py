@@ -173,7 +173,7 @@ def test_a_step_computes_in_the_memory_format_asked_for(value: str, channels_las
     split = datasets.Split(images, np.arange(8))
     data = datasets.DataSplits(split, None, split, list("01234567"), 3, (8, 8), (0.5,) * 3, (0.25,) * 3)
     cpu = torch.device("cpu")
-    model = make_model(config, 3, 8).to(memory_format=memory_format(config, cpu))
+    model = make_model(config, 3, 8).to(memory_format=memory_format(config))
     state = TrainingState(model, config, World(), cpu)
     seen: list[torch.Tensor] = []
     for layer in model.conv_mixer_layers:
