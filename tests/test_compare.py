@@ -237,6 +237,7 @@ def test_json_is_all_that_is_printed_and_nothing_is_written(tmp_path: Path, run_
         (("s", "--filter", "depth=99"), "error: s: "),
         (("s", "--filter", "name=["), "error: --filter name=["),
         (("s", "--metric", "val/acuracy"), "did you mean val/accuracy"),
+        (("s", "--images"), "error: --images: "),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

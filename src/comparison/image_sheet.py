@@ -17,7 +17,7 @@ from data.image_files import DataError
 from tracking.plots import GREY, PAGE, STYLE, show_images
 
 COLUMNS = 6
-CLASS = 9  # characters of a class's name beside another
+CLASS = 10  # characters of a class's name beside another
 LEGEND = "Below each image: its class; what most runs predict, with the second → with the first; how many are right"
 
 
