@@ -10,18 +10,18 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from config.schema import Data, at_least, key, one_of
+from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
 
 
 @dataclass
 class Activation:
-    activation: str | None = key(one_of("relu", "gelu"), None)  # null: as the file says; weights cannot tell
+    activation: str | None = key(ACTIVATION, None)  # null: as the file says; weights cannot tell
 
 
 @dataclass
 class Compute:
-    device: str = key(one_of("auto", "cpu", "cuda", "mps"), "auto")
-    precision: str = key(one_of("fp32", "bf16", "fp16"), "fp32")
+    device: str = key(DEVICE, "auto")
+    precision: str = key(PRECISION, "fp32")
 
 
 @dataclass

@@ -46,6 +46,9 @@ def ascending(low: float, high: float) -> Constraint:
     )
 
 
+ACTIVATION = one_of("relu", "gelu")
+DEVICE = one_of("auto", "cpu", "cuda", "mps")  # auto: CUDA, else MPS, else the CPU
+PRECISION = one_of("fp32", "bf16", "fp16")
 PROBABILITY = Constraint("a probability, 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Constraint("at least 0 and below 1", lambda value: 0 <= value < 1)
 SHARE = Constraint("a share, above 0 and at most 1", lambda value: 0 < value <= 1)
@@ -82,7 +85,7 @@ class Model:
     depth: int = key(at_least(1))  # number of layers
     patch_size: int = key(at_least(1))  # pixels; must divide the image's sides
     kernel_size: int = key(at_least(1))  # of the depthwise convolution, odd or even
-    activation: str = key(one_of("relu", "gelu"), "relu")
+    activation: str = key(ACTIVATION, "relu")
     norm: str = key(one_of("batch", "layer", "none"), "batch")
     residual_depthwise: bool = True
     residual_pointwise: bool = False
@@ -196,8 +199,8 @@ class EarlyStopping:
 @dataclass
 class Trainer:
     epochs: int = key(at_least(1))
-    device: str = key(one_of("auto", "cpu", "cuda", "mps"), "auto")  # auto: CUDA, else MPS, else CPU
-    precision: str = key(one_of("fp32", "bf16", "fp16"), "fp32")  # fp16 scales the loss
+    device: str = key(DEVICE, "auto")
+    precision: str = key(PRECISION, "fp32")  # fp16 scales the loss
     channels_last: bool | str = key(AUTO, "auto")  # memory format: true NHWC, false NCHW
     compile: bool = False  # torch.compile
     compile_mode: str = key(one_of("default", "reduce-overhead", "max-autotune"), "default")  # torch.compile's mode

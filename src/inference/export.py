@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import timeit
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from config.commands import Export
 from config.errors import ConfigError
 from inference.checkpoint import Checkpoint
 from inference.model_card import model_card
-from tracking.run_folder import write_text
+from runtime.files import whole, write_text
 from weights.files import METADATA
 from weights.folding import fold_batch_norm
 from weights.layouts import to_layout
@@ -58,7 +56,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> Path:
         if file.exists() and not settings.overwrite:
             raise ConfigError(f"output={file}: is there already; expected another name, or overwrite=true")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_or_not_at_all(path) as temporary:
+    with whole(path) as temporary:
         if settings.format == "onnx":
             write_onnx(checkpoint, inference_model(checkpoint, settings), temporary)
         elif settings.format == "torch_export":
@@ -70,6 +68,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> Path:
             save_file(to_layout(checkpoint.weights.tensors, "timm"), temporary, metadata=metadata(checkpoint))
         else:
             torch.save(to_layout(checkpoint.weights.tensors, "authors"), temporary)
+        temporary.chmod(0o666 & ~current_umask())  # safetensors writes for the owner alone
     log.info(f"  → {' and '.join(map(str, written))}")
     return path
 
@@ -105,20 +104,6 @@ def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
     if weights.path.parent.name == "checkpoints" and (run / "config.yaml").is_file():
         return run / "export" / name
     return Path("outputs") / "export" / (weights.published or weights.path.name.partition(".")[0]) / name
-
-
-@contextmanager
-def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A temporary file that gets its name at the end; an exception leaves nothing."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~current_umask())  # safetensors writes for the owner alone
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a machine that goes down leaves a name without content
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def current_umask() -> int:

@@ -26,7 +26,7 @@ from data.transforms import Normalize, evaluation_transform
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
 from inference.figures import contact_sheet
-from tracking.run_folder import write_text
+from runtime.files import write_text
 
 log = logging.getLogger(__name__)
 

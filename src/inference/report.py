@@ -21,13 +21,12 @@ from config.errors import ConfigError
 from inference.checkpoint import Checkpoint
 from inference.evaluation import Evaluation
 from inference.figures import reliability_diagram
+from runtime.files import write_text
 from tracking import plots
-from tracking.run_folder import write_text
+from training.evaluation import PREDICTION
 from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)
-
-RECORD = np.dtype([("label", "u2"), ("prediction", "u2"), ("probability", "f4")])
 
 
 def new_folder(output: str | None, overwrite: bool) -> Path:
@@ -75,7 +74,7 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
     write_text(
         folder / "confusion_matrix.csv", pd.DataFrame(confusion, index=names, columns=names).to_csv(index_label="class")
     )
-    records = np.empty(len(result.labels), RECORD)
+    records = np.empty(len(result.labels), PREDICTION)
     records["label"], records["prediction"] = result.labels, result.predictions
     records["probability"] = result.probabilities
     np.save(folder / "predictions.npy", records)

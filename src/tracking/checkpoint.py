@@ -6,7 +6,6 @@ without running code from it.
 """
 
 import logging
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from config import schema
 from config.errors import first_line
 from data.datasets import DataSplits
+from runtime.files import whole
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,14 @@ class Checkpoints:
         """Write the state, and the best weights where they are new."""
         started = time.monotonic()
         if best is not None:
-            save_whole(best, self.folder / "best.pt")
+            with whole(self.folder / "best.pt") as temporary:
+                torch.save(best, temporary)
         last = self.folder / "last.pt"
         if last.exists():  # never overwrite the last good checkpoint with a corrupt one
             last.replace(self.folder / ("last.pt.unusable" if last in self.unusable else "previous.pt"))
             self.unusable.discard(last)
-        save_whole({**self.header, **state}, last)
+        with whole(last) as temporary:
+            torch.save({**self.header, **state}, temporary)
         self.written_at = time.monotonic()
         self.cost = self.written_at - started
 
@@ -92,12 +94,3 @@ def describe_model(config: schema.Config, data: DataSplits) -> dict[str, Any]:
         "mean": list(data.mean),
         "std": list(data.std),
     }
-
-
-def save_whole(content: dict[str, Any], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())  # or a machine that goes down leaves a name without content
-    temporary.replace(path)

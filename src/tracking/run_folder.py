@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from config.schema import Config
 from runtime.distributed import World
+from runtime.files import whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
@@ -136,9 +137,8 @@ class RunFolder:
 
     def save_predictions(self, predictions: NDArray[np.void]) -> None:
         if self.writes:
-            temporary = self.path / "predictions.tmp.npy"
-            np.save(temporary, predictions)
-            temporary.replace(self.path / "predictions.npy")
+            with whole(self.path / "predictions.npy") as temporary:
+                np.save(temporary, predictions)
 
     def save_figures(self, figures: Mapping[str, Figure]) -> None:
         """In the run's folder and in W&B, by their names."""
@@ -202,10 +202,3 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
