@@ -16,8 +16,10 @@ from pathlib import Path
 from comparison import report
 from comparison.compare import compare
 from comparison.images import compare_images
+from comparison.progress import progress
 from comparison.results import read
 from config.errors import ConfigError
+from runtime.console import say
 
 
 def main() -> None:
@@ -49,11 +51,16 @@ def main() -> None:
             compare_images(read(given.folders, given.metric, given.sort, given.filter), given.folders[0])
         elif given.json:
             print(report.as_json(read(given.folders, given.metric, given.sort, given.filter, given.wandb)))
-        elif not compare(given.folders, given.metric, given.sort, given.filter, given.wandb):
-            raise ConfigError(
-                f"{' and '.join(map(str, [*given.folders, *given.wandb]))}: no runs here"
-                + (" that fit" if given.filter else "")
-            )
+        else:
+            runs = compare(given.folders, given.metric, given.sort, given.filter, given.wandb)
+            for folder in given.folders:
+                if now := progress(folder):
+                    say(f"{folder}: {now}")
+            if not runs:
+                raise ConfigError(
+                    f"{' and '.join(map(str, [*given.folders, *given.wandb]))}: no runs here"
+                    + (" that fit" if given.filter else "")
+                )
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

@@ -53,7 +53,7 @@ class SideBySide(Launcher):
                 while waiting and len(running) < n_jobs and not self.stopped_by and not failed:
                     number = next(iter(waiting))
                     overrides = list(waiting.pop(number))
-                    say(f"run {number + 1} of {total}")
+                    say(jobs.announce(self.config, number, total))
                     process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
                     try:
                         process.start()

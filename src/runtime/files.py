@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all, whatever ends the process."""
+"""Files that appear whole or not at all, whatever ends the process, and are read if they are there."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -22,3 +24,11 @@ def whole(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     with whole(path) as temporary:
         temporary.write_text(text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty where the file is missing or cut off."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

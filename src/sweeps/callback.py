@@ -50,24 +50,26 @@ class SweepCallback(Callback):
                 with open_dict(config):  # or the time of day of each run would be another
                     config.hydra.overrides.task.append(f"sweep={config.sweep}")
             runs = jobs.expand_grid(jobs.parse_overrides(config.hydra.overrides.task, config.hydra.sweeper.params))
+        made = []
         for run in runs:
             with exit_on_error(of_run=" ".join(run)):
-                self.run_ids |= {jobs.make_job(config.hydra.job.config_name, run).run_id}
+                made.append(jobs.make_job(config.hydra.job.config_name, run))
         with exit_on_error():
-            jobs.make_folder(config)
+            folder = jobs.make_folder(config)
         is_race = "max_seeds" in config.hydra.sweeper
         varied = [*jobs.varied_keys(runs), *(["seed"] if is_race else [])]
         with open_dict(config):
             config.hydra.overrides.task.append(f"varied={jobs.as_list(varied)}")
         if is_race:  # sweeps/race.py says itself what it runs
             return
-        self.total = len(runs)
+        self.total, self.run_ids = len(runs), frozenset(job.run_id for job in made)
         if is_first():
+            jobs.record(folder, made, varied)
             say(f"sweep {config.sweep}: {describe(runs)} → {config.output_dir}/{config.sweep}")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if self.total > 1 and is_first():
-            log.info(f"run {config.hydra.job.num + 1} of {self.total}")
+            log.info(jobs.announce(config, config.hydra.job.num, self.total))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not is_first():

@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from config.check import check_config
 from config.errors import ConfigError
 from config.schema import Config
-from tracking.identity import as_given, run_id
+from runtime.files import read_json, write_text
+from tracking.identity import IMAGE_SIZES, as_given, display_name, run_id
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,38 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """The run's summary.json as it is now; empty where it has not begun."""
         for path in Path(self.config.output_dir, self.config.sweep).glob(f"*-{self.run_id}/summary.json"):
-            return json.loads(path.read_text())
+            return read_json(path)
         return {}
+
+    @property
+    def epoch_size(self) -> float:
+        """The layers' multiply-accumulates in an epoch, as if the data set had one image."""
+        model, data = self.config.model, self.config.data
+        positions = ((data.image_size or IMAGE_SIZES.get(data.name, 224)) // model.patch_size) ** 2
+        macs = positions * model.depth * model.d_model * (model.kernel_size**2 + model.d_model)
+        return macs * data.train_fraction * (1 - data.val_fraction)
+
+
+def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
+    """Write down the runs of a grid, from which comparison/progress.py tells the time left."""
+    planned = {
+        run.run_id: {
+            "name": display_name(run.overrides, varied),
+            "data": run.config.data.name,
+            "epochs": run.config.trainer.epochs,
+            "epoch_size": run.epoch_size,
+        }
+        for run in runs
+    }
+    write_text(folder / "sweep.json", json.dumps(planned, indent=2) + "\n")
+
+
+def announce(config: DictConfig, number: int, total: int) -> str:
+    """What is said before a run of a sweep, e.g. "run 3 of 12, about 14 min left"."""
+    from comparison.progress import progress  # takes a second, which --help need not wait for
+
+    now = progress(Path(config.output_dir) / config.sweep, starting=1)
+    return f"run {number + 1} of {total}" + (f", {now.time_left}" if now and now.time_left else "")
 
 
 def parse_overrides(arguments: Sequence[str], params: Mapping[str, Any] | None = None) -> dict[str, Override]:

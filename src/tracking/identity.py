@@ -16,6 +16,8 @@ from config.schema import LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_be
 UNNAMED = (*NOT_IDENTITY, "experiment")
 SET_BY_SWEEP = ("varied", "trial")  # and not by who typed it
 
+IMAGE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # pixels of a side, where all images have the same
+
 
 def run_id(config: Config) -> str:
     """The run's ID: equal for runs that train the same model on the same images in the same way."""
@@ -41,7 +43,7 @@ def effect(config: Config) -> dict[str, Any]:
         settings["model.pretrained"] = content_of(config.model.pretrained)
     if images := data_fingerprint(config):  # not where the images are, but which
         settings["data.fingerprint"] = images
-    if data.image_size == {"digits": 8, "cifar10": 32, "cifar100": 32}.get(data.name):
+    if data.image_size == IMAGE_SIZES.get(data.name):
         settings["data.image_size"] = None  # the images' own
     settings["dropout.rate"] = max(dropout.blocks, dropout.head, dropout.stochastic_depth)  # it works through these
     settings["data.hflip"] = config.augmentation.hflip or (0.0 if data.name == "digits" else 0.5)  # likewise

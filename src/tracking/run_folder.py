@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from config.schema import Config
 from runtime.distributed import World
-from runtime.files import whole, write_text
+from runtime.files import read_json, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
@@ -194,11 +194,3 @@ class RunFolder:
         logging.getLogger().removeHandler(self.log_handler)
         self.log_handler.close()
         self.lock.release()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Empty where the file is missing or cut off."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from config.errors import first_line
 from runtime.device import describe
-from tracking.run_folder import write_text
+from runtime.files import write_text
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,65 @@
+"""How far a grid is, and how long it will take.
+
+`sweep.json` in its folder holds the runs that the sweep's last command asked for. What those that are left will take
+follows from what the completed ones took, as if seconds were in proportion to the size of a run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from comparison.formatting import duration
+from runtime.files import read_json
+from tracking.run_lock import is_locked
+
+
+@dataclass(frozen=True)
+class Progress:
+    """
+    Attributes:
+        ended: completed or failed runs.
+        running: those that a process is training.
+        left: the others.
+        seconds: until all have ended, with as many at once as now; None where nothing tells.
+    """
+
+    ended: int
+    running: int
+    left: int
+    seconds: float | None
+
+    @property
+    def time_left(self) -> str:
+        return "" if self.seconds is None else f"about {duration(self.seconds)} left"
+
+    def __str__(self) -> str:
+        rest = f"{self.left} to come" if self.running else f"{self.left} missing"
+        told = f"{self.ended} of {self.ended + self.running + self.left} runs ended, {self.running} running, {rest}"
+        return f"{told}: {self.time_left}" if self.time_left else told
+
+
+def progress(folder: Path, starting: int = 0) -> Progress | None:
+    """None where no grid has recorded its runs, or all of them have ended.
+
+    Args:
+        folder: the sweep's.
+        starting: runs that are about to be trained, besides those that are.
+    """
+    runs = pd.DataFrame.from_dict(read_json(folder / "sweep.json"), orient="index")
+    found = {path.parent.name.rpartition("-")[2]: path for path in folder.glob("*/summary.json")}
+    summaries = [read_json(found[run_id]) if run_id in found else {} for run_id in runs.index]
+    told = pd.DataFrame(summaries, runs.index, ["status", "epochs", "seconds"])
+    ended = told.status.isin(["completed", "failed"])
+    if ended.all():
+        return None
+    running = sum(is_locked(found[run_id].parent) for run_id in runs.index[~ended] if run_id in found)
+    done = runs.epoch_size * told.epochs.fillna(0)
+    left = runs.epoch_size * runs.epochs - done
+    completed = told.status == "completed"
+    spent = told.seconds[completed].groupby(runs.data).sum()  # as many images in all runs on a data set
+    each = left[~ended] * runs.data.map(spent / done[completed].groupby(runs.data).sum())[~ended]
+    at_once = running + starting
+    known = at_once and each.notna().all()
+    seconds = max(each.max(), each.sum() / at_once) if known else None
+    return Progress(int(ended.sum()), running, int((~ended).sum()) - running, seconds)

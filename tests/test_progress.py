@@ -1,0 +1,49 @@
+"""How far a sweep is, and the time that it has left."""
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from comparison.progress import Progress, progress
+from conftest import checked
+from sweeps.jobs import Job, record
+from training.summary import summarize
+
+DEPTHS = (1, 2, 4, 8)
+
+
+def write_summary(folder: Path, depth: int, **figures: object) -> None:
+    run = folder / f"depth_{depth}-id{depth}"
+    run.mkdir(exist_ok=True)
+    (run / "summary.json").write_text(json.dumps(figures))
+
+
+def test_the_time_left_follows_from_what_completed_runs_took(tmp_path: Path) -> None:
+    assert progress(tmp_path) is None
+    configs = {depth: checked(f"model.depth={depth}", "trainer.epochs=10") for depth in DEPTHS}
+    record(tmp_path, [Job([f"model.depth={depth}"], configs[depth], f"id{depth}") for depth in DEPTHS], ["model.depth"])
+    write_summary(tmp_path, 2, status="interrupted", epochs=5)
+    (tmp_path / ".locks").mkdir()
+    with FileLock(tmp_path / ".locks" / "id2.lock"):
+        assert progress(tmp_path) == Progress(ended=0, running=1, left=3, seconds=None)
+        write_summary(tmp_path, 1, status="completed", epochs=10, seconds=10.0)
+        assert progress(tmp_path) == Progress(ended=1, running=1, left=2, seconds=pytest.approx(10 + 40 + 80))
+        now = progress(tmp_path, starting=1)
+        assert now and now.seconds == pytest.approx(80), "two at once take as long as the longest"
+    stopped = progress(tmp_path)
+    assert stopped == Progress(ended=1, running=0, left=3, seconds=None)
+    for depth in DEPTHS:
+        write_summary(tmp_path, depth, status="failed")
+    assert progress(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model.kernel_size=4"], ["model.patch_size=1", "data.image_size=16"], ["model.d_model=7"]]
+)
+def test_a_runs_size_is_that_of_its_layers(overrides: list[str]) -> None:
+    config = checked("data.val_fraction=0.2", *overrides)
+    parts = summarize(config, 1, 10, (config.data.image_size or 8,) * 2)
+    layers = sum(part.macs for part in parts if part.name in ("depthwise", "pointwise"))
+    assert Job(overrides, config, "").epoch_size == pytest.approx(0.8 * layers)
