@@ -10,7 +10,8 @@ from it and from a few numbers per channel in float32:
 
 A kernel that writes a tile leaves its part of these sums, and `combine_moments` and `combine_sums` join the parts in a
 fixed order, without atomics: the same run gives the same bits. Moments are joined as in Chan, Golub and LeVeque (1979),
-which loses no digits where a mean is large. The parts are one 512th of the activation for tiles of 128 positions.
+which loses no digits where a mean is large. A part is 8 or 12 bytes a channel: for the 64 positions of a pointwise
+kernel's tile in bf16 9 % of what is written there, for the 8192 of a depthwise one's less than 0.1 %.
 """
 
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class Through(NamedTuple):
 def stored_of(u, ACTIVATION: tl.constexpr):
     """What is stored of σ(u)."""
     if ACTIVATION == "relu":
-        u = tl.maximum(u, 0.0)
+        u = tl.where(u < 0.0, 0.0, u)  # tl.maximum would hide that a value is not a number
     return u
 
 
@@ -74,7 +75,7 @@ def gradient(dz, stored, mean, scale, offset, slope, ACTIVATION: tl.constexpr):
     value = activated(stored, ACTIVATION)
     da = dz.to(tl.float32) * scale + (value - mean) * slope + offset
     if ACTIVATION == "relu":
-        da = tl.where(value > 0.0, da, 0.0)
+        da = tl.where(value <= 0.0, 0.0, da)
     elif ACTIVATION == "gelu":
         u = stored.to(tl.float32)
         density = 0.3989422804014327 * tl.exp(-0.5 * u * u)
@@ -134,7 +135,8 @@ def combine_sums(parts, sums, blocks, channels, BLOCKS: tl.constexpr, CHANNELS: 
     tl.store(sums + SUM_CENTERED * channels + channel, tl.sum(centered, axis=0, keep_dims=True), mask=wanted)
 
 
-COMBINE: dict[str, Any] = {"BLOCKS": 128, "CHANNELS": 8, "warps": 4, "stages": 2}
+# Few programs, each on a long way: many loads at once, or it waits for each of them.
+COMBINE: dict[str, Any] = {"BLOCKS": 512, "CHANNELS": 8, "warps": 8, "stages": 2}
 
 
 def moments_to_norm(parts: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:

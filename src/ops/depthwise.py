@@ -95,6 +95,8 @@ def why_not(backend: str, x: Tensor, weight: Tensor) -> str | None:
         )
     if x.numel() >= 2**31:
         return "at most 2³¹ values in a batch's grid"
+    if x.dtype == torch.float64:
+        return "bf16, fp16 or fp32, not fp64"
     return launch.unavailable(x.device)
 
 

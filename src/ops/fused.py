@@ -16,7 +16,6 @@ from ops import launch
 if find_spec("triton"):
     from ops.fused_layer import Embed, Layer, Pool, patches_of
 
-ACTIVATIONS = {nn.ReLU: "relu", nn.GELU: "gelu"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,15 +25,20 @@ def is_wanted(model: Any, images: Tensor) -> bool:
 
 def why_not(model: Any, images: Tensor) -> str | None:
     """Why a ConvMixer cannot take this way with these images [batch, channels, height, width]; None where it can."""
-    layers, norms, parts = model.conv_mixer_layers, norms_of(model), [model.patch_emb, *model.conv_mixer_layers]
+    layers, norms, patch_emb = model.conv_mixer_layers, norms_of(model), model.patch_emb
+    if images.dim() != 4 or images.shape[1] != patch_emb.conv.in_channels:
+        return "images of another shape"
     height, width = grid_of(model, images)
     positions = images.shape[0] * height * width
+    if positions < 2:
+        return "too few values for statistics"
+    parts, patch_values = [patch_emb, *layers, model.classification], patch_emb.conv.weight[0].numel()
     if any(type(norm) is not nn.BatchNorm2d or not norm.affine or not norm.track_running_stats for norm in norms):
         return "norms other than BatchNorm"
     if norms[0].momentum is None or len({(norm.training, norm.momentum, norm.eps) for norm in norms}) > 1:
         return "BatchNorm in several ways, or with a cumulative average"
-    if type(model.patch_emb.act) not in ACTIVATIONS or getattr(model.patch_emb.act, "approximate", "none") != "none":
-        return "activations other than ReLU and GELU"
+    if len(activations := activations_of(model)) > 1 or None in activations:
+        return "activations other than ReLU alone or GELU alone"
     if layers[0].residual_pointwise:
         return "a residual around the pointwise convolution"
     if any(module.training and module.p for layer in layers for module in (layer.dropout, layer.stochastic_depth)):
@@ -43,10 +47,8 @@ def why_not(model: Any, images: Tensor) -> str | None:
         return "hooks on what is fused"
     if max(height, width) > 64 or layers[0].depth_wise_conv.kernel_size[0] > 31:
         return "grids of more than 64×64 or kernels of more than 31"
-    if positions * norms[0].num_features >= 2**31:
+    if positions * max(norms[0].num_features, patch_values) >= 2**31:
         return "2³¹ values or more in a batch's grid"
-    if positions == 1 and norms[0].training:
-        return "statistics of a single value"
     if compute_dtype(model, images) not in DTYPES:
         return "float64"
     return launch.unavailable(images.device)
@@ -56,7 +58,7 @@ def forward(model: Any, images: Tensor) -> Tensor:
     """[batch, channels, height, width] → logits [batch, n_classes]."""
     patch_emb, norms = model.patch_emb, norms_of(model)
     height, width = grid_of(model, images)
-    activation, eps, training = ACTIVATIONS[type(patch_emb.act)], norms[0].eps, norms[0].training
+    (activation,), eps, training = activations_of(model), norms[0].eps, norms[0].training
     patches = patches_of(images, patch_emb.conv.kernel_size[0]).to(compute_dtype(model, images))
     embedding = weights_of(patch_emb.conv, patch_emb.norm)
     stored, norm = Embed.apply(patches, given_statistics(patch_emb.norm), eps, activation, *embedding)
@@ -79,6 +81,19 @@ def forward(model: Any, images: Tensor) -> Tensor:
 
 def norms_of(model: Any) -> list[Any]:
     return [model.patch_emb.norm, *(norm for layer in model.conv_mixer_layers for norm in (layer.norm1, layer.norm2))]
+
+
+def activations_of(model: Any) -> set[str | None]:
+    layers = model.conv_mixer_layers
+    modules = [model.patch_emb.act, *(act for layer in layers for act in (layer.act1, layer.act2))]
+    return {activation_of(module) for module in modules}
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """How the kernels call it; None where they do not know it."""
+    if type(module) is nn.GELU and module.approximate == "none":
+        return "gelu"
+    return "relu" if type(module) is nn.ReLU else None
 
 
 def grid_of(model: Any, images: Tensor) -> tuple[int, int]:

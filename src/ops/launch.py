@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @dataclass
@@ -25,7 +26,9 @@ recording: list[Launch] | None = None
 def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: Any) -> None:
     if recording is not None:
         recording.append(Launch(kernel, grid, arguments, warps, stages))
-    else:
+        return
+    a_tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device_of(a_tensor):  # Triton starts kernels on the current device, wherever the tensors are
         kernel[grid](**arguments, num_warps=warps, num_stages=stages)
 
 

@@ -202,7 +202,7 @@ def run_forward(
     parts = y.new_empty(blocks, 3, outputs, dtype=torch.float32) if with_parts else None
     launch(
         forward, (blocks * ceil_div(outputs, cut["OUTPUTS"]),), **cut, ACTIVATION=activation,
-        **mixed._asdict(), weight=weight.to(y.dtype), bias=bias, y=y, parts=parts,
+        **mixed._asdict(), weight=weight.to(y.dtype).contiguous(), bias=bias, y=y, parts=parts,
     )  # fmt: skip
     return y, parts
 
@@ -218,7 +218,8 @@ def run_backward_input(
     parts = dx.new_empty(blocks, 2, inputs, dtype=torch.float32) if below is not None else None
     launch(
         backward_input, (blocks * ceil_div(inputs, cut["INPUTS"]),), **cut, ACTIVATION=activation,
-        dz=dz, **through._asdict(), weight=weight.to(dz.dtype), dx=dx, below=below, below_norm=below_norm, parts=parts,
+        dz=dz, **through._asdict(), weight=weight.to(dz.dtype).contiguous(), dx=dx,
+        below=below, below_norm=below_norm, parts=parts,
     )  # fmt: skip
     return dx, parts
 
