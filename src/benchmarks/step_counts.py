@@ -1,6 +1,7 @@
-"""What one training step asks of a GPU: counted, on fake tensors, so that none is needed."""
+"""What a training step, and a layer in it, asks of a GPU: counted on fake tensors, so that none is needed."""
 
 import statistics
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -41,6 +42,18 @@ def run(overrides: list[str]) -> None:
         places = {place for counter in counters for place in counter.synchronizations}
         rows += [(f"  waits at {place}", "", "", "") for place in sorted(places)]
     print_table("one training step", ("", "operations", "bytes moved", "host waits"), rows)
+    if find_spec("triton"):
+        show_passes()
+
+
+def show_passes() -> None:
+    from benchmarks.passes import passes_of_a_layer
+
+    rows = [
+        (name, f"{forward:.0f}", f"{backward:.0f}", f"{forward + backward:.0f}")
+        for name, (forward, backward) in passes_of_a_layer().items()
+    ]
+    print_table("passes over an activation in a layer", ("", "forward", "backward", "together"), rows)
 
 
 def count(config: Config, steps: int = STEPS) -> list[Counter]:

@@ -162,7 +162,7 @@ def backward_weight(
     tl.store(to, total, mask=(rows < outputs) & (columns < inputs))
 
 
-# Launching: as in depthwise_banded.py, by shape and type alone.
+# Launching: as in depthwise_banded.py, by shape and type alone. GELU takes more registers than ReLU.
 
 
 def tiles(weight: Tensor, x: Tensor, half: tuple[int, int, int], full: tuple[int, int, int]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def run_forward(
     mixed: Mixed, weight: Tensor, bias: Tensor, activation: str, with_parts: bool
 ) -> tuple[Tensor, Tensor | None]:
     """What is stored of σ(weight · mixed + bias) [outputs, positions], and the parts of its moments."""
-    cut = tiles(weight, mixed.x, half=(256, 32, 64), full=(128, 16, 64))
+    cut = tiles(weight, mixed.x, half=(256 if activation == "relu" else 128, 32, 64), full=(128, 16, 64))
     outputs, n = cut["outputs"], cut["n"]
     blocks = ceil_div(n, cut["POSITIONS"])
     y = mixed.x.new_empty(outputs, n)
@@ -228,7 +228,7 @@ def run_backward_weight(
     mixed: Mixed, dz: Tensor, weight: Tensor, through: Through, activation: str
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight [outputs, inputs] and bias [outputs] in float32."""
-    cut = tiles(weight, dz, half=(128, 128 if activation == "relu" else 64, 32), full=(64, 64, 32))
+    cut = tiles(weight, dz, half=(128, 128 if activation == "relu" else 64, 32), full=(64, 32, 32))
     outputs, inputs = weight.shape
     tiles_of_result = ceil_div(outputs, cut["OUTPUTS"]) * ceil_div(inputs, cut["INPUTS"])
     blocks = ceil_div(cut["n"], cut["POSITIONS"])

@@ -1,0 +1,121 @@
+"""How often a layer reads or writes an activation in training: plain, compiled and fused. No GPU is needed.
+
+A pass is one activation, [batch, channels, height, width], read or written once. It is counted for each operation or
+kernel from its operands, as if no cache held anything from one to the next.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+from unittest import mock
+
+import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import Tensor, nn
+from torch._functorch.aot_autograd import aot_function
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from benchmarks.counting import Counter, fake_cuda, move
+from benchmarks.kernels import layer_kernels, passes
+from LLMConvMixer import ConvMixerLayer
+
+BATCH, CHANNELS, SIDE, KERNEL, DTYPE = 512, 256, 32, 9, torch.bfloat16
+Passes = tuple[float, float]  # forward and backward
+
+
+def passes_of_a_layer() -> dict[str, Passes]:
+    """Layers in the middle of a model: what two take more than one."""
+    fused = list(layer_kernels(BATCH, CHANNELS, SIDE, KERNEL, DTYPE, "relu").values())
+    return {
+        "plain": difference(plain),
+        "plain, compiled": difference(compiled),
+        "fused": (sum(map(passes, fused[:2])), sum(map(passes, fused[2:]))),
+    }
+
+
+def difference(count: Callable[[nn.Module], list[int]]) -> Passes:
+    """`count` gives the bytes that layers move forward and backward."""
+    activation = BATCH * CHANNELS * SIDE**2 * DTYPE.itemsize
+    one, two = (count(nn.Sequential(*layers(depth)).to(DTYPE)) for depth in (1, 2))
+    forward, backward = ((more - fewer) / activation for more, fewer in zip(two, one, strict=True))
+    return forward, backward
+
+
+def layers(depth: int) -> list[nn.Module]:
+    return [ConvMixerLayer(CHANNELS, KERNEL, backend="reference") for _ in range(depth)]
+
+
+def grid_on(device: str) -> Tensor:
+    x = torch.empty(BATCH, CHANNELS, SIDE, SIDE, dtype=DTYPE, device=device)
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def plain(model: nn.Module) -> list[int]:
+    """Operation by operation."""
+    with fake_cuda():
+        move(model)
+        x = grid_on("cuda")
+        with Counter() as forward:
+            y = model(x)
+        dy = torch.empty_like(y)
+        with Counter() as backward:
+            torch.autograd.grad(y, [x, *model.parameters()], dy)
+    return [forward.bytes_moved, backward.bytes_moved]
+
+
+def compiled(model: nn.Module) -> list[int]:
+    """As Inductor fuses it for an H100: it decides on fake tensors, and nothing is compiled to the end."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    graphs = []
+
+    def keep(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append((graph, inputs))
+        return make_boxed_func(graph.forward)
+
+    with FakeTensorMode() as fake:  # on the CPU: without a GPU autograd has no stream for it
+        state = {name: fake.from_tensor(value) for name, value in model.state_dict(keep_vars=True).items()}
+        step = aot_function(
+            lambda x, state: functional_call(model, state, (x,)),
+            fw_compiler=keep,
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )
+        y = step(grid_on("cpu"), state)
+        y.backward(torch.empty_like(y))
+    return [bytes_moved_by_inductor(*graph) for graph in graphs]
+
+
+def bytes_moved_by_inductor(graph: GraphModule, inputs: list[Tensor]) -> int:
+    """What the kernels read and write that a graph of operations becomes on a GPU."""
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.fx_passes.post_grad import post_grad_passes
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.runtime.hints import DeviceProperties
+    from torch._inductor.virtualized import V
+
+    h100 = DeviceProperties("cuda", 0, 132, 90, 9, 65_536, 2048, 1024, 32)
+    graph, fake = deepcopy(graph), FakeTensorMode()
+    with fake, torch.no_grad():
+        inputs = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") for x in inputs]
+        for node in graph.graph.nodes:
+            if "device" in node.kwargs:
+                node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
+        FakeTensorProp(graph, fake).propagate(*inputs)
+    with (
+        V.set_fake_mode(fake),
+        mock.patch.object(DeviceProperties, "create", lambda _: h100),
+        mock.patch("torch.cuda.get_device_properties", lambda _: h100),
+        mock.patch("torch._inductor.scheduler.has_triton", lambda: True),
+        torch.no_grad(),
+    ):
+        post_grad_passes(graph, is_inference=False)
+        lowering = GraphLowering(graph, example_inputs=inputs)
+        with V.set_graph_handler(lowering), V.set_extern_kernel_nodes([]), V.set_debug_handler(DebugContext()):
+            lowering.run(*inputs)
+            lowering.init_wrapper_code()
+            lowering._update_scheduler()
+            return sum(node.get_read_write_buffers_sizes() for node in lowering.scheduler.nodes)
