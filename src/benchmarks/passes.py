@@ -4,15 +4,15 @@ A pass is one activation, [batch, channels, height, width], read or written once
 kernel from its operands, as if no cache held anything from one to the next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 from unittest import mock
 
 import torch
-from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor, nn
-from torch._functorch.aot_autograd import aot_function
+from torch._functorch.aot_autograd import aot_function, make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx import GraphModule
@@ -72,9 +72,9 @@ def compiled(model: nn.Module) -> list[int]:
 
     graphs = []
 
-    def keep(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        graphs.append((graph, inputs))
-        return make_boxed_func(graph.forward)
+    def keep(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        graphs.append((gm, example_inputs))
+        return make_boxed_func(gm.forward)
 
     with FakeTensorMode() as fake:  # on the CPU: without a GPU autograd has no stream for it
         state = {name: fake.from_tensor(value) for name, value in model.state_dict(keep_vars=True).items()}
@@ -89,7 +89,7 @@ def compiled(model: nn.Module) -> list[int]:
     return [bytes_moved_by_inductor(*graph) for graph in graphs]
 
 
-def bytes_moved_by_inductor(graph: GraphModule, inputs: list[Tensor]) -> int:
+def bytes_moved_by_inductor(graph: GraphModule, inputs: Sequence[Any]) -> int:
     """What the kernels read and write that a graph of operations becomes on a GPU."""
     from torch._inductor.debug import DebugContext
     from torch._inductor.fx_passes.post_grad import post_grad_passes
