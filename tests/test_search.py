@@ -5,19 +5,28 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from hydra import initialize_config_dir
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from statsmodels.regression.linear_model import OLS
 
 from config.errors import ConfigError
-from config.schema import register
+from config.schema import overrides_of, register
 from conftest import checked, command, metrics, start, summaries, wait_for
 from processes import REPOSITORY
 from sweeps import search
 from sweeps.jobs import parse_overrides
+from sweeps.outcome import findings
+from sweeps.search_figure import search_figure
+from sweeps.seeds import is_hopeless
 from sweeps.space import check_space, split_overrides
+from sweeps.trials import complete
+from test_plots import assert_legible
+from tracking.trial import Trial, open_storage
 
 TINY = (
     "model.d_model=8",
@@ -73,11 +82,15 @@ def test_a_search_goes_on_and_goes_further(tmp_path: Path) -> None:
 
 
 def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    arguments = (*SEARCH, *TINY, "trainer.epochs=12", "checkpoint.max_share=1", "hydra.sweeper.n_trials=3", "sweep=s")
-    arguments += ("hydra.sweeper.sampler.n_startup_trials=1",)  # it learns from the second trial on
+    run = (*TINY, "trainer.epochs=6", "trainer.monitor=val/loss", "checkpoint.max_share=1", "sweep=w")
+    arguments = (*SEARCH, *run, "hydra.sweeper.n_trials=4", "hydra.sweeper.seed=5", "hydra.sweeper.pruner=hyperband")
+    arguments += ("hydra.sweeper.finish_pruned=0.4", "hydra.sweeper.sampler.n_startup_trials=2")
     undisturbed = command(*arguments, "output_dir=whole", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    sweep, whole = tmp_path / "outputs" / "s", tmp_path / "whole" / "s"
+    sweep, whole = tmp_path / "outputs" / "w", tmp_path / "whole" / "w"
+    chosen = {trial.number: trial.state for trial in trials(whole) if "pruned_at" in trial.user_attrs}
+    assert chosen == {2: TrialState.COMPLETE, 3: TrialState.PRUNED}  # the one is finished all the same, and wins
+    assert re.search("1 of which pruned(.|\n)*pruner: 2 trials; .*same: 1; .* 1 of 1", undisturbed.stdout)
     process = start(*arguments, cwd=tmp_path)
     wait_for(lambda: len(begun(sweep)) == 2, process)
     process.kill()
@@ -87,16 +100,49 @@ def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     assert last.returncode == 0, last.stdout + last.stderr
     assert "1 of them done, 1 interrupted" in last.stdout
     assert "resumes after" in last.stdout
-    assert [(trial.params, trial.value) for trial in trials(sweep)] == [
-        (trial.params, trial.value) for trial in trials(whole)
-    ]
+    assert list(map(known, trials(sweep))) == list(map(known, trials(whole)))
     assert metrics(sweep) == metrics(whole)
-    assert statuses(sweep) == ["completed"] * 3
+    assert sorted(statuses(sweep)) == ["completed"] * 3 + ["pruned"]
+    (pruned,) = (path.parent for path in sweep.glob("*/summary.json") if '"pruned"' in path.read_text())
+    assert (pruned / "checkpoints" / "last.pt").exists()
+    by_itself = command(*run, *overrides_of(trials(sweep)[3].params), cwd=tmp_path)
+    assert "resumes after step 0 of epoch 4" in by_itself.stdout
+    assert statuses(sweep) == ["completed"] * 4
+
+
+def known(trial: FrozenTrial) -> tuple[Any, ...]:
+    """All that a trial is, but for its times."""
+    return trial.params, trial.state, trial.value, trial.intermediate_values, trial.user_attrs, trial.system_attrs
+
+
+@pytest.mark.parametrize(
+    ("pruner", "attributes", "stops"),
+    [("none", {}, []), ("median", {}, [2]), ("median", {"finish": True}, [])],
+)
+def test_a_run_reports_an_epoch_once_and_stops_where_it_did(
+    tmp_path: Path, pruner: str, attributes: dict[str, Any], stops: list[int]
+) -> None:
+    """Worse than the median from the second epoch on."""
+    config = checked("trainer.epochs=4", "trial=abcdef01/5", f"output_dir={tmp_path}", "sweep=s")
+    (tmp_path / "s").mkdir()
+    study = optuna.create_study(
+        storage=open_storage(tmp_path / "s" / "search.db"), study_name="s-abcdef01", direction="maximize"
+    )
+    study.set_user_attr("pruner", pruner)
+    reached = {1: 0.5, 2: 0.6, 3: 0.7, 4: 0.8}
+    study.add_trials([create_trial(value=0.8, intermediate_values=reached)] * 5)
+    study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
+    for first in (1, 2, 1):  # the run is killed, and resumes after another epoch
+        trial = Trial(config)
+        answers = {epoch: trial.report(epoch, value) for epoch, value in ((1, 0.5), (2, 0.55)) if epoch >= first}
+        assert [epoch for epoch, stop in answers.items() if stop] == stops
+    assert study.trials[5].intermediate_values == {1: 0.5, 2: 0.55}
+    assert ("pruned_at" in study.trials[5].user_attrs) == (pruner == "median")
 
 
 def begun(sweep: Path) -> list[Path]:
-    """The runs that have an epoch or two to go on from."""
-    return [path for path in sweep.glob("*/metrics.csv") if path.read_text().count("\n") > 3]
+    """The runs that have an epoch to go on from."""
+    return [path for path in sweep.glob("*/metrics.csv") if path.read_text().count("\n") > 2]
 
 
 def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -114,6 +160,90 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert f"{3 - len(failed)} of them done, {len(failed)} failed and tried again" in again.stdout
     assert f"best of 3 trials, {len(failed)} of which failed" in again.stdout
     assert [trial.user_attrs["retry_of"] for trial in trials(tmp_path / "outputs" / "s")[3:]] == failed
+
+
+def test_the_mean_over_seeds_decides_and_hopeless_trials_get_no_more(tmp_path: Path) -> None:
+    done = command("-m", "hydra/sweeper=optuna", "optimizer.lr=choice(0.00001,0.03)", "hydra.sweeper.seeds=[0,1,2]",
+                   "hydra.sweeper.n_trials=3", *TINY[1:2], *TINY[4:], "model.d_model=16", "trainer.epochs=2", "sweep=s",
+                   cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    reached = [
+        (run["overrides"]["optimizer.lr"], run["overrides"]["seed"], run["objective"]) for run in summaries(sweep)
+    ]
+    good = [objective for lr, _, objective in reached if lr == 0.03]
+    assert sorted((lr, seed) for lr, seed, _ in reached) == [(1e-5, 0), (0.03, 0), (0.03, 1), (0.03, 2)]
+    values = {trial.params["optimizer.lr"]: trial.value for trial in trials(sweep)}
+    assert values == {"0.03": pytest.approx(sum(good) / 3), "1e-05": min(objective for _, _, objective in reached)}
+    assert f"best of 3 trials: val/accuracy {sum(good) / 3:.1%}" in done.stdout
+    assert (sweep / "search.png").exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hopeless_is_what_is_significantly_worse_with_the_pooled_spread(seed: int) -> None:
+    """statsmodels fits a mean for each trial, with one variance for all."""
+    generator, said = np.random.default_rng(seed), []
+    for _ in range(100):
+        sizes = generator.integers(1, 4, 4)
+        sizes[0] = 2
+        trials = [list(generator.normal(generator.normal(0.9, 0.02), 0.01, size)) for size in sizes]
+        *others, own = trials
+        best = max(range(3), key=lambda number: np.mean(others[number]))
+        numbers = np.repeat(range(4), sizes)
+        test = OLS(np.concatenate(trials), np.eye(4)[numbers]).fit().t_test(np.eye(4)[best] - np.eye(4)[3])
+        said.append(is_hopeless(own, others, lower_is_better=False))
+        assert said[-1] == (test.pvalue < 0.05 and test.effect > 0)
+        assert said[-1] == is_hopeless(*([-x for x in own], [[-x for x in other] for other in others]), True)
+    assert 10 < sum(said) < 90
+    assert not is_hopeless([0.1], [[0.9]], lower_is_better=False)  # there is no spread to judge by
+    assert not is_hopeless([0.1, 0.2], [], lower_is_better=False)
+
+
+def test_what_a_search_found() -> None:
+    study = searched(20)
+    lines = findings(study, "val/accuracy", seeds=3)
+    assert re.search(r"20 trials, 4 of which pruned: .* 95.0% .*seeds.* with optimizer.lr=", lines[0])
+    assert re.search(r"pruner: 6 trials.*same: 2.*others: 1 of 2", lines[1])
+    assert re.search(r"3 seeds: 7 trials", lines[2])
+    assert re.search(r"16 trials\): optimizer.lr [6-9]\d%, ", lines[3])
+    assert not any("importance" in line for line in findings(searched(9), "val/accuracy", seeds=3))
+
+
+def test_the_figure_of_a_search() -> None:
+    figure = search_figure(searched(20), "val/accuracy", n_seeds=3)
+    assert figure
+    assert_legible(figure)
+    panels = {axes.get_title("left").partition(":")[0]: axes for axes in figure.axes if axes.axison}
+    assert next(iter(panels)) == "optimizer.lr"  # the most important
+    assert {key: axes.get_xscale() for key, axes in panels.items()} == {
+        "optimizer.lr": "log", "model.depth": "linear", "augmentation": "linear", "model.kernel_size": "linear"
+    }  # fmt: skip
+    assert sum(line.get_xdata().size for line in panels["optimizer.lr"].lines) == 20 + 1  # the best one twice
+    assert search_figure(searched(0), "val/accuracy", n_seeds=3) is None
+
+
+def searched(n_trials: int) -> optuna.Study:
+    """The learning rate matters; of 20 trials four are pruned, two more chosen by the pruner, one of them the best."""
+    space = {
+        "optimizer.lr": FloatDistribution(0.001, 1, log=True),
+        "model.depth": IntDistribution(1, 8),
+        "augmentation": CategoricalDistribution(["none", "light", "simple", "randaugment", "paper"]),
+        "model.kernel_size": CategoricalDistribution(["3", "5"]),
+    }
+    study = optuna.create_study(direction="maximize", sampler=RandomSampler(seed=0))
+    for number in range(n_trials):
+        trial = study.ask(space)
+        value = 0.9 - 0.1 * abs(np.log10(trial.params["optimizer.lr"]) + 2)
+        trial.report(value - 0.1, 1)
+        if number % 3 == 2:
+            trial.set_user_attr("pruned_at", 1)
+        if number % 9 == 2:
+            trial.set_user_attr("finish", True)
+        elif number % 3 == 2:
+            study.tell(trial, state=TrialState.PRUNED)
+            continue
+        complete(study, number, [0.95 if number == 11 else value] * (1 if number % 3 == 0 else 3))
+    return study
 
 
 @pytest.mark.parametrize("folder", ["o?x=1", "50%25", "a b#c"])
@@ -184,9 +314,20 @@ def test_what_cannot_be_searched(arguments: list[str], message: str) -> None:
         space(*arguments)
 
 
-@pytest.mark.parametrize("wrong", ["hydra.sweeper.n_trials=0", "optimizer.nmae=choice(sgd,adam)"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "hydra.sweeper.n_trials=0",
+        "hydra.sweeper.pruner=best",
+        "hydra.sweeper.finish_pruned=2",
+        "hydra.sweeper.seeds=[0,0]",
+        "seed=1 hydra.sweeper.seeds=[0,1]",
+        "hydra.sweeper.pruner=median trainer.epochs=choice(1,2)",
+        "optimizer.nmae=choice(sgd,adam)",
+    ],
+)
 def test_a_wrong_search_is_report_errors_before_anything_starts(tmp_path: Path, wrong: str) -> None:
-    done = command(*SEARCH, *TINY, wrong, cwd=tmp_path)
+    done = command(*SEARCH, *TINY, *wrong.split(), cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {wrong.partition('=')[0]}")
     assert len(done.stderr.splitlines()) == 1
