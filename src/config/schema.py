@@ -201,7 +201,7 @@ class Trainer:
     epochs: int = key(at_least(1))
     device: str = key(DEVICE, "auto")
     precision: str = key(PRECISION, "fp32")  # fp16 scales the loss
-    channels_last: bool | str = key(AUTO, "auto")  # memory format: true NHWC, false NCHW
+    channels_last: bool | str = key(AUTO, "auto")  # memory format: true NHWC, false NCHW; auto: NHWC, on a GPU measured
     compile: bool = False  # torch.compile
     compile_mode: str = key(one_of("default", "reduce-overhead", "max-autotune"), "default")  # torch.compile's mode
     clip_grad_norm: float | None = key(above(0), None)  # the norm of all gradients at most this

@@ -5,7 +5,7 @@
     toeplitz    matrix products: on a small grid a depthwise convolution is a dense matrix for each channel (GPU)
     banded      Triton: rows of the grid times banded matrices, on tensor cores; images contiguous (CUDA)
     fused       Triton: the whole layer in fused kernels, ops/fused.py; where it cannot be, as auto (CUDA)
-    auto        by shape on the CPU; elsewhere the reference, until it is measured which is faster where
+    auto        by shape on the CPU, elsewhere the reference; a run on a GPU measures (training/selection.py)
 
 The others are a file of their own each, depthwise_NAME.py, with the convolution and its two gradients. All keep the
 grid's size as PyTorch's padding="same" does.
