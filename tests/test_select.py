@@ -97,6 +97,20 @@ def test_what_is_set_is_not_measured(clock: Clock) -> None:
     assert clock.timed == [REFERENCE, NHWC, TOEPLITZ]
 
 
+@pytest.mark.parametrize(
+    ("backend", "overrides", "reason"),
+    [
+        ("reference", ["model.kernel_size=33"], None),
+        ("fused", ["dropout=blocks", "dropout.rate=0.1"], "dropout"),
+        ("fused", ["model.norm=layer"], "norm"),
+        ("banded", ["model.kernel_size=33"], "kernels"),
+    ],
+)
+def test_what_cannot_be_had_for_a_model_is_not_tried(backend: str, overrides: list[str], reason: str | None) -> None:
+    found = selection.why_not(Way(backend, False), checked(*SETTING, *overrides), SHAPE, CPU)
+    assert (reason in str(found)) if reason else (found is None)
+
+
 def test_what_was_measured_is_known_to_later_runs_of_the_same_setting(clock: Clock) -> None:
     def timed(*overrides: str, shape: Shape = SHAPE) -> int:
         before = len(clock.timed)

@@ -74,9 +74,8 @@ class Selection:
         return Way(self.backend, self.channels_last)
 
     def __str__(self) -> str:
-        times = self.layer_milliseconds or {}
-        compared = ", ".join(f"{way} {time:.2f} ms" for way, time in sorted(times.items(), key=lambda item: item[1]))
-        return f"{self.way}{compared and f'; a layer takes: {compared}'}"
+        times = sorted((self.layer_milliseconds or {}).items(), key=lambda item: item[1])
+        return f"takes {self.way}; one layer: " + ", ".join(f"{way} {time:.2f} ms" for way, time in times)
 
 
 def select(
@@ -136,11 +135,11 @@ def why_not(way: Way, config: Config, shape: Shape, device: torch.device) -> str
 
 def operands(config: Config, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of a depthwise convolution: its grid and its kernels, without memory of their own."""
-    width, patch, k = config.model.d_model, config.model.patch_size, config.model.kernel_size
-    batch, _, height, side = shape
+    channels, patch, k = config.model.d_model, config.model.patch_size, config.model.kernel_size
+    batch, _, height, width = shape
     anything = torch.empty(1, device=device)
-    weight = nn.Parameter(anything.expand(width, 1, k, k))
-    return anything.expand(batch, width, height // patch, side // patch), weight
+    grid = anything.expand(batch, channels, height // patch, width // patch)
+    return grid, nn.Parameter(anything.expand(channels, 1, k, k))
 
 
 def measured(config: Config, shape: Shape, device: torch.device, ways: Sequence[Way]) -> dict[Way, Measurement]:
