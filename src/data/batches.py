@@ -87,6 +87,10 @@ class DistributedBatchSampler(Sampler[BatchSpec]):
         shares = np.bincount(self.ranks(self.size(batch)), minlength=self.world.size)
         return min(asked, int(shares.min()))
 
+    def indices(self) -> NDArray[np.int64]:
+        """Of all images of this rank's batches, in the batches' order."""
+        return np.concatenate([spec.indices for spec in self])
+
     def __iter__(self) -> Iterator[BatchSpec]:
         order = np.arange(self.drawn_from)
         if self.seed is not None:

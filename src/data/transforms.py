@@ -75,18 +75,24 @@ def is_native(data: "DataSplits") -> bool:
 
 
 class Normalize:
-    """From uint8 [batch, channels, height, width], channels last in memory, to floats of mean 0 and deviation 1."""
+    """From uint8 [batch, channels, height, width], channels last in memory, to what the model takes.
 
-    def __init__(self, data: "DataSplits", device: torch.device) -> None:
+    Floats of mean 0 and deviation 1, in the memory format asked for.
+    """
+
+    def __init__(
+        self, data: "DataSplits", device: torch.device, memory_format: torch.memory_format = torch.channels_last
+    ) -> None:
         # Repeated for every pixel of a row: long rows are quick to broadcast, three channels are not.
         width = data.image_size[1]
         self.mean = 255 * torch.tensor(data.mean, device=device).repeat(width)
         self.std = 255 * torch.tensor(data.std, device=device).repeat(width)
+        self.memory_format = memory_format
 
     def __call__(self, images: Tensor) -> Tensor:
         channels_last = images.permute(0, 2, 3, 1)
         rows = channels_last.flatten(2).float().sub_(self.mean).div_(self.std)
-        return rows.view(channels_last.shape).permute(0, 3, 1, 2)
+        return rows.view(channels_last.shape).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
 
 def mixes(config: schema.Augmentation) -> bool:

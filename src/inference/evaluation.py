@@ -75,7 +75,7 @@ def evaluate(checkpoint: Checkpoint, data: DataSplits, name: str) -> Evaluation:
         raise ConfigError(f"split={name}: there is none with data.val_fraction={checkpoint.config.data.val_fraction:g}")
     loader = make_eval_loader(split, data, checkpoint.config)
     batches = track(loader, "  evaluating", transient=True, disable=not get_console().is_terminal)
-    parts = list(compute_logits(checkpoint, batches, Normalize(data, checkpoint.device)))
+    parts = list(compute_logits(checkpoint, batches, data))
     return evaluate_logits(torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts]))
 
 
@@ -148,12 +148,11 @@ def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]
     )
 
 
-def compute_logits(
-    checkpoint: Checkpoint, batches: Iterable[Any], normalize: Normalize
-) -> Iterator[tuple[Tensor, Tensor]]:
+def compute_logits(checkpoint: Checkpoint, batches: Iterable[Any], data: DataSplits) -> Iterator[tuple[Tensor, Tensor]]:
     """For batches of uint8 images and what belongs to them, on the CPU: logits in fp32, and the latter."""
     config, device = checkpoint.config, checkpoint.device
+    normalize = Normalize(data, device, memory_format(config))
     for pixels, rest in prefetch(batches, device):
         with torch.inference_mode(), autocast(device, config.trainer.precision):
-            logits = checkpoint.model(normalize(pixels).contiguous(memory_format=memory_format(config)))
+            logits = checkpoint.model(normalize(pixels))
         yield logits.float().cpu(), rest.cpu()

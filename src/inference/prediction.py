@@ -22,7 +22,7 @@ from config.errors import ConfigError
 from data.batches import init_worker, spare_cores
 from data.datasets import DataSplits, Split
 from data.image_files import SUFFIXES, DataError
-from data.transforms import Normalize, evaluation_transform
+from data.transforms import evaluation_transform
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
 from inference.figures import contact_sheet
@@ -54,7 +54,7 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     )
     batches = track(loader, "  predicting", transient=True, disable=not get_console().is_terminal)
     broken: list[str] = []
-    logits = list(compute_logits(checkpoint, readable(batches, broken), Normalize(data, checkpoint.device)))
+    logits = list(compute_logits(checkpoint, readable(batches, broken), data))
     if not logits:
         raise ConfigError(f"images={settings.images}: none of the {len(reader):,} can be read as an image")
     indices = torch.cat([batch for _, batch in logits]).tolist()

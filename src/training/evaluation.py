@@ -1,17 +1,17 @@
 """What a model makes of images that it does not train on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.batches import DistributedBatchSampler
+from data.transforms import Normalize
 from runtime.device import autocast, prefetch
 from runtime.distributed import World
 from runtime.signals import SignalHandler
@@ -43,7 +43,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     loader: DataLoader[Any],
-    to_inputs: Callable[[Tensor], Tensor],
+    normalize: Normalize,
     precision: str,
     device: torch.device,
     world: World,
@@ -52,28 +52,27 @@ def evaluate(
     """
     Args:
         loader: data/batches.py's: uint8 [batch, channels, height, width] and labels, this rank's share of them.
-        to_inputs: a batch's pixels, on the device, as the model takes them.
 
     Raises:
         Interrupted: a signal asked for it.
     """
     model.eval()
     metrics = MetricAccumulator(device)
-    seen = [torch.zeros(3, 0, device=device)]  # of each image label, prediction and probability, batch by batch
+    seen = [torch.zeros(3, 0, device=device)]  # label, prediction and probability of each image, batch by batch
     for pixels, labels in prefetch(loader, device):
         if signals and world.size == 1:  # else the other ranks would wait
             signals.raise_if_requested()
         with autocast(device, precision):
-            logits = model(to_inputs(pixels))
+            logits = model(normalize(pixels))
             loss = F.cross_entropy(logits, labels)
         metrics.add(loss, logits, labels)
         probability = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
         seen.append(torch.stack((labels, logits.argmax(1), probability)))
     sampler = cast(DistributedBatchSampler, loader.sampler)
-    all_seen = torch.zeros(3, sampler.length, device=device)
-    all_seen[:, np.concatenate([spec.indices for spec in sampler])] = torch.cat(seen, 1)
-    world.all_reduce_sum(all_seen)  # what this rank has not seen is 0
+    in_order = torch.zeros(3, sampler.length, device=device)
+    in_order[:, sampler.indices()] = torch.cat(seen, 1)
+    world.all_reduce_sum(in_order)  # what another rank has seen is 0 here
     predictions = np.empty(sampler.length, PREDICTION)
-    for field, values in zip(PREDICTION.names or (), all_seen.cpu().numpy(), strict=True):
+    for field, values in zip(PREDICTION.names or (), in_order.cpu().numpy(), strict=True):
         predictions[field] = values
     return Evaluation(metrics.all_reduced(world).compute(), predictions)

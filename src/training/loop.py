@@ -165,8 +165,8 @@ class Trainer:
         return metrics
 
     def evaluate(self, loader: DataLoader[Any]) -> Evaluation:
-        state, to_inputs, precision = self.state, self.train_step.to_inputs, self.config.trainer.precision
-        return evaluate(state.evaluated, loader, to_inputs, precision, state.device, self.world, self.signals)
+        state, normalize, precision = self.state, self.train_step.normalize, self.config.trainer.precision
+        return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals)
 
     def record_epoch(self, train: Metrics, val: Metrics | None) -> None:
         """Its row, its weights if they are the best, and whether the run stops early."""

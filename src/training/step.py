@@ -29,9 +29,8 @@ class TrainStep:
 
     def __init__(self, state: TrainingState, config: Config, data: DataSplits, whole_batch: int) -> None:
         self.state, self.config, self.world, self.whole_batch = state, config, state.world, whole_batch
-        self.normalize = Normalize(data, state.device)
+        self.normalize = Normalize(data, state.device, memory_format(config))
         self.mix_and_erase = MixAndErase(config.augmentation, len(data.classes), state.device)
-        self.memory_format = memory_format(config)
         self.network = wrap(state.model, config, state.world, state.device)
 
     def __call__(self, pixels: Tensor, labels: Tensor, step: int, lr: float, batch_size: int, parts: int) -> None:
@@ -46,7 +45,7 @@ class TrainStep:
         state, trainer = self.state, self.config.trainer
         set_lr(state.optimizer, lr)
         seed_rngs(self.config.seed, step, self.world.rank)
-        inputs, targets = self.mix_and_erase(self.to_inputs(pixels), labels)
+        inputs, targets = self.mix_and_erase(self.normalize(pixels), labels)
         if trainer.compile:
             torch.compiler.cudagraph_mark_step_begin()  # whatever CUDA graphs returned in the last step is done with
         micro_batches = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
@@ -66,10 +65,6 @@ class TrainStep:
         state.optimizer.zero_grad()
         if state.ema:
             state.ema.update()
-
-    def to_inputs(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels as the model takes them: normalized, in its memory format."""
-        return self.normalize(pixels).contiguous(memory_format=self.memory_format)
 
     def gradient_exchange(self, is_last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once a step, in the backward pass of the last micro-batch."""
