@@ -1,6 +1,7 @@
 """The fused layer's kernels, compiled for a GPU that need not be there: what they use, move and compute.
 
-python src/benchmark.py kernels target=sm_90       or sm_80; precision=bf16, fp16 or fp32; activation=relu or gelu
+python src/benchmark.py kernels target=sm_90,sm_80 precision=bf16,fp16,fp32 activation=relu,gelu
+python src/benchmark.py kernels batch_size=512 d_model=256 side=16,32 kernel_size=5,9      # of the grid, of the kernel
 
 Kernels are recorded with tensors that have no data (ops/launch.py) and compiled as they would be launched. Registers
 and spills are those of the machine code; how many blocks fit on a multiprocessor follows from registers, shared memory
@@ -12,6 +13,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from config.errors import ConfigError
-from ops import depthwise_banded, pointwise
+from ops import batch_norm, depthwise_banded, pointwise
+from ops.bands import build_bands
 from ops.batch_norm import Through
 from ops.fused_layer import grid
 from ops.launch import Launch, record
@@ -27,7 +30,6 @@ from ops.pointwise import Mixed
 from runtime.console import print_table, say, si
 from runtime.device import DTYPES
 
-SHAPES = [(512, 256, 16, 5), (512, 256, 16, 9), (512, 256, 32, 5), (512, 256, 32, 9)]  # batch, channels, side, kernel
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
@@ -61,7 +63,7 @@ class Compiled:
 def layer_kernels(
     batch: int, channels: int, side: int, k: int, dtype: torch.dtype, activation: str
 ) -> dict[str, Launch]:
-    """The six kernels of a layer (ops/fused_layer.py), as they would be launched."""
+    """The six kernels of a layer (ops/fused_layer.py) and the small ones between them, as they would be launched."""
 
     def activations() -> Tensor:
         return torch.empty(channels, batch * side * side, dtype=dtype, device="meta")
@@ -81,27 +83,37 @@ def layer_kernels(
     through_second, mixed = Through(second, norm, norm, 0.5), Mixed(first, norm, below, norm)
     with record() as launches:
         depthwise_banded.run_forward(x, kernel, bias, norm, activation, with_parts=True)
-        pointwise.run_forward(mixed, matrix, bias, activation, with_parts=True)
-        pointwise.run_backward_input(dz, matrix, through_second, activation, first, norm)
+        _, moments = pointwise.run_forward(mixed, matrix, bias, activation, with_parts=True)
+        _, sums = pointwise.run_backward_input(dz, matrix, through_second, activation, first, norm)
         pointwise.run_backward_weight(mixed, dz, matrix, through_second, activation)
         depthwise_banded.run_backward_input(dmixed, kernel, through, activation, True, x, norm)
         depthwise_banded.run_backward_weight(x, dmixed, k, norm, through, activation)
-    main = [launch for launch in launches if launch.kernel is not depthwise_banded.build_bands]
+    assert moments is not None and sums is not None
+    bands = [launch for launch in launches if launch.kernel is build_bands]
     names = ["forward 1", "forward 2", "backward 1", "backward 2", "backward 3", "backward 4"]
-    return dict(zip(names, main, strict=True))
+    kernels = dict(zip(names, (launch for launch in launches if launch.kernel is not build_bands), strict=True))
+    with record() as between:
+        batch_norm.moments_to_norm(moments, bias, bias, 1e-5)
+        batch_norm.sum_parts(sums)
+    return kernels | dict(zip(("bands", "moments", "sums"), (bands[0], *between), strict=True))
 
 
-def passes(launch: Launch) -> int:
-    """Activations that a kernel reads or writes; as many values as the largest of its tensors has."""
-    tensors = {id(value): value.numel() for value in launch.arguments.values() if isinstance(value, Tensor)}
-    return sum(size == max(tensors.values()) for size in tensors.values())
+def tensors_of(launch: Launch) -> list[Tensor]:
+    return list({id(value): value for value in launch.arguments.values() if isinstance(value, Tensor)}.values())
+
+
+def passes(launch: Launch, values: int) -> int:
+    """Activations, of so many values, that a kernel reads or writes."""
+    return sum(tensor.numel() == values for tensor in tensors_of(launch))
 
 
 def operations(launch: Launch) -> float:
     """Floating point operations of its matrix products, those with zeros of a band included."""
     given = launch.arguments
-    if "K" not in given:
+    if "n" in given:
         return 2.0 * given["inputs"] * given["outputs"] * given["n"]
+    if "STRIPS" not in given:
+        return 0.0
     steps = -(-(given["ROWS"] + given["K"] - 1) // given["STEP"])
     strips = given["batch"] * -(-given["HEIGHT"] // given["ROWS"])
     return 2.0 * given["channels"] * strips * steps * given["STEP"] * given["ROWS"] * given["COLUMNS"] ** 2
@@ -156,32 +168,49 @@ def compile_ahead(launch: Launch, target: str) -> Compiled:
 
 
 def run(overrides: list[str]) -> None:
-    given = {"target": "sm_90", "precision": "bf16", "activation": "relu"}
-    given |= dict(override.split("=", 1) for override in overrides if "=" in override)
-    options = {"target": list(TARGETS), "precision": list(DTYPES), "activation": ["relu", "gelu"]}
-    for key, value in given.items():
-        if key not in options:
-            raise ConfigError(f"{key}={value}: kernels takes {', '.join(options)}")
-        if value not in options[key]:
-            raise ConfigError(f"{key}={value}: expected one of {', '.join(options[key])}")
-    target, dtype = TARGETS[given["target"]], DTYPES[given["precision"]]
-    rate = target.half if dtype.itemsize == 2 else target.tf32 / 3  # three products in TF32 for one in float32
     header = (
         "kernel", "registers", "spilled", "shared", "instruction", "blocks/SM", "warps/SM", "passes", "moved",
         "FLOP", "roofline, ms",
     )  # fmt: skip
-    say(f"{given['target']} ({target.name}), {given['precision']}, {given['activation']}; compiled, not measured")
-    for batch, channels, side, k in SHAPES:
+    for setting in settings(overrides):
+        target, dtype = TARGETS[setting["target"]], DTYPES[setting["precision"]]
+        batch, channels, side, k = (int(setting[key]) for key in LIMITS)
+        rate = target.half if dtype.itemsize == 2 else target.tf32 / 3  # three products in TF32 for one in float32
         rows, total, time = [], 0, 0.0
-        for name, launch in layer_kernels(batch, channels, side, k, dtype, given["activation"]).items():
-            compiled = compile_ahead(launch, given["target"])
-            moved = passes(launch) * batch * channels * side * side * dtype.itemsize
+        for name, launch in layer_kernels(batch, channels, side, k, dtype, setting["activation"]).items():
+            compiled = compile_ahead(launch, setting["target"])
+            moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors_of(launch))
             seconds = max(moved / target.bandwidth, operations(launch) / rate)
-            total, time = total + passes(launch), time + seconds
+            gone_over = passes(launch, batch * channels * side**2)
+            total, time = total + gone_over, time + seconds
             rows.append((
                 name, str(compiled.registers), str(compiled.spilled), f"{si(compiled.shared)}B", compiled.tensor_core,
-                str(compiled.blocks), str(compiled.blocks * launch.warps), str(passes(launch)), f"{si(moved)}B",
+                str(compiled.blocks), str(compiled.blocks * launch.warps), str(gone_over), f"{si(moved)}B",
                 si(operations(launch)), f"{1000 * seconds:.3f}",
             ))  # fmt: skip
+        say(f"{setting['target']} ({target.name}), {setting['precision']}, {setting['activation']}; not measured")
         title = f"{batch} × {channels} × {side}×{side}, kernel {k}: {total} passes, {1000 * time:.2f} ms a layer"
         print_table(title, header, rows)
+
+
+CHOICES = {"target": list(TARGETS), "precision": list(DTYPES), "activation": ["relu", "gelu"]}
+LIMITS = {"batch_size": 65_536, "d_model": 65_535, "side": 64, "kernel_size": 31}
+
+
+def settings(overrides: list[str]) -> list[dict[str, str]]:
+    """Every combination of the values that are given, comma-separated, or of the defaults."""
+    given = {
+        "target": "sm_90", "precision": "bf16", "activation": "relu",
+        "batch_size": "512", "d_model": "256", "side": "16,32", "kernel_size": "5,9",
+    }  # fmt: skip
+    for override in overrides:
+        key, _, values = override.partition("=")
+        if key not in given:
+            raise ConfigError(f"{override}: kernels takes {', '.join(given)}")
+        for value in values.split(","):
+            if key in CHOICES and value not in CHOICES[key]:
+                raise ConfigError(f"{key}={value}: expected one of {', '.join(CHOICES[key])}")
+            if key in LIMITS and not (value.isdecimal() and 1 <= int(value) <= LIMITS[key]):
+                raise ConfigError(f"{key}={value}: expected a whole number from 1 to {LIMITS[key]}")
+        given[key] = values
+    return [dict(zip(given, values, strict=True)) for values in product(*(text.split(",") for text in given.values()))]

@@ -23,16 +23,17 @@ from benchmarks.kernels import layer_kernels, passes
 from LLMConvMixer import ConvMixerLayer
 
 BATCH, CHANNELS, SIDE, KERNEL, DTYPE = 512, 256, 32, 9, torch.bfloat16
-Passes = tuple[float, float]  # forward and backward
+Passes = tuple[float, ...]  # forward and backward
 
 
 def passes_of_a_layer() -> dict[str, Passes]:
     """Layers in the middle of a model: what two take more than one."""
-    fused = list(layer_kernels(BATCH, CHANNELS, SIDE, KERNEL, DTYPE, "relu").values())
+    kernels = layer_kernels(BATCH, CHANNELS, SIDE, KERNEL, DTYPE, "relu")
+    fused = {name: passes(launch, BATCH * CHANNELS * SIDE**2) for name, launch in kernels.items()}
     return {
         "plain": difference(plain),
         "plain, compiled": difference(compiled),
-        "fused": (sum(map(passes, fused[:2])), sum(map(passes, fused[2:]))),
+        "fused": tuple(sum(n for name, n in fused.items() if way in name) for way in ("forward", "backward")),
     }
 
 
@@ -40,8 +41,7 @@ def difference(count: Callable[[nn.Module], list[int]]) -> Passes:
     """`count` gives the bytes that layers move forward and backward."""
     activation = BATCH * CHANNELS * SIDE**2 * DTYPE.itemsize
     one, two = (count(nn.Sequential(*layers(depth)).to(DTYPE)) for depth in (1, 2))
-    forward, backward = ((more - fewer) / activation for more, fewer in zip(two, one, strict=True))
-    return forward, backward
+    return tuple((more - fewer) / activation for more, fewer in zip(two, one, strict=True))
 
 
 def layers(depth: int) -> list[nn.Module]:
