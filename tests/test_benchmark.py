@@ -13,6 +13,7 @@ import torch
 from benchmarks import implementations, report, step_counts, steps, ways
 from benchmarks.counting import Counter, fake_cuda
 from benchmarks.implementations import Implementation
+from benchmarks.passes import passes_of_a_layer
 from benchmarks.roofline import Rates, roofline
 from conftest import checked, command, summaries
 from processes import REPOSITORY, environment_of
@@ -216,6 +217,14 @@ def test_operations_bytes_and_waits_of_a_step_are_counted_without_a_gpu() -> Non
         assert counter.operations > 5
         assert model.weight.grad is not None
         assert model.weight.grad.device.type == "cuda"
+
+
+@pytest.mark.slow
+def test_passes_over_an_activation_are_counted_without_a_gpu() -> None:
+    found = {name: round(sum(both)) for name, both in passes_of_a_layer().items()}
+    assert found["plain"] == 36
+    assert 20 <= found["plain, compiled"] <= 45  # as this version of Inductor fuses
+    assert found["fused"] <= 22
 
 
 @pytest.mark.parametrize(
