@@ -1,5 +1,6 @@
 """Runs as a user makes them: composed by Hydra, trained on real digits, in a folder of their own."""
 
+import gc
 import json
 import logging
 import subprocess
@@ -21,8 +22,12 @@ from processes import REPOSITORY, Command, environment_of
 from training import run
 
 TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that are never the same
-TINY = ("model.d_model=16", "model.depth=2", "trainer.epochs=2", "trainer.device=cpu", "trainer.figures=false")
+TINY = (
+    "model.d_model=16", "model.depth=2", "data.train_fraction=0.1", "trainer.epochs=2", "trainer.device=cpu",
+    "trainer.figures=false",
+)  # fmt: skip
 
+register()
 
 # Files whose tests start processes and wait for them. They are slow, and come first, so that no worker is left with one
 # of them at the end.
@@ -47,9 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+def quick_processes() -> None:
     """Tests run side by side; threads of their own would only get in each other's way."""
     torch.set_num_threads(1)
+    gc.freeze()  # every run collects garbage, which would look through all that has been imported
     logging.getLogger().setLevel(logging.INFO)  # as Hydra sets it for the command
 
 
@@ -67,7 +73,6 @@ def no_command_outlives_its_test() -> Iterator[None]:
 
 def checked(*overrides: str) -> Config:
     """The config of `python src/train.py OVERRIDES`."""
-    register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return check_config(compose("train", ["sweep=test", *overrides]))  # not the time of day
 

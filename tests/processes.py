@@ -5,6 +5,7 @@ fork server, from a process that has imported it; what they start in turn (worke
 """
 
 import atexit
+import gc
 import multiprocessing.forkserver
 import multiprocessing.process
 import os
@@ -90,6 +91,7 @@ class Command:
 def become(argv: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
     """Turn this forked process into the command."""
     multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # it is nobody's worker
+    gc.freeze()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

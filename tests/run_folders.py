@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ TREES: dict[tuple[str, ...], Any] = {}
 def write_run(folder: Path, *overrides: str, status: str = "completed", config: Any = None, **figures: Any) -> Path:
     """A run's folder; `figures` go to its summary, "__" for "/". It is of an older version unless given `overrides`."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config or as_tree(*overrides), sort_keys=False))
+    (folder / "config.yaml").write_text(
+        yaml.dump(config or as_tree(*overrides), Dumper=yaml.CSafeDumper, sort_keys=False)
+    )
     summary: dict[str, Any] = {
         "status": status,
         "name": " ".join(override.rpartition(".")[2] for override in overrides),
@@ -46,7 +49,7 @@ def as_tree(*overrides: str) -> Any:
     """The resolved config, as a dictionary; composed once for all tests."""
     if () not in TREES:
         TREES[()] = asdict(checked("study.reference=[]"))
-    tree = yaml.safe_load(yaml.safe_dump(TREES[()]))
+    tree = deepcopy(TREES[()])
     for override in overrides:
         path, _, value = override.partition("=")
         *sections, key = path.split(".")

@@ -19,7 +19,6 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 import wandb_sweep
 from config.errors import ConfigError
-from config.schema import register
 from conftest import TINY, Finished, checked, command
 from processes import REPOSITORY, environment_of
 from tracking.identity import run_id
@@ -39,7 +38,6 @@ def describe(
     *arguments: str, method: str = "grid", run_cap: int | None = None, hyperband: int | None = None
 ) -> dict[str, Any]:
     """The sweep's YAML for these overrides."""
-    register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return wandb_sweep.wandb_sweep(arguments, method, run_cap, hyperband)[1]
 

@@ -89,7 +89,8 @@ def test_published_layouts_give_the_same_logits_and_come_back_bit_equal(build: C
     torch.testing.assert_close(model(images), published(images), atol=1e-5, rtol=0)
     for layout, peer in (("timm", by_timm), ("authors", by_the_authors)):
         exported = to_layout(weights, layout)
-        assert list(exported) == list(peer(*shape).state_dict())
+        with torch.device("meta"):  # names alone
+            assert list(exported) == list(peer(*shape).state_dict())
         assert all(torch.equal(tensor, weights[name]) for name, tensor in from_layout(exported)[2].items())
 
 
