@@ -34,8 +34,8 @@ ARGUMENTS = (
 COLUMNS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"]
 
 
-def torchrun(processes: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
         [*launcher, str(REPOSITORY / "src" / "train.py"), *arguments],
         cwd=cwd,
@@ -114,14 +114,15 @@ def test_too_little_for_every_process_is_an_error(overrides: list[str], size: in
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     alone = command(*ARGUMENTS, "data.batch_size=30", "sweep=one", cwd=tmp_path)
     parts = ("data.batch_size=30", "trainer.accumulation_steps=5")  # of 16 and 14 images
-    ranks = torchrun(2, *ARGUMENTS, *parts, "sweep=two", cwd=tmp_path)
-    assert (alone.returncode, ranks.returncode) == (0, 0), alone.stderr + ranks.stderr
+    ranks = start_ranks(*ARGUMENTS, *parts, "sweep=two", cwd=tmp_path)
+    texts = outputs(ranks)
+    assert [alone.returncode, *(process.returncode for process in ranks)] == [0, 0, 0], [alone.stderr, *texts]
     one, two = (pd.read_csv(next(tmp_path.glob(f"outputs/{sweep}/*/metrics.csv"))) for sweep in ("one", "two"))
     np.testing.assert_allclose(one[COLUMNS], two[COLUMNS], rtol=1e-4)
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/summary.json")]
     assert [summary["status"] for summary in summaries] == ["completed"] * 2
     assert summaries[0]["test/loss"] == pytest.approx(summaries[1]["test/loss"], rel=1e-4)
-    assert ranks.stdout.count("epoch 2/2") == 1  # one voice
+    assert "".join(texts).count("epoch 2/2") == 1  # one voice
 
 
 AVERAGED = ("trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1")
@@ -179,16 +180,16 @@ def test_a_team_validates_the_weights_that_it_keeps(tmp_path: Path) -> None:
 
 
 def test_a_sweep_on_two_processes(tmp_path: Path) -> None:
-    done = torchrun(2, "-m", "model.kernel_size=3,5", *ARGUMENTS, "trainer.epochs=1", "sweep=s", cwd=tmp_path)
+    done = torchrun("-m", "model.kernel_size=3,5", *ARGUMENTS, "trainer.epochs=1", "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("outputs/s/*/metrics.csv"))) == 2
     assert done.stdout.count("run 2 of 2") == 1
 
 
 def test_the_processes_must_share_a_name(tmp_path: Path) -> None:
-    done = torchrun(2, *ARGUMENTS, cwd=tmp_path)
-    assert done.returncode != 0
-    assert "set it with sweep=NAME" in done.stderr
+    ranks = start_ranks(*ARGUMENTS, cwd=tmp_path)
+    assert all("set it with sweep=NAME" in text for text in outputs(ranks))
+    assert [process.returncode for process in ranks] == [1, 1]
     assert not (tmp_path / "outputs").exists()
 
 

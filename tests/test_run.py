@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import wandb_files
-from conftest import Finished, checked, command
+from conftest import Finished, checked, start, wait_for
 from data import datasets
 from data.batches import make_eval_loader, make_train_loader
 from ops.depthwise import BACKENDS, TRITON
@@ -360,18 +360,20 @@ def test_wandb_shows_how_an_epoch_goes(train: Train, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> None:
-    started = time.monotonic()
-    done = command(
+    process = start(
         *TINY_SIZE, "trainer.epochs=1", "data.train_fraction=0.1", "wandb.mode=online", "sweep=s", cwd=tmp_path,
         WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40,
     )  # fmt: skip
+    wait_for(lambda: [*tmp_path.glob("outputs/s/*/config.yaml")], process)
+    started = time.monotonic()
+    output = process.communicate(timeout=200)[0]
     took = time.monotonic() - started
-    assert done.returncode == 0, done.stderr
-    assert "W&B is out of reach" in done.stdout
+    assert process.returncode == 0, output
+    assert "W&B is out of reach" in output
     (folder,) = [path.parent for path in tmp_path.glob("outputs/s/*/config.yaml")]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "completed"
-    assert took < summary["seconds"] + 60  # 15 for the server; the rest is imports on a busy machine
+    assert took < summary["seconds"] + 60  # 15 for the server
     assert wandb_files.read(folder)["history"][0]["epoch"] == 1
 
 

@@ -71,10 +71,12 @@ def test_groups_can_be_swept_with_glob(tmp_path: Path) -> None:
 
 def test_a_larger_grid_takes_up_the_runs_of_the_smaller_one(tmp_path: Path) -> None:
     command("-m", "kernel=k3,k5", *SMALL, "sweep=s", cwd=tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/s/*/metrics.csv")}
     done = command("-m", "kernel=k3,k5", "seed=0,1", *SMALL, "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("completed before") == 2
     assert len(statuses(tmp_path / "outputs" / "s")) == 4
+    assert len(times) == 2 and all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 def test_the_terminal_is_quiet_when_it_is_none(tmp_path: Path) -> None:
