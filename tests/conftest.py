@@ -114,7 +114,8 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on digits; not to be changed."""
-    config = checked(*TINY, "model.kernel_size=4", "trainer.epochs=1", f"output_dir={tmp_path_factory.mktemp('out')}")
+    output = f"output_dir={tmp_path_factory.mktemp('out')}"
+    config = checked(*TINY, "model.kernel_size=4", "data.train_fraction=1", "trainer.epochs=1", output)
     with pytest.MonkeyPatch.context() as quiet:
         quiet.setenv("WANDB_MODE", "disabled")
         run.run(config, [])

@@ -399,7 +399,9 @@ def test_a_run_records_its_images_and_reads_them_once(
     folder: Path, train: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def images_of(*overrides: str) -> str:
-        done = train("data=image_folder", f"data.root={folder}", "data.batch_size=8", *overrides)
+        done = train(
+            "data=image_folder", f"data.root={folder}", "data.train_fraction=1", "data.batch_size=8", *overrides
+        )
         return done.summary["data_fingerprint"]
 
     fingerprint.cache_clear()
@@ -582,5 +584,5 @@ def test_a_run_makes_its_batches_before_its_ranks_meet_on_the_gpu(
 
     for name in ("make_loaders", "TrainingState"):
         monkeypatch.setattr(run, name, noted(name))
-    assert train("trainer.epochs=1", "data.train_fraction=0.1").summary["status"] == "completed"
+    assert train("trainer.epochs=1").summary["status"] == "completed"
     assert order == ["make_loaders", "TrainingState"]

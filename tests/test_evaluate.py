@@ -199,36 +199,35 @@ def test_published_weights_come_from_the_hub_once(hub: type[Hub], photographs: P
     ],
 )
 def test_what_does_not_fit_is_named(
-    overrides: tuple[str, ...], names: str, train: Train, photographs: Path, tmp_path: Path
+    overrides: tuple[str, ...], names: str, digits_run: Path, photographs: Path, tmp_path: Path
 ) -> None:
     foreign = tmp_path / "foreign.pt"
     torch.save(by_timm(8, 1, 3, 2, 10, "relu").state_dict(), foreign)
     given = [override.format(images=photographs, foreign=foreign) for override in overrides]
     if not given[0].startswith("checkpoint"):
-        given.insert(0, f"checkpoint={train('data.train_fraction=0.1', 'trainer.epochs=1').folder}")
+        given.insert(0, f"checkpoint={digits_run}")
     with pytest.raises(ConfigError, match=names):
         evaluate(tmp_path / "e", *given)
     assert not (tmp_path / "e").exists()
 
 
 @pytest.mark.slow
-def test_the_command(train: Train, tmp_path: Path) -> None:
-    done = train("data.train_fraction=0.1", "trainer.epochs=1")
-    first = command(f"checkpoint={done.folder}", "output=e", "summary=true", cwd=tmp_path, script="evaluate")
+def test_the_command(digits_run: Path, tmp_path: Path) -> None:
+    summary = json.loads((digits_run / "summary.json").read_text())
+    first = command(f"checkpoint={digits_run}", "output=e", "summary=true", cwd=tmp_path, script="evaluate")
     assert first.returncode == 0, first.stderr
-    assert f"{done.summary['parameters']:,} parameters" in first.stdout
-    assert f"{done.summary['test/accuracy']:.2%}" in first.stdout
-    again = command(f"checkpoint={done.folder}", "output=e", cwd=tmp_path, script="evaluate")
+    assert f"{summary['parameters']:,} parameters" in first.stdout
+    assert f"{summary['test/accuracy']:.2%}" in first.stdout
+    again = command(f"checkpoint={digits_run}", "output=e", cwd=tmp_path, script="evaluate")
     assert again.returncode == 1
     assert again.stderr.startswith("error: output=e")
     assert again.stderr.count("\n") == 1
 
 
-def test_nothing_is_overwritten_without_being_asked(train: Train, tmp_path: Path) -> None:
-    done = train("data.train_fraction=0.1", "trainer.epochs=1")
+def test_nothing_is_overwritten_without_being_asked(digits_run: Path, tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "evaluation.json").write_text("mine")
     with pytest.raises(ConfigError, match="output="):
-        evaluate(tmp_path / "e", f"checkpoint={done.folder}")
+        evaluate(tmp_path / "e", f"checkpoint={digits_run}")
     assert (tmp_path / "e" / "evaluation.json").read_text() == "mine"
-    assert evaluate(tmp_path / "e", f"checkpoint={done.folder}", "overwrite=true")["images"] == 360
+    assert evaluate(tmp_path / "e", f"checkpoint={digits_run}", "overwrite=true")["images"] == 360

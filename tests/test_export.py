@@ -154,7 +154,7 @@ def test_a_file_appears_whole_or_not_at_all(digits_run: Path, tmp_path: Path, mo
 
 
 def test_what_a_format_cannot_hold_is_named(train: Callable[..., Finished], tmp_path: Path) -> None:
-    done = train("model.norm=layer", "trainer.epochs=1", "data.train_fraction=0.1")
+    done = train("model.norm=layer", "trainer.epochs=1")
     for overrides, names in (
         (["format=timm"], "model.norm=layer"),
         (["format=tensorrt"], "format=tensorrt"),

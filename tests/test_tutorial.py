@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import jupytext
@@ -12,13 +10,13 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from conftest import checked, summaries
-from processes import REPOSITORY, environment_of
+from conftest import checked, command, summaries
+from processes import REPOSITORY
 from tracking.identity import run_id
 
 SCRIPT = REPOSITORY / "experiments" / "convmixer-experiment-cifar10.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
-SMALL = "trainer.epochs=1 model.d_model=16 model.depth=2"
+SMALL = "trainer.epochs=1 model.d_model=16 model.depth=2 data.train_fraction=0.2"
 PICTURES = [
     "augmentation", "confusion_matrix", "depthwise_kernels", "images", "loss", "patch_embedding_filters", "predictions",
 ]  # fmt: skip
@@ -57,14 +55,10 @@ def test_what_is_shipped_was_executed_in_order_and_is_whole() -> None:
 
 def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9"
-    finished = subprocess.run(
-        [sys.executable, SCRIPT],
-        cwd=tmp_path,
-        env=environment_of(
-            TUTORIAL=f"{SMALL} data.root={tmp_path}/data output_dir={tmp_path}",
-            http_proxy=nowhere, https_proxy=nowhere, no_proxy="",
-        ),
-        capture_output=True, text=True, timeout=120, check=False,
+    finished = command(
+        cwd=tmp_path, script=f"../experiments/{SCRIPT.stem}",
+        TUTORIAL=f"{SMALL} data.root={tmp_path}/data output_dir={tmp_path}",
+        http_proxy=nowhere, https_proxy=nowhere, no_proxy="",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert "cifar10 is not there intact and could not be downloaded" in finished.stdout
@@ -92,7 +86,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(SCRIPT)
-    nbclient.execute(notebook, cwd=SCRIPT.parent, timeout=120)
+    nbclient.execute(notebook, cwd=SCRIPT.parent, timeout=300)
     assert "digits: 8×8 pixels" in printed(notebook)
     assert len(shown(notebook)) == len(PICTURES)
     assert [summary["status"] for summary in summaries(tmp_path / "tutorial")] == ["completed"] * 2

@@ -24,8 +24,6 @@ from processes import REPOSITORY, environment_of
 from tracking.identity import run_id
 from wandb_server import WandbServer
 
-SMALL = (*TINY, "data.train_fraction=0.1")
-
 
 @pytest.fixture
 def server() -> Iterator[WandbServer]:
@@ -161,9 +159,9 @@ def rows(*arguments: str, cwd: Path, **environment: str) -> list[dict[str, Any]]
 def test_an_agent_trains_stops_and_finds_runs(
     train: Callable[..., Finished], tmp_path: Path, server: WandbServer
 ) -> None:
-    known = train("data.train_fraction=0.1", "dropout=blocks", "dropout.rate=0.1")
+    known = train("dropout=blocks", "dropout.rate=0.1")
     before = (known.folder / "metrics.csv").stat().st_mtime_ns
-    arguments = (*SMALL, "dropout=blocks,head", "dropout.rate=0.1", "trainer.epochs=2,5000", "output_dir=.")
+    arguments = (*TINY, "dropout=blocks,head", "dropout.rate=0.1", "trainer.epochs=2,5000", "output_dir=.")
     made = command(*arguments, "sweep=sweep0", cwd=tmp_path, script="wandb_sweep", **server.environment)
     assert made.stdout.splitlines()[-1] == "wandb agent team/convmixer/sweep0", made.stderr
     points = [("blocks", 2), ("head", 2), ("head", 5000)]
@@ -200,7 +198,7 @@ def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
     train: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WandbServer
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    done = train("data.train_fraction=0.1", "wandb.project=later")
+    done = train("wandb.project=later")
     wandb.teardown()  # the client's service writes on after a run's end
     sweep = done.folder.parent.name
     files = [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*/wandb/offline-run-*")]

@@ -82,7 +82,7 @@ def test_frozen_parts_stay_as_they_were(freeze: str, digits_run: Path, train: Tr
     before = torch.load(digits_run / "checkpoints" / "best.pt", weights_only=True)
     tuned = train(
         "model.kernel_size=4", f"model.pretrained={digits_run}", f"trainer.freeze={freeze}", "trainer.epochs=1",
-        "data.train_fraction=0.1", "scheduler=constant", "seed=1",
+        "scheduler=constant", "seed=1",
     )  # fmt: skip
     after = torch.load(tuned.folder / "checkpoints" / "best.pt", weights_only=True)
     names = [name for name in after["model"] if "num_batches" not in name]
