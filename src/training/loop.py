@@ -5,7 +5,6 @@ Nothing in it waits for the device but a look at the metrics once a second.
 
 import logging
 import math
-from dataclasses import asdict
 from typing import Any, cast
 
 from torch.utils.data import DataLoader
@@ -22,7 +21,6 @@ from tracking.trial import Pruned
 from training.evaluation import Evaluation, evaluate
 from training.metrics import Metrics, NotFinite
 from training.optimization import check_batch_statistics, check_schedule, learning_rate, train_mode
-from training.selection import Selection
 from training.state import TrainingState
 from training.step import TrainStep
 
@@ -36,7 +34,6 @@ class Trainer:
 
     Args:
         state: what every step changes.
-        selection: how the model is computed.
         data: what to train on, to validate and to test with.
         loaders: its batches.
         folder: of the run, for its record and its checkpoints.
@@ -44,17 +41,16 @@ class Trainer:
     """
 
     def __init__(
-        self, state: TrainingState, selection: Selection, data: DataSplits, loaders: Loaders, folder: RunFolder,
-        launcher: Launcher,
-    ) -> None:  # fmt: skip
-        self.state, self.selection, self.data, self.folder, self.launcher = state, selection, data, folder, launcher
+        self, state: TrainingState, data: DataSplits, loaders: Loaders, folder: RunFolder, launcher: Launcher
+    ) -> None:
+        self.state, self.data, self.folder, self.launcher = state, data, folder, launcher
         self.config, self.world = config, world = folder.config, state.world
         self.train_loader, self.val_loader, self.test_loader = loaders
         self.sampler = cast(DistributedBatchSampler, self.train_loader.sampler)
         self.steps_per_epoch = len(self.train_loader)
         check_schedule(config, self.steps_per_epoch)
         check_batch_statistics(config, self.sampler, data.image_size)
-        self.train_step = TrainStep(state, selection.way.applied_to(config), data, self.sampler.size(0))
+        self.train_step = TrainStep(state, state.config, data, self.sampler.size(0))
         self.new_best: dict[str, Any] | None = None  # is written with the next checkpoint
         self.non_finite_step = 0  # as the metrics were last read
         self.signals = SignalHandler(launcher)
@@ -148,8 +144,8 @@ class Trainer:
     def save(self) -> None:
         state = self.state.state_dict()
         if self.world.rank == 0:
-            of_run = {"selection": asdict(self.selection), "rows": self.folder.rows}
-            self.folder.checkpoints.save({**describe_model(self.config, self.data), **state, **of_run}, self.new_best)
+            checkpoint = {**describe_model(self.config, self.data), **state, "rows": self.folder.rows}
+            self.folder.checkpoints.save(checkpoint, self.new_best)
         self.new_best, self.signals.save_requested = None, False
 
     def validate(self) -> Metrics | None:

@@ -108,8 +108,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)
     shape = images_at_once(config, data.channels, data.image_size, world)
-    before = Selection(**checkpoint["selection"]) if checkpoint and "selection" in checkpoint else None
-    selection = select(config, shape, device, world, before)
+    before = checkpoint.get("selection") if checkpoint else None
+    selection = select(config, shape, device, world, Selection(**before) if before else None)
     config = selection.way.applied_to(config)
     model = make_model(config, data.channels, len(data.classes))
     if config.model.pretrained:
@@ -120,8 +120,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     freeze(model, config.trainer.freeze)
     loaders = make_loaders(data, config, world, device)  # before NCCL starts with the model
     model = model.to(device).to(memory_format=memory_format(config))
-    state = TrainingState(model, config, world, device)
-    trainer = Trainer(state, selection, data, loaders, folder, launcher)
+    state = TrainingState(model, config, world, device, selection)
+    trainer = Trainer(state, data, loaders, folder, launcher)
     if checkpoint:
         state.load_state_dict(checkpoint)
 

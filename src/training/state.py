@@ -1,6 +1,7 @@
 """What training changes, in one object, whose state_dict is what a checkpoint holds."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from runtime.distributed import World
 from training.metrics import Best, EarlyStopping, MetricAccumulator
 from training.model import EMA
 from training.optimization import make_optimizer
+from training.selection import Selection
 
 
 class Stopwatch:
@@ -36,6 +38,7 @@ class TrainingState:
 
     Attributes:
         model: being trained, on its device.
+        config: with the way to compute it that was selected.
         ema: of its weights, or None.
         metrics: of the epoch's images so far, on this rank.
         epoch: the one that is being trained, from 1.
@@ -44,8 +47,10 @@ class TrainingState:
         clock: the time that the run took.
     """
 
-    def __init__(self, model: nn.Module, config: Config, world: World, device: torch.device) -> None:
-        self.model, self.world, self.device = model, world, device
+    def __init__(
+        self, model: nn.Module, config: Config, world: World, device: torch.device, selection: Selection | None = None
+    ) -> None:
+        self.model, self.config, self.world, self.device, self.selection = model, config, world, device, selection
         self.optimizer = make_optimizer(model, config.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
         self.ema = None if config.trainer.ema_decay is None else EMA(model, config.trainer.ema_decay)
@@ -78,6 +83,7 @@ class TrainingState:
             "early_stopping": self.early_stopping.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "selection": self.selection and asdict(self.selection),
             "epoch_seconds": self.epoch_clock.seconds,
             "seconds": self.clock.seconds,
         }
