@@ -53,11 +53,6 @@ class Operand:
         distinct = (length for length, stride in zip(self.shape, self.stride, strict=True) if stride or not length)
         return math.prod(distinct) * self.dtype.itemsize
 
-    @property
-    def is_channels_last(self) -> bool:
-        """Whether the channels of a grid of more than one position are next to each other."""
-        return len(self.shape) == 4 and self.stride[1] == 1 and math.prod(self.shape[2:]) > 1 < self.shape[1]
-
 
 @dataclass(frozen=True)
 class Call:
