@@ -13,7 +13,7 @@ from config.schema import SGD, Config, WarmedUp, flatten, keys_of
 
 
 def check_config(composed: DictConfig) -> Config:
-    """A run's composed config as typed objects, with what its study's references hold for.
+    """A run's composed config as typed objects, with the recipe that its study's references are for.
 
     Raises:
         ConfigError: a value is outside its constraint, or two do not fit together.

@@ -237,11 +237,11 @@ class Wandb:
 class Study:
     """What an experiment asks and what others measured: for the comparison, without effect on a run."""
 
-    name: str | None = None  # the experiment's
+    name: str | None = None  # conf/experiment/NAME.yaml
     question: str | None = None
     source: str | None = None  # of the reference values
     metric: str = key(one_of("val/accuracy", "test/accuracy"), "test/accuracy")  # what they are values of
-    where: dict[str, Any] = field(default_factory=dict)  # keys and values of runs beside references; the own recipe's
+    where: dict[str, Any] = field(default_factory=dict)  # config key: value of runs beside a reference; else NAME's
     reference: list[dict[str, Any]] = field(default_factory=list)  # {where: {config key: value}, value: fraction}
 
 
@@ -272,7 +272,8 @@ NOT_IDENTITY = (
     "study", "on_failure", "output_dir", "sweep", "varied", "trial",
 )  # fmt: skip
 
-# Keys that a reference holds for whatever they are: chance, speed and precision, and those that work through others.
+# Keys that a recipe leaves open, and a reference holds whatever they are: chance, speed, precision, what acts through
+# other keys.
 NOT_RECIPE = (
     *NOT_IDENTITY, "seed", "data.split_seed", "data.pipeline", "trainer.precision", "trainer.channels_last",
     "trainer.compile", "trainer.compile_mode", "trainer.sync_batch_norm", "trainer.accumulation_steps",
