@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from config.check import check_config
 from config.errors import ConfigError
@@ -117,7 +117,9 @@ def launch(launcher: Launcher, jobs: Iterable[Job], first_number: int) -> None:
 def runs_of_search(config: DictConfig) -> int:
     """The most runs that a search can have; 0 where the sweep is none."""
     sweeper = config.hydra.sweeper
-    return sweeper.n_trials * len(sweeper.seeds or [None]) if "n_trials" in sweeper else 0
+    if "n_trials" not in sweeper:
+        return 0
+    return sweeper.n_trials * (len(sweeper.seeds) if OmegaConf.is_list(sweeper.seeds) else 1)
 
 
 def objective(summary: Mapping[str, Any]) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
-from config.errors import ConfigError
+from config.errors import ConfigError, shown
 from sweeps import jobs
 from tracking.trial import PRUNERS
 
@@ -32,14 +32,14 @@ class SearchOptions:
             jobs.check_whole(f"hydra.sweeper.{name}", getattr(self, name), low)
         if self.seeds is not None and not are_seeds(self.seeds):
             raise ConfigError(
-                f"hydra.sweeper.seeds={self.seeds}: expected different whole numbers, e.g. [0,1,2], or null"
+                f"hydra.sweeper.seeds={shown(self.seeds)}: expected different whole numbers, e.g. [0,1,2], or null"
             )
         try:
             self.sampler(seed=self.seed)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"hydra.sweeper.sampler: {error}") from error
         if self.pruner not in PRUNERS:
-            raise ConfigError(f"hydra.sweeper.pruner={self.pruner}: expected one of {', '.join(PRUNERS)}")
+            raise ConfigError(f"hydra.sweeper.pruner={shown(self.pruner)}: expected one of {', '.join(PRUNERS)}")
         if not isinstance(self.finish_pruned, int | float) or not 0 <= self.finish_pruned <= 1:
             raise ConfigError(f"hydra.sweeper.finish_pruned={self.finish_pruned}: expected a share, from 0 to 1")
 
