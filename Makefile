@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PYTEST = .venv/bin/python -m pytest -n 4 --maxschedchunk 1
+PYTEST = .venv/bin/python -m pytest -n 4 --dist loadgroup
 
 .PHONY: help sweep test test-fast check
 help: ## list the targets

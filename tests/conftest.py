@@ -29,16 +29,8 @@ TINY = (
 
 register()
 
-# Files whose tests start processes and wait for them. They are slow, and come first, so that no worker is left with one
-# of them at the end.
-PROCESSES = (
-    "test_launchers",
-    "test_wandb_sweep",
-    "test_search",
-    "test_resume",
-    "test_tutorial",
-    "test_distributed",
-)
+# Files whose tests start processes and wait for them; all are slow.
+PROCESSES = ("test_distributed", "test_launchers", "test_resume", "test_search", "test_tutorial", "test_wandb_sweep")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -48,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
-    items.sort(key=lambda item: PROCESSES.index(item.path.stem) if item.path.stem in PROCESSES else len(PROCESSES))
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))  # first, so that none is left at the end
 
 
 @pytest.fixture(autouse=True, scope="session")

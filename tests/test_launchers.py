@@ -16,6 +16,7 @@ import slurm
 from conftest import command, metrics, start, summaries, wait_for
 from processes import REPOSITORY, Command
 
+pytestmark = pytest.mark.xdist_group("launchers")  # one after the other: they wait for Slurm, while others compute
 SMALL = ("model.d_model=8", "model.depth=1", "data.train_fraction=0.1", "wandb.mode=disabled", "trainer.figures=false")
 TWO = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
 SIDE_BY_SIDE = ("hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2")
