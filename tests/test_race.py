@@ -108,9 +108,9 @@ def test_without_any_spread_nothing_is_dropped() -> None:
 # Real ones.
 
 DIGITS = (
-    "-m", "hydra/sweeper=race", "hydra.sweeper.max_seeds=8", "optimizer.lr=0.03,0.04,0.00001,0.00002",
-    "model.d_model=16", "model.depth=1", "trainer.epochs=2", "trainer.figures=false", "data.batch_size=32",
-    "data.num_workers=0", "wandb.mode=disabled", "sweep=r",
+    "-m", "hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=6",
+    "optimizer.lr=0.03,0.04,0.00001,0.00002", "model.d_model=16", "model.depth=1", "trainer.epochs=2",
+    "data.batch_size=32", "data.num_workers=0", "trainer.figures=false", "wandb.mode=disabled", "sweep=r",
 )  # fmt: skip
 
 
@@ -122,17 +122,25 @@ def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_goo
     wait_for(lambda: len(list(sweep.glob("*/checkpoints/best.pt"))) == 3, process)
     process.kill()
     process.communicate()
-    done = command(*DIGITS, cwd=tmp_path)
+    done = command(*DIGITS, "hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     seeds = Counter(yaml.safe_load(path.read_text())["optimizer"]["lr"] for path in sweep.glob("*/config.yaml"))
-    assert seeds == {0.03: 8, 0.04: 8, 1e-5: 4, 2e-5: 4}, "the worse ones get half of the seeds"
-    assert [summary["status"] for summary in summaries(sweep)] == ["completed"] * 24
+    assert seeds == {0.03: 6, 0.04: 6, 1e-5: 3, 2e-5: 3}, "the worse ones get half of the seeds"
+    assert [summary["status"] for summary in summaries(sweep)] == ["completed"] * 18
     table = (sweep / "race.md").read_text()
-    assert table.count("dropped in round 1") == 2 and "max_seeds=8" in table and "| winner |" not in table
+    assert table.count("dropped in round 1") == 2 and "max_seeds=6" in table and "| winner |" not in table
     assert "race.md" in (sweep / "comparison.md").read_text(), "its p values do not allow for the race's looks"
     again = command(*DIGITS, cwd=tmp_path)
     assert "ConvMixer-16/1" not in again.stdout  # nothing is run
     assert (sweep / "race.md").read_text() == table
+
+
+def test_a_race_needs_no_name(tmp_path: Path) -> None:
+    small = ("hydra.sweeper.max_seeds=3", "data.train_fraction=0.1", "trainer.epochs=1")
+    unnamed = [word for word in DIGITS if not word.startswith("sweep=")]
+    done = command(*unnamed, *small, "optimizer.lr=0.03,0.04", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| in question |" in next(tmp_path.glob("outputs/*/race.md")).read_text()
 
 
 @pytest.mark.parametrize(
