@@ -223,7 +223,7 @@ def test_operations_bytes_and_waits_of_a_step_are_counted_without_a_gpu() -> Non
 def test_passes_over_an_activation_are_counted_without_a_gpu() -> None:
     found = {name: round(sum(both)) for name, both in passes_of_a_layer().items()}
     assert found["plain"] == 36
-    assert 20 <= found["plain, compiled"] <= 45  # as this version of Inductor fuses
+    assert 20 <= found["plain, compiled"] <= 36  # as this version of Inductor fuses
     assert found["fused"] <= 22
 
 

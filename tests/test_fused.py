@@ -11,8 +11,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.counting import Counter, fake_cuda, move
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
-from ops import fused
+from ops import fused, launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # there compiled, and among what -m gpu selects
@@ -236,6 +237,19 @@ def test_its_operators_are_what_pytorch_expects_of_one() -> None:
     assert len(calls) == 4
     for operator, arguments in calls.items():
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_host_never_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "unavailable", lambda _: None)
+    model = convmixer()
+    with fake_cuda():
+        move(model)
+        images = torch.empty(2, 3, 4, 4, device="cuda")
+        assert fused.is_wanted(model, images)
+        with Counter() as counter:
+            model(images).sum().backward()
+    assert counter.operations > 0
+    assert counter.synchronizations == []
 
 
 @pytest.mark.gpu

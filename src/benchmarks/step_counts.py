@@ -8,8 +8,10 @@ import torch
 
 from benchmarks.counting import Counter, fake_cuda, move
 from benchmarks.setting import make_config
+from config.errors import ConfigError
 from config.schema import Config
 from data.datasets import DataSplits, Split
+from ops.depthwise import TRITON
 from runtime.console import print_table, si
 from runtime.distributed import World
 from training.model import make_model, memory_format
@@ -30,7 +32,12 @@ def run(overrides: list[str]) -> None:
     """The paper's CIFAR-10 recipe in batches of 512, not compiled, from a batch on the GPU to averaged weights."""
     rows = []
     for name, way in WAYS.items():
-        counters = count(make_config([*RECIPE, *way, *overrides]))
+        config = make_config([*RECIPE, *way, *overrides])
+        if config.model.backend in TRITON:
+            raise ConfigError(
+                f"model.backend={config.model.backend}: count sees PyTorch's operations alone; take kernels"
+            )
+        counters = count(config)
         rows.append(
             (
                 name,
