@@ -13,8 +13,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from config.backends import BACKENDS
+
 CONF = Path(__file__).parents[2] / "conf"
-BACKENDS = ("auto", "reference", "stacked", "toeplitz", "banded", "fused")  # of model.backend; ops/depthwise.py
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from config.schema import BACKENDS
+from config.backends import BACKENDS
 from ops import depthwise_reference, depthwise_stacked, depthwise_toeplitz, launch
 
 TRITON = ("banded", "fused")
