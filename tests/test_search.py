@@ -20,7 +20,7 @@ from conftest import checked, command, metrics, start, summaries, wait_for
 from processes import REPOSITORY
 from sweeps import search
 from sweeps.jobs import parse_overrides
-from sweeps.outcome import findings
+from sweeps.outcome import findings, importance
 from sweeps.search_figure import search_figure
 from sweeps.seeds import is_hopeless
 from sweeps.space import check_space, split_overrides
@@ -201,16 +201,17 @@ def test_hopeless_is_what_is_significantly_worse_with_the_pooled_spread(seed: in
 
 def test_what_a_search_found() -> None:
     study = searched(20)
-    lines = findings(study, "val/accuracy", seeds=3)
+    lines = findings(study, "val/accuracy", 3, importance(study))
     assert re.search(r"20 trials, 4 of which pruned: .* 95.0% .*seeds.* with optimizer.lr=", lines[0])
     assert re.search(r"pruner: 6 trials.*same: 2.*others: 1 of 2", lines[1])
     assert re.search(r"3 seeds: 7 trials", lines[2])
     assert re.search(r"16 trials\): optimizer.lr [6-9]\d%, ", lines[3])
-    assert not any("importance" in line for line in findings(searched(9), "val/accuracy", seeds=3))
+    assert not importance(searched(9))  # it would be noise
 
 
 def test_the_figure_of_a_search() -> None:
-    figure = search_figure(searched(20), "val/accuracy", n_seeds=3)
+    study = searched(20)
+    figure = search_figure(study, "val/accuracy", 3, importance(study))
     assert figure
     assert_legible(figure)
     panels = {axes.get_title("left").partition(":")[0]: axes for axes in figure.axes if axes.axison}
@@ -219,7 +220,7 @@ def test_the_figure_of_a_search() -> None:
         "optimizer.lr": "log", "model.depth": "linear", "augmentation": "linear", "model.kernel_size": "linear"
     }  # fmt: skip
     assert sum(line.get_xdata().size for line in panels["optimizer.lr"].lines) == 20 + 1  # the best one twice
-    assert search_figure(searched(0), "val/accuracy", n_seeds=3) is None
+    assert search_figure(searched(0), "val/accuracy", 3, {}) is None
 
 
 def searched(n_trials: int) -> optuna.Study:

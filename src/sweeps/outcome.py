@@ -16,12 +16,17 @@ from tracking.trial import FINISH, PRUNED_AT
 FEWEST = 10  # completed trials that it takes for importances: of fewer they are noise
 
 
-def findings(study: optuna.Study, monitor: str, seeds: int) -> list[str]:
-    """Lines to be printed; `seeds` that a trial gets."""
-    lines = [best(study, monitor, seeds), pruning(study)]
-    if fewer := sum(len(values) < seeds for values in seed_values(study).values()):
-        lines.append(f"given up before the last of {seeds} seeds: {count(fewer, 'trial')}")
-    if shares := importance(study):
+def findings(study: optuna.Study, monitor: str, n_seeds: int, shares: Mapping[str, float]) -> list[str]:
+    """Lines to be printed.
+
+    Args:
+        n_seeds: that a trial gets.
+        shares: of each key; see importance().
+    """
+    lines = [best(study, monitor, n_seeds), pruning(study)]
+    if fewer := sum(len(values) < n_seeds for values in seed_values(study).values()):
+        lines.append(f"given up before the last of {n_seeds} seeds: {count(fewer, 'trial')}")
+    if shares:
         named = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
         lines.append(f"importance (fANOVA of {len(completed(study))} trials): {named}")
     return [line for line in lines if line]
@@ -41,7 +46,7 @@ def objective(trial: FrozenTrial) -> float:
     return trial.value
 
 
-def best(study: optuna.Study, monitor: str, seeds: int = 1) -> str:
+def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
     of = count(len(not_retried(study)), "trial")
     for state, word in ((TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")):
         if n := len(not_retried(study, state)):
@@ -50,7 +55,7 @@ def best(study: optuna.Study, monitor: str, seeds: int = 1) -> str:
         return f"no trial completed, of {of}"
     value = study.best_value
     figure = f"{value:.1%}" if monitor == "val/accuracy" else f"{value:.4f}"
-    mean = f" (mean over {seeds} seeds)" if seeds > 1 else ""
+    mean = f" (mean over {n_seeds} seeds)" if n_seeds > 1 else ""
     return f"best of {of}: {monitor} {figure}{mean} with {' '.join(overrides_of(study.best_params))}"
 
 

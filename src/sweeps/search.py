@@ -1,5 +1,8 @@
 """Search instead of a grid: Optuna proposes the runs of a sweep, and learns from how they did.
 
+A trial is a run, or one for each of several seeds. Its first run reports to the study after every epoch, which may
+prune it (tracking/trial.py); a trial that is hopeless gets no further seeds (sweeps/seeds.py).
+
 Everything that it knows is in OUTPUT_DIR/SWEEP/search.db, so that the same command resumes whatever ended it:
 `optuna-dashboard sqlite:///OUTPUT_DIR/SWEEP/search.db` shows it.
 """
@@ -22,7 +25,7 @@ from config.errors import ConfigError
 from config.schema import Config, overrides_of
 from runtime.console import say
 from sweeps import jobs
-from sweeps.outcome import findings
+from sweeps.outcome import findings, importance
 from sweeps.search_figure import search_figure
 from sweeps.search_options import SearchOptions
 from sweeps.seeds import is_hopeless
@@ -76,9 +79,10 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], **k
         while batch or (batch := propose(study, space, options)):
             run_batch(app, study, batch, fixed, launcher, options)
             batch = []
-        for line in findings(study, monitor, options.n_seeds):
+        shares = importance(study)
+        for line in findings(study, monitor, options.n_seeds, shares):
             say(line)
-        if figure := search_figure(study, monitor, options.n_seeds):
+        if figure := search_figure(study, monitor, options.n_seeds, shares):
             plots.save(figure, folder / "search")
 
 

@@ -1,7 +1,7 @@
 """A search as a figure: the objective over the values of each searched key, a point for each trial."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState
 
 from comparison.formatting import count, shorten
-from sweeps.outcome import completed, importance, objective, sign, was_spared
+from sweeps.outcome import completed, objective, sign, was_spared
 from sweeps.trials import seed_values
 from tracking.plots import COLORS, GREY, PAGE, STYLE
 
@@ -40,13 +40,13 @@ class Point:
     seeds: list[float] = field(default_factory=list)
 
 
-def search_figure(study: optuna.Study, monitor: str, n_seeds: int) -> Figure | None:
+def search_figure(study: optuna.Study, monitor: str, n_seeds: int, shares: Mapping[str, float]) -> Figure | None:
     """A panel for each key, the most important first; a line spans a trial's seeds. None if no trial completed."""
     if not completed(study):
         return None
     unit = 100 if monitor.endswith("accuracy") else 1
     points = points_of(study, n_seeds, unit)
-    shares, space = importance(study), study.best_trial.distributions
+    space = study.best_trial.distributions
     keys = sorted(space, key=lambda key: -shares.get(key, 0.0))
     columns = 2 if len(keys) == 4 else min(3, len(keys))
     rows = math.ceil(len(keys) / columns)
