@@ -53,10 +53,10 @@ def main() -> None:
             print(report.as_json(read(given.folders, given.metric, given.sort, given.filter, given.wandb)))
         else:
             runs = compare(given.folders, given.metric, given.sort, given.filter, given.wandb)
-            for folder in given.folders:
-                if now := progress(folder):
-                    say(f"{folder}: {now}")
-            if not runs:
+            under_way = [f"{folder}: {now}" for folder in given.folders if (now := progress(folder))]
+            for line in under_way:
+                say(line)
+            if not runs and not under_way:
                 raise ConfigError(
                     f"{' and '.join(map(str, [*given.folders, *given.wandb]))}: no runs here"
                     + (" that fit" if given.filter else "")

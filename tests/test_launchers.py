@@ -182,6 +182,8 @@ def test_submit_and_leave(tmp_path: Path, cluster: dict[str, str]) -> None:
     held = "+hydra.launcher.additional_parameters.hold=true"  # in the queue until it is released
     first = submit(held)
     assert len(first) == 2
+    begun = command("outputs/s", script="compare", cwd=tmp_path)
+    assert begun.returncode == 0 and "0 of 2" in begun.stdout
     assert submit() == first
     slurm_says("scancel", first[0])
     second = submit(held)

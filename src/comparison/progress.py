@@ -20,7 +20,7 @@ class Progress:
     Attributes:
         ended: completed or failed runs.
         running: those that a process is training.
-        left: the others.
+        left: the others: not begun, or interrupted.
         seconds: until all have ended, with as many at once as now; None where nothing tells.
     """
 
@@ -34,8 +34,8 @@ class Progress:
         return "" if self.seconds is None else f"about {duration(self.seconds)} left"
 
     def __str__(self) -> str:
-        rest = f"{self.left} to come" if self.running else f"{self.left} missing"
-        told = f"{self.ended} of {self.ended + self.running + self.left} runs ended, {self.running} running, {rest}"
+        runs = self.ended + self.running + self.left
+        told = f"{self.ended} of {runs} runs ended, {self.running} running, {self.left} to come"
         return f"{told}: {self.time_left}" if self.time_left else told
 
 
