@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError, first_line
 from runtime.console import say
+from sweeps.jobs import make_job
 
 
 @dataclass
@@ -48,8 +49,6 @@ class Slurm(SlurmLauncher):
         """
         import submitit  # Hydra imports this module at every start
         from submitit.core.utils import JobPaths
-
-        from sweeps.jobs import make_job
 
         folder, in_queue = self.params["submitit_folder"], ids_in_queue()
         waiting: list[submitit.Job[JobReturn]] = []
