@@ -27,7 +27,7 @@ LOOKS: dict[str, dict[str, Any]] = {  # of the points, by what became of the tri
     "completed, though the pruner chose it": {"color": COLORS[1], "marker": "D", "markersize": 4},
     "best": {"color": "black", "marker": "o", "markerfacecolor": "none", "markersize": 8},
 }
-FAR = 4  # times the median distance from the best: what is farther away is not shown
+FAR = 4  # times the median distance from the best: what is farther away is drawn on the panel's edge
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def search_figure(study: optuna.Study, monitor: str, n_seeds: int, shares: Mappi
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 0.5 + 2.1 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        low, high = limits(points, sign(study))
+        panels[0, 0].set_ylim(low, high)
         for axes, key in zip(panels.flat, keys, strict=False):
             draw_points(axes, points, key, space[key])
             axes.set_title(key + (f": importance {shares[key]:.0%}" if key in shares else ""))
@@ -60,8 +62,8 @@ def search_figure(study: optuna.Study, monitor: str, n_seeds: int, shares: Mappi
             axes.set_ylabel(f"{monitor}, %" if unit == 100 else monitor)
         for axes in panels.flat[len(keys) :]:
             axes.set_axis_off()
-        hidden = zoom(panels[0, 0], points, sign(study))
-        title = count(len(points) - 1, "trial") + (f"; {hidden} far worse ones are not shown" if hidden else "")
+        far = sum(not low <= point.objective <= high for point in points)
+        title = count(len(points) - 1, "trial") + (f", {far} of them far worse: on the edge" if far else "")
         figure.suptitle(title, fontsize=8, x=0.01, ha="left")
         present = {point.look for point in points}
         handles = [Line2D([], [], linestyle="none", label=look, **LOOKS[look]) for look in LOOKS if look in present]
@@ -97,31 +99,35 @@ def draw_points(axes: Axes, points: Sequence[Point], key: str, values: BaseDistr
             return values.choices.index(value) + 0.5 * ((0.618 * point.trial.number) % 1 - 0.5)
         return float(value)
 
+    low, high = axes.get_ylim()
+    edge = 0.025 * (high - low)
     for look, style in LOOKS.items():
         drawn = [point for point in points if point.look == look]
         places = [place(point) for point in drawn]
         for x, point in zip(places, drawn, strict=True):
             if len(point.seeds) > 1:
                 axes.vlines(x, min(point.seeds), max(point.seeds), color=style["color"], linewidth=0.7)
-        axes.plot(places, [point.objective for point in drawn], linestyle="none", **style)
+        shown = np.clip([point.objective for point in drawn], low + edge, high - edge)
+        axes.plot(places, shown, linestyle="none", **style)
     if isinstance(values, CategoricalDistribution):
         names = [shorten(str(choice), 16) for choice in values.choices]
         axes.set_xticks(range(len(names)), names, rotation=30 if sum(map(len, names)) > 30 else 0)
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif getattr(values, "log", False):
         axes.set_xscale("log")
-    elif isinstance(values, IntDistribution):
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=isinstance(values, IntDistribution)))
     axes.grid(axis="y", alpha=0.3, linewidth=0.5)
     axes.set_axisbelow(True)
 
 
-def zoom(axes: Axes, points: Sequence[Point], sign: int) -> int:
-    """Show the better trials, as one at chance level would press all others together; how many are not shown."""
-    objectives = np.array([point.objective for point in points])
-    best = sign * (sign * objectives).max()
-    distances = np.abs(objectives - best)
-    shown = min(distances.max(), FAR * np.median(distances) or math.inf)
-    margin = 0.06 * shown or 1
-    axes.set_ylim(*sorted((best + sign * margin, best - sign * (shown + margin))))
-    return int((distances > shown).sum())
+def limits(points: Sequence[Point], sign: int) -> tuple[float, float]:
+    """What the panels show: trials at chance level would press all others together."""
+    values = np.array([value for point in points for value in (point.objective, *point.seeds)])
+    best = sign * (sign * values).max()
+    distances = np.abs(values - best)
+    far = FAR * np.median(distances[distances > 0]) if distances.any() else 0.0
+    farthest = distances[distances <= far].max()
+    margin = 0.07 * farthest or 0.01 * abs(best) or 1.0
+    low, high = sorted((best + sign * margin, best - sign * (farthest + 2 * margin)))
+    return low, high
