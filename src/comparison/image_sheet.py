@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from comparison.formatting import count, shorten
-from comparison.images import ImageDifference, Predictions
+from comparison.image_differences import ImageDifference, Predictions
 from comparison.runs import Run
 from data import datasets
 from data.datasets import Split
