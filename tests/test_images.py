@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from comparison import image_sheet
-from comparison.images import Predictions, compare_images, image_differences, read_predictions
+from comparison.image_differences import Predictions, image_differences, read_predictions
+from comparison.images import compare_images
 from comparison.results import read
 from config.errors import ConfigError
 from data.datasets import read as read_data

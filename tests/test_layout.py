@@ -1,6 +1,7 @@
 """The layout of src: imports run one way, and what is read in one go is short enough for it."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,24 @@ def test_imports_run_one_way() -> None:
             if package and ORDER.index(package) < ORDER.index(importer):
                 upward.append(f"{path.relative_to(SRC)}:{line} imports {module}")
     assert not upward
+
+
+def test_no_files_import_each_other() -> None:
+    """`from data import datasets` counts as the file, too."""
+    names = {".".join(path.relative_to(SRC).with_suffix("").parts): path for path in FILES}
+    graph = {
+        name: {module for _, module in (*imported(path), *members(path)) if module in names}
+        for name, path in names.items()
+    }
+    assert sum(map(len, graph.values())) > 200
+    graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError that names them
+
+
+def members(path: Path) -> Iterator[tuple[int, str]]:
+    """What is imported from a package: its modules, and names that are none."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def test_the_model_is_never_timms() -> None:
