@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 import interpreter  # noqa: F401 (before what imports kernels)
 from config.check import check_config
 from config.schema import Config, register
+from data import datasets
 from processes import REPOSITORY, Command, environment_of
 from training import run
 
@@ -101,6 +104,22 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
         return Finished(folder, objective)
 
     return start
+
+
+LETTERS = ("cat", "dog", "owl")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small image folder, train and val, 12×12, three classes."""
+    datasets.read.cache_clear()
+    for part, count in (("train", 12), ("val", 4)):
+        for label, name in enumerate(LETTERS):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng(i).integers(0, 60, (12, 12, 3)) + 80 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,14 @@
 """Which runs are one: a run's ID follows what affects its result, in whatever words it was written."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from conftest import checked
+from conftest import Finished, checked
+from data import datasets
+from data.fingerprint import fingerprint
 from tracking.identity import display_name, run_id
 
 
@@ -59,3 +65,77 @@ def test_a_run_is_named_by_what_varies_in_its_sweep_and_alone_by_its_overrides()
     assert display_name(overrides) == "data=digits kernel_size=5 lr=0.1 seed=1"
     assert display_name(overrides, ["model.kernel_size", "seed"]) == "kernel_size=5 seed=1"
     assert display_name(["sweep=s"]) == "baseline"
+
+
+# Which images a run is of.
+
+
+def id_of(root: Path | str) -> str:
+    fingerprint.cache_clear()
+    return run_id(checked("data=image_folder", f"data.root={root}"))
+
+
+def replace_image(folder: Path) -> None:
+    """By another one of equal size."""
+    path = folder / "train" / "dog" / "5.png"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def rename_image(folder: Path) -> None:
+    (folder / "train" / "dog" / "5.png").rename(folder / "train" / "dog" / "five.png")
+
+
+def grow_image(folder: Path) -> None:
+    with (folder / "val" / "owl" / "2.png").open("ab") as file:
+        file.write(b"more")
+
+
+@pytest.mark.parametrize("limit", [2**30, 1000])
+@pytest.mark.parametrize("change", [replace_image, rename_image, grow_image])
+def test_another_image_is_another_run(
+    folder: Path, change: Callable[[Path], None], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the limit names and sizes alone are compared."""
+    monkeypatch.setattr("data.fingerprint.MOST_BYTES", limit)
+    before = id_of(folder)
+    change(folder)
+    assert (id_of(folder) != before) == (limit == 2**30 or change is not replace_image)
+
+
+def test_the_same_images_are_the_same_run_wherever_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = id_of(folder)
+    copy = folder / "copies" / "here"
+    for part in ("train", "val"):
+        shutil.copytree(folder / part, copy / part)
+    assert id_of(copy) == expected
+    monkeypatch.chdir(copy.parent)
+    assert id_of("here") == expected
+    (copy / "train" / "cat" / ".DS_Store").write_text("no image")
+    (copy / "train" / ".ipynb_checkpoints").mkdir()
+    assert id_of(copy) == expected
+    link = copy / "train" / "cat" / "gone.png"
+    link.symlink_to(copy / "nowhere")
+    assert id_of(copy) != expected  # and no exception: the run will name it
+    assert id_of(folder / "nowhere") != expected
+
+
+def test_a_run_records_its_images_and_reads_them_once(
+    folder: Path, train: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def images_of(*overrides: str) -> str:
+        done = train(
+            "data=image_folder", f"data.root={folder}", "data.train_fraction=1", "data.batch_size=8", *overrides
+        )
+        return done.summary["data_fingerprint"]
+
+    fingerprint.cache_clear()
+    first = images_of()
+    with monkeypatch.context() as context:
+        context.setattr("data.fingerprint.content_of", pytest.fail)
+        assert images_of("seed=1") == first
+    rename_image(folder)
+    fingerprint.cache_clear()
+    datasets.read.cache_clear()
+    assert images_of() != first

@@ -3,7 +3,7 @@
 The CPU path says what happens: `BatchTransform` takes its transform (data/transforms.py) and does to
 uint8 [batch, channels, height, width] what timm, torchvision and Pillow do to one image after the other, with
 their probabilities and in their arithmetic: whole grey levels after every step, rounded where Pillow rounds and
-truncated where it truncates. tests/test_gpu_transforms.py compares the two.
+truncated where it truncates. tests/test_gpu_chance.py compares the two.
 
 Nothing in this package waits for the device or loops over images.
 """
