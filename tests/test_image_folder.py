@@ -234,9 +234,11 @@ def test_an_image_that_a_worker_cannot_read_is_named(
     monkeypatch.setattr(datasets, "DECODED_LIMIT", 0)
     loaded = datasets.load(config.data, 1)
     path.write_bytes(path.read_bytes()[:60])
+    loader = make_train_loader(loaded, config)
     with pytest.raises(datasets.DataError) as caught:
-        list(make_train_loader(loaded, config))
+        list(loader)
     assert str(path) in first_line(caught.value)
+    loader._iterator._shutdown_workers()  # type: ignore[union-attr] # or pytest would wait for them at its end
 
 
 def test_a_patch_size_must_divide_the_image(folder: Path) -> None:
