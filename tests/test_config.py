@@ -97,6 +97,7 @@ def test_dropout_rate_reaches_its_places() -> None:
         (["augmentation.auto_augment=strong"], ["augmentation.auto_augment=strong", "rand-m9-mstd0.5-inc1"]),
         (["wandb.mode=sometimes"], ["wandb.mode=sometimes", "offline, online, disabled"]),
         (["sweep=a/b"], ["sweep=a/b"]),
+        (["study.name=mine", "study.reference=[{where: {}, value: 0.9}]"], ["study.name=mine", "study.where"]),
         (["+model.width=3"], ["model.width"]),
         (["+batch_size=3"], ["batch_size", "data.batch_size"]),
     ],

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from config.errors import ConfigError, parent, shown, suggest
@@ -22,7 +23,13 @@ def check_config(composed: DictConfig) -> Config:
     check_together(config)
     study = config.study
     if study.reference and study.name and not study.where:
-        study.where = {**recipe_of(study.name)}
+        try:
+            study.where = {**recipe_of(study.name)}
+        except HydraException as error:
+            raise ConfigError(
+                f"study.name={study.name}: expected the NAME of a conf/experiment/NAME.yaml, whose recipe the "
+                "references are for, or the recipe in study.where"
+            ) from error
     return config
 
 

@@ -14,7 +14,7 @@ def recipe_of(experiment: str) -> dict[str, Any]:
     """Config key → value; without the keys that have no effect in this recipe.
 
     Raises:
-        MissingConfigException: there is no such experiment.
+        HydraException: there is no such experiment.
     """
     keys = dict(flatten(OmegaConf.to_container(compose("train", [f"experiment={experiment}"]), resolve=True)))
     left_out = [*NOT_RECIPE]
