@@ -52,6 +52,14 @@ def test_two_tests_for_two_questions(tmp_path: Path) -> None:
     assert predictions.disagreement_of_seeds([0, 1]) == pytest.approx(of_seeds)
 
 
+def test_nothing_differs_where_all_runs_predict_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(tmp_path, {(5, 8): 1.0, (3, 8): 1.0})
+    (found,) = image_differences(comparison := read([tmp_path]), read_predictions(comparison))
+    assert found.on_these_images.p_holm == 1 and found.for_another_run.change.is_exact
+    compare_images(comparison, tmp_path)
+    assert "one seed" not in capsys.readouterr().out
+
+
 def test_a_factor_wins_and_loses_images_with_all_else_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {(5, 8): 0.95, (9, 8): 0.9, (5, 16): 0.85, (9, 16): 0.8}
     correct = {setting: runs.mean(0) for setting, runs in sweep(tmp_path, settings).items()}

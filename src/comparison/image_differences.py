@@ -126,6 +126,6 @@ def paired_by_image(gains: NDArray[np.float64]) -> Estimate:
     """The mean gain with its t test."""
     found = mean(gains)
     assert found
-    if not found.error or not found.freedom:
-        return found
+    if not found.error:  # the same for every image; where nothing differs, p is 1
+        return replace(found, p=float(not found.value))
     return replace(found, p=2 * float(stdtr(found.freedom, -abs(found.value / found.error))))

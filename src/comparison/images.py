@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from comparison.effects import Effect
 from comparison.formatting import change_text, p_text
 from comparison.image_differences import ImageDifference, Predictions, image_differences, read_predictions
 from comparison.results import Comparison
@@ -66,16 +67,21 @@ def row(one: ImageDifference, predictions: Predictions) -> list[str]:
     """Of the table on the terminal."""
     paired, compared = one.for_another_run.paired, one.for_another_run.compared
     between, within = predictions.disagreement(paired), predictions.disagreement_of_seeds(compared)
-    tests = (one.on_these_images.p_holm, one.for_another_run.p_holm)
     return [
         one.name,
         f"{len(one.won):,}",
         f"{len(one.lost):,}",
         change_text(one.for_another_run.change.value, "accuracy", ""),
-        *("one seed" if p is None else p_text(p) for p in tests),
+        *map(test_text, (one.on_these_images, one.for_another_run)),
         f"{100 * between:.1f} %",
         "one seed" if within is None else f"{100 * within:.1f} %",
     ]
+
+
+def test_text(tested: Effect) -> str:
+    if tested.p_holm is not None:
+        return p_text(tested.p_holm)
+    return "same in all" if tested.change.is_exact else "one seed"
 
 
 def table(found: Sequence[ImageDifference], predictions: Predictions) -> pd.DataFrame:
