@@ -143,7 +143,9 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     else:
         last.write_text("not a checkpoint")
     (folder / "summary.json").write_text('{"status": "interr')  # as if the machine had gone down
+    (last.parent / ".12.last.pt").touch()  # as if the process had been killed while it wrote
     run.run(config, [])
+    assert not (last.parent / ".12.last.pt").exists()
     assert f"{last} is not used" in caplog.text
     assert "resumes after step 0 of epoch 3" in caplog.text
     assert (last.parent / "last.pt.unusable").exists(), "it has not taken the place of the one before it"

@@ -21,6 +21,12 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left; for a folder that no other process uses."""
+    for temporary in folder.glob(".[0-9]*.*"):
+        temporary.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     with whole(path) as temporary:
         temporary.write_text(text)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from config.schema import Config
 from runtime.distributed import World
-from runtime.files import read_json, whole, write_text
+from runtime.files import read_json, remove_partial, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
@@ -104,6 +104,8 @@ class RunFolder:
         if not self.writes:
             return
         logging.getLogger().addHandler(self.log_handler)
+        for folder in (self.path, self.checkpoints.folder):
+            remove_partial(folder)
         wandb_id = run_of_agent() or self.summary.get("wandb_id") or secrets.token_hex(4)
         # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
