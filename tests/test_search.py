@@ -159,6 +159,7 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
                     "sweep=s", cwd=tmp_path)  # fmt: skip
     assert f"{3 - len(failed)} of them done, {len(failed)} failed and tried again" in again.stdout
     assert f"best of 3 trials, {len(failed)} of which failed" in again.stdout
+    assert all(int(run) <= 3 for run in re.findall(r"run (\d+) of 3", again.stdout))
     assert [trial.user_attrs["retry_of"] for trial in trials(tmp_path / "outputs" / "s")[3:]] == failed
 
 
@@ -318,7 +319,7 @@ def test_what_cannot_be_searched(arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "hydra.sweeper.n_trials=0",
+        "hydra.sweeper.n_trials=null",
         "hydra.sweeper.pruner=best",
         "hydra.sweeper.finish_pruned=2",
         "hydra.sweeper.seeds=[0,0]",

@@ -39,12 +39,13 @@ class Progress:
         return f"{told}: {self.time_left}" if self.time_left else told
 
 
-def progress(folder: Path, starting: int = 0) -> Progress | None:
+def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | None:
     """None where no grid has recorded its runs, or all of them have ended.
 
     Args:
         folder: the sweep's.
         starting: runs that are about to be trained, besides those that are.
+        at_once: as many are trained at once in any case, though some may not have begun.
     """
     runs = pd.DataFrame.from_dict(read_json(folder / "sweep.json"), orient="index")
     found = {path.parent.name.rpartition("-")[2]: path for path in folder.glob("*/summary.json")}
@@ -59,7 +60,7 @@ def progress(folder: Path, starting: int = 0) -> Progress | None:
     completed = told.status == "completed"
     spent = told.seconds[completed].groupby(runs.data).sum()  # as many images in all runs on a data set
     each = left[~ended] * runs.data.map(spent / done[completed].groupby(runs.data).sum())[~ended]
-    at_once = running + starting
+    at_once = max(at_once, running + starting)
     known = at_once and each.notna().all()
     seconds = max(each.max(), each.sum() / at_once) if known else None
     return Progress(int(ended.sum()), running, int((~ended).sum()) - running, seconds)

@@ -53,7 +53,7 @@ class SideBySide(Launcher):
                 while waiting and len(running) < n_jobs and not self.stopped_by and not failed:
                     number = next(iter(waiting))
                     overrides = list(waiting.pop(number))
-                    say(jobs.announce(self.config, number, total))
+                    say(jobs.announce(self.config, number, total, at_once=n_jobs))
                     process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
                     try:
                         process.start()

@@ -42,7 +42,8 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if "n_trials" in config.hydra.sweeper:  # a search: sweeps/search.py checks what it may propose
-            self.total = jobs.runs_of_search(config)
+            with exit_on_error():
+                self.total = jobs.runs_of_search(config)
             return
         with exit_on_error():
             check_name(config)

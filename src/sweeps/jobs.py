@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from config.check import check_config
-from config.errors import ConfigError
+from config.errors import ConfigError, shown
 from config.schema import Config
 from runtime.files import read_json, write_text
 from tracking.identity import IMAGE_SIZES, as_given, display_name, run_id
@@ -62,11 +62,13 @@ def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
     write_text(folder / "sweep.json", json.dumps(planned, indent=2) + "\n")
 
 
-def announce(config: DictConfig, number: int, total: int) -> str:
-    """What is said before a run of a sweep, e.g. "run 3 of 12, about 14 min left"."""
+def announce(config: DictConfig, number: int, total: int, at_once: int = 1) -> str:
+    """What is said before a run of a sweep, e.g. "run 3 of 12"; of a grid also the time left, where it is known."""
+    if "method" in config.hydra.sweeper:
+        return f"run {number + 1} of {total}"
     from comparison.progress import progress  # takes a second, which --help need not wait for
 
-    now = progress(Path(config.output_dir) / config.sweep, starting=1)
+    now = progress(Path(config.output_dir) / config.sweep, starting=1, at_once=at_once)
     return f"run {number + 1} of {total}" + (f", {now.time_left}" if now and now.time_left else "")
 
 
@@ -115,10 +117,15 @@ def launch(launcher: Launcher, jobs: Iterable[Job], first_number: int) -> None:
 
 
 def runs_of_search(config: DictConfig) -> int:
-    """The most runs that a search can have; 0 where the sweep is none."""
+    """The most runs that a search can have; 0 where the sweep is none.
+
+    Raises:
+        ConfigError: hydra.sweeper.n_trials is no number of trials.
+    """
     sweeper = config.hydra.sweeper
     if "n_trials" not in sweeper:
         return 0
+    check_whole("hydra.sweeper.n_trials", sweeper.n_trials, 1)
     return sweeper.n_trials * (len(sweeper.seeds) if OmegaConf.is_list(sweeper.seeds) else 1)
 
 
@@ -159,7 +166,7 @@ def check_whole(key: str, value: object, low: int) -> None:
         ConfigError: the value is no whole number, or below `low`.
     """
     if not isinstance(value, int) or value < low:
-        raise ConfigError(f"{key}={value}: expected a whole number, at least {low}")
+        raise ConfigError(f"{key}={shown(value)}: expected a whole number, at least {low}")
 
 
 @contextmanager

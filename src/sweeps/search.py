@@ -67,11 +67,11 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], **k
         interrupted = study.get_trials(states=[TrialState.RUNNING])
         failed = try_again(study, options)
         batch = study.get_trials(states=[TrialState.RUNNING])
-        before = len(not_retried(study))
+        done = len(not_retried(study)) - len(batch)
         say(
             f"search {config.sweep}: {options.n_trials} trials"
             + (f" of {len(options.seeds)} seeds" if options.seeds else "")
-            + (f", {before - len(batch)} of them done" if before else "")
+            + (f", {done} of them done" if done else "")
             + (f", {len(interrupted)} interrupted" if interrupted else "")
             + (f", {failed} failed and tried again" if failed else "")
             + f"; {study.direction.name.lower()} {monitor} → {folder}"
@@ -119,7 +119,7 @@ def run_batch(
     before = list(dict.fromkeys(map(tuple, seed_values(study).values())))  # the same trial, proposed again, counts once
     values: dict[int, list[float]] = {trial.number: [] for trial in batch}
     seeds: Sequence[int | None] = options.seeds or [None]  # None: the run's own
-    waiting = list(batch)
+    waiting, done = list(batch), len(not_retried(study)) - len(batch)
     for turn, seed in enumerate(seeds):
         valid: dict[int, jobs.Job] = {}  # by the number of the trial; two trials may be the same run
         for trial in waiting:
@@ -131,7 +131,7 @@ def run_batch(
             except ConfigError as error:  # values, each right by itself, that do not fit together
                 log.error(f"FAILED {' '.join(overrides_of(own))}: {error}")
                 study.tell(trial.number, state=TrialState.FAIL)
-        jobs.launch(launcher, valid.values(), first_number=batch[0].number * len(seeds) + turn * len(batch))
+        jobs.launch(launcher, valid.values(), first_number=done * len(seeds) + turn * len(batch))
         waiting = [
             trial
             for trial in waiting

@@ -28,7 +28,7 @@ class SearchOptions:
     params: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
-        for name, low in (("n_trials", 1), ("n_jobs", 1), ("seed", 0)):
+        for name, low in (("n_jobs", 1), ("seed", 0)):  # n_trials: by jobs.runs_of_search, before
             jobs.check_whole(f"hydra.sweeper.{name}", getattr(self, name), low)
         if self.seeds is not None and not are_seeds(self.seeds):
             raise ConfigError(
@@ -41,7 +41,7 @@ class SearchOptions:
         if self.pruner not in PRUNERS:
             raise ConfigError(f"hydra.sweeper.pruner={shown(self.pruner)}: expected one of {', '.join(PRUNERS)}")
         if not isinstance(self.finish_pruned, int | float) or not 0 <= self.finish_pruned <= 1:
-            raise ConfigError(f"hydra.sweeper.finish_pruned={self.finish_pruned}: expected a share, from 0 to 1")
+            raise ConfigError(f"hydra.sweeper.finish_pruned={shown(self.finish_pruned)}: expected a share, from 0 to 1")
 
     @property
     def n_seeds(self) -> int:
@@ -55,5 +55,5 @@ def are_seeds(values: Any) -> bool:
         isinstance(values, Sequence)
         and not isinstance(values, str)
         and 0 < len(values) == len(set(values))
-        and all(isinstance(value, int) and value >= 0 for value in values)
+        and all(type(value) is int and value >= 0 for value in values)  # true is no seed
     )
