@@ -15,6 +15,7 @@ from comparison.runs import Run, equal, flat
 from config.schema import CONF, GROUPS, NOT_IDENTITY, Config, is_below, keys_of
 
 RECORDS = ("experiment", "variant")  # what these set, other groups and keys may set as well
+ACROSS = ("patch", "kernel", "hardware")  # these set keys of other sections; the rest have a section of their own
 
 
 def options_of(run: Run) -> dict[str, Any]:
@@ -65,11 +66,7 @@ def effect_of(group: str, option: str) -> dict[str, Any]:
     tree.pop("defaults", None)
     if group in RECORDS or not tree:
         return {}
-    if group not in (
-        "patch",
-        "kernel",
-        "hardware",
-    ):  # these set keys of other sections, the others have one of their own
+    if group not in ACROSS:
         tree = {group: tree}
     defaults = {key: value for key, value, _ in keys_of(Config()) if key.startswith(f"{group}.") and value != MISSING}
     return {
