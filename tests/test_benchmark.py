@@ -1,6 +1,7 @@
 """The benchmark compares like with like, and says what it measured."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -263,3 +264,31 @@ def test_averaging_the_weights_is_one_operation() -> None:
         step_counts.count(checked(*small, *options), steps=1)[0] for options in ([], ["trainer.ema_decay=0.9"])
     )
     assert averaged.operations - without.operations == 1
+
+
+GPU_TESTS = """
+import pytest
+pytestmark = pytest.mark.gpu
+@pytest.mark.parametrize("options", ["trainer.compile=true trainer.compile_mode=reduce-overhead", "none"])
+def test_a(options): pass
+def test_b(): assert {passes}
+"""
+
+
+def test_what_has_passed_on_a_gpu_is_not_run_again(tmp_path: Path) -> None:
+    for file in ("pyproject.toml", "experiments/speed/on_a_gpu.sh"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, tmp_path / file)
+    (tmp_path / "tests").mkdir()
+
+    def check(passes: bool) -> tuple[int, str]:
+        (tmp_path / "tests" / "test_gpu.py").write_text(GPU_TESTS.format(passes=passes))
+        script = ["bash", str(tmp_path / "experiments/speed/on_a_gpu.sh"), str(tmp_path / "results"), "check"]
+        done = subprocess.run(script, env=environment_of(PYTHON=sys.executable), capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    assert check(passes=False)[0] == 1
+    code, output = check(passes=True)
+    assert code == 0
+    assert "1 passed, 2 deselected" in output
+    assert check(passes=True)[0] == 0

@@ -88,7 +88,7 @@ def test_of_sixteen_compiled_runs_each_is_compiled_and_gives_its_memory_back(tra
     held, graphs = [], []
     for kernel_size in range(1, 17):
         torch._dynamo.utils.counters.clear()
-        done = train(*SETTING, *COMPILED, f"model.kernel_size={kernel_size}", "data.batch_size=300", "trainer.epochs=1")
+        done = train(*SETTING, *COMPILED, f"model.kernel_size={kernel_size}", "data.batch_size=300")
         assert done.summary["status"] == "completed", done.summary.get("error")
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         held.append(torch.cuda.memory_reserved())

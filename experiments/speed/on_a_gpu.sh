@@ -24,8 +24,8 @@ in_time() { # run a command for what is left of the time
 
 case $part in
 check) # is it right there? Tests that have passed are not run again.
-  mapfile -t passed < <(sed -n 's/^\(tests[^ ]*\) PASSED.*/--deselect=\1/p' "$folder/check.txt" 2>/dev/null)
-  in_time "$python" -m pytest -m gpu -v --color=no "${passed[@]}" | tee -a "$folder/check.txt"
+  mapfile -t passed < <(sed -n 's/^\(tests.*\) PASSED .*/--deselect=\1/p' "$folder/check.txt" 2>/dev/null)
+  in_time "$python" -m pytest -m gpu -vv --color=no "${passed[@]}" | tee -a "$folder/check.txt"
   code=${PIPESTATUS[0]}
   [ "$code" -ne 5 ] || code=0 # no test is left
   ;;
