@@ -2,12 +2,14 @@
 
 import json
 import math
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from comparison.figure import comparison_figure
@@ -131,6 +133,18 @@ def test_with_one_seed_two_more_would_give_an_estimate(tmp_path: Path) -> None:
     assert price.runs == 6 and price.seconds == pytest.approx(75)
     (command,) = price.commands
     assert "seed=1,2" in command
+
+
+@pytest.mark.parametrize("root", ["a, = 'b", "${x}", "[data]", ""])
+def test_a_command_gives_a_run_the_values_that_it_had(tmp_path: Path, root: str) -> None:
+    for kernel in (5, 9):
+        told = {"overrides": {"model.kernel_size": kernel, "data.root": root}, "varied": ["model.kernel_size"]}
+        write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", **told, best__val__accuracy=0.9)
+    ((command,),) = (price.commands for price in prices(read([tmp_path])))
+    typed = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(
+        shlex.split(command)[3:])}  # fmt: skip
+    assert typed["data.root"].value() == root and not typed["data.root"].is_sweep_override()
+    assert typed["model.kernel_size"].is_sweep_override()
 
 
 def test_settings_of_one_seed_are_judged_by_the_spread_of_similar_ones(tmp_path: Path) -> None:

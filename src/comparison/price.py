@@ -1,11 +1,14 @@
 """What it would take to tell: seeds, runs, hours and the command, for each difference that is not significant."""
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from comparison.effects import Effect, order
 from comparison.findings import effect_name
@@ -14,6 +17,7 @@ from comparison.least_squares import CONFIDENCE
 from comparison.power import MOST, Design, detectable
 from comparison.results import Comparison
 from comparison.settings import Setting
+from config.errors import shown
 
 FIRST_ESTIMATE = 2  # seeds that a setting of one seed needs more, to have a spread to judge by
 UNNAMED = ("seed", "sweep", "varied")  # a command says them itself
@@ -140,7 +144,10 @@ def texts(values: Sequence[Any]) -> list[str]:
 
 
 def text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """As Hydra takes it: it reads several values where there is a comma."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w/.+@:-]+", value):
+        return QuotedString(value, Quote.single).with_quotes()
+    return shown(value)
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
