@@ -56,7 +56,7 @@ def main() -> None:
             under_way = [f"{folder}: {now}" for folder in given.folders if (now := progress(folder))]
             for line in under_way:
                 say(line)
-            if not runs and not under_way:
+            if not runs and (given.filter or not under_way):
                 raise ConfigError(
                     f"{' and '.join(map(str, [*given.folders, *given.wandb]))}: no runs here"
                     + (" that fit" if given.filter else "")

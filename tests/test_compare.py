@@ -244,7 +244,9 @@ def test_what_cannot_be_compared_is_one_line(
     tmp_path: Path, run_compare: Callable[..., Any], arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    write_sweep(tmp_path / "s", {(5, 8): [0.9]})
+    folder = write_sweep(tmp_path / "s", {(5, 8): [0.9]})
+    to_come = {"data": "digits", "epochs": 1, "epoch_size": 1.0}
+    (folder / "sweep.json").write_text(json.dumps({"0": to_come}))  # whatever is under way
     code, _ = run_compare(*arguments)
     assert message in code and "\n" not in code
     assert not (tmp_path / "empty" / "comparison.csv").exists()
