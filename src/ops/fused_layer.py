@@ -148,17 +148,16 @@ class Layer(Function):
         options: tuple[int, int, float, str, bool], recompute: bool, *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         first, first_norm, second, second_norm = layer_forward(below, below_norm, list(weights), statistics, *options)
-        ctx.options, ctx.recompute, ctx.evaluated = options, recompute, len(statistics)
-        kept = () if recompute else (first,)
-        ctx.save_for_backward(below, below_norm, first_norm, second, second_norm, *statistics, *weights, *kept)
+        ctx.options, ctx.evaluated = options, len(statistics)
+        kept = (None if recompute else first, below, below_norm, first_norm, second, second_norm)
+        ctx.save_for_backward(*kept, *statistics, *weights)
         ctx.mark_non_differentiable(first_norm)
         return second, second_norm, first_norm
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor, sums: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        below, below_norm, first_norm, second, second_norm, *rest = ctx.saved_tensors
-        first = None if ctx.recompute else rest.pop()
+        first, below, below_norm, first_norm, second, second_norm, *rest = ctx.saved_tensors
         statistics, weights = rest[: ctx.evaluated], rest[ctx.evaluated :]
         needs = ctx.needs_input_grad
         dbelow, below_sums, *gradients = layer_backward(
