@@ -116,12 +116,13 @@ def fastest(config: Config, shape: Shape, device: torch.device, ways: Sequence[W
         found = measured(config, shape, device, [way for way in ways if not why_not(way, config, shape, device)])
         times = {way: known.milliseconds for way, known in found.items() if known.milliseconds and not known.out}
         best = min(times, key=times.__getitem__, default=ways[0])
+        return Selection(*best, {str(way): time for way, time in times.items()})
     except Exception as error:
         if is_gpu_lost():
             raise
         log.warning(f"{ways[0]} is taken, without measuring: {first_line(error)}")
-        return Selection(*ways[0])
-    return Selection(*best, {str(way): time for way, time in times.items()})
+    free_memory()  # what the error's frames have held
+    return Selection(*ways[0])
 
 
 def why_not(way: Way, config: Config, shape: Shape, device: torch.device) -> str | None:
