@@ -149,14 +149,14 @@ def test_every_setting_of_a_sweep_is_compiled_and_smaller_batches_are_not(
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
     graphs = []
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     overrides = ("model.depth=1", "model.d_model=4", "data.batch_size=60", "trainer.epochs=1")
     for kernel_size in range(1, 5):
         torch._dynamo.utils.counters.clear()
-        done = train(
-            *overrides, f"model.kernel_size={kernel_size}", "trainer.compile=true", "trainer.channels_last=false",
-            "trainer.compile_mode=max-autotune",
-        )  # fmt: skip
+        with torch._dynamo.config.patch(recompile_limit=2):
+            done = train(
+                *overrides, f"model.kernel_size={kernel_size}", "trainer.compile=true", "trainer.channels_last=false",
+                "trainer.compile_mode=max-autotune",
+            )  # fmt: skip
         assert done.summary["status"] == "completed", done.summary["error"]
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs == [1] * 4
