@@ -50,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def quick_processes() -> None:
     """Tests run side by side; threads of their own would only get in each other's way."""
     torch.set_num_threads(1)
+    # Now: after a fake CUDA tensor autograd would start threads for that device, and forks could compute no gradients.
+    torch.zeros(1, requires_grad=True).sum().backward()
     gc.freeze()  # every run collects garbage, which would look through all that has been imported
     logging.getLogger().setLevel(logging.INFO)  # as Hydra sets it for the command
 

@@ -58,6 +58,8 @@ def test_stock_pytorch_is_measured_in_both_formats_eager_and_compiled(device: st
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("autograd has threads for the GPU, so that forks compute no gradients")
     monkeypatch.setattr(steps, "PROCESSES", get_context("fork"))  # with what is imported and set here
     monkeypatch.setattr(steps, "ROUND_SECONDS", {"cpu": 0.01})
     monkeypatch.setattr(steps, "measure_rates", lambda *_: Rates(1e10, 1e11, 1e11))
