@@ -94,6 +94,9 @@ class Finished:
         return yaml.safe_load((self.folder / "config.yaml").read_text())
 
 
+Train = Callable[..., Finished]  # the fixture `train`
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Finished]:
     """Train within this process; each call makes a sweep of one run."""

@@ -122,7 +122,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/summary.json")]
     assert [summary["status"] for summary in summaries] == ["completed"] * 2
     assert summaries[0]["test/loss"] == pytest.approx(summaries[1]["test/loss"], rel=1e-4)
-    assert "".join(texts).count("epoch 2/2") == 1  # one voice
+    assert "".join(texts).count("epoch 2/2") == 1  # rank 0 alone logs
 
 
 AVERAGED = ("trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1")

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import checked, command, summaries
+from conftest import Train, checked, command, summaries
 from runtime.distributed import World
 from test_distributed import torchrun
 from test_resume import configured, signal_at_step
-from test_run import Train
 from training import run, selection
 from training.measurements import cache_file
 from training.model import make_model, wrap

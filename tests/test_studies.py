@@ -1,0 +1,149 @@
+"""Studies: every experiment is a record that runs, and stands beside its reference only as the source trained it."""
+
+import itertools
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from comparison.runs import Run, flat
+from comparison.settings import Setting, decides
+from config.schema import flatten, keys_of
+from conftest import checked, command
+from processes import REPOSITORY
+from training import run as one_run
+
+EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_a_record(name: str) -> None:
+    text = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text()
+    config = checked(f"experiment={name}", *(["data.root=DIR"] if "imagenet" in name else []))
+    assert re.search(rf"# +python src/train\.py (-m )?experiment={name}", text)
+    assert "million images" in text  # what it costs
+    assert config.study.name == name  # by which its recipe is found
+    assert bool(config.study.source) == bool(config.study.reference)
+    known = {path for path, *_ in keys_of(config)}
+    assert {path for path, _ in flatten(config.study.where)} <= known
+    for row in config.study.reference:
+        assert set(row) == {"where", "value"}
+        assert set(row["where"]) <= known
+        assert 0 < row["value"] < 1
+
+
+def reference(run: dict[str, Any]) -> float | None:
+    """What a completed run of this flat config stands beside."""
+    found = Setting({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
+    return found and found.value
+
+
+def composed(experiment: str, *overrides: str) -> dict[str, Any]:
+    root = ["data.root=DIR"] if "imagenet" in experiment else []
+    return flat(asdict(checked(f"experiment={experiment}", *root, *overrides)))
+
+
+PUBLISHED = {  # experiment: what each of its overrides reached; 95.88 is the baseline of the paper's tables
+    "paper_cifar10": {"": 0.9589},
+    "paper_kernel_sweep": {"kernel=k3": 0.9361, "kernel=k5": 0.9511, "kernel=k7": 0.9572, "kernel=k9": 0.9588},
+    "paper_patch_sweep": {"patch=p1": 0.9588, "patch=p2": 0.9588 - 0.0080, "patch=p4": 0.9588 - 0.0327},
+    "paper_ablation": {
+        "variant=baseline": 0.9588,
+        "variant=residual_pointwise": 0.9588 - 0.0110,
+        "variant=layer_norm": 0.9588 - 0.0144,
+        "variant=no_randaugment": 0.9588 - 0.0296,
+        "variant=no_random_scaling": 0.9588 - 0.0964,
+    },
+    "short_cifar10": {"": 0.9260},
+    "convmixerlib": {"": 0.8320},
+    "imagenet_1536_20": {"": 0.8137},
+    "imagenet_768_32": {"": 0.8016},
+    "imagenet_1024_20": {"": 0.7694},
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_published_setting_stands_beside_its_figure(name: str) -> None:
+    for override, value in PUBLISHED.get(name, {"": None}).items():
+        assert reference(composed(name, *override.split())) == (value and pytest.approx(value)), override
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("paper_kernel_sweep", "patch=p2 kernel=k9"),
+        ("paper_kernel_sweep", "kernel=k15"),
+        ("paper_kernel_sweep", "variant=layer_norm"),
+        ("paper_kernel_sweep", "data.train_fraction=0.1"),
+        ("paper_patch_sweep", "kernel=k3"),
+        ("paper_ablation", "kernel=k5 patch=p2"),
+        ("paper_ablation", "variant=layer_norm kernel=k5"),
+        ("paper_ablation", "variant=no_flip"),
+        ("paper_ablation", "variant=no_mixing model.norm=layer"),
+        ("paper_cifar10", "optimizer=adam"),
+        ("short_cifar10", "augmentation=none"),
+        ("short_cifar10", "scheduler=cosine"),
+        ("convmixerlib", "dropout=none"),
+        ("imagenet_1536_20", "model=convmixer_768_32"),
+        ("imagenet_1536_20", "model=convmixer_1024_20"),
+        ("imagenet_768_32", "trainer.epochs=150"),
+    ],
+)
+def test_another_setting_stands_beside_nothing(name: str, overrides: str) -> None:
+    assert reference(composed(name, *overrides.split())) is None
+
+
+# What a published figure is held to mean the same under: numerics, hardware, and what other keys decide.
+FREE = {
+    "data.split_seed", "data.pipeline", "data.hflip", "dropout.rate", "trainer.precision", "trainer.compile",
+    "trainer.compile_mode", "trainer.sync_batch_norm", "trainer.accumulation_steps",
+}  # fmt: skip
+VALIDATED = {"trainer.monitor", "trainer.early_stopping.min_delta", "trainer.early_stopping.start_epoch"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_key_of_the_recipe_decides_whether_the_reference_applies(name: str) -> None:
+    run = composed(name, *next(iter(PUBLISHED[name])).split())
+    free = FREE if name == "convmixerlib" else FREE | VALIDATED  # the one that stops early
+    keys = [key for key in run if decides(key)]
+    assert {key for key in keys if reference(run | {key: "another"}) is not None} == free
+
+
+REDUCED = (
+    "data=digits", "model=convmixer_64_8", "model.d_model=4", "model.depth=1", "trainer.epochs=1", "data.batch_size=32",
+    "data.train_fraction=0.1", "hardware=any", "wandb.mode=disabled", "trainer.figures=false",
+)  # fmt: skip
+
+
+def reduced(name: str) -> tuple[list[str], list[list[str]]]:
+    """An experiment in a second on the digits: its overrides, and those of each of the runs that it declares."""
+    record = yaml.safe_load((REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text())
+    params = record.get("hydra", {}).get("sweeper", {}).get("params", {})
+    patch = [] if "model.patch_size" in params else ["patch=p1"]
+    kernel = [] if "model.kernel_size" in params else ["model.kernel_size=3"]
+    choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
+    runs = [list(run) for run in itertools.product(*choices)]
+    return [f"experiment={name}", *REDUCED, *patch, *kernel], runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_run_of_an_experiment_composes_and_the_first_and_last_train(name: str, tmp_path: Path) -> None:
+    overrides, runs = reduced(name)
+    configs = [checked(*overrides, *run, f"output_dir={tmp_path}", "sweep=s") for run in runs]
+    for config in (configs[0], configs[-1]):
+        objective = one_run.run(config, [])
+        assert (objective is None) == (config.data.val_fraction == 0)
+        assert objective is None or math.isfinite(objective)
+
+
+@pytest.mark.slow
+def test_a_study_is_one_command(tmp_path: Path) -> None:
+    overrides, runs = reduced("paper_patch_sweep")
+    done = command("-m", *overrides, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(runs)} runs of" in done.stdout
