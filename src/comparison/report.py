@@ -19,7 +19,7 @@ from comparison.formatting import (
     several,
     without_result,
 )
-from comparison.price import price_lines, prices
+from comparison.price import Price, price_lines, prices
 from comparison.results import ACCURACIES, COSTS, Comparison
 from comparison.settings import Setting
 from runtime.console import print_table, say
@@ -157,6 +157,11 @@ def as_json(comparison: Comparison) -> str:
         del told["paired"]  # their places in the model
         return told
 
+    def priced(price: Price) -> dict[str, Any]:
+        priced = asdict(price)
+        del priced["design"]  # of which `detectable` and `seeds_needed` follow
+        return priced
+
     tree = {
         "title": comparison.title,
         "metric": comparison.metric,
@@ -167,7 +172,7 @@ def as_json(comparison: Comparison) -> str:
             {"setting": label(setting, comparison)} | told(difference)
             for setting, difference in zip(comparison.valued[1:], comparison.differences, strict=True)
         ],
-        "prices": [asdict(one) for one in prices(comparison)],
+        "prices": [priced(one) for one in prices(comparison)],
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],
