@@ -18,6 +18,7 @@ beyond the described model is keyword-only and off.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,6 @@ from torchvision.ops import StochasticDepth
 
 from ops import fused
 from ops.depthwise import DepthwiseConv2d
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
-NORMS = ("batch", "layer", "none")
 
 
 class ConvPatchEmbeddings(nn.Module):
@@ -40,32 +38,21 @@ class ConvPatchEmbeddings(nn.Module):
         in_channels: channels of the image.
         activation: "relu" or "gelu".
         norm: "batch", "layer" (over channels, at every position) or "none".
-
-    Raises:
-        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
-        self,
-        d_model: int,
-        patch_size: int,
-        in_channels: int,
-        *,
-        activation: str = "relu",
-        norm: str = "batch",
+        self, d_model: int, patch_size: int, in_channels: int, *, activation: str = "relu", norm: str = "batch"
     ) -> None:
         super().__init__()
-        check_positive(d_model=d_model, patch_size=patch_size, in_channels=in_channels)
         self.conv = nn.Conv2d(in_channels, d_model, kernel_size=patch_size, stride=patch_size)
-        self.act = make_activation(activation)
-        self.norm = make_norm(norm, d_model)
+        self.act = ACTIVATIONS[activation]()
+        self.norm = NORMS[norm](d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, in_channels, height, width] → [batch, d_model, height / patch_size, width / patch_size].
 
         Pixels beyond the last whole patch are not seen.
         """
-        check_image(x, channels=self.conv.in_channels, smallest=self.conv.kernel_size[0])
         return self.norm(self.act(self.conv(x)))
 
 
@@ -86,9 +73,6 @@ class ConvMixerLayer(nn.Module):
         stochastic_depth: probability of dropping a residual branch, for an image as a whole
             (Huang et al., arXiv 1603.09382).
         backend: how the layer is computed (ops/depthwise.py, ops/fused.py); parameters are the same for all.
-
-    Raises:
-        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -105,29 +89,21 @@ class ConvMixerLayer(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_positive(d_model=d_model, kernel_size=kernel_size)
-        check_probability(dropout=dropout, stochastic_depth=stochastic_depth)
-        if stochastic_depth and not (residual_depthwise or residual_pointwise):
-            raise ValueError(
-                f"stochastic_depth={stochastic_depth}: needs a residual branch to drop, "
-                "residual_depthwise or residual_pointwise"
-            )
         self.residual_depthwise = residual_depthwise
         self.residual_pointwise = residual_pointwise
         self.dropout = nn.Dropout(dropout)
         self.stochastic_depth = StochasticDepth(stochastic_depth, mode="row")
 
         self.depth_wise_conv = DepthwiseConv2d(d_model, kernel_size, backend=backend)
-        self.act1 = make_activation(activation)
-        self.norm1 = make_norm(norm, d_model)
+        self.act1 = ACTIVATIONS[activation]()
+        self.norm1 = NORMS[norm](d_model)
 
         self.point_wise_conv = nn.Conv2d(d_model, d_model, kernel_size=1)
-        self.act2 = make_activation(activation)
-        self.norm2 = make_norm(norm, d_model)
+        self.act2 = ACTIVATIONS[activation]()
+        self.norm2 = NORMS[norm](d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, d_model, height, width] → the same shape."""
-        check_image(x, channels=self.depth_wise_conv.in_channels)
         x = self.dropout(x)
         mixed = self.norm1(self.act1(self.depth_wise_conv(x)))
         x = x + self.stochastic_depth(mixed) if self.residual_depthwise else mixed
@@ -142,21 +118,15 @@ class ConvClassificationHead(nn.Module):
         d_model: channels of the grid.
         n_classes: number of classes.
         dropout: probability of dropping a value of the average.
-
-    Raises:
-        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(self, d_model: int, n_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        check_positive(d_model=d_model, n_classes=n_classes)
-        check_probability(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(d_model, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, d_model, height, width] → logits [batch, n_classes]."""
-        check_image(x, channels=self.linear.in_features)
         return self.linear(self.dropout(x.mean(dim=(-2, -1))))
 
 
@@ -176,7 +146,7 @@ class ConvMixer(nn.Module):
     proportion to their depth (Huang et al., equation 4).
 
     Raises:
-        ValueError: `n_layers` is not positive, or the three parts differ in `d_model`.
+        ValueError: the three parts differ in `d_model`.
     """
 
     def __init__(
@@ -189,14 +159,13 @@ class ConvMixer(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(n_layers=n_layers)
-        widths = {
-            "patch_emb": patch_emb.conv.out_channels,
-            "conv_mixer_layer": conv_mixer_layer.depth_wise_conv.in_channels,
-            "classification": classification.linear.in_features,
-        }
-        if len(set(widths.values())) > 1:
-            raise ValueError(f"d_model: the three parts must agree, got {widths}")
+        widths = (
+            patch_emb.conv.out_channels,
+            conv_mixer_layer.depth_wise_conv.in_channels,
+            classification.linear.in_features,
+        )
+        if len(set(widths)) > 1:
+            raise ValueError(f"d_model: the embedding, the layer and the head must agree, got {widths}")
         self.patch_emb = patch_emb
         self.conv_mixer_layers = nn.ModuleList(
             fresh_layer(conv_mixer_layer, depth=(i + 1) / n_layers) for i in range(n_layers)
@@ -226,25 +195,8 @@ class ChannelLayerNorm(nn.LayerNorm):
         return normalized.to(x.dtype)  # autocast would go on in fp32, at twice the memory
 
 
-def recomputed(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), of which x alone is kept for the backward pass; BatchNorm takes its statistics in once."""
-    if torch.compiler.is_compiling():  # the compiled backward pass recomputes values and repeats no update
-        return checkpoint(layer, x, use_reentrant=False)
-    return checkpoint(layer, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(layer)))
-
-
-@contextmanager
-def frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes with the batch's statistics and leaves its running ones as they are."""
-    norms = [module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, batches
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": ChannelLayerNorm, "none": nn.Identity}
 
 
 def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:
@@ -258,32 +210,22 @@ def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:
     return layer
 
 
-def make_activation(name: str) -> nn.Module:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation={name!r}: expected one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+def recomputed(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), of which x alone is kept for the backward pass; BatchNorm takes its statistics in once."""
+    if torch.compiler.is_compiling():  # the compiled backward pass recomputes values and repeats no update
+        return checkpoint(layer, x, use_reentrant=False)
+    return checkpoint(layer, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(layer)))
 
 
-def make_norm(name: str, d_model: int) -> nn.Module:
-    if name not in NORMS:
-        raise ValueError(f"norm={name!r}: expected one of {', '.join(NORMS)}")
-    return {"batch": nn.BatchNorm2d, "layer": ChannelLayerNorm, "none": nn.Identity}[name](d_model)
-
-
-def check_positive(**arguments: int) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
-
-
-def check_probability(**arguments: float) -> None:
-    for name, value in arguments.items():
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{name}={value!r}: expected a probability, at least 0 and below 1")
-
-
-def check_image(x: Tensor, channels: int, smallest: int = 1) -> None:
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(f"x: expected [batch, {channels}, height, width], got {list(x.shape)}")
-    if x.shape[2] < smallest or x.shape[3] < smallest:
-        raise ValueError(f"x: {x.shape[2]}x{x.shape[3]} is smaller than one {smallest}x{smallest} patch")
+@contextmanager
+def frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """BatchNorm normalizes with the batch's statistics and leaves its running ones as they are."""
+    norms: list[Any] = [module for module in layer.modules() if getattr(module, "track_running_stats", False)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -7,18 +7,9 @@ python src/evaluate.py --help
 
 from collections.abc import Sequence
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from config.commands import Evaluate, register_commands
-from config.errors import report_errors
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
-def main(composed: DictConfig) -> None:
-    with report_errors():
-        run(composed, HydraConfig.get().overrides.task)
+from config.commands import Evaluate, run_command
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -36,6 +27,4 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    register_commands()
-    with report_errors():
-        main()
+    run_command("evaluate", run)

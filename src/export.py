@@ -7,18 +7,9 @@ python src/export.py --help
 
 from collections.abc import Sequence
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from config.commands import Export, register_commands
-from config.errors import report_errors
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="export")
-def main(composed: DictConfig) -> None:
-    with report_errors():
-        run(composed, HydraConfig.get().overrides.task)
+from config.commands import Export, run_command
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -31,6 +22,4 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    register_commands()
-    with report_errors():
-        main()
+    run_command("export", run)

@@ -23,7 +23,7 @@ from test_weights import by_timm, randomized
 
 
 def predict(*overrides: str) -> int:
-    """What `python src/predict.py OVERRIDES` does; how many images were skipped."""
+    """The exit code of `python src/predict.py OVERRIDES`."""
     register_commands()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         composed = compose("predict", list(overrides))

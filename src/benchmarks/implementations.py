@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from config import schema
 from config.schema import Config
-from LLMConvMixer import make_activation
+from LLMConvMixer import ACTIVATIONS
 from runtime.device import keep_freed_memory
 from runtime.distributed import World
 from training.model import make_model, memory_format, wrap
@@ -102,7 +102,7 @@ def authors_model(model: schema.Model) -> nn.Module:
     width, k = model.d_model, model.kernel_size
 
     def block(convolution: nn.Module) -> list[nn.Module]:
-        return [convolution, make_activation(model.activation), nn.BatchNorm2d(width)]
+        return [convolution, ACTIVATIONS[model.activation](), nn.BatchNorm2d(width)]
 
     layers = [
         nn.Sequential(
@@ -118,7 +118,7 @@ def authors_model(model: schema.Model) -> nn.Module:
 def timms_model(model: schema.Model) -> nn.Module:
     from timm.models.convmixer import ConvMixer
 
-    activation = type(make_activation(model.activation))
+    act_layer = ACTIVATIONS[model.activation]
     return ConvMixer(
-        model.d_model, model.depth, model.kernel_size, model.patch_size, num_classes=CLASSES, act_layer=activation
+        model.d_model, model.depth, model.kernel_size, model.patch_size, num_classes=CLASSES, act_layer=act_layer
     )

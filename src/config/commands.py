@@ -4,12 +4,18 @@ What is not typed is as the checkpoint says: a run's own data set, precision and
 a published model (inference/checkpoint.py).
 """
 
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, DictConfig
 
+from config.errors import report_errors
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
 
 
@@ -60,3 +66,18 @@ def register_commands() -> None:
     """Make the classes known to Hydra; conf/evaluate.yaml and its like refer to them."""
     for name, node in COMMANDS.items():
         ConfigStore.instance().store(name=f"schema_{name}", node=node)
+
+
+def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None]) -> None:
+    """Call `run` of src/NAME.py with conf/NAME.yaml as composed and what was typed; it returns the exit code."""
+
+    @hydra.main(version_base="1.3", config_path="../conf", config_name=name)
+    @functools.wraps(run)  # Hydra looks for conf/ from the file of this function
+    def main(composed: DictConfig) -> None:
+        with report_errors():
+            if code := run(composed, HydraConfig.get().overrides.task):
+                sys.exit(code)
+
+    register_commands()
+    with report_errors():
+        main()
