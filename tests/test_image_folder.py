@@ -182,7 +182,11 @@ def spoil(folder: Path, what: str) -> list[str]:
         for path in (folder / "val" / "owl").iterdir():
             path.unlink()
         (folder / "val" / "owl").rmdir()
-        return ["differ in their classes", "owl"]
+        return ["only train has owl"]
+    if what == "one class":
+        for path in [*(folder / "train").iterdir()][1:]:
+            path.rename(folder / path.name)
+        return ["data.root=", "two or more classes"]
     if what == "corrupt image":
         path = folder / "train" / "cat" / "3.png"
         path.write_bytes(path.read_bytes()[:60])
@@ -201,7 +205,16 @@ def spoil(folder: Path, what: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "what",
-    ["empty class", "missing class", "corrupt image", "dangling link", "bomb", "no test set", "no train set"],
+    [
+        "empty class",
+        "missing class",
+        "one class",
+        "corrupt image",
+        "dangling link",
+        "bomb",
+        "no test set",
+        "no train set",
+    ],
 )
 def test_a_broken_folder_is_a_clear_error(folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = spoil(folder, what)
@@ -212,6 +225,16 @@ def test_a_broken_folder_is_a_clear_error(folder: Path, what: str, monkeypatch: 
     for name in names:
         assert name in str(caught.value)
     assert "np.str_" not in str(caught.value)
+
+
+def test_images_in_subfolders_of_a_class_are_its_images(folder: Path) -> None:
+    expected = load_folder(folder)
+    below = folder / "train" / "cat" / "from the garden"
+    (folder / "train" / "cat").rename(folder / "cat")
+    below.parent.mkdir()
+    (folder / "cat").rename(below)
+    datasets.read.cache_clear()
+    assert np.array_equal(load_folder(folder).train.images, expected.train.images)
 
 
 def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:

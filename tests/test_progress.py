@@ -43,7 +43,13 @@ def test_the_time_left_follows_from_what_completed_runs_took(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "overrides", [["model.kernel_size=4"], ["model.patch_size=1", "data.image_size=16"], ["model.d_model=7"]]
+    "overrides",
+    [
+        ["model.kernel_size=4"],
+        ["model.patch_size=1", "data.image_size=16"],
+        ["model.d_model=7"],
+        ["model.patch_size=8"],
+    ],
 )
 def test_a_runs_size_is_that_of_its_layers(overrides: list[str]) -> None:
     config = checked("data.val_fraction=0.2", *overrides)

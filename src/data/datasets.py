@@ -193,8 +193,8 @@ def read_image_folder(root: Path) -> DataSplits:
     if not held_out:
         raise DataError(f"data.root={root}: there is a train folder but neither test nor val")
     classes = class_folders(root / "train")
-    if not classes:
-        raise DataError(f"data.root={root}: train has no folder for any class")
+    if len(classes) < 2:
+        raise DataError(f"data.root={root}: expected two or more classes in train/CLASS/*; found {classes}")
     splits = [list_images(root / part, classes) for part in ("train", *held_out)]
 
     sizes, modes = set(), set()
@@ -213,10 +213,13 @@ def read_image_folder(root: Path) -> DataSplits:
 
 
 def list_images(folder: Path, classes: list[str]) -> Split:
-    if differing := sorted(set(class_folders(folder)) ^ set(classes)):
-        raise DataError(
-            f"data.root={folder.parent}: train and {folder.name} differ in their classes: {', '.join(differing)}"
-        )
+    here = set(class_folders(folder))
+    for name, only in (("train", set(classes) - here), (folder.name, here - set(classes))):
+        if only:
+            raise DataError(
+                f"data.root={folder.parent}: train and {folder.name} differ in their classes: "
+                f"only {name} has {', '.join(sorted(only))}"
+            )
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

@@ -24,13 +24,20 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
 
 
-def image_files(folder: Path) -> list[str]:
-    """The paths of a class' images, sorted; a dangling link is one, too, which cannot be read."""
-    return sorted(
-        entry.path
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(SUFFIXES) and entry.name[0] != "." and not entry.is_dir()
-    )
+def image_files(folder: Path | str) -> list[str]:
+    """The paths of a class' images, sorted, those in its subfolders too, as torchvision and timm have it.
+
+    A dangling link is one, which cannot be read.
+    """
+    found: list[str] = []
+    for entry in os.scandir(folder):
+        if entry.name[0] == ".":
+            continue
+        if entry.is_dir():
+            found += image_files(entry.path)
+        elif entry.name.lower().endswith(SUFFIXES):
+            found.append(entry.path)
+    return sorted(found)
 
 
 def open_image(path: str, mode: str | None = None) -> Image.Image:

@@ -42,6 +42,7 @@ def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[i
     trainer = replace(config.trainer, checkpoint_activations=False)
     plain = replace(config, model=replace(config.model, backend="reference"), trainer=trainer)
     parts = {name: Part(name) for name in PARTS}
+    images = 2 if image_size == (config.model.patch_size,) * 2 else 1  # BatchNorm refuses a single value
     kept: dict[int, Tensor] = {}  # alive until the end, or the next tensor could get the address of one that is gone
 
     def part_of(path: str) -> Part:
@@ -52,20 +53,20 @@ def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[i
         if storage not in kept:
             kept[storage] = tensor
             innermost = max(counter.mod_tracker.parents, key=len)
-            part_of(innermost).activation_bytes += tensor.numel() * tensor.itemsize
+            part_of(innermost).activation_bytes += tensor.numel() * tensor.itemsize // images
         return tensor
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = make_model(plain, channels, n_classes).train()
         kept |= {parameter.untyped_storage()._cdata: parameter for parameter in model.parameters()}
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(torch.empty(1, channels, *image_size))
+            model(torch.empty(images, channels, *image_size))
     for path, parameter in model.named_parameters():
         part_of(path).parameters += parameter.numel()
     leaves = {f"{type(model).__name__}.{path}" for path, module in model.named_modules() if not list(module.children())}
     for path, counts in counter.get_flop_counts().items():
         if path in leaves:
-            part_of(path).macs += sum(counts.values()) // 2
+            part_of(path).macs += sum(counts.values()) // 2 // images
     total = Part("total")
     for part in parts.values():
         total.parameters += part.parameters
