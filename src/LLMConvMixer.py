@@ -223,7 +223,7 @@ def frozen_statistics(layer: nn.Module) -> Iterator[None]:
     norms: list[Any] = [module for module in layer.modules() if getattr(module, "track_running_stats", False)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:
