@@ -15,7 +15,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from comparison.figure import comparison_figure
 from comparison.least_squares import Estimate, SeedModel
 from comparison.power import MOST, POWER, Design
-from comparison.price import Price, prices
+from comparison.price import Price, price_lines, prices
 from comparison.report import as_json
 from comparison.results import read
 from run_folders import write_run
@@ -145,6 +145,23 @@ def test_a_command_gives_a_run_the_values_that_it_had(tmp_path: Path, root: str)
         shlex.split(command)[3:])}  # fmt: skip
     assert typed["data.root"].value() == root and not typed["data.root"].is_sweep_override()
     assert typed["model.kernel_size"].is_sweep_override()
+
+
+def test_a_setting_that_left_a_key_at_its_value_belongs_to_the_grid(tmp_path: Path) -> None:
+    for kernel, told in ((5, {}), (9, {"model.kernel_size": 9})):
+        write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", overrides=told, best__val__accuracy=0.9)
+    ((command,),) = (price.commands for price in prices(read([tmp_path])))
+    assert "model.kernel_size=5,9" in command
+
+
+def test_commands_that_are_not_shown_are_counted(tmp_path: Path) -> None:
+    for kernel in (3, 5, 7, 9, 11):  # no grid: each depth has its kernel
+        told = {"model.kernel_size": kernel, "model.depth": kernel}
+        overrides = [f"{key}={value}" for key, value in told.items()]
+        write_run(tmp_path / f"{kernel}", *overrides, overrides=told, best__val__accuracy=0.9)
+    lines = price_lines(read([tmp_path]), most=3)
+    assert [line for line in lines if "python" in line][3:] == []
+    assert any("2 more commands" in line for line in lines)
 
 
 def test_settings_of_one_seed_are_judged_by_the_spread_of_similar_ones(tmp_path: Path) -> None:

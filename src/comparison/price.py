@@ -114,14 +114,12 @@ def more_seeds(settings: Sequence[Setting], seeds: int, comparison: Comparison) 
 
 def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
     """What to type to run the settings with these seeds: one command where they are a grid, else one for each."""
-    given: list[dict[str, Any]] = []
-    for setting in settings:
-        run = setting.runs[0]
-        if not seeds or not isinstance(run.summary.get("overrides"), dict):
-            return ()
-        told = {key: value for key, value in run.overrides.items() if key not in UNNAMED}
-        given.append({**told, "sweep": run.config.get("sweep")})
-    keys = dict.fromkeys(key for own in given for key in own)
+    runs = [setting.runs[0] for setting in settings]
+    if not seeds or not all(isinstance(run.summary.get("overrides"), dict) for run in runs):
+        return ()
+    keys = dict.fromkeys([key for run in runs for key in run.overrides if key not in UNNAMED] + ["sweep"])
+    known = [{**run.config, **run.overrides} for run in runs]  # a key that one setting names has a value in the others
+    given = [{key: own[key] for key in keys if key in own} for own in known]
     values = {key: texts([own[key] for own in given if key in own]) for key in keys}
     is_grid = (
         all(own.keys() == given[0].keys() for own in given)
@@ -146,7 +144,7 @@ def texts(values: Sequence[Any]) -> list[str]:
 def text(value: Any) -> str:
     """As Hydra takes it: it reads several values where there is a comma."""
     if isinstance(value, str) and not re.fullmatch(r"[\w/.+@:-]+", value):
-        return QuotedString(value, Quote.single).with_quotes()
+        return QuotedString(value, Quote.double).with_quotes()
     return shown(value)
 
 
@@ -167,8 +165,9 @@ def price_lines(comparison: Comparison, most: int) -> list[str]:
     return lines
 
 
-def indented(one: Price) -> list[str]:
-    return [f"  {command}" for command in one.commands[:3]]
+def indented(one: Price, most: int = 3) -> list[str]:
+    more = [f"… and {count(len(one.commands) - most, 'more command')}"] if len(one.commands) > most else []
+    return [f"  {line}" for line in [*one.commands[:most], *more]]
 
 
 def price_line(one: Price, metric: str) -> str:
