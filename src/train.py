@@ -20,7 +20,7 @@ from config.schema import register
 def main(composed: DictConfig) -> float | None:
     """One run; Hydra calls this once for every run of a sweep."""
     checked = check_config(composed)
-    from training.run import run  # torch takes seconds to import: not for --help, tab completion or a misspelt key
+    from training.start import run  # torch takes seconds to import: not for --help, tab completion or a misspelt key
 
     return run(checked, list(HydraConfig.get().overrides.task))
 

@@ -125,7 +125,7 @@ def cores() -> int:
 def fork_server(threads: int) -> Iterator[ForkServerContext]:
     """A process that has imported what a run needs; runs are forked from it, each with so many threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.run"])
+    context.set_forkserver_preload(["training.start"])
     inherited = {name: os.environ.get(name, str(max(1, threads))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with env_override({**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}):  # Python 3.11's server needs it
         forkserver.ensure_running()
