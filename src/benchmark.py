@@ -12,10 +12,12 @@ python src/benchmark.py report results.jsonl    what --results has collected, as
 
 import argparse
 import json
-import math
+from importlib import import_module
 from pathlib import Path
 
 from config.errors import ConfigError, report_errors
+
+MEASURED, PRINTED = ("steps", "depthwise"), ("data", "count", "kernels", "report")  # each a file in benchmarks/
 
 
 def main() -> None:
@@ -24,49 +26,27 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print all figures")
     parser.add_argument("--results", type=Path, metavar="FILE", help="keep figures here, and measure what is missing")
     parser.add_argument("--only", metavar="PATTERN", action="append", help='of steps, e.g. "ours*"; several: in order')
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing later")
     given = parser.parse_intermixed_args()
     named = bool(given.arguments) and "=" not in given.arguments[0]
-    name, *overrides = given.arguments if named else ["steps", *given.arguments]
-    if name in ("steps", "depthwise"):
-        from benchmarks import report, steps, ways
-
-        if name == "steps":
-            measured = steps.run(overrides, given.only or ["*"], given.results, given.seconds)
-        else:
-            measured = ways.run(overrides, given.results, given.seconds)
-        records = []
-        for record in measured:
-            records.append(record)
-            if not given.json:
-                print(report.line(record), flush=True)
-        records = report.read(given.results) or records
-        print(json.dumps(records, indent=2)) if given.json else report.show(records)
-    elif given.json:
+    name, *arguments = given.arguments if named else ["steps", *given.arguments]
+    if name not in (*MEASURED, *PRINTED):
+        raise ConfigError(f"{name}: there is no such benchmark; expected {', '.join((*MEASURED, *PRINTED))}")
+    if given.json and name in PRINTED:
         raise ConfigError(f"--json: {name} has a table only")
-    elif name == "data":
-        from benchmarks import batches
+    benchmark = import_module(f"benchmarks.{name}")
+    if name in PRINTED:
+        benchmark.run(arguments)
+        return
+    from benchmarks import report
 
-        batches.run(overrides)
-    elif name == "count":
-        from benchmarks import step_counts
-
-        step_counts.run(overrides)
-    elif name == "kernels":
-        from benchmarks import kernels
-
-        kernels.run(overrides)
-    elif name == "report":
-        from benchmarks import report
-
-        for file in map(Path, overrides):
-            if not file.exists():
-                raise ConfigError(f"{file}: there is no such file")
-            print(report.markdown(report.read(file)))
-    else:
-        raise ConfigError(
-            f"{name}: there is no such benchmark; expected steps, depthwise, data, count, kernels or report"
-        )
+    options = {"patterns": given.only} if name == "steps" and given.only else {}
+    records = []
+    for record in benchmark.run(arguments, given.results, **options):
+        records.append(record)
+        if not given.json:
+            print(report.line(record), flush=True)
+    records = report.read(given.results) or records
+    print(json.dumps(records, indent=2)) if given.json else report.show(records)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.counting import Counter, fake_cuda, move
+from benchmarks.fake_gpu import Counter, fake_cuda
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from ops import fused, launch
 
@@ -243,7 +243,7 @@ def test_the_host_never_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(launch, "unavailable", lambda _: None)
     model = convmixer()
     with fake_cuda():
-        move(model)
+        model.to("cuda")
         images = torch.empty(2, 3, 4, 4, device="cuda")
         assert fused.is_wanted(model, images)
         with Counter() as counter:

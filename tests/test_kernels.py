@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks import kernels
 from config.errors import ConfigError
 from ops.depthwise import IMPLEMENTATION, TRITON, depthwise, why_not
-from ops.fused_layer import MEAN, SCALE, SHIFT, Embed
+from ops.fused_layer import Embed
 from processes import REPOSITORY
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,9 +91,10 @@ def test_a_pointwise_product_of_more_than_one_tile_equals_float64() -> None:
     patches, *weights = (leaf.to(DEVICE).requires_grad_() for leaf in leaves)
     dz = torch.randn(270, 70, device=DEVICE)
     stored, norm = Embed.apply(patches, [], 1e-5, "relu", *weights)
-    z = stored * norm[SCALE, :, None] + norm[SHIFT, :, None]
+    mean, _, _, scale, shift = norm[:, :, None]
+    z = stored * scale + shift
     sums = torch.zeros_like(norm)
-    sums[0], sums[1] = dz.sum(1), (dz * (stored - norm[MEAN, :, None])).sum(1)
+    sums[0], sums[1] = dz.sum(1), (dz * (stored - mean)).sum(1)
     found = torch.autograd.grad((stored, norm), (patches, *weights), (dz, sums))
 
     exact = [tensor.detach().double().requires_grad_() for tensor in (patches, *weights)]
@@ -104,7 +105,7 @@ def test_a_pointwise_product_of_more_than_one_tile_equals_float64() -> None:
 
 @pytest.mark.slow
 def test_the_fused_layer_compiles_for_a_gpu_that_is_not_there_without_spills() -> None:
-    options = ["target=sm_90,sm_80", "precision=bf16", "activation=gelu", "side=32", "kernel_size=9"]
+    options = ["target=sm_90,sm_80", "model.kernel_size=9", "model.patch_size=1"]
     compiled = subprocess.run(
         [sys.executable, "src/benchmark.py", "kernels", *options],
         cwd=REPOSITORY,
@@ -113,19 +114,22 @@ def test_the_fused_layer_compiles_for_a_gpu_that_is_not_there_without_spills() -
         text=True,
         check=True,
     ).stdout
-    rows = [line.split() for line in compiled.splitlines() if re.match(r" (forward|backward) \d", line)]
+    rows = [line.split() for line in compiled.splitlines() if re.match(r" (depthwise_banded|pointwise)\.", line)]
     assert len(rows) == 2 * 6
     for row in rows:
-        assert row[3] == "0"  # bytes spilled
+        assert row[2] == "0"  # bytes spilled
         assert "wgmma" in row or "mma" in row
-        assert int(row[7]) >= 1  # blocks that fit on a multiprocessor
-    assert sum(int(row[9]) for row in rows) <= 2 * 22  # passes
+        assert int(row[6]) >= 8  # warps that fit on a multiprocessor
+    assert sum(int(row[7]) for row in rows) <= 2 * 22  # passes
 
 
-@pytest.mark.parametrize(("override", "key"), [("target=sm_70", "target"), ("side=0", "side"), ("depth=2", "depth")])
-def test_what_cannot_be_compiled_for_is_an_error(override: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        kernels.settings([override])
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("target=sm_70", "target=sm_70"), ("model.kernel_size=33", "33"), ("model.norm=layer", "norms")],
+)
+def test_what_cannot_be_compiled_for_is_an_error(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        kernels.run([override])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counted in Triton's interpreter")

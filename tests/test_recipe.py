@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from benchmarks import step_counts
+from benchmarks import count
 from config import schema
 from config.errors import ConfigError
 from config.schema import keys_of
@@ -219,7 +219,7 @@ def test_erasing_on_a_gpu_takes_the_same_few_operations_for_any_batch() -> None:
             f"data.batch_size={batch_size}",
         )
         config = checked(*small, f"augmentation.random_erasing={probability}")
-        (counter,) = step_counts.count(config, steps=1)
+        (counter,) = count.count(config, steps=1)
         assert counter.synchronizations == []
         return counter.operations
 

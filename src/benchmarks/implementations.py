@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.setting import shape_of
 from config import schema
 from config.schema import Config
 from LLMConvMixer import ACTIVATIONS
 from runtime.device import keep_freed_memory
 from runtime.distributed import World
 from training.model import make_model, memory_format, wrap
-from training.selection import images_at_once, select
+from training.selection import select
 
 CLASSES = 10
 MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; on the CPU all are the same
@@ -69,8 +70,7 @@ def configured(implementation: Implementation, config: Config, device: torch.dev
     config = replace(config, trainer=replace(config.trainer, compile=compiled, compile_mode=mode))
     if implementation.channels_last is not None:
         return replace(config, trainer=replace(config.trainer, channels_last=implementation.channels_last))
-    side = config.data.image_size or 32
-    return select(config, images_at_once(config, 3, (side, side), World()), device, World()).way.applied_to(config)
+    return select(config, shape_of(config), device, World()).way.applied_to(config)
 
 
 def build(implementation: Implementation, config: Config, device: torch.device) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from benchmarks.counting import Counter, fake_cuda, move
+from benchmarks.fake_gpu import Counter, fake_cuda
 from benchmarks.kernels import layer_kernels, passes
 from LLMConvMixer import ConvMixerLayer
 
@@ -55,7 +55,7 @@ def grid_on(device: str) -> Tensor:
 def plain(model: nn.Module) -> list[int]:
     """Operation by operation."""
     with fake_cuda():
-        move(model)
+        model.to("cuda")
         x = grid_on("cuda")
         with Counter() as forward:
             y = model(x)

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from config.errors import ConfigError
 from runtime.console import print_table, say, si
 from runtime.device import describe
 
 Record = dict[str, Any]
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
 HEADER = ("images/s", "range", "× plain", "of the roofline", "memory", "reserved")
 
 
@@ -48,10 +50,7 @@ def line(record: Record) -> str:
     if "error" in record:
         return f"  {record['name']}: {record['error']}"
     training, inference = (f"{median(record, what):,.0f}" for what in ("training", "inference"))
-    memory = record["training"]["memory"]
-    return f"  {record['name']}: {training} images/s in training" + (
-        f" with {si(memory)}B, {inference} in inference" if memory else f", {inference} in inference"
-    )
+    return f"  {record['name']}: {training} images/s in training, {inference} in inference"
 
 
 @dataclass
@@ -59,8 +58,15 @@ class Chapter:
     """What is known of a setting on a machine."""
 
     title: str
-    tables: Sequence[tuple[tuple[str, ...], list[tuple[str, ...]]]]  # header, rows
+    tables: list[Table]
     notes: list[str]
+
+
+def run(files: list[str]) -> None:
+    for file in map(Path, files):
+        if not file.exists():
+            raise ConfigError(f"{file}: there is no such file")
+        print(markdown(read(file)))
 
 
 def show(records: list[Record]) -> None:
@@ -102,23 +108,22 @@ def grouped(records: list[Record], having: str, *keys: str) -> Iterator[tuple[st
 
 
 def about_depthwise(where: str, settings: list[Record]) -> Chapter:
-    names = list(dict.fromkeys(name for record in settings for name in record["milliseconds"]))
+    names = list(dict.fromkeys(name for record in settings for name in record["ways"]))
 
-    def table(key: str, form: str) -> list[tuple[str, ...]]:
-        return [
-            (
-                record["depthwise"],
-                *(format(record[key][name], form) if name in record[key] else "" for name in names),
-                record["auto"],
-            )
-            for record in settings
-        ]
+    def table(title: str, key: str, form: str) -> Table:
+        rows = []
+        for record in settings:
+            values = [record["ways"].get(name, {}).get(key) for name in names]
+            figures = ("" if value is None else format(value, form) for value in values)
+            rows.append((record["depthwise"], *figures, record["auto"]))
+        return (title, *names, "auto takes"), rows
 
-    header = (*names, "auto takes")
-    out = [f"{record['depthwise']}, {name} is out: {why}" for record in settings for name, why in record["out"].items()]
-    tables = [
-        (("milliseconds", *header), table("milliseconds", ".2f")),
-        (("error against float64", *header), table("errors", ".1%")),
+    tables = [table("milliseconds", "milliseconds", ".2f"), table("error against float64", "error", ".1%")]
+    out = [
+        f"{record['depthwise']}, {name} is out: {way['out']}"
+        for record in settings
+        for name, way in record["ways"].items()
+        if way["out"]
     ]
     return Chapter(f"One layer, forward and backward; {where}", tables, out)
 
@@ -131,12 +136,18 @@ def about_steps(setting: str, found: list[Record]) -> Chapter:
     (known,) = [record for record in found if "rooflines" in record]
     highest = next(iter(known["rooflines"].values()))
     tables = [
-        ((what, *HEADER), [row(record, measured, what, highest[what]) for record in measured])
+        filled((what, *HEADER), [row(record, measured, what, highest[what]) for record in measured])
         for what in ("training", "inference")
         if measured
     ]
     failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
     return Chapter(setting, tables, [*about_roofline(known), *best(measured), *failures])
+
+
+def filled(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """Without the columns that no row has a figure for: no GPU, no memory to reserve."""
+    columns = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return tuple(header[i] for i in columns), [tuple(row[i] for i in columns) for row in rows]
 
 
 def median(record: Record, what: str) -> float:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.setting import shape_of
 from config.schema import Config
 from runtime.device import DTYPES
 from runtime.timing import seconds_of
@@ -83,13 +84,14 @@ def roofline(config: Config, rates: Rates, depthwise_apart: bool = False) -> dic
 
 
 def positions(config: Config) -> int:
-    return ((config.data.image_size or 32) // config.model.patch_size) ** 2
+    """Of an image's grid."""
+    return (shape_of(config)[-1] // config.model.patch_size) ** 2
 
 
 def activation_bytes(config: Config) -> int:
     """Of a whole batch. Where the last cache holds twice that, a kernel may find what the one before it wrote, and
     the bound by memory is not strict."""
-    return config.data.batch_size * positions(config) * config.model.d_model * DTYPES[config.trainer.precision].itemsize
+    return shape_of(config)[0] * positions(config) * config.model.d_model * DTYPES[config.trainer.precision].itemsize
 
 
 def measure_rates(config: Config, device: torch.device) -> Rates:

@@ -6,16 +6,24 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from config.check import check_config
 from config.schema import CONF, Config, register
+from runtime.distributed import World
+from training.selection import Shape, images_at_once
 
 
-def expand(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every run of a grid, as `-m` makes them: `a=1,2` gives `a=1` and `a=2`."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    (grid,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return grid
+def make_configs(overrides: list[str]) -> list[Config]:
+    """A grid's, as `-m` makes them: `a=1,2` gives `a=1` and `a=2`; of several overrides of a key the last counts."""
+    parsed = {each.get_key_element(): each for each in OverridesParser.create().parse_overrides(overrides)}
+    (grid,) = BasicSweeper.split_arguments(list(parsed.values()), max_batch_size=None)
+    return [make_config(swept) for swept in grid]
 
 
 def make_config(overrides: list[str]) -> Config:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return check_config(compose("train", overrides))
+
+
+def shape_of(config: Config) -> Shape:
+    """Of the images that are computed at once: colored, and 32×32 where no size is set."""
+    side = config.data.image_size or 32
+    return images_at_once(config, 3, (side, side), World())

@@ -4,8 +4,7 @@ Every implementation is measured in a process of its own, with the device and it
 kept at once, so that none is lost by one that fails, and a file of results can be added to from call to call.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from itertools import product
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from benchmarks.implementations import CLASSES, Implementation, build, configured, implementations
 from benchmarks.report import Record, describe_machine, keep, read
 from benchmarks.roofline import activation_bytes, measure_rates, roofline
-from benchmarks.setting import expand, make_config
+from benchmarks.setting import make_configs, shape_of
 from config.schema import Config
 from runtime.device import autocast, peak_memory, reserved_memory, reset_peak_memory
 from runtime.timing import steps_within, timed
@@ -34,36 +33,31 @@ TIMEOUT = 200.0  # seconds for an implementation, most of which go into its comp
 PROCESSES = get_context("spawn")
 
 
-def run(overrides: list[str], patterns: list[str], results: Path | None, seconds: float) -> Iterator[Record]:
+def run(overrides: list[str], results: Path | None, patterns: Sequence[str] = ("*",)) -> Iterator[Record]:
     """ConvMixer-256/8 unless told otherwise: on a GPU kernel 9, patch 1, batches of 512 in bf16, as in the paper's
     CIFAR-10 experiments; on the CPU patch 2, batches of 64 in fp32.
 
     Args:
         overrides: of the config; `model.kernel_size=5,9` measures both.
-        patterns: as of file names, for the names of the implementations; all of one's before those of the next.
         results: a file of JSON lines; what it has already is not measured again, failures included.
-        seconds: none is begun later, and one that is not done by then is left for another time.
+        patterns: as of file names, for the names of the implementations; all of one's before those of the next.
 
     Yields:
         What is measured, as soon as it is there.
     """
-    deadline = time.monotonic() + seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = ["model.patch_size=2", "data.batch_size=64"]
     if device.type == "cuda":
         size = ["model.patch_size=1", "data.batch_size=512", "trainer.precision=bf16"]
     defaults = ["model=convmixer_256_8", "model.kernel_size=9", "data=cifar10", *size]
     known = read(results)
-    for pattern, swept in product(patterns, expand(overrides)):
-        config = make_config([*defaults, *swept])
-        for record in missing(config, device, pattern, known, deadline):
+    for pattern, config in product(patterns, make_configs([*defaults, *overrides])):
+        for record in missing(config, device, pattern, known):
             known.append(record)
             yield keep(record, results)
 
 
-def missing(
-    config: Config, device: torch.device, pattern: str, known: list[Record], deadline: float
-) -> Iterator[Record]:
+def missing(config: Config, device: torch.device, pattern: str, known: list[Record]) -> Iterator[Record]:
     """Measure what is not known of a setting: its rooflines and the implementations that the pattern fits."""
     setting = {"setting": describe_setting(config), "where": describe_machine(device)}
     found = [record for record in known if setting.items() <= record.items()]
@@ -71,20 +65,15 @@ def missing(
         yield setting | rooflines(config, device)
     names = {record.get("name") for record in found}
     for implementation in implementations(device):
-        left = deadline - time.monotonic()
-        if implementation.name in names or not fnmatch(implementation.name, pattern):
-            continue
-        result = measure(implementation, config, device, min(left, TIMEOUT)) if left > 0 else None
-        if result is None and left < TIMEOUT:
-            return
-        yield setting | {"name": implementation.name} | (result or {"error": f"took longer than {TIMEOUT:.0f} s"})
+        if implementation.name not in names and fnmatch(implementation.name, pattern):
+            yield setting | {"name": implementation.name} | measure(implementation, config, device)
 
 
 def describe_setting(config: Config) -> str:
-    model, side = config.model, config.data.image_size or 32
+    model, (batch, _, height, width) = config.model, shape_of(config)
     return (
         f"ConvMixer-{model.d_model}/{model.depth}, kernel {model.kernel_size}, patch {model.patch_size}, "
-        f"{side}×{side}, batch {config.data.batch_size}, {config.trainer.precision}"
+        f"{height}×{width}, batch {batch}, {config.trainer.precision}"
     )
 
 
@@ -99,20 +88,18 @@ def rooflines(config: Config, device: torch.device) -> Record:
     return {"rates": asdict(rates), "rooflines": bounds, "activation": activation_bytes(config)}
 
 
-def measure(implementation: Implementation, config: Config, device: torch.device, timeout: float) -> Record | None:
-    """Images per second, round by round, and memory, in training and in inference; or the error; None: not in time."""
+def measure(implementation: Implementation, config: Config, device: torch.device) -> Record:
+    """Images per second, round by round, and memory, in training and in inference; or the error."""
     pipe, theirs = PROCESSES.Pipe()
     process = PROCESSES.Process(target=measure_here, args=(theirs, implementation, config, device), daemon=True)
     process.start()
     theirs.close()  # here, so that its end is noticed
     try:
-        if not pipe.poll(timeout):
-            process.kill()
-            return None
-        return pipe.recv()
+        return pipe.recv() if pipe.poll(TIMEOUT) else {"error": f"took longer than {TIMEOUT:.0f} s"}
     except EOFError:
         return {"error": "its process was ended; was the machine out of memory?"}
     finally:
+        process.kill()
         process.join()
 
 
@@ -135,9 +122,7 @@ def steps_of(
     model = build(implementation, config, device)
     optimizer = make_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
-    side = config.data.image_size or 32
-    images = torch.randn(config.data.batch_size, 3, side, side, device=device)
-    images = images.to(memory_format=memory_format(config))
+    images = torch.randn(shape_of(config), device=device).to(memory_format=memory_format(config))
     labels = torch.arange(len(images), device=device) % CLASSES
 
     def training() -> None:
@@ -165,7 +150,7 @@ def rates(step: Callable[[], None], config: Config, device: torch.device) -> dic
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what compilation and cuDNN's choice needed
     reset_peak_memory(device)
-    images = steps * config.data.batch_size
+    images = steps * shape_of(config)[0]
     return {
         "images_per_second": [images / timed(step, steps, device) for _ in range(ROUNDS)],
         "memory": peak_memory(device),

@@ -8,20 +8,20 @@ from it and from a few numbers per channel in float32:
     sums    [5, channels]   the sum of the gradient dz, and that of dz · (σ(u) - mean); three rows of zeros make it
                             the shape of `norm`, whose gradient it is to autograd (ops/fused.py)
 
-A kernel that writes a tile leaves its part of these sums, and `combine_moments` and `combine_sums` join the parts in a
-fixed order, without atomics: the same run gives the same bits. Moments are joined as in Chan, Golub and LeVeque (1979),
-which loses no digits where a mean is large. A part is 8 or 12 bytes a channel: for the 64 positions of a pointwise
-kernel's tile in bf16 9 % of what is written there, for the 8192 of a depthwise one's less than 0.1 %.
+A kernel that writes a tile leaves its part of these sums, and the parts are joined in a fixed order, without atomics:
+the same run gives the same bits. Moments are joined as in Chan, Golub and LeVeque (1979), which loses no digits where a
+mean is large. A part is 8 or 12 bytes a channel: for the 64 positions of a pointwise kernel's tile in bf16 9 % of what
+is written there, for the 8192 of a depthwise one's less than 0.1 %.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ops.launch import ceil_div, launch
+from ops.launch import launch
 
 MEAN = tl.constexpr(0)
 VARIANCE = tl.constexpr(1)
@@ -33,12 +33,15 @@ SUM_CENTERED = tl.constexpr(1)
 
 
 class Through(NamedTuple):
-    """What a gradient needs to go back through BatchNorm and σ."""
+    """What a gradient needs to go back through BatchNorm and σ; nothing where it is that of a plain convolution."""
 
-    stored: Tensor
-    norm: Tensor
-    sums: Tensor
-    inverse_count: float  # 1 / values that mean and variance were taken of; 0 where they are constants
+    stored: Tensor | None = None
+    norm: Tensor | None = None
+    sums: Tensor | None = None
+    inverse_count: float = 0.0  # 1 / values that mean and variance were taken of; 0 where they are constants
+
+
+PLAIN = Through()
 
 
 @triton.jit
@@ -118,43 +121,21 @@ def combine_moments(parts, gamma, beta, norm, blocks, channels, eps, BLOCKS: tl.
     tl.store(norm + SHIFT * channels + channel, shift, mask=wanted)
 
 
-@triton.jit
-def combine_sums(parts, sums, blocks, channels, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr):
-    """parts [blocks, 2, channels] → the first two rows of `sums`."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    wanted = channel < channels
-    plain = tl.zeros((BLOCKS, CHANNELS), tl.float32)
-    centered = tl.zeros((BLOCKS, CHANNELS), tl.float32)
-    for first in range(0, blocks, BLOCKS):
-        block = first + tl.arange(0, BLOCKS)[:, None]
-        at = parts + block * 2 * channels + channel
-        inside = (block < blocks) & wanted
-        plain += tl.load(at, mask=inside, other=0.0)
-        centered += tl.load(at + channels, mask=inside, other=0.0)
-    tl.store(sums + SUM * channels + channel, tl.sum(plain, axis=0, keep_dims=True), mask=wanted)
-    tl.store(sums + SUM_CENTERED * channels + channel, tl.sum(centered, axis=0, keep_dims=True), mask=wanted)
-
-
-# Few programs, each on a long way: many loads at once, or it waits for each of them.
-COMBINE: dict[str, Any] = {"BLOCKS": 512, "CHANNELS": 8, "warps": 8, "stages": 2}
-
-
 def moments_to_norm(parts: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     blocks, _, channels = parts.shape
     norm = parts.new_empty(5, channels)
-    grid = (ceil_div(channels, COMBINE["CHANNELS"]),)
+    # Few programs, each on a long way: many loads at once, or it waits for each of them.
     launch(
-        combine_moments, grid, **COMBINE,
+        combine_moments, (triton.cdiv(channels, 8),), warps=8, stages=2, BLOCKS=512, CHANNELS=8,
         parts=parts, gamma=gamma, beta=beta, norm=norm, blocks=blocks, channels=channels, eps=eps,
     )  # fmt: skip
     return norm
 
 
 def sum_parts(parts: Tensor) -> Tensor:
-    blocks, _, channels = parts.shape
-    sums = parts.new_zeros(5, channels)
-    grid = (ceil_div(channels, COMBINE["CHANNELS"]),)
-    launch(combine_sums, grid, **COMBINE, parts=parts, sums=sums, blocks=blocks, channels=channels)
+    """parts [blocks, 2, channels] → `sums`."""
+    sums = parts.new_zeros(5, parts.shape[2])
+    torch.sum(parts, 0, out=sums[:2])
     return sums
 
 
@@ -163,10 +144,3 @@ def norm_of(mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: fl
     inverse_std = torch.rsqrt(variance + eps)
     scale = gamma * inverse_std
     return torch.stack([mean, variance, inverse_std, scale, beta - mean * scale]).float()
-
-
-def arguments_of(through: Through | None) -> dict[str, Any]:
-    """The parameters of that name, which without it a kernel leaves out."""
-    if through is None:
-        return {"stored": None, "norm": None, "sums": None, "inverse_count": 0.0}
-    return through._asdict()

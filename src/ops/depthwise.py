@@ -89,15 +89,8 @@ def why_not(backend: str, x: Tensor, weight: Tensor) -> str | None:
     """Why a backend cannot compute a convolution of this shape on this device; None where it can."""
     if backend not in TRITON:
         return None
-    if max(x.shape[-2:]) > 64 or weight.shape[-1] > 31:
-        return (
-            f"grids of at most 64×64 and kernels of at most 31, not {x.shape[-2]}×{x.shape[-1]} and {weight.shape[-1]}"
-        )
-    if x.numel() >= 2**31:
-        return "at most 2³¹ values in a batch's grid"
-    if x.dtype == torch.float64:
-        return "bf16, fp16 or fp32, not fp64"
-    return launch.unavailable(x.device)
+    height, width = x.shape[-2:]
+    return launch.why_not(height, width, weight.shape[-1], x.numel(), x.dtype) or launch.unavailable(x.device)
 
 
 class WithOwnGradients(Function):

@@ -32,19 +32,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ops.bands import band_tile, build_bands
-from ops.batch_norm import (
-    MEAN,
-    SCALE,
-    SHIFT,
-    Through,
-    activated,
-    arguments_of,
-    gradient,
-    gradient_coefficients,
-    stored_of,
-)
+from ops.batch_norm import MEAN, PLAIN, SCALE, SHIFT, Through, activated, gradient, gradient_coefficients, stored_of
 from ops.depthwise_reference import after, before
-from ops.launch import ceil_div, launch, power_of_two
+from ops.launch import launch
 
 
 @triton.jit
@@ -199,13 +189,13 @@ def backward_weight(
 def tiles(x: Tensor, k: int, rows: int, step: int) -> dict[str, Any]:
     """The grid, and how it is cut: `rows` and `step` are positions, in the output and the input of a product."""
     height, width = x.shape[2:]
-    columns = power_of_two(width)
+    columns = triton.next_power_of_2(width)
     return {
         "K": k,
         "HEIGHT": height,
         "WIDTH": width,
         "COLUMNS": columns,
-        "ROWS": max(ceil_div(16, columns), min(rows // columns, power_of_two(height))),
+        "ROWS": max(triton.cdiv(16, columns), min(rows // columns, triton.next_power_of_2(height))),
         "STEP": max(1, step // columns),
         "STRIPS": 64 if x.element_size() == 2 else 32,
         "PRECISION": "tf32x3",  # of float32, which nothing else depends on
@@ -219,7 +209,7 @@ def tiles(x: Tensor, k: int, rows: int, step: int) -> dict[str, Any]:
 
 
 def strips_in(x: Tensor, cut: dict[str, Any]) -> int:
-    return x.shape[0] * ceil_div(x.shape[2], cut["ROWS"])
+    return x.shape[0] * triton.cdiv(x.shape[2], cut["ROWS"])
 
 
 def bands_of(weight: Tensor, columns: int, dtype: torch.dtype, left: int, flip: bool = False) -> Tensor:
@@ -244,7 +234,7 @@ def run_forward(
     """What is stored of σ(convolution(x) + bias), and the parts of its moments; x is normalized by `norm` first."""
     k = weight.shape[-1]
     cut = tiles(x, k, rows=128 if x.element_size() == 2 else 64, step=32)
-    blocks = ceil_div(strips_in(x, cut), cut["STRIPS"])
+    blocks = triton.cdiv(strips_in(x, cut), cut["STRIPS"])
     y = x.new_empty_strided(x.shape, x.stride())
     parts = weight.new_empty(blocks, 3, x.shape[1], dtype=torch.float32) if with_parts else None
     launch(
@@ -257,7 +247,7 @@ def run_forward(
 def run_backward_input(
     dy: Tensor,
     weight: Tensor,
-    through: Through | None = None,
+    through: Through = PLAIN,
     activation: str = "none",
     residual: bool = False,
     below: Tensor | None = None,
@@ -266,12 +256,12 @@ def run_backward_input(
     """The gradient of the input, and with `below`, which the input is the normalization of, the parts of its sums."""
     k = weight.shape[-1]
     cut = tiles(dy, k, rows=128 if dy.element_size() == 2 else 64, step=32)
-    blocks = ceil_div(strips_in(dy, cut), cut["STRIPS"])
+    blocks = triton.cdiv(strips_in(dy, cut), cut["STRIPS"])
     dx = dy.new_empty_strided(dy.shape, dy.stride())
     parts = weight.new_empty(blocks, 2, dy.shape[1], dtype=torch.float32) if below is not None else None
     launch(
         backward_input, (blocks, dy.shape[1]), **cut, LEFT=after(k), ACTIVATION=activation, RESIDUAL=residual,
-        dy=dy, **arguments_of(through), bands=bands_of(weight, cut["COLUMNS"], dy.dtype, after(k), flip=True),
+        dy=dy, **through._asdict(), bands=bands_of(weight, cut["COLUMNS"], dy.dtype, after(k), flip=True),
         dx=dx, below=below, below_norm=below_norm, parts=parts,
     )  # fmt: skip
     return dx, parts
@@ -282,21 +272,22 @@ def run_backward_weight(
     dy: Tensor,
     k: int,
     x_norm: Tensor | None = None,
-    through: Through | None = None,
+    through: Through = PLAIN,
     activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """The gradients of kernel [channels, 1, k, k] and bias [channels] in float32; the bias's only with `through`."""
     half = x.element_size() == 2
     cut = tiles(x, k, rows=64, step=128 if half else 64)
-    channels, steps = x.shape[1], ceil_div(cut["ROWS"] + k - 1, cut["STEP"])
-    blocks = ceil_div(strips_in(x, cut), cut["STRIPS"])
-    shares = min(blocks, ceil_div(PROGRAMS, channels * steps))
-    blocks = ceil_div(blocks, shares)
+    channels, steps = x.shape[1], triton.cdiv(cut["ROWS"] + k - 1, cut["STEP"])
+    blocks = triton.cdiv(strips_in(x, cut), cut["STRIPS"])
+    shares = min(blocks, triton.cdiv(PROGRAMS, channels * steps))
+    blocks = triton.cdiv(blocks, shares)
     parts = x.new_empty(shares, cut["ROWS"], channels, k, k, dtype=torch.float32)
     bias_parts = x.new_zeros(shares, channels, dtype=torch.float32)
     launch(
-        backward_weight, (steps, channels, shares), **cut, TAPS=power_of_two(k), LEFT=before(k), ACTIVATION=activation,
-        x=x, x_norm=x_norm, dy=dy, **arguments_of(through), parts=parts, bias_parts=bias_parts, blocks=blocks,
+        backward_weight, (steps, channels, shares), **cut, TAPS=triton.next_power_of_2(k), LEFT=before(k),
+        ACTIVATION=activation, x=x, x_norm=x_norm, dy=dy, **through._asdict(),
+        parts=parts, bias_parts=bias_parts, blocks=blocks,
     )  # fmt: skip
     return parts.sum((0, 1)).unsqueeze(1), bias_parts.sum(0)
 
@@ -322,16 +313,6 @@ def weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
     return run_backward_weight(x.contiguous(), dy.contiguous(), k)[0].to(x.dtype)
 
 
-@convolution.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@input_gradient.register_fake
-def _(dy: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty_like(dy, memory_format=torch.contiguous_format)
-
-
-@weight_gradient.register_fake
-def _(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    return x.new_empty(x.shape[1], 1, k, k)
+for operator in (convolution, input_gradient):
+    operator.register_fake(lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
+weight_gradient.register_fake(lambda x, _, k: x.new_empty(x.shape[1], 1, k, k))

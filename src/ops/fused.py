@@ -16,15 +16,15 @@ from ops import launch
 if find_spec("triton"):
     from ops.fused_layer import Embed, Layer, Pool, patches_of
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def is_wanted(model: Any, images: Tensor) -> bool:
-    return model.conv_mixer_layers[0].depth_wise_conv.backend == "fused" and why_not(model, images) is None
+    return model.conv_mixer_layers[0].depth_wise_conv.backend == "fused" and not (
+        why_not(model, images) or launch.unavailable(images.device)
+    )
 
 
 def why_not(model: Any, images: Tensor) -> str | None:
-    """Why a ConvMixer cannot take this way with these images [batch, channels, height, width]; None where it can."""
+    """Why a ConvMixer has no kernels for images of this shape [batch, channels, height, width]; None where it has."""
     layers, norms, patch_emb = model.conv_mixer_layers, norms_of(model), model.patch_emb
     if images.dim() != 4 or images.shape[1] != patch_emb.conv.in_channels:
         return "images of another shape"
@@ -45,13 +45,8 @@ def why_not(model: Any, images: Tensor) -> str | None:
         return "dropout within layers"
     if any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules()):
         return "hooks on what is fused"
-    if max(height, width) > 64 or layers[0].depth_wise_conv.kernel_size[0] > 31:
-        return "grids of more than 64×64 or kernels of more than 31"
-    if positions * max(norms[0].num_features, patch_values) >= 2**31:
-        return "2³¹ values or more in a batch's grid"
-    if compute_dtype(model, images) not in DTYPES:
-        return "float64"
-    return launch.unavailable(images.device)
+    k, values = layers[0].depth_wise_conv.kernel_size[0], positions * max(norms[0].num_features, patch_values)
+    return launch.why_not(height, width, k, values, compute_dtype(model, images))
 
 
 def forward(model: Any, images: Tensor) -> Tensor:

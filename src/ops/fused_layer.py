@@ -32,8 +32,6 @@ from ops import depthwise_banded, pointwise
 from ops.batch_norm import Through, moments_to_norm, norm_of, sum_parts
 from ops.pointwise import Mixed
 
-INVERSE_STD, SCALE, SHIFT, MEAN = 2, 3, 4, 0  # rows of `norm`
-
 
 def grid(stored: Tensor, height: int, width: int) -> Tensor:
     """[channels, positions] as [batch, channels, height, width], without a copy."""
@@ -54,7 +52,8 @@ def measured(parts: Tensor | None, gamma: Tensor, beta: Tensor, statistics: list
 
 def affine_gradients(sums: Tensor, norm: Tensor) -> list[Tensor]:
     """Of gamma and beta."""
-    return [sums[1] * norm[INVERSE_STD], sums[0].clone()]
+    _, _, inverse_std, _, _ = norm
+    return [sums[1] * inverse_std, sums[0].clone()]
 
 
 def inverse_count(stored: Tensor, statistics: list[Tensor]) -> float:
@@ -76,8 +75,7 @@ def first_half(
     return flat(y), measured(parts, gamma, beta, statistics[:2], eps)
 
 
-@torch.library.custom_op("convmixer::layer", mutates_args=())
-def layer_forward(
+def run_forward(
     below: Tensor, below_norm: Tensor, weights: list[Tensor], statistics: list[Tensor],
     height: int, width: int, eps: float, activation: str, residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -93,13 +91,12 @@ def layer_forward(
     return first, first_norm, second, measured(parts, gamma, beta, statistics[2:], eps)
 
 
-@torch.library.custom_op("convmixer::layer_backward", mutates_args=())
-def layer_backward(
+def run_backward(
     dz: Tensor, sums: Tensor, below: Tensor, below_norm: Tensor, first: Tensor | None, first_norm: Tensor,
     second: Tensor, second_norm: Tensor, weights: list[Tensor], statistics: list[Tensor],
-    height: int, width: int, eps: float, activation: str, residual: bool, needs_weights: bool, needs_below: bool,
+    height: int, width: int, eps: float, activation: str, residual: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """dbelow and its sums, and the gradients of the weights, in float32; empty tensors where they are not needed."""
+    """dbelow and its sums, and the gradients of the weights, in float32."""
     if first is None:  # recomputed
         first, _ = first_half(below, below_norm, weights, statistics, height, width, eps, activation)
     kernel, matrix = weights[0], weights[4].flatten(1)
@@ -107,21 +104,20 @@ def layer_backward(
     dmixed, parts = pointwise.run_backward_input(dz, matrix, through, activation, first, first_norm)
     assert parts is not None
     first_sums = sum_parts(parts)
-    gradients = nothings(dz, len(weights))
-    if needs_weights:
-        mixed = Mixed(first, first_norm, *((below, below_norm) if residual else ()))
-        dmatrix, dbias = pointwise.run_backward_weight(mixed, dz, matrix, through, activation)
-        gradients[4:] = [dmatrix.view_as(weights[4]), dbias, *affine_gradients(sums, second_norm)]
+    mixed = Mixed(first, first_norm, *((below, below_norm) if residual else ()))
+    dmatrix, dbias = pointwise.run_backward_weight(mixed, dz, matrix, through, activation)
+    of_second = [dmatrix.view_as(weights[4]), dbias, *affine_gradients(sums, second_norm)]
     dy, x = grid(dmixed, height, width), grid(below, height, width)
     through = Through(grid(first, height, width), first_norm, first_sums, inverse_count(first, statistics))
-    if needs_weights:
-        dkernel, dbias = depthwise_banded.run_backward_weight(x, dy, kernel.shape[-1], below_norm, through, activation)
-        gradients[:4] = [dkernel, dbias, *affine_gradients(first_sums, first_norm)]
-    if not needs_below:
-        return [*nothings(dz, 2), *gradients]
+    dkernel, dbias = depthwise_banded.run_backward_weight(x, dy, kernel.shape[-1], below_norm, through, activation)
+    of_first = [dkernel, dbias, *affine_gradients(first_sums, first_norm)]
     dbelow, parts = depthwise_banded.run_backward_input(dy, kernel, through, activation, residual, x, below_norm)
     assert parts is not None
-    return [flat(dbelow), sum_parts(parts), *gradients]
+    return [flat(dbelow), sum_parts(parts), *of_first, *of_second]
+
+
+layer_forward = torch.library.custom_op("convmixer::layer", run_forward, mutates_args=())
+layer_backward = torch.library.custom_op("convmixer::layer_backward", run_backward, mutates_args=())
 
 
 @layer_forward.register_fake
@@ -132,11 +128,10 @@ def _(below, below_norm, weights, statistics, height, width, eps, activation, re
 @layer_backward.register_fake
 def _(  # type: ignore[no-untyped-def]
     dz, sums, below, below_norm, first, first_norm, second, second_norm, weights, statistics,
-    height, width, eps, activation, residual, needs_weights, needs_below,
+    height, width, eps, activation, residual,
 ):  # fmt: skip
-    of_below = [torch.empty_like(below), torch.empty_like(below_norm)] if needs_below else nothings(dz, 2)
-    of_weights = [sums.new_empty(weight.shape) for weight in weights] if needs_weights else nothings(dz, len(weights))
-    return of_below + of_weights
+    of_weights = [sums.new_empty(weight.shape) for weight in weights]
+    return [torch.empty_like(below), torch.empty_like(below_norm), *of_weights]
 
 
 class Layer(Function):
@@ -159,23 +154,15 @@ class Layer(Function):
     def backward(ctx: Any, dz: Tensor, sums: Tensor, _: None) -> tuple[Tensor | None, ...]:
         first, below, below_norm, first_norm, second, second_norm, *rest = ctx.saved_tensors
         statistics, weights = rest[: ctx.evaluated], rest[ctx.evaluated :]
-        needs = ctx.needs_input_grad
         dbelow, below_sums, *gradients = layer_backward(
             dz.contiguous(), sums, below, below_norm, first, first_norm, second, second_norm, weights, statistics,
-            *ctx.options, any(needs[5:]), needs[0],
+            *ctx.options,
         )  # fmt: skip
-        of_below = (dbelow, below_sums) if needs[0] else (None, None)
-        return *of_below, None, None, None, *wanted(gradients, weights, needs[5:])
+        return dbelow, below_sums, None, None, None, *in_types_of(weights, gradients)
 
 
-def nothings(like: Tensor, n: int) -> list[Tensor]:
-    """What an operator gives instead of gradients that nobody needs; each a tensor of its own, as PyTorch demands."""
-    return [like.new_empty(0) for _ in range(n)]
-
-
-def wanted(gradients: list[Tensor], weights: list[Tensor], needs: tuple[bool, ...]) -> list[Tensor | None]:
-    together = zip(gradients, weights, needs, strict=True)
-    return [gradient.to(weight.dtype) if needed else None for gradient, weight, needed in together]
+def in_types_of(weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    return [gradient.to(weight.dtype) for gradient, weight in zip(gradients, weights, strict=True)]
 
 
 # Patch embeddings: a patch is a column, and their convolution a pointwise one.
@@ -205,7 +192,7 @@ def embed_backward(
     through = Through(stored, norm, sums, inverse_count(stored, statistics))
     dpatches = dz.new_empty(0)
     if needs_patches:
-        dpatches, _ = pointwise.run_backward_input(dz, matrix, through, activation, None, None)
+        dpatches, _ = pointwise.run_backward_input(dz, matrix, through, activation)
     dmatrix, dbias = pointwise.run_backward_weight(Mixed(patches), dz, matrix, through, activation)
     return [dpatches, dmatrix.view_as(weights[0]), dbias, *affine_gradients(sums, norm)]
 
@@ -239,11 +226,11 @@ class Embed(Function):
     def backward(ctx: Any, dz: Tensor, sums: Tensor) -> tuple[Tensor | None, ...]:
         patches, stored, norm, *rest = ctx.saved_tensors
         statistics, weights = rest[: ctx.evaluated], rest[ctx.evaluated :]
-        needs = ctx.needs_input_grad
+        needs_dpatches, *_ = ctx.needs_input_grad
         dpatches, *gradients = embed_backward(
-            dz.contiguous(), sums, patches, stored, norm, weights, statistics, ctx.activation, needs[0]
+            dz.contiguous(), sums, patches, stored, norm, weights, statistics, ctx.activation, needs_dpatches
         )
-        return dpatches if needs[0] else None, None, None, None, *wanted(gradients, weights, needs[4:])
+        return dpatches if needs_dpatches else None, None, None, None, *in_types_of(weights, gradients)
 
 
 # The average over positions, before the classifier.
@@ -258,14 +245,16 @@ class Pool(Function):
         averages = value.unflatten(1, (-1, positions)).mean(2, dtype=torch.float32)
         ctx.positions, ctx.dtype = positions, stored.dtype
         ctx.save_for_backward(averages, norm)
-        return (averages * norm[SCALE, :, None] + norm[SHIFT, :, None]).t()
+        _, _, _, scale, shift = norm
+        return averages.t() * scale + shift
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor, None, None]:
         averages, norm = ctx.saved_tensors
+        mean, *_ = norm
         each = (dz.t() / ctx.positions).to(ctx.dtype)  # [channels, batch]
         total = each.float() * ctx.positions
         sums = torch.zeros_like(norm)
-        sums[0], sums[1] = total.sum(1), (total * (averages - norm[MEAN, :, None])).sum(1)
+        sums[0], sums[1] = total.sum(1), (total * (averages - mean[:, None])).sum(1)
         return each.unsqueeze(2).expand(-1, -1, ctx.positions).flatten(1), sums, None, None

@@ -43,6 +43,17 @@ def record() -> Iterator[list[Launch]]:
         recording = None
 
 
+def why_not(height: int, width: int, k: int, values: int, dtype: torch.dtype) -> str | None:
+    """Why there are no kernels for a grid of this size, of so many values in a batch; None where there are."""
+    if max(height, width) > 64 or k > 31:
+        return f"grids of at most 64×64 and kernels of at most 31, not {height}×{width} and {k}"
+    if values >= 2**31:
+        return "fewer than 2³¹ values in a batch's grid"
+    if dtype == torch.float64:
+        return "bf16, fp16 or fp32, not fp64"
+    return None
+
+
 @torch.compiler.assume_constant_result
 def unavailable(device: torch.device) -> str | None:
     """Why Triton's kernels cannot run on a device; None where they can."""
@@ -55,12 +66,3 @@ def unavailable(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "needs a GPU of compute capability 8.0 (Ampere) or later"
     return None
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)

@@ -24,17 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ops.batch_norm import (
-    MEAN,
-    SCALE,
-    SHIFT,
-    Through,
-    activated,
-    gradient,
-    gradient_coefficients,
-    stored_of,
-)
-from ops.launch import ceil_div, launch, power_of_two
+from ops.batch_norm import MEAN, SCALE, SHIFT, Through, activated, gradient, gradient_coefficients, stored_of
+from ops.launch import launch
 
 
 @triton.jit
@@ -170,8 +161,8 @@ def tiles(weight: Tensor, x: Tensor, half: tuple[int, int, int], full: tuple[int
     outputs, inputs = weight.shape
     most_out, most_in, positions = half if x.element_size() == 2 else full
     return {
-        "OUTPUTS": min(most_out, max(16, power_of_two(outputs))),
-        "INPUTS": min(most_in, max(16, power_of_two(inputs))),
+        "OUTPUTS": min(most_out, max(16, triton.next_power_of_2(outputs))),
+        "INPUTS": min(most_in, max(16, triton.next_power_of_2(inputs))),
         "POSITIONS": positions,
         "PRECISION": "tf32x3",  # of float32, which nothing else depends on
         "inputs": inputs,
@@ -197,27 +188,32 @@ def run_forward(
     """What is stored of σ(weight · mixed + bias) [outputs, positions], and the parts of its moments."""
     cut = tiles(weight, mixed.x, half=(256 if activation == "relu" else 128, 32, 64), full=(128, 16, 64))
     outputs, n = cut["outputs"], cut["n"]
-    blocks = ceil_div(n, cut["POSITIONS"])
+    blocks = triton.cdiv(n, cut["POSITIONS"])
     y = mixed.x.new_empty(outputs, n)
     parts = y.new_empty(blocks, 3, outputs, dtype=torch.float32) if with_parts else None
     launch(
-        forward, (blocks * ceil_div(outputs, cut["OUTPUTS"]),), **cut, ACTIVATION=activation,
+        forward, (blocks * triton.cdiv(outputs, cut["OUTPUTS"]),), **cut, ACTIVATION=activation,
         **mixed._asdict(), weight=weight.to(y.dtype).contiguous(), bias=bias, y=y, parts=parts,
     )  # fmt: skip
     return y, parts
 
 
 def run_backward_input(
-    dz: Tensor, weight: Tensor, through: Through, activation: str, below: Tensor | None, below_norm: Tensor | None
+    dz: Tensor,
+    weight: Tensor,
+    through: Through,
+    activation: str,
+    below: Tensor | None = None,
+    below_norm: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of the product's input, and with `below` the parts of its sums."""
     cut = tiles(weight, dz, half=(32, 256, 64), full=(16, 128, 64))
     inputs, n = cut["inputs"], cut["n"]
-    blocks = ceil_div(n, cut["POSITIONS"])
+    blocks = triton.cdiv(n, cut["POSITIONS"])
     dx = dz.new_empty(inputs, n)
     parts = dx.new_empty(blocks, 2, inputs, dtype=torch.float32) if below is not None else None
     launch(
-        backward_input, (blocks * ceil_div(inputs, cut["INPUTS"]),), **cut, ACTIVATION=activation,
+        backward_input, (blocks * triton.cdiv(inputs, cut["INPUTS"]),), **cut, ACTIVATION=activation,
         dz=dz, **through._asdict(), weight=weight.to(dz.dtype).contiguous(), dx=dx,
         below=below, below_norm=below_norm, parts=parts,
     )  # fmt: skip
@@ -230,10 +226,10 @@ def run_backward_weight(
     """The gradients of weight [outputs, inputs] and bias [outputs] in float32."""
     cut = tiles(weight, dz, half=(128, 128 if activation == "relu" else 64, 32), full=(64, 32, 32))
     outputs, inputs = weight.shape
-    tiles_of_result = ceil_div(outputs, cut["OUTPUTS"]) * ceil_div(inputs, cut["INPUTS"])
-    blocks = ceil_div(cut["n"], cut["POSITIONS"])
-    shares = min(blocks, ceil_div(PROGRAMS, tiles_of_result))
-    blocks = ceil_div(blocks, shares)
+    tiles_of_result = triton.cdiv(outputs, cut["OUTPUTS"]) * triton.cdiv(inputs, cut["INPUTS"])
+    blocks = triton.cdiv(cut["n"], cut["POSITIONS"])
+    shares = min(blocks, triton.cdiv(PROGRAMS, tiles_of_result))
+    blocks = triton.cdiv(blocks, shares)
     parts = dz.new_empty(shares, outputs, inputs, dtype=torch.float32)
     bias_parts = dz.new_empty(shares, outputs, dtype=torch.float32)
     named: dict[str, Any] = {"x": mixed.x, "x_norm": mixed.norm, "skip": mixed.skip, "skip_norm": mixed.skip_norm}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from config import schema
 from config.errors import first_line
 from config.schema import Config
-from ops import depthwise, fused
+from ops import depthwise, fused, launch
 from runtime.device import autocast, free_memory, is_gpu_lost
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
@@ -131,7 +131,7 @@ def why_not(way: Way, config: Config, shape: Shape, device: torch.device) -> str
         return depthwise.why_not(way.backend, *operands(config, shape, device))
     with torch.device("meta"):
         model = make_model(way.applied_to(config), shape[1], CLASSES)
-    return fused.why_not(model, torch.empty(1, device=device).expand(shape))
+    return fused.why_not(model, torch.empty(1, device=device).expand(shape)) or launch.unavailable(device)
 
 
 def operands(config: Config, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:

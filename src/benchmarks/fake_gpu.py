@@ -1,7 +1,7 @@
 """Counts what a step asks of a GPU, on a machine without one: operations, bytes moved, host synchronizations.
 
 with fake_cuda():                    # tensors with device="cuda" have a shape, and no data
-    step = …                         # make model, optimizer and batch here
+    model.to("cuda")                 # made outside; optimizer and batch are made here
     with Counter() as counter:
         step()
 counter.operations, counter.bytes_moved, counter.synchronizations
@@ -31,45 +31,22 @@ FREE = {
     aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
     aten.new_empty_strided.default, aten.lift_fresh.default,
 }  # fmt: skip
-PICKS = {str(aten.index_select.default), str(aten.index.Tensor), str(aten.gather.default)}
+PICKS = {aten.index_select.default, aten.index.Tensor, aten.gather.default}
+COPIES = {aten._to_copy.default, aten.copy_.default}
 SOURCE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class Operand:
-    """A tensor that an operation reads or writes; not the tensor itself, which would live longer than without us."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Operand":
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-    @property
-    def bytes(self) -> int:
-        """Values that `expand` repeats count once."""
-        distinct = (length for length, stride in zip(self.shape, self.stride, strict=True) if stride or not length)
-        return math.prod(distinct) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
 class Call:
-    """An operation on the device."""
+    """An operation on the device; the types of its tensors, none of which must live longer for being counted.
+
+    Every input is read once and every output written once, as if no cache held anything between operations. Where an
+    operation picks some of an input's values, it reads as many as it writes.
+    """
 
     name: str
-    inputs: list[Operand]
-    outputs: list[Operand]
-
-    @property
-    def bytes_moved(self) -> int:
-        """Every input is read once and every output written once, as if no cache held anything between operations.
-
-        Where an operation picks some of an input's values, it reads as many as it writes.
-        """
-        written = sum(operand.bytes for operand in self.outputs)
-        return written + (written if self.name in PICKS else sum(operand.bytes for operand in self.inputs))
+    dtypes: set[torch.dtype]
+    bytes_moved: int
 
 
 class Counter(TorchDispatchMode):
@@ -108,11 +85,16 @@ class Counter(TorchDispatchMode):
         if func in COPIES and crosses_over(args, result) and not is_asynchronous(func, args, kwargs):
             self.synchronizations.append(f"{caller()} copy between host and device")
         if (inputs or outputs) and func.namespace == "aten" and not func.is_view and func not in FREE:
-            self.calls.append(Call(str(func), list(map(Operand.of, inputs)), list(map(Operand.of, outputs))))
+            written = sum(map(bytes_of, outputs))
+            read = written if func in PICKS else sum(map(bytes_of, inputs))
+            self.calls.append(Call(str(func), {tensor.dtype for tensor in (*inputs, *outputs)}, read + written))
         return result
 
 
-COPIES = {aten._to_copy.default, aten.copy_.default}
+def bytes_of(tensor: Tensor) -> int:
+    """Values that `expand` repeats count once."""
+    distinct = (length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not length)
+    return math.prod(distinct) * tensor.dtype.itemsize
 
 
 def crosses_over(args: Any, result: Any) -> bool:
@@ -138,9 +120,9 @@ def caller() -> str:
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Make tensors fake, also those on CUDA, whether there is a GPU or not.
+    """Make tensors fake, also those on CUDA, whether there is a GPU or not; model.to("cuda") makes a real model's fake.
 
-    Without one, this process can have no other accelerator from now on.
+    Without a GPU, this process can have no other accelerator from now on.
     """
     with ExitStack() as stack:
         # Fake tensors are grouped for "foreach" operations as real ones are.
@@ -152,23 +134,8 @@ def fake_cuda() -> Iterator[None]:
             # Autocast for CUDA asks whether there is a GPU and whether it knows bf16.
             stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
-        stack.enter_context(FakeTensorMode())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
-
-
-def move(model: nn.Module) -> None:
-    """Give a model, made outside `fake_cuda`, fake parameters and buffers on CUDA in the memory format that it has."""
-
-    def fake(tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
-
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(fake(parameter), parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = fake(buffer)
 
 
 def copy_of(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from benchmarks.counting import Counter, fake_cuda, move
-from benchmarks.setting import make_config
+from benchmarks.fake_gpu import Counter, fake_cuda
+from benchmarks.setting import make_config, shape_of
 from config.errors import ConfigError
 from config.schema import Config
 from data.datasets import DataSplits, Split
@@ -65,14 +65,14 @@ def show_passes() -> None:
 
 def count(config: Config, steps: int = STEPS) -> list[Counter]:
     """Of every step after the first one, which makes what the optimizer keeps."""
-    side = config.data.image_size or 32
+    *_, side = shape_of(config)
     split = Split(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
     mean = (0.5, 0.5, 0.5)
     data = DataSplits(split, None, split, [str(label) for label in range(10)], 3, (side, side), mean, mean)
     device, size = torch.device("cuda"), config.data.batch_size
     model = make_model(config, data.channels, len(data.classes)).to(memory_format=memory_format(config))
     with fake_cuda():
-        move(model)
+        model.to(device)
         train_step = TrainStep(TrainingState(model, config, World(), device), config, data, whole_batch=size)
         train_step.network.train()
         pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device)
