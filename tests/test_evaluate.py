@@ -1,5 +1,6 @@
 """evaluate.py: a run's checkpoint, published weights as timm evaluates them, the hub, wrong input."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ import evaluate as evaluate_command
 from config.commands import register_commands
 from config.errors import ConfigError
 from conftest import Finished, command
+from data import datasets
 from inference.evaluation import evaluate_logits
 from processes import REPOSITORY
 from test_weights import by_the_authors, by_timm, randomized
@@ -70,6 +72,18 @@ def test_all_figures_agree_with_scikit_learn(train: Train, tmp_path: Path) -> No
     assert found["test/loss"] == pytest.approx(-np.log(records["probability"].astype(float)).mean(), rel=1e-5)
     for name in ("confusion_matrix", "reliability"):
         assert (tmp_path / "e" / f"{name}.png").stat().st_size > 5000
+
+
+def test_images_of_another_size_are_resized_to_the_models(digits_run: Path, tmp_path: Path) -> None:
+    digits = datasets.read("digits", "").test
+    for i, part in itertools.product(range(100), ("train", "test")):
+        folder = tmp_path / "images" / part / str(digits.labels[i])
+        folder.mkdir(parents=True, exist_ok=True)
+        digits[i].resize((24, 24), Image.Resampling.NEAREST).save(folder / f"{i:03}.png")
+    evaluate(tmp_path / "own", f"checkpoint={digits_run}")
+    found = evaluate(tmp_path / "e", f"checkpoint={digits_run}", "data=image_folder", f"data.root={tmp_path}/images")
+    own = np.load(tmp_path / "own" / "predictions.npy")[:100]
+    assert found["test/accuracy"] == pytest.approx((own["label"] == own["prediction"]).mean(), abs=0.15)
 
 
 def test_top5_and_calibration() -> None:

@@ -17,7 +17,7 @@ from data.datasets import read as read_data
 from run_folders import DEPTH, KERNEL, write_run
 
 RECORD = [("label", np.uint16), ("prediction", np.uint16), ("probability", np.float32)]
-LABELS = read_data("digits", "data", None).test.labels
+LABELS = read_data("digits", "data").test.labels
 
 
 def sweep(

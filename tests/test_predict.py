@@ -35,7 +35,7 @@ def digits(tmp_path: Path) -> Path:
     """The test set of digits as files, numbered."""
     folder = tmp_path / "digits"
     folder.mkdir()
-    split = datasets.read("digits", "", None).test
+    split = datasets.read("digits", "").test
     for i in range(len(split)):
         split[i].save(folder / f"{i:03}.png")
     return folder

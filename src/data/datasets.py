@@ -68,13 +68,19 @@ class DataSplits:
     std: tuple[float, ...] = ()
 
 
-def load(config: schema.Data, patch_size: int) -> DataSplits:
+def load(config: schema.Data, patch_size: int, image_size: tuple[int, int] | None = None) -> DataSplits:
     """Read, check and split the images.
+
+    Args:
+        image_size: height and width where `data.image_size` leaves them open; None: the images' own.
 
     Raises:
         DataError: the images are missing, corrupt, or do not fit the config.
     """
-    data = read(config.name, config.root, config.image_size)
+    data = read(config.name, config.root)
+    if config.image_size is not None:
+        image_size = (config.image_size, config.image_size)
+    data = replace(data, image_size=image_size or data.image_size)
     height, width = data.image_size
     if height % patch_size or width % patch_size:
         fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
@@ -82,11 +88,11 @@ def load(config: schema.Data, patch_size: int) -> DataSplits:
             f"model.patch_size={patch_size}: does not divide the {height}x{width} images of "
             f"data={config.name}; expected one of {', '.join(map(str, fitting))}"
         )
-    if data.val is None and config.val_fraction:
-        rest, held_out = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction", data.classes)
-        data = replace(data, train=rest, val=held_out)
     if not config.val_fraction:
         data = replace(data, val=None)
+    elif data.val is None:
+        rest, held_out = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction", data.classes)
+        data = replace(data, train=rest, val=held_out)
     if config.train_fraction < 1:
         _, kept = divide(data.train, config.train_fraction, config.split_seed, "data.train_fraction", data.classes)
         data = replace(data, train=kept)
@@ -143,16 +149,12 @@ def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...]
 
 
 @lru_cache(maxsize=1)
-def read(name: str, root: str, image_size: int | None, download: bool = True) -> DataSplits:
+def read(name: str, root: str, download: bool = True) -> DataSplits:
     if name == "digits":
-        data = read_digits()
-    elif name == "image_folder":
-        data = read_image_folder(Path(root))
-    else:
-        data = read_cifar(name, Path(root), download)
-    if image_size is not None:
-        data = replace(data, image_size=(image_size, image_size))
-    return data
+        return read_digits()
+    if name == "image_folder":
+        return read_image_folder(Path(root))
+    return read_cifar(name, Path(root), download)
 
 
 def read_digits() -> DataSplits:

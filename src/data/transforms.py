@@ -6,7 +6,7 @@ the device: normalize, mixup or cutmix, erase; in this order, as timm's own trai
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,20 +19,16 @@ from torch import Tensor
 from torchvision import transforms
 
 from config import schema
-
-if TYPE_CHECKING:
-    from data.datasets import DataSplits
+from data.datasets import DataSplits
 
 Transform = Callable[[Image.Image], Image.Image]
 
 
-def training_transform(config: schema.Augmentation, data: "DataSplits") -> Transform | None:
+def training_transform(config: schema.Augmentation, data: DataSplits) -> Transform | None:
     """From an image to the augmented image at the model's size; None: take decoded pixels as they are."""
     jitter = (config.brightness, config.contrast, config.saturation, config.hue)
     auto_augment = config.auto_augment or ""
-    whole = (
-        config.scale == config.ratio == [1.0, 1.0]
-    )  # no random crop: as in evaluation, the middle if the shape differs
+    whole = config.scale == config.ratio == [1.0, 1.0]  # no random crop: the middle, as in evaluation
     shape = data.image_size[1] / data.image_size[0]
     crop_and_flip, color, _ = transforms_imagenet_train(
         data.image_size,
@@ -59,7 +55,7 @@ def training_transform(config: schema.Augmentation, data: "DataSplits") -> Trans
     return transforms.Compose([*first, *second]) if first or second else None
 
 
-def evaluation_transform(crop_fraction: float, data: "DataSplits") -> Transform | None:
+def evaluation_transform(crop_fraction: float, data: DataSplits) -> Transform | None:
     """The same without chance: resize, take the middle."""
     if crop_fraction == 1.0 and is_native(data):
         return None
@@ -69,7 +65,7 @@ def evaluation_transform(crop_fraction: float, data: "DataSplits") -> Transform 
     return transforms.Compose(steps[:-1])  # the last makes a tensor of it
 
 
-def is_native(data: "DataSplits") -> bool:
+def is_native(data: DataSplits) -> bool:
     """Whether the images are decoded at the size that the model sees."""
     return data.train.decoded and data.train.images.shape[1:3] == data.image_size
 
@@ -81,7 +77,7 @@ class Normalize:
     """
 
     def __init__(
-        self, data: "DataSplits", device: torch.device, memory_format: torch.memory_format = torch.channels_last
+        self, data: DataSplits, device: torch.device, memory_format: torch.memory_format = torch.channels_last
     ) -> None:
         # Repeated for every pixel of a row: long rows are quick to broadcast, three channels are not.
         width = data.image_size[1]

@@ -7,7 +7,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.imagenet_info import ImageNetInfo
 
 from config import schema
@@ -27,8 +26,6 @@ IMAGENET = {
     "data.name": "image_folder",
     "data.image_size": 224,
     "data.crop_fraction": 0.96,
-    "data.mean": list(IMAGENET_DEFAULT_MEAN),
-    "data.std": list(IMAGENET_DEFAULT_STD),
     "data.batch_size": 16,  # ConvMixer-1536/20 then takes less than 3 GiB
     "data.val_fraction": 0.0,
 }
@@ -54,10 +51,6 @@ class Checkpoint:
     classes: list[str]
     labels: list[str]
     image_size: tuple[int, int] | None
-
-    @property
-    def has_class_names(self) -> bool:
-        return bool(self.weights.about) or self.weights.is_imagenet
 
 
 Settings = TypeVar("Settings", bound=Command)
@@ -94,11 +87,16 @@ def load_checkpoint(
 
 def settings_of(weights: Weights) -> dict[str, Any]:
     """What the checkpoint says of the config, by key."""
+    values: dict[str, Any] = {"data.name": "image_folder"}
     if weights.about:
         saved = weights.about["config"]
         values = dict(flatten({"data": saved["data"], "trainer": {"precision": saved["trainer"]["precision"]}}))
-        return values | {"data.mean": weights.about["mean"], "data.std": weights.about["std"]}
-    return IMAGENET if weights.is_imagenet else {"data.name": "image_folder"}
+    elif weights.is_imagenet:
+        values = IMAGENET
+    if weights.normalization:
+        mean, std = map(list, weights.normalization)
+        values = values | {"data.mean": mean, "data.std": std}
+    return values
 
 
 def fill_in(composed: DictConfig, values: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from data.datasets import DataSplits, Split
 from data.transforms import Normalize
 from inference.checkpoint import Checkpoint
 from runtime.device import autocast, prefetch
+from training.evaluation import PREDICTION
 from training.model import memory_format
 
 BINS = 15  # of confidence, equally wide, as in Guo et al., arXiv 1706.04599
@@ -30,25 +31,22 @@ class Evaluation:
     Attributes:
         loss: mean cross-entropy.
         top1, top5: fractions; top5 of fewer than six classes is 1.
-        confusion: images of each [true class, predicted class].
-        probabilities: of each image's own class, [images].
-        predictions: [images].
+        predictions: PREDICTION [images], in the order of the data set.
         confidence: probability of the predicted class, [images].
+        confusion: images of each [true class, predicted class].
     """
 
     loss: float
     top1: float
     top5: float
-    labels: NDArray[np.int64]
-    predictions: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
+    predictions: NDArray[np.void]
     confidence: NDArray[np.float32]
     confusion: NDArray[np.int64]
 
     def bins(self) -> list[dict[str, float]]:
         """Images by confidence: how many, their mean confidence, their accuracy."""
         index = np.minimum((self.confidence * BINS).astype(int), BINS - 1)
-        correct = self.predictions == self.labels
+        correct = self.predictions["prediction"] == self.predictions["label"]
         return [
             {"images": int(inside.sum()), "confidence": float(self.confidence[inside].mean()),
              "accuracy": float(correct[inside].mean()), "low": i / BINS, "high": (i + 1) / BINS}
@@ -59,7 +57,7 @@ class Evaluation:
     def ece(self) -> float:
         """The expected calibration error: how far accuracy is from confidence, over bins of confidence."""
         gaps = [row["images"] * abs(row["accuracy"] - row["confidence"]) for row in self.bins()]
-        return sum(gaps) / len(self.labels)
+        return sum(gaps) / len(self.predictions)
 
 
 def evaluate(checkpoint: Checkpoint, data: DataSplits, name: str) -> Evaluation:
@@ -73,7 +71,8 @@ def evaluate(checkpoint: Checkpoint, data: DataSplits, name: str) -> Evaluation:
     split: Split | None = getattr(data, name)
     if split is None:
         raise ConfigError(f"split={name}: there is none with data.val_fraction={checkpoint.config.data.val_fraction:g}")
-    loader = make_eval_loader(split, data, checkpoint.config)
+    labels = class_numbers(data.classes, checkpoint)[split.labels]
+    loader = make_eval_loader(replace(split, labels=labels), data, checkpoint.config)
     batches = track(loader, "  evaluating", transient=True, disable=not get_console().is_terminal)
     parts = list(compute_logits(checkpoint, batches, data))
     return evaluate_logits(torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts]))
@@ -81,25 +80,25 @@ def evaluate(checkpoint: Checkpoint, data: DataSplits, name: str) -> Evaluation:
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     """[images, classes] and [images]."""
-    n_classes = logits.shape[1]
-    predictions = logits.argmax(1)
+    n_classes, predicted = logits.shape[1], logits.argmax(1)
     top5 = logits.topk(min(5, n_classes)).indices == labels[:, None]
     probabilities = logits.double().softmax(1)
-    confusion = torch.bincount(labels * n_classes + predictions, minlength=n_classes**2)
+    confusion = torch.bincount(labels * n_classes + predicted, minlength=n_classes**2)
+    predictions = np.empty(len(labels), PREDICTION)
+    predictions["label"], predictions["prediction"] = labels, predicted
+    predictions["probability"] = probabilities.gather(1, labels[:, None])[:, 0]
     return Evaluation(
         loss=float(F.cross_entropy(logits.double(), labels)),
-        top1=int((predictions == labels).sum()) / len(labels),
+        top1=int((predicted == labels).sum()) / len(labels),
         top5=int(top5.sum()) / len(labels),
-        labels=labels.numpy(),
-        predictions=predictions.numpy(),
-        probabilities=probabilities.gather(1, labels[:, None])[:, 0].float().numpy(),
+        predictions=predictions,
         confidence=probabilities.max(1).values.float().numpy(),
         confusion=confusion.view(n_classes, n_classes).numpy(),
     )
 
 
 def load_data(checkpoint: Checkpoint, split: str) -> DataSplits:
-    """The configured data set as the checkpoint expects it: image size, normalization, and its numbers of classes.
+    """The configured data set as the checkpoint expects it: image size and normalization.
 
     Args:
         split: the one that is needed, "train", "val" or "test".
@@ -110,24 +109,10 @@ def load_data(checkpoint: Checkpoint, split: str) -> DataSplits:
     config, channels = checkpoint.config.data, checkpoint.weights.architecture.channels
     if split == "test":
         config = replace(config, val_fraction=0.0, train_fraction=1.0)  # which divide only what was trained on
-    found, size = datasets.read(config.name, config.root, config.image_size), checkpoint.image_size
-    if found.channels != channels:
-        raise ConfigError(f"data.name={config.name}: {found.channels} channels, but the model takes {channels}")
-    if config.image_size is None and size and size != found.image_size:
-        if size[0] != size[1]:
-            raise ConfigError(
-                f"data.name={config.name}: images of {found.image_size[0]}x{found.image_size[1]}, but the model was "
-                f"trained on {size[0]}x{size[1]}; expected data.image_size"
-            )
-        config = replace(config, image_size=size[0])
-    data = datasets.load(config, checkpoint.config.model.patch_size)
-    numbers = class_numbers(data.classes, checkpoint)
-
-    def renumber(split: Split) -> Split:
-        return replace(split, labels=numbers[split.labels])
-
-    val = renumber(data.val) if data.val else None
-    return replace(data, train=renumber(data.train), val=val, test=renumber(data.test), classes=checkpoint.classes)
+    found = datasets.read(config.name, config.root).channels
+    if found != channels:
+        raise ConfigError(f"data.name={config.name}: {found} channels, but the model takes {channels}")
+    return datasets.load(config, checkpoint.config.model.patch_size, checkpoint.image_size)
 
 
 def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]:
@@ -140,7 +125,8 @@ def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]
     unknown = [name for name in names if name not in known]
     if not unknown:
         return np.array([known[name] for name in names], dtype=np.int64)
-    if not checkpoint.has_class_names and len(names) == len(known):
+    has_names = checkpoint.weights.about or checkpoint.weights.is_imagenet
+    if not has_names and len(names) == len(known):
         return np.arange(len(names))
     raise ConfigError(
         f"data.name={checkpoint.config.data.name}: its class {unknown[0]} is none of the checkpoint's {len(known)}, "

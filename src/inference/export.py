@@ -10,23 +10,22 @@ A file appears whole or not at all: it gets its name once it has been written an
 
 import json
 import logging
-import os
 import timeit
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from config.commands import Export
 from config.errors import ConfigError
 from inference.checkpoint import Checkpoint
 from inference.model_card import model_card
-from runtime.files import whole, write_text
+from runtime.files import check_new, whole, write_text
 from weights.files import METADATA
 from weights.folding import fold_batch_norm
 from weights.layouts import to_layout
@@ -52,9 +51,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> Path:
     path = output_path(checkpoint, settings)
     card = path.with_name("README.md")
     written = [path, card] if settings.format == "safetensors" else [path]
-    for file in written:
-        if file.exists() and not settings.overwrite:
-            raise ConfigError(f"output={file}: is there already; expected another name, or overwrite=true")
+    check_new(written, settings.overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         if settings.format == "onnx":
@@ -62,13 +59,12 @@ def export(checkpoint: Checkpoint, settings: Export) -> Path:
         elif settings.format == "torch_export":
             write_program(checkpoint, inference_model(checkpoint, settings), temporary)
         elif settings.format == "safetensors":
-            save_file(checkpoint.weights.tensors, temporary, metadata=metadata(checkpoint))
+            temporary.write_bytes(save(checkpoint.weights.tensors, metadata(checkpoint)))
             write_text(card, model_card(checkpoint, path))
         elif settings.format == "timm":
-            save_file(to_layout(checkpoint.weights.tensors, "timm"), temporary, metadata=metadata(checkpoint))
+            temporary.write_bytes(save(to_layout(checkpoint.weights.tensors, "timm"), metadata(checkpoint)))
         else:
             torch.save(to_layout(checkpoint.weights.tensors, "authors"), temporary)
-        temporary.chmod(0o666 & ~current_umask())  # safetensors writes for the owner alone
     log.info(f"  → {' and '.join(map(str, written))}")
     return path
 
@@ -100,16 +96,9 @@ def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
         if path.suffix != suffix:
             raise ConfigError(f"output={path}: expected a name that ends in {suffix} for format={settings.format}")
         return path
-    run = weights.path.parent.parent
-    if weights.path.parent.name == "checkpoints" and (run / "config.yaml").is_file():
-        return run / "export" / name
+    if weights.run:
+        return weights.run / "export" / name
     return Path("outputs") / "export" / (weights.published or weights.path.name.partition(".")[0]) / name
-
-
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
@@ -193,16 +182,9 @@ def check(logits: Tensor, expected: Tensor, program: str) -> None:
 
 def photographs(checkpoint: Checkpoint, n: int) -> Tensor:
     """Crops of scikit-learn's two photographs as the model takes images: [n, channels, height, width], normalized."""
-    config = checkpoint.config
-    channels, (height, width) = checkpoint.weights.architecture.channels, checkpoint.image_size or (224, 224)
-    rng = np.random.default_rng(0)
-    crops = []
-    for i in range(n):
-        image = Image.fromarray(load_sample_images().images[i % 2]).convert("L" if channels == 1 else "RGB")
-        left, top = rng.integers(0, (image.width // 2, image.height // 2)).tolist()
-        crop = image.resize((width, height), box=(left, top, left + image.width // 2, top + image.height // 2))
-        crops.append(np.asarray(crop, dtype=np.float32).reshape(height, width, -1) / 255)
-    pixels = np.resize(np.stack(crops).transpose(3, 0, 1, 2), (channels, n, height, width)).swapaxes(0, 1)
-    mean, std = (np.asarray(values or default, np.float32)[:, None, None]
-                 for values, default in ((config.data.mean, [0.5]), (config.data.std, [0.25])))  # fmt: skip
-    return torch.from_numpy((pixels - mean) / std)
+    config, channels = checkpoint.config.data, checkpoint.weights.architecture.channels
+    photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2) / 255
+    crops = torch.stack([photos[i % 2, :, 30 * i : 30 * i + 200, 50 * i : 50 * i + 200] for i in range(n)])
+    images = F.interpolate(crops, checkpoint.image_size or (224, 224), mode="bilinear", antialias=True)
+    mean, std = torch.tensor(config.mean or [0.5]), torch.tensor(config.std or [0.25])
+    return (images[:, torch.arange(channels) % 3] - mean[:, None, None]) / std[:, None, None]

@@ -1,6 +1,5 @@
 """A model card for the Hugging Face hub: what the model is, what it was trained on and reached, how to use it."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from inference.checkpoint import Checkpoint
+from runtime.files import read_json
 from training.summary import as_lines, summarize
 
 RESULTS = {  # of summary.json, and how people read them
@@ -27,7 +27,7 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     """
     weights, config = checkpoint.weights, checkpoint.config
     saved = weights.about.get("config", asdict(config))
-    summary = run_summary(weights.path)
+    summary = read_json(weights.run / "summary.json") if weights.run else {}
     data_name = saved["data"]["name"] if weights.about else "ImageNet-1k" if weights.published else "unknown"
     results = {key: summary[key] for key in RESULTS if isinstance(summary.get(key), float)}
     header = ModelCardData(
@@ -62,12 +62,6 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
         "```yaml\n" + yaml.safe_dump(saved, sort_keys=False, allow_unicode=True) + "```",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def run_summary(checkpoint: Path) -> dict[str, Any]:
-    """The summary.json of the run that a checkpoint is of; of others nothing."""
-    path = checkpoint.parent.parent / "summary.json"
-    return json.loads(path.read_text()) if checkpoint.parent.name == "checkpoints" and path.is_file() else {}
 
 
 def describe(key: str, value: float) -> str:

@@ -2,35 +2,40 @@
 
 import json
 import logging
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
+from PIL import Image
 from rich import get_console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from config.commands import Predict
 from config.errors import ConfigError
 from data.batches import init_worker, spare_cores
 from data.datasets import DataSplits, Split
-from data.image_files import SUFFIXES, DataError
-from data.transforms import evaluation_transform
+from data.image_files import SUFFIXES, DataError, open_image
+from data.transforms import Transform, evaluation_transform
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
-from inference.figures import contact_sheet
-from runtime.files import write_text
+from runtime.files import check_new, write_text
+from tracking.plots import PAGE, STYLE, show_images
 
 log = logging.getLogger(__name__)
 
 SHOWN = 20  # lines on the terminal
+COLUMNS = 6  # of the contact sheet
 
 
 def predict(checkpoint: Checkpoint, settings: Predict) -> int:
@@ -44,44 +49,27 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     """
     table, sheet = output_paths(settings)
     data = as_data(find_images(settings.images), checkpoint)
-    reader = ImageFiles(data, settings.data.crop_fraction)
-    loader = DataLoader(
-        reader,
-        batch_size=settings.data.batch_size,
-        num_workers=workers(settings, len(reader)),
-        collate_fn=collate,
-        worker_init_fn=init_worker,
-    )
-    batches = track(loader, "  predicting", transient=True, disable=not get_console().is_terminal)
-    broken: list[str] = []
-    logits = list(compute_logits(checkpoint, readable(batches, broken), data))
-    if not logits:
-        raise ConfigError(f"images={settings.images}: none of the {len(reader):,} can be read as an image")
-    indices = torch.cat([batch for _, batch in logits]).tolist()
-    top = top_classes(torch.cat([batch for batch, _ in logits]), checkpoint.labels, settings.top)
-    rows = [{"image": str(data.test.images[i]), "predictions": found} for i, found in zip(indices, top, strict=True)]
+    broken: list[DataError] = []
+    rows: list[dict[str, Any]] = []
+    for logits, numbers in compute_logits(checkpoint, read_batches(data, settings, broken), data):
+        top = top_classes(logits, checkpoint.labels, settings.top)
+        for number, found in zip(numbers.tolist(), top, strict=True):
+            rows.append({"image": str(data.test.images[number]), "predictions": found})
+    if not rows:
+        raise ConfigError(f"images={settings.images}: none of the {len(data.test):,} can be read as an image")
     table.parent.mkdir(parents=True, exist_ok=True)
-    write_text(
-        table, json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if table.suffix == ".json" else as_csv(rows)
-    )
+    as_json = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    write_text(table, as_json if table.suffix == ".json" else as_csv(rows))
     if settings.sheet:
-        images = [data.test[i] for i in indices[: settings.sheet]]
-        contact_sheet(images, [caption(found[0]) for found in top[: settings.sheet]]).savefig(sheet, dpi=150)
-    for i, found in zip(indices[:SHOWN], top, strict=False):
-        likely = ", ".join(f"{one['class']} {one['probability']:.1%}" for one in found[:3])
-        log.info(f"  {data.test.images[i]}: {likely}")
+        shown = rows[: settings.sheet]
+        images = [open_image(row["image"], data.test.mode) for row in shown]
+        contact_sheet(images, [caption(row["predictions"][0]) for row in shown]).savefig(sheet, dpi=150)
+    for row in rows[:SHOWN]:
+        likely = ", ".join(f"{one['class']} {one['probability']:.1%}" for one in row["predictions"][:3])
+        log.info(f"  {row['image']}: {likely}")
     skipped = f", {len(broken):,} skipped" if broken else ""
     log.info(f"  {len(rows):,} images{skipped} → {table}" + (f" and {sheet}" if settings.sheet else ""))
     return len(broken)
-
-
-def top_classes(logits: Tensor, labels: list[str], top: int) -> list[list[dict[str, Any]]]:
-    """For each image its `top` classes with their probabilities, the likeliest first."""
-    probabilities, classes = logits.double().softmax(1).topk(min(top, len(labels)))
-    return [
-        [{"class": labels[c], "probability": p} for c, p in zip(cs, ps, strict=True)]
-        for cs, ps in zip(classes.tolist(), probabilities.tolist(), strict=True)
-    ]
 
 
 def output_paths(settings: Predict) -> tuple[Path, Path]:
@@ -94,10 +82,11 @@ def output_paths(settings: Predict) -> tuple[Path, Path]:
     sheet = table.with_suffix(".png")
     if table.suffix not in (".csv", ".json"):
         raise ConfigError(f"output={table}: expected a name that ends in .csv or .json")
-    for path in (table, sheet) if settings.sheet else (table,):
-        if path.exists() and not settings.overwrite:
-            raise ConfigError(f"output={path}: is there already; expected another name, or overwrite=true")
+    check_new((table, sheet) if settings.sheet else (table,), settings.overwrite)
     return table, sheet
+
+
+# Images.
 
 
 def find_images(given: Any) -> list[str]:
@@ -106,9 +95,8 @@ def find_images(given: Any) -> list[str]:
     Raises:
         ConfigError: there is nothing.
     """
-    entries = [str(entry) for entry in given] if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     found: list[str] = []
-    for entry in map(str, entries):
+    for entry in map(str, given if isinstance(given, list) else [given]):
         if entry == "-":
             found += [line for line in sys.stdin.read().splitlines() if line]
         elif Path(entry).is_dir():
@@ -149,59 +137,75 @@ def as_data(paths: list[str], checkpoint: Checkpoint) -> DataSplits:
     )  # fmt: skip
 
 
-def workers(settings: Predict, images: int) -> int:
-    """Processes that read images: those that were asked for, else one for every spare core, and none for one batch."""
-    if settings.data.num_workers is not None:
-        return settings.data.num_workers
-    return spare_cores() if images > settings.data.batch_size else 0
+def read_batches(data: DataSplits, settings: Predict, broken: list[DataError]) -> Iterator[tuple[Tensor, Tensor]]:
+    """uint8 [batch, channels, height, width] and numbers of the images that can be read; of the others, say why not.
 
-
-class ImageFiles(Dataset[tuple[int, "NDArray[np.uint8] | str"]]):
-    """Of each file its number and its pixels [height, width, channels], or what is wrong with it."""
-
-    def __init__(self, data: DataSplits, crop_fraction: float) -> None:
-        self.split, self.transform = data.test, evaluation_transform(crop_fraction, data)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> "tuple[int, NDArray[np.uint8] | str]":
-        try:
-            image = self.split[index]
-        except DataError as error:
-            return index, str(error)
-        assert self.transform is not None  # files are never as the model sees them
-        return index, np.atleast_3d(np.asarray(self.transform(image)))
-
-
-def collate(images: "list[tuple[int, NDArray[np.uint8] | str]]") -> tuple[Tensor, Tensor, list[str]]:
-    """uint8 [batch, channels, height, width] and numbers of those that can be read, and what is wrong with the rest."""
-    read = [(index, pixels) for index, pixels in images if not isinstance(pixels, str)]
-    errors = [error for _, error in images if isinstance(error, str)]
-    pixels = torch.from_numpy(np.stack([p for _, p in read])).permute(0, 3, 1, 2) if read else torch.empty(0)
-    return pixels, torch.tensor([index for index, _ in read]), errors
-
-
-def readable(batches: Any, broken: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images that can be read; of the others, say and keep what is wrong."""
-    for pixels, indices, errors in batches:
+    Args:
+        broken: takes the errors of those that cannot be read.
+    """
+    batch_size, workers = settings.data.batch_size, settings.data.num_workers
+    if workers is None:
+        workers = spare_cores() if len(data.test) > batch_size else 0
+    transform = evaluation_transform(settings.data.crop_fraction, data)
+    assert transform  # files are never as the model sees them
+    numbers: Any = range(len(data.test))
+    read = partial(read_images, data.test, transform)
+    batches = DataLoader(numbers, batch_size, num_workers=workers, collate_fn=read, worker_init_fn=init_worker)
+    bar = track(batches, "  predicting", transient=True, disable=not get_console().is_terminal)
+    for pixels, indices, errors in bar:
         for error in errors:
-            log.warning(f"  skipped: {error.removeprefix('data.root: ')}")
+            log.warning(f"  skipped: {str(error).removeprefix('data.root: ')}")
         broken += errors
-        if len(pixels):
+        if len(indices):
             yield pixels, indices
 
 
-def as_csv(rows: list[dict[str, Any]]) -> str:
+def read_images(split: Split, transform: Transform, numbers: list[int]) -> tuple[Tensor, Tensor, list[DataError]]:
+    """Pixels and numbers of the images that can be read, and the others' errors."""
+    pixels, read, errors = [], [], []
+    for number in numbers:
+        try:
+            pixels.append(np.atleast_3d(np.asarray(transform(split[number]))))
+            read.append(number)
+        except DataError as error:
+            errors.append(error)
+    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) if pixels else torch.empty(0)
+    return batch, torch.tensor(read), errors
+
+
+# Predictions.
+
+
+def top_classes(logits: Tensor, labels: list[str], top: int) -> list[list[dict[str, Any]]]:
+    """For each image its `top` classes with their probabilities, the likeliest first."""
+    probabilities, classes = logits.double().softmax(1).topk(min(top, len(labels)))
+    return [
+        [{"class": labels[c], "probability": p} for c, p in zip(cs, ps, strict=True)]
+        for cs, ps in zip(classes.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def as_csv(rows: Iterable[dict[str, Any]]) -> str:
     """A row for each image: image, class1, probability1, class2, …"""
-    flat = [
-        {"image": row["image"]} | {f"{key}{n}": value for n, found in enumerate(row["predictions"], 1)
-                                   for key, value in found.items()}
-        for row in rows
-    ]  # fmt: skip
-    return pd.DataFrame(flat).to_csv(index=False)
+    table = []
+    for row in rows:
+        cells = {"image": row["image"]}
+        for n, found in enumerate(row["predictions"], start=1):
+            cells |= {f"class{n}": found["class"], f"probability{n}": found["probability"]}
+        table.append(cells)
+    return pd.DataFrame(table).to_csv(index=False)
 
 
 def caption(prediction: dict[str, Any]) -> str:
     name = prediction["class"].partition(",")[0]
     return f"{name if len(name) <= 18 else name[:17] + '…'}\n{prediction['probability']:.0%}"
+
+
+def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
+    """Images side by side, each with its caption below."""
+    columns = min(COLUMNS, len(images))
+    rows, side = math.ceil(len(images) / columns), PAGE / COLUMNS
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(columns * side, rows * (side + 0.35)), layout="constrained")
+        show_images(figure.subplots(rows, columns, squeeze=False).flat, images, captions)
+    return figure

@@ -13,17 +13,16 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from config.commands import Evaluate
-from config.errors import ConfigError
 from inference.checkpoint import Checkpoint
 from inference.evaluation import Evaluation
-from inference.figures import reliability_diagram
-from runtime.files import write_text
+from runtime.files import check_new, write_text
 from tracking import plots
-from training.evaluation import PREDICTION
 from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)
@@ -35,8 +34,7 @@ def new_folder(output: str | None, overwrite: bool) -> Path:
         ConfigError: something is there already and was not to be overwritten.
     """
     folder = Path(output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    if folder.exists() and not overwrite:
-        raise ConfigError(f"output={folder}: is there already; expected another name, or overwrite=true")
+    check_new([folder], overwrite)
     return folder
 
 
@@ -57,7 +55,7 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
         "architecture": {**asdict(checkpoint.weights.architecture), "activation": checkpoint.config.model.activation},
         "data": asdict(data),
         "split": split,
-        "images": len(result.labels),
+        "images": len(result.predictions),
         f"{split}/loss": result.loss,
         f"{split}/accuracy": result.top1,
         f"{split}/top5_accuracy": result.top5,
@@ -74,18 +72,33 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
     write_text(
         folder / "confusion_matrix.csv", pd.DataFrame(confusion, index=names, columns=names).to_csv(index_label="class")
     )
-    records = np.empty(len(result.labels), PREDICTION)
-    records["label"], records["prediction"] = result.labels, result.predictions
-    records["probability"] = result.probabilities
-    np.save(folder / "predictions.npy", records)
+    np.save(folder / "predictions.npy", result.predictions)
     plots.save(plots.confusion_matrix(confusion, names), folder / "confusion_matrix")
-    plots.save(reliability_diagram(result.bins(), result.ece), folder / "reliability")
+    plots.save(reliability_diagram(result), folder / "reliability")
     write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
 
     log.info(
-        f"  {data.name}, {split}, {len(result.labels):,} images: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
-        f"loss {result.loss:.4f}, calibration error {result.ece:.2%}"
+        f"  {data.name}, {split}, {len(result.predictions):,} images: top-1 {result.top1:.2%}, "
+        f"top-5 {result.top5:.2%}, loss {result.loss:.4f}, calibration error {result.ece:.2%}"
     )
     hardest = classes.nsmallest(3, "accuracy")
     worst = [f"{name} {accuracy:.1%}" for name, accuracy in zip(hardest["class"], hardest["accuracy"], strict=True)]
     log.info(f"  hardest: {', '.join(worst)} → {folder}")
+
+
+def reliability_diagram(result: Evaluation) -> Figure:
+    """Accuracy over confidence; a calibrated model's bars end on the diagonal."""
+    bins = pd.DataFrame(result.bins())
+    percent = 100 * bins
+    bar = {"align": "edge", "width": percent["high"] - percent["low"], "edgecolor": "white", "linewidth": 0.5}
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(3.3, 3.9), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        above.bar(percent["low"], percent["accuracy"], color=plots.COLORS[0], **bar)
+        above.plot([0, 100], [0, 100], color=plots.GREY, linestyle="--", linewidth=0.8)
+        above.plot("confidence", "accuracy", "o", data=percent, color=plots.COLORS[1], ms=3, label="mean of the bin")
+        above.set(ylabel="accuracy, %", ylim=(0, 100), title=f"Expected calibration error {result.ece:.2%}")
+        above.legend(loc="upper left")
+        below.bar(percent["low"], bins["images"], color=plots.GREY, **bar)
+        below.set(xlabel="confidence, %", ylabel="images", xlim=(0, 100))
+    return figure

@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from config.errors import ConfigError
 
 
 @contextmanager
@@ -25,6 +27,16 @@ def remove_partial(folder: Path) -> None:
     """Remove what processes that were killed while they wrote have left; for a folder that no other process uses."""
     for temporary in folder.glob(".[0-9]*.*"):
         temporary.unlink()
+
+
+def check_new(paths: Iterable[Path], overwrite: bool) -> None:
+    """
+    Raises:
+        ConfigError: a file or folder that a command is to write is there already.
+    """
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise ConfigError(f"output={path}: is there already; expected another name, or overwrite=true")
 
 
 def write_text(path: Path, text: str) -> None:

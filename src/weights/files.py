@@ -71,6 +71,12 @@ class Weights:
             return tuple(self.about["mean"]), tuple(self.about["std"])
         return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if self.is_imagenet else None
 
+    @property
+    def run(self) -> Path | None:
+        """The folder of the run that the file is a checkpoint of."""
+        folder = self.path.parent.parent
+        return folder if self.path.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
+
     def fingerprint(self) -> str:
         """A hash of the weights' content, whatever the file's name, place and layout."""
         content = hashlib.sha256()
