@@ -45,7 +45,7 @@ class BatchSpec:
 
     indices: NDArray[np.int64]
     positions: NDArray[np.int64]
-    seeds: NDArray[np.uint32]
+    seeds: NDArray[np.integer]
     batch_seed: int
     batch_size: int
 
@@ -77,15 +77,18 @@ class DistributedBatchSampler(Sampler[BatchSpec]):
         """Images of a batch, counted from 0, over all ranks."""
         return min(self.batch_size, self.length - batch * self.batch_size)
 
-    def ranks(self, images: int) -> NDArray[np.int64]:
-        """The rank that gets each position of a batch of so many images."""
-        positions = np.arange(images)
+    def ranks(self, batch: int) -> NDArray[np.int64]:
+        """The rank that gets each image of a batch."""
+        positions = np.arange(self.size(batch))
         return np.minimum(positions, positions[::-1]) % self.world.size
+
+    def smallest_share(self, batch: int) -> int:
+        """Images of a batch that the rank with the fewest gets."""
+        return int(np.bincount(self.ranks(batch), minlength=self.world.size).min())
 
     def micro_batches(self, batch: int, asked: int) -> int:
         """Into how many micro-batches, at most as many as asked for, every rank can divide its share of a batch."""
-        shares = np.bincount(self.ranks(self.size(batch)), minlength=self.world.size)
-        return min(asked, int(shares.min()))
+        return min(asked, self.smallest_share(batch))
 
     def indices(self) -> NDArray[np.int64]:
         """Of all images of this rank's batches, in the batches' order."""
@@ -96,12 +99,12 @@ class DistributedBatchSampler(Sampler[BatchSpec]):
         if self.seed is not None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for batch in range(self.start, len(self)):
-            positions = np.arange(self.size(batch))
-            seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(len(positions))
-            mine = self.ranks(len(positions)) == self.world.rank
-            if mine.any():
-                indices = order[batch * self.batch_size + positions]
-                yield BatchSpec(indices[mine], positions[mine], seeds[mine], int(seeds[0]), len(positions))
+            size = self.size(batch)
+            seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(size)
+            mine = np.flatnonzero(self.ranks(batch) == self.world.rank)
+            if len(mine):
+                indices = order[batch * self.batch_size + mine]
+                yield BatchSpec(indices, mine, seeds[mine], int(seeds[0]), size)
 
 
 class Batches(Dataset[tuple[Tensor, Tensor] | DataError]):

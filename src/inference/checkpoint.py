@@ -114,19 +114,15 @@ def make_config(settings: Command, weights: Weights) -> Config:
     Raises:
         ConfigError: the activation is not known, or another one than was typed.
     """
-    typed, known, architecture = settings.model.activation, weights.activation, weights.architecture
+    typed, known = settings.model.activation, weights.activation
     if typed and known and typed != known:
         raise ConfigError(f"model.activation={typed}: the checkpoint's is {known}")
     if not (typed or known):
         raise ConfigError("model.activation: weights cannot tell; expected model.activation=relu or gelu")
     saved = weights.about.get("config", {"model": {}, "trainer": {}})
     model = schema.Model(
-        d_model=architecture.d_model,
-        depth=architecture.depth,
-        patch_size=architecture.patch_size,
-        kernel_size=architecture.kernel_size,
+        **weights.architecture.model_keys,
         activation=typed or known or "",
-        norm=architecture.norm,
         residual_depthwise=saved["model"].get("residual_depthwise", True),
         residual_pointwise=saved["model"].get("residual_pointwise", False),
     )

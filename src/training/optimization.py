@@ -3,7 +3,6 @@
 import math
 import re
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -123,8 +122,8 @@ def check_batch_statistics(config: Config, sampler: DistributedBatchSampler, ima
     if config.model.norm != "batch" or height * width > config.model.patch_size**2:
         return
     for batch in (0, len(sampler) - 1):
-        share = np.bincount(sampler.ranks(sampler.size(batch)), minlength=sampler.world.size).min()
-        if share // sampler.micro_batches(batch, config.trainer.accumulation_steps) < 2:
+        parts = sampler.micro_batches(batch, config.trainer.accumulation_steps)
+        if sampler.smallest_share(batch) // parts < 2:
             raise ConfigError(
                 f"data.batch_size={config.data.batch_size}, trainer.accumulation_steps="
                 f"{config.trainer.accumulation_steps}: leave a single image to a step's BatchNorm, and "

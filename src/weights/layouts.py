@@ -10,14 +10,13 @@ Weights tell everything about their model but its activation.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
-
-LAYOUTS = ("ours", "authors", "timm")
 
 # A key that each layer of the layout has once.
 DEPTHWISE = {
@@ -47,8 +46,13 @@ class Architecture:
     def __str__(self) -> str:
         return f"ConvMixer-{self.d_model}/{self.depth}, kernel {self.kernel_size}, patch {self.patch_size}"
 
-    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of such a model, by our name."""
+    @property
+    def model_keys(self) -> dict[str, Any]:
+        """What `model.…` of a config says of it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("channels", "n_classes")}
+
+    def empty_tensors(self) -> dict[str, Tensor]:
+        """Every tensor of such a model, without content, by our name."""
         with torch.device("meta"):
             model = ConvMixer(
                 ConvMixerLayer(self.d_model, self.kernel_size, norm=self.norm),
@@ -56,7 +60,7 @@ class Architecture:
                 ConvPatchEmbeddings(self.d_model, self.patch_size, self.channels, norm=self.norm),
                 ConvClassificationHead(self.d_model, self.n_classes),
             )
-        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return model.state_dict()
 
 
 def module_names(layout: str, depth: int) -> dict[str, str]:
@@ -90,7 +94,7 @@ def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[
     Raises:
         LayoutError: something is missing, unexpected or of another shape.
     """
-    layout = max(LAYOUTS, key=lambda layout: count_layers(weights, layout))
+    layout = max(DEPTHWISE, key=lambda layout: count_layers(weights, layout))
     depth = count_layers(weights, layout)
     if not depth:
         raise LayoutError(
@@ -101,20 +105,20 @@ def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[
     ours = {name: module for module, name in theirs.items()}
     found = {rename(name, ours): tensor for name, tensor in weights.items()}
     architecture = read_architecture(found, theirs)
-    expected = architecture.expected_shapes()
+    expected = architecture.empty_tensors()
     found = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith(COUNTER)} | found
     differences = [
         *(f"{rename(name, theirs)} is missing" for name in expected if name not in found),
         *(f"{rename(name, theirs)} is unexpected" for name in found if name not in expected),
         *(
-            f"{rename(name, theirs)} is {list(found[name].shape)} instead of {list(shape)}"
-            for name, shape in expected.items()
-            if name in found and tuple(found[name].shape) != shape
+            f"{rename(name, theirs)} is {list(found[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
         ),
     ]
     if differences:
         raise LayoutError(f"looks like {architecture}, but {enumerate_first(differences)}")
-    return layout, architecture, {name: in_fp32(found[name]) for name in expected}
+    return layout, architecture, {name: found[name].to(like.dtype).contiguous() for name, like in expected.items()}
 
 
 def read_architecture(found: Mapping[str, Tensor], theirs: Mapping[str, str]) -> Architecture:
@@ -157,10 +161,6 @@ def rename(name: str, modules: Mapping[str, str]) -> str:
     """ "stem.0.weight" → "patch_emb.conv.weight", where `modules` has "stem.0"."""
     module, dot, parameter = name.rpartition(".")
     return f"{modules.get(module, module)}{dot}{parameter}"
-
-
-def in_fp32(tensor: Tensor) -> Tensor:
-    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
 
 
 def enumerate_first(items: list[str], most: int = 3) -> str:

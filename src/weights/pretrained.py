@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from config import schema
@@ -58,14 +59,7 @@ def check_same_model(weights: Weights, config: schema.Model) -> None:
     Raises:
         ConfigError: the weights are of another model; the message says what to set.
     """
-    known = {
-        "d_model": weights.architecture.d_model,
-        "depth": weights.architecture.depth,
-        "kernel_size": weights.architecture.kernel_size,
-        "patch_size": weights.architecture.patch_size,
-        "norm": weights.architecture.norm,
-        "activation": weights.activation or config.activation,
-    }
+    known = weights.architecture.model_keys | {"activation": weights.activation or config.activation}
     differing = [f"model.{name}={value}" for name, value in known.items() if getattr(config, name) != value]
     if differing:
         raise ConfigError(f"{KEY}={config.pretrained}: is of another model; set {' '.join(differing)}")
@@ -98,8 +92,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     before = weight.shape[1]
     if channels == 1:
         return weight.sum(1, keepdim=True)
-    repeated = weight.repeat(1, -(-channels // before), 1, 1)[:, :channels]
-    return repeated * (before / channels)
+    return weight[:, torch.arange(channels) % before] * (before / channels)
 
 
 def content_of(given: str) -> str:

@@ -1,70 +1,54 @@
 """What changes grey levels and colors of a batch, and leaves every pixel where it is."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchvision import transforms
 
 from data.gpu_transforms.values import Draw, constant, per_pixel, to_levels, uniform_in
 
-# Operations that give every grey level another one. Each takes the pixels, [batch, channels, pixels], and its
-# argument, [batch, 1, 1], and makes tables that broadcast to [batch, channels, 256].
+# Operations that give every grey level another one: from the levels, [256], an image's pixels, [batch, channels,
+# pixels], and the argument, [batch, 1, 1], they make tables that broadcast to [batch, channels, 256].
 
 
 def apply_lut(images: Tensor, drawn: dict[str, Tensor], argument: Tensor) -> Tensor:
     pixels = images.flatten(2)
-    table = grey_levels(images.device).expand(*images.shape[:2], -1)
+    levels = torch.arange(256.0, device=images.device)
+    table = levels.expand(*images.shape[:2], -1)
     for name, make_table in TABLES.items():
         if name in drawn:
-            made = make_table(pixels, argument[:, None, None])
+            made = make_table(levels, pixels, argument[:, None, None])
             table = torch.where(drawn[name][:, None, None], made, table)
     return to_levels(table).gather(2, pixels.long()).view(images.shape)
 
 
-def grey_levels(device: torch.device) -> Tensor:
-    return torch.arange(256.0, device=device)
-
-
-def invert(pixels: Tensor, _: Tensor) -> Tensor:
-    return 255 - grey_levels(pixels.device)
-
-
-def posterize(pixels: Tensor, bits: Tensor) -> Tensor:
+def posterize(levels: Tensor, _: Tensor, bits: Tensor) -> Tensor:
     step = torch.exp2(8 - bits.clamp(max=8)).round()
-    return (grey_levels(pixels.device) / step).floor() * step
+    return (levels / step).floor() * step
 
 
-def solarize(pixels: Tensor, threshold: Tensor) -> Tensor:
-    levels = grey_levels(pixels.device)
-    return torch.where(levels < threshold, levels, 255 - levels)
-
-
-def solarize_add(pixels: Tensor, added: Tensor) -> Tensor:
-    levels = grey_levels(pixels.device)
-    return torch.where(levels < 128, levels + added, levels).clamp(max=255)
-
-
-def auto_contrast(pixels: Tensor, _: Tensor) -> Tensor:
-    levels = grey_levels(pixels.device)
+def auto_contrast(levels: Tensor, pixels: Tensor, _: Tensor) -> Tensor:
     darkest, brightest = pixels.float().aminmax(dim=2, keepdim=True)  # amin of bytes is wrong where compiled (2.14)
     stretched = (255 * (levels - darkest) / (brightest - darkest)).floor()
     return torch.where(brightest > darkest, stretched, levels)
 
 
-def equalize(pixels: Tensor, _: Tensor) -> Tensor:
+def equalize(levels: Tensor, pixels: Tensor, _: Tensor) -> Tensor:
     counts = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=pixels.device)
     counts.scatter_add_(2, pixels.long(), torch.ones_like(counts[..., :1]).expand(pixels.shape))
     brightest = pixels.float().amax(2, keepdim=True).long()
     step = (pixels.shape[2] - counts.gather(2, brightest)) // 255  # 0: too few pixels to spread
     below = counts.cumsum(2) - counts
     spread = (below + step // 2) // step.clamp(min=1)
-    return torch.where(step > 0, spread.float(), grey_levels(pixels.device))
+    return torch.where(step > 0, spread.float(), levels)
 
 
-TABLES = {
-    "Invert": invert,
+TABLES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "Invert": lambda levels, *_: 255 - levels,
     "Posterize": posterize,
-    "Solarize": solarize,
-    "SolarizeAdd": solarize_add,
+    "Solarize": lambda levels, _, threshold: torch.where(levels < threshold, levels, 255 - levels),
+    "SolarizeAdd": lambda levels, _, added: torch.where(levels < 128, levels + added, levels).clamp(max=255),
     "AutoContrast": auto_contrast,
     "Equalize": equalize,
 }
@@ -90,15 +74,7 @@ def grey(images: Tensor) -> Tensor:
     return (((images * red_green_blue).sum(1, keepdim=True) + 2**15) / 2**16).floor()
 
 
-def black(_: Tensor, luma: Tensor) -> Tensor:
-    return torch.zeros_like(luma)
-
-
-def without_color(_: Tensor, luma: Tensor) -> Tensor:
-    return luma
-
-
-def without_contrast(_: Tensor, luma: Tensor) -> Tensor:
+def mean_grey(_: Tensor, luma: Tensor) -> Tensor:
     pixels = luma.shape[2] * luma.shape[3]
     total = luma.sum((1, 2, 3), keepdim=True, dtype=torch.int64)
     return ((2 * total + pixels) // (2 * pixels)).float()
@@ -113,7 +89,12 @@ def smooth(images: Tensor, _: Tensor) -> Tensor:
     return smoothed
 
 
-DEGENERATES = {"Brightness": black, "Color": without_color, "Contrast": without_contrast, "Sharpness": smooth}
+DEGENERATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Brightness": lambda _, luma: torch.zeros_like(luma),
+    "Color": lambda _, luma: luma,
+    "Contrast": mean_grey,
+    "Sharpness": smooth,
+}
 
 
 # Color.
