@@ -72,7 +72,11 @@ def not_a_number(*_: object) -> Tensor:
 
 
 def broken(*_: object) -> Tensor:
-    raise RuntimeError("CUDA out of memory")
+    raise RuntimeError("no compiler")
+
+
+def short_of_memory(*_: object) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.parametrize("gradient", [wrong, not_a_number, broken])
@@ -83,7 +87,15 @@ def test_a_way_that_is_wrong_or_fails_is_out_with_one_warning(
     assert selected() == selected() == Selection("reference", True, {"reference NCHW": 3.0, "reference NHWC": 2.0})
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert "toeplitz NCHW" in warning
-    assert ("CUDA out of memory" in warning) == (gradient is broken)
+    assert ("no compiler" in warning) == (gradient is broken)
+
+
+def test_a_way_for_which_memory_was_short_is_tried_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(depthwise_toeplitz, "weight_gradient", short_of_memory)
+        assert selected().way == NHWC
+    assert selected().way == TOEPLITZ
+    assert clock.timed == [REFERENCE, NHWC, TOEPLITZ]
 
 
 def test_what_is_set_is_not_measured(clock: Clock) -> None:
@@ -160,7 +172,7 @@ def test_a_way_that_costs_the_gpu_ends_the_run_and_is_not_tried_again(
 def test_without_room_for_float64_the_reference_is_taken(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(selection, "error_of", broken)
+    monkeypatch.setattr(selection, "error_of", short_of_memory)
     assert selected() == Selection("reference", False)
     assert "CUDA out of memory" in caplog.text
 

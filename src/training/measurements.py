@@ -28,11 +28,13 @@ class Measurement:
         milliseconds: forward and backward of a model of one layer.
         error: of its logits and gradients against float64, relative; the largest.
         out: why this way must not be taken.
+        retry: whether that may change: the GPU's memory was short.
     """
 
     milliseconds: float | None = None
     error: float | None = None
     out: str | None = None
+    retry: bool = False
 
 
 def cache_file(device: torch.device) -> Path:

@@ -144,15 +144,18 @@ def operands(config: Config, shape: Shape, device: torch.device) -> tuple[Tensor
 
 
 def measured(config: Config, shape: Shape, device: torch.device, ways: Sequence[Way]) -> dict[Way, Measurement]:
-    """What is known of the ways; what is not is measured now and kept."""
+    """What is known of the ways; what is not is measured now and kept, but for a want of memory."""
     with kept_measurements(cache_file(device), setting_of(config, shape)) as known:
-        for way, measurement in measure(config, shape, device, [way for way in ways if str(way) not in known]):
-            known[str(way)] = measurement
+        found = {way: known[str(way)] for way in ways if str(way) in known}
+        for way, measurement in measure(config, shape, device, [way for way in ways if way not in found]):
+            found[way] = measurement
+            if not measurement.retry:
+                known[str(way)] = measurement
             if measurement.out:
                 log.warning(f"{way} is out: {measurement.out}")
                 if is_gpu_lost():
                     raise RuntimeError(f"{way} has cost the GPU, and is not tried again: {measurement.out}")
-        return {way: known[str(way)] for way in ways}
+        return found
 
 
 def setting_of(config: Config, shape: Shape) -> str:
@@ -202,7 +205,7 @@ def measure_way(
             return Measurement(error=error, out=f"wrong by {error:.1%} of float64's result; expected {allowed:.1%}")
         return Measurement(1000 * seconds_of(step, device), error)
     except Exception as error:  # out of memory, no compiler
-        return Measurement(out=first_line(error))
+        return Measurement(out=first_line(error), retry=isinstance(error, torch.OutOfMemoryError))
 
 
 def make_step(way: Way, config: Config, shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> Step:
