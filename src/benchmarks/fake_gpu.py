@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _foreach_utils, backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,17 +31,17 @@ FREE = {
     aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
     aten.new_empty_strided.default, aten.lift_fresh.default,
 }  # fmt: skip
-PICKS = {aten.index_select.default, aten.index.Tensor, aten.gather.default}
 COPIES = {aten._to_copy.default, aten.copy_.default}
 SOURCE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Call:
-    """An operation on the device; the types of its tensors, none of which must live longer for being counted.
+    """An operation on the device. It holds none of its tensors, which would live longer than without it.
 
-    Every input is read once and every output written once, as if no cache held anything between operations. Where an
-    operation picks some of an input's values, it reads as many as it writes.
+    Attributes:
+        dtypes: of inputs and outputs.
+        bytes_moved: every input read and every output written once, as if no cache held anything between operations.
     """
 
     name: str
@@ -85,9 +85,8 @@ class Counter(TorchDispatchMode):
         if func in COPIES and crosses_over(args, result) and not is_asynchronous(func, args, kwargs):
             self.synchronizations.append(f"{caller()} copy between host and device")
         if (inputs or outputs) and func.namespace == "aten" and not func.is_view and func not in FREE:
-            written = sum(map(bytes_of, outputs))
-            read = written if func in PICKS else sum(map(bytes_of, inputs))
-            self.calls.append(Call(str(func), {tensor.dtype for tensor in (*inputs, *outputs)}, read + written))
+            tensors = [*inputs, *outputs]
+            self.calls.append(Call(str(func), {tensor.dtype for tensor in tensors}, sum(map(bytes_of, tensors))))
         return result
 
 
@@ -127,7 +126,6 @@ def fake_cuda() -> Iterator[None]:
     with ExitStack() as stack:
         # Fake tensors are grouped for "foreach" operations as real ones are.
         stack.enter_context(mock.patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor]))
-        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", copy_of, create=True))
         if not torch.cuda.is_available():
             let_autograd_do_without_a_gpu()
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # with a thread for the GPU
@@ -136,11 +134,6 @@ def fake_cuda() -> Iterator[None]:
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
-
-
-def copy_of(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
-    copied = tensor.detach().clone()
-    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 # Where there is no GPU, a backward pass of CUDA tensors fails on asking for the GPU's stream (PyTorch 2.14). It asks

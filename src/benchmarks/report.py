@@ -17,7 +17,6 @@ from runtime.device import describe
 
 Record = dict[str, Any]
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
-HEADER = ("images/s", "range", "× plain", "of the roofline", "memory", "reserved")
 
 
 def describe_machine(device: torch.device) -> str:
@@ -90,33 +89,27 @@ def markdown(records: list[Record]) -> str:
 
 
 def chapters(records: list[Record]) -> Iterator[Chapter]:
-    for where, shapes in grouped(records, "depthwise", "where"):
-        yield about_depthwise(where, shapes)
-    for setting, found in grouped(records, "setting", "setting", "where"):
-        yield about_steps(setting, found)
-
-
-def grouped(records: list[Record], having: str, *keys: str) -> Iterator[tuple[str, list[Record]]]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if having in record:
-            groups["; ".join(record[key] for key in keys)].append(record)
-    yield from groups.items()
+        subject = "One layer, forward and backward" if "depthwise" in record else record["setting"]
+        groups[f"{subject}; {record['where']}"].append(record)
+    for title, found in groups.items():
+        yield about_depthwise(title, found) if "depthwise" in found[0] else about_steps(title, found)
 
 
 # A layer in every way to compute it.
 
 
-def about_depthwise(where: str, settings: list[Record]) -> Chapter:
+def about_depthwise(title: str, settings: list[Record]) -> Chapter:
     names = list(dict.fromkeys(name for record in settings for name in record["ways"]))
 
-    def table(title: str, key: str, form: str) -> Table:
+    def table(what: str, key: str, form: str) -> Table:
         rows = []
         for record in settings:
             values = [record["ways"].get(name, {}).get(key) for name in names]
             figures = ("" if value is None else format(value, form) for value in values)
             rows.append((record["depthwise"], *figures, record["auto"]))
-        return (title, *names, "auto takes"), rows
+        return (what, *names, "auto takes"), rows
 
     tables = [table("milliseconds", "milliseconds", ".2f"), table("error against float64", "error", ".1%")]
     out = [
@@ -125,47 +118,37 @@ def about_depthwise(where: str, settings: list[Record]) -> Chapter:
         for name, way in record["ways"].items()
         if way["out"]
     ]
-    return Chapter(f"One layer, forward and backward; {where}", tables, out)
+    return Chapter(title, tables, out)
 
 
 # Steps.
 
 
-def about_steps(setting: str, found: list[Record]) -> Chapter:
+def about_steps(title: str, found: list[Record]) -> Chapter:
     measured = [record for record in found if "training" in record]
     (known,) = [record for record in found if "rooflines" in record]
     highest = next(iter(known["rooflines"].values()))
-    tables = [
-        filled((what, *HEADER), [row(record, measured, what, highest[what]) for record in measured])
-        for what in ("training", "inference")
-        if measured
-    ]
+    tables = [rates_table(what, measured, highest[what]) for what in ("training", "inference") if measured]
     failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
-    return Chapter(setting, tables, [*about_roofline(known), *best(measured), *failures])
+    return Chapter(title, tables, [*about_roofline(known), *best(measured), *failures])
 
 
-def filled(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    """Without the columns that no row has a figure for: no GPU, no memory to reserve."""
-    columns = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    return tuple(header[i] for i in columns), [tuple(row[i] for i in columns) for row in rows]
+def rates_table(what: str, measured: list[Record], roofline: float) -> Table:
+    plain = [median(record, what) for record in measured if "as published" in record["name"]]
+    rows = []
+    for record in measured:
+        rate, rates = median(record, what), record[what]["images_per_second"]
+        known = [record[what][key] for key in ("memory", "reserved") if record[what][key]]
+        rows.append((
+            record["name"], f"{rate:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
+            f"{rate / plain[0]:.2f}" if plain else "", f"{rate / roofline:.0%}", *(f"{si(size)}B" for size in known),
+        ))  # fmt: skip
+    header = (what, "images/s", "range", "× plain", "of the roofline", "memory", "reserved")  # the last on a GPU
+    return header[: len(rows[0])], rows
 
 
 def median(record: Record, what: str) -> float:
     return statistics.median(record[what]["images_per_second"])
-
-
-def row(record: Record, all_records: list[Record], what: str, roofline: float) -> tuple[str, ...]:
-    rates, memory, reserved = (record[what].get(key) for key in ("images_per_second", "memory", "reserved"))
-    plain = [median(other, what) for other in all_records if "as published" in other["name"]]
-    return (
-        record["name"],
-        f"{median(record, what):,.0f}",
-        f"{min(rates):,.0f}–{max(rates):,.0f}",
-        f"{median(record, what) / plain[0]:.2f}" if plain else "",
-        f"{median(record, what) / roofline:.0%}",
-        f"{si(memory)}B" if memory else "",
-        f"{si(reserved)}B" if reserved else "",
-    )
 
 
 def best(measured: list[Record]) -> Iterator[str]:
@@ -186,7 +169,7 @@ def about_roofline(known: Record) -> Iterator[str]:
     )
     for name, bound in known["rooflines"].items():
         rooflines = ", ".join(f"{what} {rate:,.0f} images/s" for what, rate in bound.items())
-        yield f"roofline{name and ', ' + name}: {rooflines}"
+        yield f"{name}: {rooflines}"
     if known["activation"] < 2 * rates["cache"]:
         yield (
             f"an activation of {si(known['activation'])}B is near the cache's {si(rates['cache'])}B: "

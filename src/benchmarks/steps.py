@@ -79,12 +79,16 @@ def describe_setting(config: Config) -> str:
 
 def rooflines(config: Config, device: torch.device) -> Record:
     rates = measure_rates(config, device)
-    bounds = {"all on tensor cores" if device.type == "cuda" else "": roofline(config, rates)}
-    if device.type == "cuda":
+    if device.type == "cpu":
+        bounds = {"roofline": roofline(config, rates)}
+    else:
         torch.cuda.empty_cache()
-        bounds["depthwise outside the tensor cores"] = roofline(config, rates, depthwise_apart=True)
+        bounds = {
+            "roofline, all on tensor cores": roofline(config, rates),
+            "roofline, depthwise outside the tensor cores": roofline(config, rates, depthwise_apart=True),
+        }
         if config.trainer.precision == "fp32":
-            bounds["without TF32"] = roofline(config, replace(rates, matrix=rates.plain))
+            bounds["roofline without TF32"] = roofline(config, replace(rates, matrix=rates.plain))
     return {"rates": asdict(rates), "rooflines": bounds, "activation": activation_bytes(config)}
 
 
