@@ -160,7 +160,7 @@ def test_a_kernel_makes_the_passes_that_are_counted(monkeypatch: pytest.MonkeyPa
             for key, value in launch.arguments.items()
         }  # fmt: skip
         touched.clear()
-        launch.kernel[launch.grid](**real, num_warps=launch.warps, num_stages=launch.stages)
+        launch.kernel[launch.grid](**real)
         addresses = np.unique(np.concatenate(touched))
         activations = [value for value in real.values() if isinstance(value, Tensor) and value.numel() == size]
         for value in activations:

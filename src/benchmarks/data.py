@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import timm.data
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from sklearn.feature_extraction.image import extract_patches_2d
 
 from benchmarks.setting import make_config
 from config.schema import Config
@@ -51,18 +51,15 @@ def row(size: int, name: str, values: list[float], form: str) -> tuple[str, ...]
 
 
 def write_images(root: Path, size: int, count: int) -> None:
-    """Random crops of two photographs in train/ and test/, two classes."""
-    photographs = load_sample_images().images
-    rng = np.random.default_rng(0)
-    for part, images in (("train", count), ("test", 10)):
-        for i in range(images):
-            photograph = photographs[i % 2]
-            top = rng.integers(photograph.shape[0] - size + 1)
-            left = rng.integers(photograph.shape[1] - size + 1)
-            folder = root / part / ("china", "flower")[i % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            crop = Image.fromarray(photograph[top : top + size, left : left + size])
-            crop.save(folder / f"{i:05}.jpg", quality=90)
+    """Random crops of two photographs, a class each, in train/ and ten in test/."""
+    for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
+        for part, crops, seed in (("train", count // 2, 0), ("test", 5, 1)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i, crop in enumerate(
+                extract_patches_2d(photograph, (size, size), max_patches=crops, random_state=seed)
+            ):
+                Image.fromarray(crop).save(folder / f"{i:05}.jpg", quality=90)
 
 
 def our_epochs(images: datasets.DataSplits, config: Config) -> Callable[[], int]:

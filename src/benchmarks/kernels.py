@@ -52,15 +52,6 @@ TARGETS = {
 }
 
 
-@dataclass(frozen=True)
-class Compiled:
-    registers: int  # of a thread
-    spilled: int  # bytes of a thread
-    shared: int  # bytes of a block
-    tensor_core: str  # the instruction that multiplies matrices
-    warps: int  # that fit on a multiprocessor at once
-
-
 def layer_kernels(
     batch: int, channels: int, side: int, k: int, dtype: torch.dtype, activation: str
 ) -> dict[str, Launch]:
@@ -97,8 +88,8 @@ def operations(launch: Launch) -> float:
     return 2.0 * given["channels"] * strips * steps * given["STEP"] * given["ROWS"] * given["COLUMNS"] ** 2
 
 
-def compile_ahead(launch: Launch, target: str) -> Compiled:
-    """A launch's kernel as machine code for a GPU of that compute capability.
+def compile_ahead(launch: Launch, target: str) -> dict[str, int | str]:
+    """What a launch's kernel uses as machine code for a GPU of that compute capability, by column of the table.
 
     Raises:
         Exception: Triton cannot compile it.
@@ -110,21 +101,25 @@ def compile_ahead(launch: Launch, target: str) -> Compiled:
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
     )
     triton.runtime.driver.set_active(gpu)
-    compiled = launch.kernel.warmup(
-        **launch.arguments, grid=launch.grid, num_warps=launch.warps, num_stages=launch.stages
-    )
+    compiled = launch.kernel.warmup(**launch.arguments, grid=launch.grid)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         tool = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
     (registers, stack) = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
-    found = re.search(r"wgmma\.mma_async|mma\.sync", compiled.asm["ptx"])
-    shared, device = compiled.metadata.shared, TARGETS[target]
-    by_registers = 65_536 // (math.ceil(registers / 8) * 256 * launch.warps)
+    found = re.search(r"(wgmma)\.mma_async|(mma)\.sync", compiled.asm["ptx"])
+    shared, warps, device = compiled.metadata.shared, launch.arguments["num_warps"], TARGETS[target]
+    by_registers = 65_536 // (math.ceil(registers / 8) * 256 * warps)
     by_shared = device.shared // (shared + 1024) if shared <= device.most_shared else 0
-    blocks = min(by_registers, by_shared, 64 // launch.warps)
-    return Compiled(registers, stack, shared, found[0].split(".")[0] if found else "none", blocks * launch.warps)
+    blocks = min(by_registers, by_shared, 64 // warps)
+    return {
+        "registers": registers,  # of a thread
+        "spilled": stack,  # bytes of a thread
+        "shared": f"{si(shared)}B",  # of a block
+        "instruction": found[found.lastindex or 0] if found else "none",  # that multiplies matrices
+        "warps/SM": blocks * warps,  # that fit on a multiprocessor at once
+    }
 
 
 def run(overrides: list[str]) -> None:
@@ -139,29 +134,25 @@ def run(overrides: list[str]) -> None:
 
 
 def show(config: Config, name: str) -> None:
-    header = (
-        "kernel", "registers", "spilled", "shared", "instruction", "warps/SM", "passes", "moved", "FLOP",
-        "roofline, ms",
-    )  # fmt: skip
-    target, shape, model = TARGETS[name], shape_of(config), config.model
+    target, model, (batch, channels, height, width) = TARGETS[name], config.model, shape_of(config)
     with torch.device("meta"):
-        whole = make_model(config, 3, 10)
-    if reason := fused.why_not(whole, torch.empty(1).expand(shape)):
+        whole = make_model(config, channels, 10)
+    if reason := fused.why_not(whole, torch.empty(1).expand(batch, channels, height, width)):
         raise ConfigError(f"there are no fused kernels for this model: {reason}")
-    dtype, side = DTYPES[config.trainer.precision], shape[-1] // model.patch_size
+    dtype, side = DTYPES[config.trainer.precision], height // model.patch_size
     rate = target.half if dtype.itemsize == 2 else target.tf32 / 3  # three products in TF32 for one in float32
     rows, total, time = [], 0, 0.0
-    launches = layer_kernels(shape[0], model.d_model, side, model.kernel_size, dtype, model.activation)
+    launches = layer_kernels(batch, model.d_model, side, model.kernel_size, dtype, model.activation)
     for kernel, launch in launches.items():
-        compiled = compile_ahead(launch, name)
         moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors_of(launch))
         seconds = max(moved / target.bandwidth, operations(launch) / rate)
-        gone_over = passes(launch, shape[0] * model.d_model * side**2)
+        gone_over = passes(launch, batch * model.d_model * side**2)
         total, time = total + gone_over, time + seconds
-        rows.append((
-            kernel, str(compiled.registers), str(compiled.spilled), f"{si(compiled.shared)}B", compiled.tensor_core,
-            str(compiled.warps), str(gone_over), f"{si(moved)}B", si(operations(launch)), f"{1000 * seconds:.3f}",
-        ))  # fmt: skip
+        rows.append({
+            "kernel": kernel, **compile_ahead(launch, name), "passes": gone_over, "moved": f"{si(moved)}B",
+            "FLOP": si(operations(launch)), "roofline, ms": f"{1000 * seconds:.3f}",
+        })  # fmt: skip
     say(f"{name} ({target.name}), {config.trainer.precision}, {model.activation}; not measured")
-    size = f"{shape[0]} × {model.d_model} × {side}×{side}, kernel {model.kernel_size}"
-    print_table(f"{size}: {total} passes, {1000 * time:.2f} ms a layer", header, rows)
+    size = f"{batch} × {model.d_model} × {side}×{side}, kernel {model.kernel_size}"
+    cells = [[str(value) for value in row.values()] for row in rows]
+    print_table(f"{size}: {total} passes, {1000 * time:.2f} ms a layer", list(rows[0]), cells)

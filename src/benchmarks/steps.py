@@ -20,6 +20,7 @@ from benchmarks.implementations import CLASSES, Implementation, build, configure
 from benchmarks.report import Record, describe_machine, keep, read
 from benchmarks.roofline import activation_bytes, measure_rates, roofline
 from benchmarks.setting import make_configs, shape_of
+from config.errors import first_line
 from config.schema import Config
 from runtime.device import autocast, peak_memory, reserved_memory, reset_peak_memory
 from runtime.timing import steps_within, timed
@@ -113,7 +114,7 @@ def measure_here(pipe: Connection, implementation: Implementation, config: Confi
         training, inference = steps_of(implementation, config, device)
         pipe.send({"training": rates(training, config, device), "inference": rates(inference, config, device)})
     except Exception as error:
-        pipe.send({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
+        pipe.send({"error": first_line(error)})
 
 
 def steps_of(

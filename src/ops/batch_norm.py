@@ -126,7 +126,7 @@ def moments_to_norm(parts: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> T
     norm = parts.new_empty(5, channels)
     # Few programs, each on a long way: many loads at once, or it waits for each of them.
     launch(
-        combine_moments, (triton.cdiv(channels, 8),), warps=8, stages=2, BLOCKS=512, CHANNELS=8,
+        combine_moments, (triton.cdiv(channels, 8),), num_warps=8, num_stages=2, BLOCKS=512, CHANNELS=8,
         parts=parts, gamma=gamma, beta=beta, norm=norm, blocks=blocks, channels=channels, eps=eps,
     )  # fmt: skip
     return norm

@@ -227,8 +227,8 @@ def tiles(x: Tensor, k: int, rows: int, step: int) -> dict[str, Any]:
         "channels": x.shape[1],
         "stride_image": x.stride(0),
         "stride_channel": x.stride(1),
-        "warps": 8,
-        "stages": 2,
+        "num_warps": 8,
+        "num_stages": 2,
     }
 
 
@@ -241,7 +241,7 @@ def bands_of(weight: Tensor, columns: int, dtype: torch.dtype, left: int, flip: 
     channels, _, k, _ = weight.shape
     bands = weight.new_empty(channels, k, columns, columns, dtype=dtype)
     launch(
-        build_bands, (k, channels), warps=4, stages=1,
+        build_bands, (k, channels), num_warps=4, num_stages=1,
         weight=weight.contiguous(), bands=bands, K=k, COLUMNS=columns, LEFT=left, FLIP=flip,
     )  # fmt: skip
     return bands

@@ -2,16 +2,15 @@
 
 Activations are [channels, positions], the positions of all images of a batch in a row. Of z = BN(σ(u)) only what
 σ left is stored, with a few numbers per channel (ops/batch_norm.py); z itself never is, as whoever reads the one can
-make the other. A layer stores two such tensors, or one
-with `recompute`.
+make the other. A layer stores two such tensors, or one with `recompute`.
 
-    kernel                                                              reads                         writes
-    forward 1   normalize, depthwise, bias, σ, moments                  below                         first
-    forward 2   normalize, add, pointwise, bias, σ, moments             first, below                  second
-    backward 1  σ and BN, pointwise input gradient, sums                dz, second, first             dmixed
-    backward 2  σ and BN, pointwise weight gradient                     dz, second, first, below
-    backward 3  σ and BN, depthwise input gradient, add, sums           dmixed, first, below          dbelow
-    backward 4  σ and BN, depthwise weight gradient                     dmixed, first, below
+    depthwise_banded, pointwise                                             reads                        writes
+    depthwise  forward          normalize, convolve, bias, σ, moments       below                        first
+    pointwise  forward          normalize, add, multiply, bias, σ, moments  first, below                 second
+    pointwise  backward_input   σ and BN, multiply, sums                    dz, second, first            dmixed
+    pointwise  backward_weight  σ and BN, multiply                          dz, second, first, below
+    depthwise  backward_weight  σ and BN, multiply                          dmixed, first, below
+    depthwise  backward_input   σ and BN, convolve, add, sums               dmixed, first, below         dbelow
 
 BatchNorm needs the sums of a gradient before that gradient can pass it. So the gradient that goes from layer to layer
 is that of z, together with its sums, which autograd takes for the gradient of `norm`.
@@ -121,15 +120,12 @@ layer_backward = torch.library.custom_op("convmixer::layer_backward", run_backwa
 
 
 @layer_forward.register_fake
-def _(below, below_norm, weights, statistics, height, width, eps, activation, residual):  # type: ignore[no-untyped-def]
+def _(below, below_norm, *_):  # type: ignore[no-untyped-def]
     return tuple(torch.empty_like(tensor) for tensor in (below, below_norm, below, below_norm))
 
 
 @layer_backward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    dz, sums, below, below_norm, first, first_norm, second, second_norm, weights, statistics,
-    height, width, eps, activation, residual,
-):  # fmt: skip
+def _(dz, sums, below, below_norm, first, first_norm, second, second_norm, weights, *_):  # type: ignore[no-untyped-def]
     of_weights = [sums.new_empty(weight.shape) for weight in weights]
     return [torch.empty_like(below), torch.empty_like(below_norm), *of_weights]
 
@@ -198,7 +194,7 @@ def embed_backward(
 
 
 @embed_forward.register_fake
-def _(patches, weights, statistics, eps, activation):  # type: ignore[no-untyped-def]
+def _(patches, weights, *_):  # type: ignore[no-untyped-def]
     channels = len(weights[0])
     return patches.new_empty(channels, patches.shape[1]), weights[0].new_empty(5, channels, dtype=torch.float32)
 

@@ -15,21 +15,19 @@ from torch import Tensor
 class Launch:
     kernel: Any
     grid: tuple[int, ...]
-    arguments: dict[str, Any]  # tensors, numbers and compile-time constants, by parameter
-    warps: int
-    stages: int
+    arguments: dict[str, Any]  # tensors, numbers and compile-time constants, by parameter; num_warps, num_stages
 
 
 recording: list[Launch] | None = None
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     if recording is not None:
-        recording.append(Launch(kernel, grid, arguments, warps, stages))
+        recording.append(Launch(kernel, grid, arguments))
         return
     a_tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
     with torch.cuda.device_of(a_tensor):  # Triton starts kernels on the current device, wherever the tensors are
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+        kernel[grid](**arguments)
 
 
 @contextmanager

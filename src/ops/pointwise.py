@@ -61,7 +61,7 @@ def gradient_tile(dz, stored, norm, sums, channel, position, channels, n, invers
 
 @triton.jit
 def forward(
-    x, norm, skip, skip_norm, weight, bias, y, parts, inputs, outputs, n,
+    x, x_norm, skip, skip_norm, weight, bias, y, parts, inputs, outputs, n,
     OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, POSITIONS: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +74,7 @@ def forward(
     for first in range(0, inputs, INPUTS):
         channel = first + tl.arange(0, INPUTS)
         rows, columns = channel[:, None], channel[None, :]
-        tile = mixed(x, norm, skip, skip_norm, rows, position, inputs, n, ACTIVATION)
+        tile = mixed(x, x_norm, skip, skip_norm, rows, position, inputs, n, ACTIVATION)
         inside = (output < outputs) & (columns < inputs)
         total = tl.dot(
             tl.load(weight + output * inputs + columns, mask=inside, other=0.0), tile, total, input_precision=PRECISION
@@ -168,8 +168,8 @@ def tiles(weight: Tensor, x: Tensor, half: tuple[int, int, int], full: tuple[int
         "inputs": inputs,
         "outputs": outputs,
         "n": x.shape[1],
-        "warps": 8,
-        "stages": 2,
+        "num_warps": 8,
+        "num_stages": 2,
     }
 
 
@@ -177,7 +177,7 @@ class Mixed(NamedTuple):
     """A layer's pointwise input: BN(σ(x)) + BN(σ(skip)) of what is stored of them; without norms x as it is."""
 
     x: Tensor  # [inputs, positions]
-    norm: Tensor | None = None
+    x_norm: Tensor | None = None
     skip: Tensor | None = None
     skip_norm: Tensor | None = None
 
@@ -232,10 +232,9 @@ def run_backward_weight(
     blocks = triton.cdiv(blocks, shares)
     parts = dz.new_empty(shares, outputs, inputs, dtype=torch.float32)
     bias_parts = dz.new_empty(shares, outputs, dtype=torch.float32)
-    named: dict[str, Any] = {"x": mixed.x, "x_norm": mixed.norm, "skip": mixed.skip, "skip_norm": mixed.skip_norm}
     launch(
         backward_weight, (tiles_of_result, shares), **cut, ACTIVATION=activation,
-        **named, dz=dz, **through._asdict(), parts=parts, bias_parts=bias_parts, blocks=blocks,
+        **mixed._asdict(), dz=dz, **through._asdict(), parts=parts, bias_parts=bias_parts, blocks=blocks,
     )  # fmt: skip
     return parts.sum(0), bias_parts.sum(0)
 
