@@ -6,10 +6,13 @@ python src/evaluate.py --help
 """
 
 from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from config.commands import Evaluate, run_command
+from runtime.files import check_new
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -17,7 +20,8 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     from inference import evaluation, report
     from inference.checkpoint import load_checkpoint
 
-    folder = report.new_folder(composed.output, composed.overwrite)
+    folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    check_new([folder], composed.overwrite)
     settings, checkpoint = load_checkpoint(composed, overrides, Evaluate)
     data = evaluation.load_data(checkpoint, settings.split)
     if settings.summary:

@@ -40,7 +40,7 @@ class ExportError(RuntimeError):
     """An exported model does not give the logits of its original."""
 
 
-def export(checkpoint: Checkpoint, settings: Export) -> Path:
+def export(checkpoint: Checkpoint, settings: Export) -> None:
     """Write the file that was asked for.
 
     Raises:
@@ -66,7 +66,6 @@ def export(checkpoint: Checkpoint, settings: Export) -> Path:
         else:
             torch.save(to_layout(checkpoint.weights.tensors, "authors"), temporary)
     log.info(f"  → {' and '.join(map(str, written))}")
-    return path
 
 
 def check_published(checkpoint: Checkpoint, form: str) -> None:

@@ -25,7 +25,7 @@ from config.commands import Predict
 from config.errors import ConfigError
 from data.batches import init_worker, spare_cores
 from data.datasets import DataSplits, Split
-from data.image_files import SUFFIXES, DataError, open_image
+from data.image_files import DataError, image_files, open_image
 from data.transforms import Transform, evaluation_transform
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
@@ -100,8 +100,7 @@ def find_images(given: Any) -> list[str]:
         if entry == "-":
             found += [line for line in sys.stdin.read().splitlines() if line]
         elif Path(entry).is_dir():
-            below = sorted(Path(entry).rglob("*"))
-            found += [str(path) for path in below if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+            found += image_files(entry)
         elif has_magic(entry) and not Path(entry).exists():
             found += sorted(glob(entry, recursive=True))  # noqa: PTH207 (Path's takes no absolute pattern)
         else:

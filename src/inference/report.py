@@ -10,7 +10,6 @@ reliability.png         accuracy over confidence
 import json
 import logging
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 
 import matplotlib
@@ -21,21 +20,11 @@ from matplotlib.figure import Figure
 from config.commands import Evaluate
 from inference.checkpoint import Checkpoint
 from inference.evaluation import Evaluation
-from runtime.files import check_new, write_text
+from runtime.files import write_text
 from tracking import plots
 from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)
-
-
-def new_folder(output: str | None, overwrite: bool) -> Path:
-    """
-    Raises:
-        ConfigError: something is there already and was not to be overwritten.
-    """
-    folder = Path(output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    check_new([folder], overwrite)
-    return folder
 
 
 def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
