@@ -73,7 +73,7 @@ def count(config: Config, steps: int = STEPS) -> list[Counter]:
     model = make_model(config, data.channels, len(data.classes)).to(memory_format=memory_format(config))
     with fake_cuda():
         model.to(device)
-        train_step = TrainStep(TrainingState(model, config, World(), device), config, data, whole_batch=size)
+        train_step = TrainStep(TrainingState(model, config, World(), device), data, whole_batch=size)
         train_step.network.train()
         pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders make them

@@ -7,6 +7,7 @@ without running code from it.
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ class Checkpoints:
         self.header = {"identity": run_id, "format": FORMAT}
         self.written_at = time.monotonic()
         self.cost = 0.0  # seconds that the last took to write
-        self.unusable: set[Path] = set()
 
     def is_due(self, epoch: int | None = None) -> bool:
         """Whether to write now, at the end of an epoch or between two steps."""
@@ -55,9 +55,8 @@ class Checkpoints:
             with whole(self.folder / "best.pt") as temporary:
                 torch.save(best, temporary)
         last = self.folder / "last.pt"
-        if last.exists():  # never overwrite the last good checkpoint with a corrupt one
-            last.replace(self.folder / ("last.pt.unusable" if last in self.unusable else "previous.pt"))
-            self.unusable.discard(last)
+        if last.exists():
+            last.replace(self.folder / "previous.pt")
         with whole(last) as temporary:
             torch.save({**self.header, **state}, temporary)
         self.written_at = time.monotonic()
@@ -77,7 +76,8 @@ class Checkpoints:
             except Exception as error:  # a cut-off file fails in many ways
                 reason = f"it cannot be read ({first_line(error)})"
             log.warning(f"{path} is not used: {reason}")
-            self.unusable.add(path)
+            with suppress(FileNotFoundError):  # another rank was first
+                path.rename(f"{path}.unusable")  # or it would take the place of a good one
         return None
 
     def load_best(self) -> dict[str, Any]:

@@ -40,9 +40,8 @@ from tracking.wandb_logger import WandbLogger, log_exceptions, run_of_agent
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (
-    "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "images_per_second", "seconds",
-)  # fmt: skip
+MEASURED = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+COLUMNS = ("epoch", *MEASURED, "lr", "images_per_second", "seconds")
 
 
 class RunBusy(RuntimeError):
@@ -99,6 +98,19 @@ class RunFolder:
     def is_completed(self) -> bool:
         return self.summary.get("status") == "completed"
 
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best epoch's row so far, by `trainer.monitor`; without validation, the last one."""
+        if self.rows[-1]["val/loss"] is None:
+            return self.rows[-1]
+
+        def rank(row: dict[str, Any]) -> tuple[float, float]:
+            """The other metric decides between equals."""
+            accuracy, loss = row["val/accuracy"], row["val/loss"]
+            return (-loss, accuracy) if self.config.trainer.monitor == "val/loss" else (accuracy, -loss)
+
+        return max(self.rows, key=rank)
+
     def start(self, rows: list[dict[str, Any]]) -> None:
         """Begin, or resume after `rows`: the epochs that the checkpoint holds, and no others."""
         if not self.writes:
@@ -126,7 +138,8 @@ class RunFolder:
         with (self.path / "metrics.csv").open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(row)
         self.wandb.log_epoch(row)
-        self.update(epochs=row["epoch"], **{f"last/{key}": row[key] for key in COLUMNS[1:5]})
+        last = {f"last/{key}": row[key] for key in MEASURED}
+        self.update(epochs=row["epoch"], **last, **{f"best/{key}": self.best[key] for key in ("epoch", *MEASURED)})
         if self.trial:
             with log_exceptions():
                 self.is_pruned = self.trial.report(row["epoch"], row[self.config.trainer.monitor])
@@ -152,45 +165,38 @@ class RunFolder:
             plots.save(figure, folder / name)
         self.wandb.log_figures([folder / f"{name}.png" for name in figures], self.rows[-1]["images"])
 
-    def complete(self, **figures: Any) -> None:
-        self.summary |= {"status": "completed", **figures}
-        self.finish()
-        self.update()  # last of all: what is not completed is finished by the next start
-        self.release()
-
-    def prune(self) -> None:
-        """Keep the run as it is, with its checkpoint."""
-        self.update(status="pruned")
-        self.close()
-
     def fail(self, error: BaseException) -> None:
         """Keep the error; its traceback goes to the summary and the log file."""
         text = "".join(traceback.format_exception(error))
         log.error(text, extra={"file_only": True})
-        self.summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": text}
         with log_exceptions():  # the disk may be full
-            self.update()
-        self.close(exit_code=1)
+            self.close(exit_code=1, status="failed", error=f"{type(error).__name__}: {error}", traceback=text)
 
-    def close(self, exit_code: int = 0) -> None:
-        """Finish and release the lock; leave the status unchanged."""
-        self.finish(exit_code)
-        self.release()
+    def close(self, exit_code: int = 0, **figures: Any) -> None:
+        """Draw the curves, end the W&B run, add figures to the summary, and release the lock.
 
-    def finish(self, exit_code: int = 0) -> None:
-        """The curves, and the end of the W&B run."""
-        if not self.writes:
-            return
-        if self.rows:
+        The summary comes last: what does not say `completed` is finished by the next start.
+        """
+        if self.writes and self.rows:
             with log_exceptions():
                 plots.history(self.rows, self.name).savefig(self.path / "history.png", dpi=150)
-        elif self.is_completed and run_of_agent():
-            self.wandb.start(self.config, self.path, self.name, self.summary["wandb_id"])
-            with log_exceptions(), (self.path / "metrics.csv").open(newline="") as file:
-                self.wandb.relog(csv.DictReader(file))
-        self.wandb.finish(self.summary, exit_code)
+        self.wandb.finish({**self.summary, **figures}, exit_code)
+        try:
+            self.update(**figures)
+        finally:
+            self.release()
+
+    def relog(self) -> None:
+        """Tell the agent of a W&B sweep, if one has started this process, what the completed run has reached."""
+        if not self.writes or not run_of_agent():
+            return
+        self.wandb.start(self.config, self.path, self.name, self.summary["wandb_id"])
+        with log_exceptions(), (self.path / "metrics.csv").open(newline="") as file:
+            self.wandb.relog(csv.DictReader(file))
+        self.wandb.finish(self.summary)
 
     def release(self) -> None:
+        """Let other processes have the run."""
         if self.lock is None:
             return
         logging.getLogger().removeHandler(self.log_handler)

@@ -81,7 +81,7 @@ class WandbLogger:
                 self.run.log({key: float(text) for key, text in row.items() if text}, step=int(row["epoch"]))
 
     @log_exceptions()
-    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         if self.run:
             self.run.log({}, commit=True)  # or the last row would come after the summary and change it
             self.run.summary.update({key: value for key, value in summary.items() if key != "traceback"})

@@ -19,7 +19,7 @@ from tracking.checkpoint import describe_model
 from tracking.run_folder import RunFolder
 from tracking.trial import Pruned
 from training.evaluation import Evaluation, evaluate
-from training.metrics import Metrics, NotFinite
+from training.metrics import Metrics, NotFinite, bad_epochs
 from training.optimization import check_batch_statistics, check_schedule, learning_rate, train_mode
 from training.state import TrainingState
 from training.step import TrainStep
@@ -34,8 +34,6 @@ class Trainer:
 
     Args:
         state: what every step changes.
-        data: what to train on, to validate and to test with.
-        loaders: its batches.
         folder: of the run, for its record and its checkpoints.
         launcher: which signals end the run, and whether the terminal is its own.
     """
@@ -50,7 +48,7 @@ class Trainer:
         self.steps_per_epoch = len(self.train_loader)
         check_schedule(config, self.steps_per_epoch)
         check_batch_statistics(config, self.sampler, data.image_size)
-        self.train_step = TrainStep(state, state.config, data, self.sampler.size(0))
+        self.train_step = TrainStep(state, data, whole_batch=self.sampler.size(0))
         self.new_best: dict[str, Any] | None = None  # is written with the next checkpoint
         self.non_finite_step = 0  # as the metrics were last read
         self.signals = SignalHandler(launcher)
@@ -67,10 +65,10 @@ class Trainer:
         """
         state = self.state
         state.clock.start()
-        first = state.epoch
+        first_epoch = state.epoch
         with self.progress, self.signals:
             while not self.is_done:
-                if state.epoch == first + 1:  # the first has tried out kernels, which takes memory of its own
+                if state.epoch <= first_epoch + 1:  # the first tries out kernels, which takes memory of its own
                     reset_peak_memory(state.device)
                 train = self.train_epoch()
                 val = self.validate()
@@ -85,15 +83,12 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        return self.state.epoch > self.config.trainer.epochs or self.state.early_stopping.stops
+        return self.state.epoch > self.config.trainer.epochs or self.stops_early
 
     @property
-    def steps_done(self) -> int:
-        """Of the whole run."""
-        return (self.state.epoch - 1) * self.steps_per_epoch + self.state.step
-
-    def lr(self, step: int) -> float:
-        return learning_rate(self.config, step, self.steps_per_epoch)
+    def stops_early(self) -> bool:
+        config = self.config.trainer.early_stopping
+        return config.patience is not None and bad_epochs(self.folder.rows, config) >= config.patience
 
     def train_epoch(self) -> Metrics:
         state, sampler = self.state, self.sampler
@@ -116,6 +111,14 @@ class Trainer:
         state.epoch_clock.stop()
         return metrics.compute()
 
+    @property
+    def steps_done(self) -> int:
+        """Of the whole run."""
+        return (self.state.epoch - 1) * self.steps_per_epoch + self.state.step
+
+    def lr(self, step: int) -> float:
+        return learning_rate(self.config, step, self.steps_per_epoch)
+
     def report_progress(self) -> None:
         """Read the metrics of the epoch so far, for the terminal and W&B."""
         state, lr = self.state, self.lr(self.steps_done)
@@ -126,6 +129,53 @@ class Trainer:
         self.progress.show(state.epoch, state.step, loss, accuracy, lr, rate)
         figures = {"loss": loss, "accuracy": accuracy, "lr": lr, "images_per_second": rate}
         self.folder.wandb.log_progress((state.epoch - 1) * len(self.data.train) + images, figures)
+
+    def validate(self) -> Metrics | None:
+        if self.val_loader is None:
+            return None
+        try:
+            metrics = self.evaluate(self.val_loader).metrics
+        except Interrupted:
+            self.save()
+            raise
+        if not math.isfinite(metrics.loss):
+            raise NotFinite("validation", self.steps_done, self.lr(self.steps_done))
+        return metrics
+
+    def evaluate(self, loader: DataLoader[Any]) -> Evaluation:
+        state, normalize, precision = self.state, self.train_step.normalize, self.config.trainer.precision
+        return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals)
+
+    def record_epoch(self, train: Metrics, val: Metrics | None) -> None:
+        """Its row, its weights if they are the best, and whether the run stops early."""
+        state, folder, epochs = self.state, self.folder, self.config.trainer.epochs
+        row = {
+            "epoch": state.epoch,
+            "images": state.epoch * len(self.data.train),
+            "train/loss": train.loss,
+            "train/accuracy": train.accuracy,
+            "val/loss": val.loss if val else None,
+            "val/accuracy": val.accuracy if val else None,
+            "lr": self.lr(self.steps_done),
+            "images_per_second": len(self.data.train) / state.epoch_clock.seconds,
+            "seconds": state.clock.seconds,
+        }
+        folder.add_epoch(row)
+        of_run = f"{folder.name}: " if self.launcher.shares_terminal else ""
+        validated = f", val {val.loss:.3f} {val.accuracy:.1%}" if val else ""
+        log.info(
+            f"  {of_run}epoch {state.epoch}/{epochs}: train {train.loss:.3f} {train.accuracy:.1%}{validated}, "
+            f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s",
+            extra={"file_only": self.progress.live.is_started},
+        )
+        if folder.best is row:
+            weights = {name: value.detach().cpu().clone() for name, value in state.evaluated.state_dict().items()}
+            self.new_best = {**describe_model(self.config, self.data), "model": weights, "metrics": row}
+        if self.stops_early:
+            patience = self.config.trainer.early_stopping.patience
+            log.info(
+                f"  {of_run}early stopping after epoch {state.epoch}: val/loss has not fallen for {patience} epochs"
+            )
 
     def save_or_stop(self, due: bool) -> None:
         """Between two steps, on all ranks together: what one of them has met, each one acts on."""
@@ -147,54 +197,3 @@ class Trainer:
             checkpoint = {**describe_model(self.config, self.data), **state, "rows": self.folder.rows}
             self.folder.checkpoints.save(checkpoint, self.new_best)
         self.new_best, self.signals.save_requested = None, False
-
-    def validate(self) -> Metrics | None:
-        if self.val_loader is None:
-            return None
-        try:
-            metrics = self.evaluate(self.val_loader).metrics
-        except Interrupted:
-            self.save()
-            raise
-        if not math.isfinite(metrics.loss):
-            raise NotFinite("validation", self.steps_done, self.lr(self.steps_done))
-        return metrics
-
-    def evaluate(self, loader: DataLoader[Any]) -> Evaluation:
-        state, normalize, precision = self.state, self.train_step.normalize, self.config.trainer.precision
-        return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals)
-
-    def record_epoch(self, train: Metrics, val: Metrics | None) -> None:
-        """Its row, its weights if they are the best, and whether the run stops early."""
-        state, folder, config = self.state, self.folder, self.config
-        row = {
-            "epoch": state.epoch,
-            "images": state.epoch * len(self.data.train),
-            "train/loss": train.loss,
-            "train/accuracy": train.accuracy,
-            "val/loss": val.loss if val else None,
-            "val/accuracy": val.accuracy if val else None,
-            "lr": self.lr(self.steps_done),
-            "images_per_second": len(self.data.train) / state.epoch_clock.seconds,
-            "seconds": state.clock.seconds,
-        }
-        folder.add_epoch(row)
-        of_run = f"{folder.name}: " if self.launcher.shares_terminal else ""
-        line = f"  {of_run}{describe_epoch(row, config.trainer.epochs)}"
-        log.info(line, extra={"file_only": self.progress.live.is_started})
-        if state.best.update(row):
-            weights = {name: value.detach().cpu().clone() for name, value in state.evaluated.state_dict().items()}
-            self.new_best = {**describe_model(config, self.data), "model": weights, "metrics": row}
-            folder.update(**state.best.summary())
-        state.early_stopping.step(row)
-        if state.early_stopping.stops:
-            epochs = state.early_stopping.bad_epochs
-            log.info(f"  {of_run}early stopping after epoch {state.epoch}: val/loss has not fallen for {epochs} epochs")
-
-
-def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    validated = "" if row["val/loss"] is None else f", val {row['val/loss']:.3f} {row['val/accuracy']:.1%}"
-    return (
-        f"epoch {row['epoch']}/{epochs}: train {row['train/loss']:.3f} {row['train/accuracy']:.1%}{validated}, "
-        f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s"
-    )

@@ -2,23 +2,18 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
 
-from config.errors import first_line
 from runtime.device import describe
-from runtime.files import write_text
-
-log = logging.getLogger(__name__)
+from runtime.files import read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -49,40 +44,12 @@ def cache_file(device: torch.device) -> Path:
 @contextmanager
 def kept_measurements(path: Path, setting: str) -> Iterator[dict[str, Measurement]]:
     """What is known of a setting, by way; what is added is kept. Others who ask wait, and need not measure."""
-    with locked(path):
-        known = read(path)
-        of_setting = known.setdefault(setting, {})
-        before = dict(of_setting)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        known = read_json(path)
+        of_setting = {way: Measurement(**measurement) for way, measurement in known.get(setting, {}).items()}
         try:
             yield of_setting
         finally:  # also after an error: what has cost the GPU must not do so again
-            if of_setting != before:
-                write(known, path)
-
-
-def locked(path: Path) -> AbstractContextManager[Any]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path.with_suffix(".lock")).acquire()
-    except OSError:  # a place that cannot be written
-        return nullcontext()
-
-
-def read(path: Path) -> dict[str, dict[str, Measurement]]:
-    """By setting and way; nothing where the file is damaged."""
-    try:
-        content = json.loads(path.read_text()) if path.exists() else {}
-        return {
-            setting: {way: Measurement(**measurement) for way, measurement in ways.items()}
-            for setting, ways in content.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning(f"{path} is damaged, so it is measured anew: {first_line(error)}")
-        return {}
-
-
-def write(known: dict[str, dict[str, Measurement]], path: Path) -> None:
-    try:
-        write_text(path, json.dumps(known, default=asdict, indent=2) + "\n")
-    except OSError as error:
-        log.warning(f"{path} cannot be written, so it will be measured anew: {first_line(error)}")
+            known[setting] = {way: asdict(measurement) for way, measurement in of_setting.items()}
+            write_text(path, json.dumps(known, indent=2) + "\n")

@@ -1,7 +1,8 @@
-"""What is measured while a model trains: loss and accuracy, the best epoch, and when to stop early."""
+"""What is measured while a model trains: loss and accuracy, and for how long they have not got better."""
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,59 +69,19 @@ class MetricAccumulator:
         vars(self).update({name: value if name == "images" else value.to(device) for name, value in state.items()})
 
 
-class Best:
-    """The best epoch so far; without validation, the last."""
+def bad_epochs(rows: Sequence[Mapping[str, Any]], config: schema.EarlyStopping) -> int:
+    """How many epochs val/loss has not fallen for by `min_delta`.
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
-        self.row: dict[str, Any] = {}
-
-    @property
-    def value(self) -> float | None:
-        return self.row[self.monitor]
-
-    def update(self, row: dict[str, Any]) -> bool:
-        """Whether the row is the best now; an equal accuracy is decided by the loss."""
-        if self.row and self.value is not None and self.rank(row) <= self.rank(self.row):
-            return False
-        self.row = row
-        return True
-
-    def rank(self, row: dict[str, Any]) -> tuple[float, float]:
-        if self.monitor == "val/loss":
-            return -row["val/loss"], row["val/accuracy"]
-        return row["val/accuracy"], -row["val/loss"]
-
-    def summary(self) -> dict[str, Any]:
-        keys = ("epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy")
-        return {f"best/{key}": self.row[key] for key in keys} if self.row else {}
-
-
-class EarlyStopping:
-    """Stops a run once val/loss has not fallen by `min_delta` for `patience` epochs."""
-
-    def __init__(self, config: schema.EarlyStopping) -> None:
-        self.config = config
-        self.lowest = math.inf
-        self.bad_epochs = 0
-
-    def step(self, row: dict[str, Any]) -> None:
-        if self.config.patience is None or row["epoch"] < self.config.start_epoch:
-            return
-        if row["val/loss"] < self.lowest - self.config.min_delta:
-            self.lowest, self.bad_epochs = row["val/loss"], 0
+    Args:
+        rows: one for each epoch.
+    """
+    lowest, bad = math.inf, 0
+    for row in rows[max(0, config.start_epoch - 1) :]:
+        if row["val/loss"] < lowest - config.min_delta:
+            lowest, bad = row["val/loss"], 0
         else:
-            self.bad_epochs += 1
-
-    @property
-    def stops(self) -> bool:
-        return self.config.patience is not None and self.bad_epochs >= self.config.patience
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"lowest": self.lowest, "bad_epochs": self.bad_epochs}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.lowest, self.bad_epochs = state["lowest"], state["bad_epochs"]
+            bad += 1
+    return bad
 
 
 def soft_accuracy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import defaultdict
 
 import torch
 from torch import nn
@@ -38,21 +39,20 @@ def train_mode(model: nn.Module) -> None:
 
 def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
     """The configured optimizer, in its fused form; the first of its parameter groups has the configured rate."""
-    below: dict[int, list[nn.Parameter]] = {0: []}
+    alike = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            is_norm_or_bias = parameter.ndim == 1
             layers = layers_below_head(model, name) if config.layer_decay < 1 else 0
-            below.setdefault(layers, []).append(parameter)
-    groups = []
-    for layers, parameters in sorted(below.items()):
-        # One-dimensional parameters are biases and the norms' scales.
-        flat, rest = [p for p in parameters if p.ndim == 1], [p for p in parameters if p.ndim > 1]
-        scale = config.layer_decay**layers
-        groups += [
-            {"params": rest, "weight_decay": config.weight_decay, "lr_scale": scale},
-            {"params": flat, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0,
-             "lr_scale": scale},
-        ]  # fmt: skip
+            alike[layers, is_norm_or_bias].append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if is_norm_or_bias and not config.decay_norm_and_bias else config.weight_decay,
+            "lr_scale": config.layer_decay**layers,
+        }
+        for (layers, is_norm_or_bias), parameters in sorted(alike.items())
+    ]
     if isinstance(config, schema.SGD):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     assert isinstance(config, schema.Adam)

@@ -18,7 +18,6 @@ from runtime.device import (
     is_gpu_lost,
     peak_memory,
     reserved_memory,
-    reset_peak_memory,
 )
 from runtime.distributed import World, init_distributed
 from runtime.launcher import Launcher, detect_launcher
@@ -32,14 +31,12 @@ from tracking.wandb_logger import log_exceptions
 from training.loop import Trainer
 from training.model import make_model, memory_format
 from training.optimization import freeze
-from training.selection import Selection, images_at_once, select
+from training.selection import images_at_once, select
 from training.state import TrainingState
 from training.summary import as_lines, summarize
 from weights.pretrained import load_pretrained, normalize_as_before
 
 log = logging.getLogger(__name__)
-
-FAILED = math.nan
 
 
 def run(config: Config, overrides: list[str]) -> float | None:
@@ -63,53 +60,57 @@ def run(config: Config, overrides: list[str]) -> float | None:
         return None
     if folder.is_completed:
         log.info(f"{folder.name}: completed before → {folder.path}")
-        folder.close()
+        folder.relog()
+        folder.release()
         return folder.summary["objective"]
     if config.trial and folder.summary.get("status") == "pruned":
         log.info(f"{folder.name}: pruned before → {folder.path}")
-        folder.close()
+        folder.release()
         return None
     try:
         return train(config, folder, launcher, world)
-    except Interrupted as interrupted:
-        traceback.clear_frames(interrupted.__traceback__)  # ends the processes that load its batches
-        log.warning(f"{interrupted}: {folder.name} is kept; the same command with sweep={config.sweep} resumes it")
-        folder.close(exit_code=128 + interrupted.number)
-        launcher.after_interrupt(interrupted.number)
-        return None
-    except Pruned as pruned:
-        traceback.clear_frames(pruned.__traceback__)  # ends the processes that load its batches
-        log.info(f"  {folder.name}: pruned after epoch {len(folder.rows)} → {folder.path}")
-        folder.prune()
-        return None
     except (KeyboardInterrupt, SystemExit):
         folder.close(exit_code=1)
         raise
-    except Exception as error:
-        folder.fail(error)
-        traceback.clear_frames(error.__traceback__)  # ends the processes that load its batches, and frees its memory
-        log.error(f"FAILED {folder.name}: {first_line(error)} ({folder.path}/train.log)")
-        gpu_is_lost = is_gpu_lost()
-        if gpu_is_lost:
-            log.error(
-                f"the GPU no longer answers, so the sweep ends; the same command with sweep={config.sweep} resumes"
-            )
-        launcher.after_failure(stop_sweep=gpu_is_lost or config.on_failure == "stop")
-        return FAILED
+    except (Interrupted, Exception) as reason:
+        traceback.clear_frames(reason.__traceback__)  # ends the processes that load its batches, and frees its memory
+        return stop(reason, folder, launcher)
     finally:
         free_memory()
 
 
+def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher) -> float | None:
+    """Record why a run has not come to its end, and do what its launcher then needs; NaN if it failed."""
+    resume = f"the same command with sweep={folder.config.sweep} resumes"
+    match reason:
+        case Interrupted():
+            log.warning(f"{reason}: {folder.name} is kept; {resume} it")
+            folder.close(exit_code=128 + reason.number)
+            launcher.after_interrupt(reason.number)
+            return None
+        case Pruned():
+            log.info(f"  {folder.name}: pruned after epoch {len(folder.rows)} → {folder.path}")
+            folder.close(status="pruned")
+            return None
+        case _:
+            folder.fail(reason)
+            log.error(f"FAILED {folder.name}: {first_line(reason)} ({folder.path}/train.log)")
+            gpu_is_lost = is_gpu_lost()
+            if gpu_is_lost:
+                log.error(f"the GPU no longer answers, so the sweep ends; {resume}")
+            launcher.after_failure(stop_sweep=gpu_is_lost or folder.config.on_failure == "stop")
+            return math.nan
+
+
 def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -> float | None:
     """Build what the run needs, resume or begin, train, and complete the record."""
-    checkpoint = folder.checkpoints.load()
-    folder.start(checkpoint["rows"] if checkpoint else [])
+    checkpoint = folder.checkpoints.load() or {}
+    folder.start(checkpoint.get("rows", []))
     seed_rngs(config.seed, 0, rank=0)  # the same initial weights on every rank
     device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)
     shape = images_at_once(config, data.channels, data.image_size, world)
-    before = checkpoint.get("selection") if checkpoint else None
-    selection = select(config, shape, device, world, Selection(**before) if before else None)
+    selection = select(config, shape, device, world, before=checkpoint.get("selection"))
     config = selection.way.applied_to(config)
     model = make_model(config, data.channels, len(data.classes))
     if config.model.pretrained:
@@ -133,7 +134,6 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         device=describe(device),
         **asdict(selection),
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
-        **state.best.summary(),
     )
     log.info(
         f"{folder.name}: ConvMixer-{config.model.d_model}/{config.model.depth}, {parameters:,} parameters; "
@@ -147,7 +147,6 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         log.info(f"  {line}", extra={"file_only": True})
     if images := data_fingerprint(config):
         folder.update(data_fingerprint=images)
-    reset_peak_memory(device)
     tested = trainer.fit()
 
     folder.save_predictions(tested.predictions)
@@ -155,18 +154,20 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         with log_exceptions():
             confusion = tested.confusion(len(data.classes))
             folder.save_figures(plots.model_figures(state.evaluated.state_dict(), confusion, data.classes))
-    best = state.best
-    folder.complete(
+    best = folder.best
+    folder.close(
+        exit_code=0,
+        status="completed",
         **{"test/loss": tested.metrics.loss, "test/accuracy": tested.metrics.accuracy},
-        objective=best.value,
+        objective=best[config.trainer.monitor],
         peak_memory=peak_memory(device),
         reserved_memory=reserved_memory(device),
         seconds=state.clock.seconds,
         images_per_second=float(np.median([row["images_per_second"] for row in folder.rows])),
     )
-    validated = f"{best.row['val/accuracy']:.2%} validation, " if data.val else ""
+    validated = f"{best['val/accuracy']:.2%} validation, " if data.val else ""
     log.info(
-        f"  {folder.name}: {validated}{tested.metrics.accuracy:.2%} test (epoch {best.row['epoch']}) "
+        f"  {folder.name}: {validated}{tested.metrics.accuracy:.2%} test (epoch {best['epoch']}) "
         f"in {state.clock.seconds:.0f} s → {folder.path}"
     )
-    return best.value
+    return best[config.trainer.monitor]

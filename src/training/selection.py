@@ -9,9 +9,9 @@ float64's than the reference's rounding explains.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,17 +79,17 @@ class Selection:
 
 
 def select(
-    config: Config, shape: Shape, device: torch.device, world: World, before: Selection | None = None
+    config: Config, shape: Shape, device: torch.device, world: World, before: Mapping[str, Any] | None = None
 ) -> Selection:
     """The fastest way that the config leaves open, the same on all ranks.
 
     Args:
         shape: of the images that a rank computes at once.
-        before: what an interrupted run took: it takes that again if it can.
+        before: the fields of what an interrupted run took: it takes that again if it can.
     """
     ways = open_ways(config, device)
-    if before and before.way in ways:
-        return before
+    if before and Selection(**before).way in ways:
+        return Selection(**before)
     if len(ways) == 1:
         return Selection(*ways[0])
     return world.broadcast(fastest(config, shape, device, ways) if world.rank == 0 else None)

@@ -9,7 +9,7 @@ from torch import nn
 
 from config.schema import Config
 from runtime.distributed import World
-from training.metrics import Best, EarlyStopping, MetricAccumulator
+from training.metrics import MetricAccumulator
 from training.model import EMA
 from training.optimization import make_optimizer
 from training.selection import Selection
@@ -54,8 +54,6 @@ class TrainingState:
         self.optimizer = make_optimizer(model, config.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
         self.ema = None if config.trainer.ema_decay is None else EMA(model, config.trainer.ema_decay)
-        self.best = Best(config.trainer.monitor)
-        self.early_stopping = EarlyStopping(config.trainer.early_stopping)
         self.clock = Stopwatch()
         self.epoch = 0
         self.begin_epoch()
@@ -79,8 +77,6 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics.all_reduced(self.world).state_dict(),
-            "best": self.best.row,
-            "early_stopping": self.early_stopping.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "selection": self.selection and asdict(self.selection),
@@ -96,7 +92,5 @@ class TrainingState:
         self.scaler.load_state_dict(state["scaler"])
         if self.world.rank == 0:  # they are those of all ranks
             self.metrics.load_state_dict(state["metrics"])
-        self.best.row = state["best"]
-        self.early_stopping.load_state_dict(state["early_stopping"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.epoch_clock.before, self.clock.before = state["epoch_seconds"], state["seconds"]

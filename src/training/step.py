@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from config.schema import Config
 from data.datasets import DataSplits
 from data.transforms import MixAndErase, Normalize
 from runtime.device import autocast
@@ -23,15 +22,15 @@ class TrainStep:
 
     Args:
         state: what it changes: weights, optimizer, metrics.
-        whole_batch: images of a batch that is not the last, over all ranks.
         data: for the images' mean and deviation, and the number of classes.
+        whole_batch: images of a batch that is not the last, over all ranks.
     """
 
-    def __init__(self, state: TrainingState, config: Config, data: DataSplits, whole_batch: int) -> None:
-        self.state, self.config, self.world, self.whole_batch = state, config, state.world, whole_batch
-        self.normalize = Normalize(data, state.device, memory_format(config))
-        self.mix_and_erase = MixAndErase(config.augmentation, len(data.classes), state.device)
-        self.network = wrap(state.model, config, state.world, state.device)
+    def __init__(self, state: TrainingState, data: DataSplits, whole_batch: int) -> None:
+        self.state, self.config, self.world, self.whole_batch = state, state.config, state.world, whole_batch
+        self.normalize = Normalize(data, state.device, memory_format(state.config))
+        self.mix_and_erase = MixAndErase(state.config.augmentation, len(data.classes), state.device)
+        self.network = wrap(state.model, state.config, state.world, state.device)
 
     def __call__(self, pixels: Tensor, labels: Tensor, step: int, lr: float, batch_size: int, parts: int) -> None:
         """

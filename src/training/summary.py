@@ -77,17 +77,8 @@ def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[i
 
 def as_lines(parts: list[Part]) -> list[str]:
     """A line for each part, in columns."""
-    cells = [
-        (
-            part.name,
-            f"{part.parameters:,} parameters",
-            f"{part.macs / 1e6:,.2f} M MACs",
-            f"{part.activation_bytes / 2**20:,.2f} MiB activations",
-        )
-        for part in parts
-    ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
-        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
-        for name, *rest in cells
+        f"{part.name:<15} {part.parameters:>11,} parameters {part.macs / 1e6:>10,.2f} M MACs "
+        f"{part.activation_bytes / 2**20:>9,.2f} MiB activations"
+        for part in parts
     ]
