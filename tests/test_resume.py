@@ -171,7 +171,7 @@ def stopped_hard(*_: object) -> None:
 
 def test_a_run_of_another_name_is_the_same_run(tmp_path: Path) -> None:
     def record(*overrides: str) -> RunFolder:
-        return RunFolder.open(configured(tmp_path, *overrides), list(overrides), World())
+        return RunFolder(configured(tmp_path, *overrides), list(overrides), World())
 
     first = record("dropout=blocks", "dropout.rate=0")
     with pytest.raises(RunBusy):

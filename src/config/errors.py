@@ -112,15 +112,12 @@ def parent(path: str) -> str:
 def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
     """What may have been meant by a key that does not exist; `siblings` are the keys beside it."""
     section, _, name = unknown.rpartition(".")
-    known = [path for path, *_ in keys_of(Config())]
-    same_name = [path for path in known if path.rpartition(".")[2] == name]
-    if section and siblings:
-        similar = [f"{section}.{sibling}" for sibling in difflib.get_close_matches(name, siblings, n=1)]
-    else:
+    if not section:
         siblings = [*GROUPS, *(item.name for item in fields(Config) if item.name not in GROUPS)]
-        similar = difflib.get_close_matches(unknown, siblings, n=1)
-    if close := similar or same_name:
-        return f"did you mean {close[0]}?"
+    similar = [f"{section}.{sibling}".lstrip(".") for sibling in difflib.get_close_matches(name, siblings, n=1)]
+    elsewhere = [path for path, *_ in keys_of(Config()) if path.rpartition(".")[2] == name]
+    if meant := similar or elsewhere:
+        return f"did you mean {meant[0]}?"
     return f"{section or 'the config'} has {', '.join(siblings)}"
 
 

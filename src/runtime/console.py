@@ -81,27 +81,22 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     in a file or a pipe there is no width to keep to.
     """
     console = get_console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for i, name in enumerate(header):
+        numeric = all(re.fullmatch(r"([-+]?[\d.,]+( ± [\d.,]+)?( ?[kMGT]?B?)?)?", row[i]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for i, row in enumerate(rows):
+        table.add_row(*row, style="bold green" if i == 0 else None)
 
-    def first(columns: int) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-        for i, name in enumerate(header[:columns]):
-            numeric = all(re.fullmatch(r"([-+]?[\d.,]+( ± [\d.,]+)?( ?[kMGT]?B?)?)?", row[i]) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-        for i, row in enumerate(rows):
-            table.add_row(*row[:columns], style="bold green" if i == 0 else None)
-        return table
-
-    def width(table: Table) -> int:
+    def width() -> int:
         return Measurement.get(console, console.options.update(width=10_000), table).maximum
 
-    columns = len(header)
-    while console.is_terminal and columns > 1 and width(first(columns)) > console.width:
-        columns -= 1
-    table = first(columns)
     say(title, style="bold")
-    if console.is_terminal:
-        console.print(table)
-    else:
-        Console(file=console.file, width=width(table), highlight=False).print(table)
-    if columns < len(header):
-        say(f"(no room here for {', '.join(header[columns:]).replace(chr(10), ' ')})", style="dim")
+    if not console.is_terminal:
+        Console(file=console.file, width=width(), highlight=False).print(table)
+        return
+    while len(table.columns) > 1 and width() > console.width:
+        table.columns.pop()
+    console.print(table)
+    if left_out := header[len(table.columns) :]:
+        say(f"(no room here for {', '.join(left_out).replace(chr(10), ' ')})", style="dim")

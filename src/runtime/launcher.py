@@ -65,7 +65,7 @@ class Slurm(Torchrun):
             except Exception as refusal:  # the job may not be requeued any more
                 log.error(first_line(refusal))
                 return
-        super().after_interrupt(number)
+        raise SystemExit(128 + number)
 
 
 class SideBySide(Launcher):

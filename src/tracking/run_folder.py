@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from filelock import FileLock
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -59,44 +58,35 @@ class RunFolder:
         is_pruned: the search that the run is a trial of stops it.
     """
 
-    def __init__(self, config: Config, overrides: list[str], path: Path, lock: FileLock | None, world: World) -> None:
-        self.config, self.path, self.lock = config, path, lock
-        self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
-        self.overrides = parse_overrides(overrides)
-        if self.writes:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.summary: dict[str, Any] = world.broadcast(read_json(path / "summary.json"))
-        self.rows: list[dict[str, Any]] = []
-        self.checkpoints = Checkpoints(path / "checkpoints", self.run_id, config.checkpoint)
-        self.wandb = WandbLogger()
-        self.trial: Trial | None = None
-        self.is_pruned = False
-        self.log_handler = logging.FileHandler(path / "train.log", delay=True)
-        self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    @classmethod
-    def open(cls, config: Config, overrides: list[str], world: World) -> "RunFolder":
+    def __init__(self, config: Config, overrides: list[str], world: World) -> None:
         """Lock the run and find its folder: the one that the sweep has for its ID, under whatever name, or a new one.
 
         Raises:
             RunBusy: another process has the run.
         """
-        sweep, own_id = Path(config.output_dir) / config.sweep, run_id(config)
-        name = display_name(overrides, config.varied)
-        lock = acquire_lock(sweep / ".locks" / f"{own_id}.lock") if world.rank == 0 else None
-        if world.broadcast(lock is None):
-            raise RunBusy(f"{name} is being trained by another process ({sweep}/*-{own_id})")
+        sweep = Path(config.output_dir) / config.sweep
+        self.config, self.overrides = config, parse_overrides(overrides)
+        self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
+        self.lock = acquire_lock(sweep / ".locks" / f"{self.run_id}.lock") if world.rank == 0 else None
+        if world.broadcast(self.lock is None):
+            raise RunBusy(f"{self.name} is being trained by another process ({sweep}/*-{self.run_id})")
         # Not before: the same run may have got its folder from another process, under another name.
-        path = next(sweep.glob(f"*-{own_id}"), sweep / f"{folder_name(name)}-{own_id}")
-        return cls(config, overrides, Path(world.broadcast(str(path))), lock, world)
+        path = next(sweep.glob(f"*-{self.run_id}"), sweep / f"{folder_name(self.name)}-{self.run_id}")
+        self.path = Path(world.broadcast(str(path)))
+        if self.writes:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.summary: dict[str, Any] = world.broadcast(read_json(self.path / "summary.json"))
+        self.rows: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(self.path / "checkpoints", self.run_id, config.checkpoint)
+        self.wandb = WandbLogger()
+        self.trial: Trial | None = None
+        self.is_pruned = False
+        self.log_handler = logging.FileHandler(self.path / "train.log", delay=True)
+        self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     @property
     def writes(self) -> bool:
         return self.lock is not None
-
-    @property
-    def is_completed(self) -> bool:
-        return self.summary.get("status") == "completed"
 
     @property
     def best(self) -> dict[str, Any]:

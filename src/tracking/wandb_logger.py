@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from config.errors import first_line
 from config.schema import Config, flatten
@@ -105,30 +106,25 @@ def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
     import wandb
 
     by_agent = run_of_agent() is not None  # then the client knows the run's id and place
-    # An agent's run has the sweep's parameters in its config already, under keys with dots; and in a nested config
-    # a group among them, e.g. dropout=blocks, would take its section's place.
-    tree = dict(flatten(asdict(config))) if by_agent else asdict(config)
-
-    def start(mode: Literal["online", "offline"]) -> Any:
-        return wandb.init(
-            mode=mode,
-            id=None if by_agent else wandb_id,
-            resume="allow" if mode == "online" else None,
-            project=None if by_agent else config.wandb.project,
-            entity=None if by_agent else config.wandb.entity,
-            group=config.sweep,
-            name=name,
-            tags=config.wandb.tags,
-            config=tree,
-            dir=str(folder.absolute()),  # its service may work in another folder
-            settings=wandb.Settings(
-                init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True, console="off"
-            ),
-        )
-
+    init = partial(
+        wandb.init,
+        id=None if by_agent else wandb_id,
+        project=None if by_agent else config.wandb.project,
+        entity=None if by_agent else config.wandb.entity,
+        group=config.sweep,
+        name=name,
+        tags=config.wandb.tags,
+        # An agent's run has the sweep's parameters in its config already, under keys with dots; and in a nested config
+        # a group among them, e.g. dropout=blocks, would take its section's place.
+        config=dict(flatten(asdict(config))) if by_agent else asdict(config),
+        dir=str(folder.absolute()),  # its service may work in another folder
+        settings=wandb.Settings(
+            init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True, console="off"
+        ),
+    )
     if config.wandb.mode == "online" and not unreachable:
         try:
-            return start("online")
+            return init(mode="online", resume="allow")
         except wandb.Error as error:
             unreachable = True
             wandb.teardown()  # or the client would hold the run's id to be in use
@@ -136,4 +132,4 @@ def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
                 f"W&B is out of reach ({first_line(error)}); this run is recorded offline. "
                 f"Later: wandb sync {folder}/wandb/offline-*"
             )
-    return start("offline")
+    return init(mode="offline")

@@ -32,12 +32,6 @@ class Evaluation:
     metrics: Metrics
     predictions: NDArray[np.void]
 
-    def confusion(self, n_classes: int) -> NDArray[np.int64]:
-        """Images by [class, class that they were taken for]."""
-        counts = np.zeros((n_classes, n_classes), dtype=np.int64)
-        np.add.at(counts, (self.predictions["label"], self.predictions["prediction"]), 1)
-        return counts
-
 
 @torch.no_grad()
 def evaluate(

@@ -6,6 +6,7 @@ import traceback
 from dataclasses import asdict
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from config.errors import first_line
 from config.schema import Config
@@ -54,19 +55,16 @@ def run(config: Config, overrides: list[str]) -> float | None:
     if world.rank:
         logging.getLogger().setLevel(logging.ERROR)  # log on rank 0 only
     try:
-        folder = RunFolder.open(config, overrides, world)
+        folder = RunFolder(config, overrides, world)
     except RunBusy as busy:
         log.warning(str(busy))
         return None
-    if folder.is_completed:
-        log.info(f"{folder.name}: completed before → {folder.path}")
+    status = folder.summary.get("status")
+    if status == "completed" or (status == "pruned" and config.trial):
+        log.info(f"{folder.name}: {status} before → {folder.path}")
         folder.relog()
         folder.release()
-        return folder.summary["objective"]
-    if config.trial and folder.summary.get("status") == "pruned":
-        log.info(f"{folder.name}: pruned before → {folder.path}")
-        folder.release()
-        return None
+        return folder.summary.get("objective")
     try:
         return train(config, folder, launcher, world)
     except (KeyboardInterrupt, SystemExit):
@@ -152,7 +150,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     folder.save_predictions(tested.predictions)
     if config.trainer.figures and world.rank == 0:
         with log_exceptions():
-            confusion = tested.confusion(len(data.classes))
+            labels, predictions = tested.predictions["label"], tested.predictions["prediction"]
+            confusion = confusion_matrix(labels, predictions, labels=range(len(data.classes)))
             folder.save_figures(plots.model_figures(state.evaluated.state_dict(), confusion, data.classes))
     best = folder.best
     folder.close(
