@@ -129,14 +129,16 @@ AVERAGED = ("trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1
 
 
 def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
-    arguments = (*ARGUMENTS, *AVERAGED, "data.train_fraction=1", "data.batch_size=8", "trainer.epochs=2")
+    patience = ("trainer.early_stopping.patience=1", "trainer.early_stopping.start_epoch=3")
+    stops_after_4 = (*patience, "trainer.early_stopping.min_delta=100", "trainer.epochs=9")
+    arguments = (*ARGUMENTS, *AVERAGED, *stops_after_4, "data.train_fraction=0.5", "data.batch_size=8")
     texts = outputs(start_ranks(*arguments, "sweep=whole", cwd=tmp_path))
     assert [summary["status"] for summary in summaries(tmp_path / "outputs" / "whole")] == ["completed"], texts
 
     arguments += ("checkpoint.minutes=1e-6",)  # whenever it can be
     ranks = start_ranks(*arguments, "sweep=parts", cwd=tmp_path)
     sweep = tmp_path / "outputs" / "parts"
-    wait_for(lambda: [*sweep.glob("*/checkpoints/last.pt")], ranks[0])
+    wait_for(lambda: any(path.read_text().count("\n") > 1 for path in sweep.glob("*/metrics.csv")), ranks[0])
     ranks[1].send_signal(signal.SIGUSR1)
     texts = outputs(ranks)
     assert [process.returncode for process in ranks] == [128 + signal.SIGUSR1] * 2, texts

@@ -103,8 +103,12 @@ class RunFolder:
 
     def start(self, rows: list[dict[str, Any]]) -> None:
         """Begin, or resume after `rows`: the epochs that the checkpoint holds, and no others."""
-        if not self.writes:
-            return
+        if self.writes:
+            self.start_record()
+        for row in rows:
+            self.add_epoch(row)
+
+    def start_record(self) -> None:
         logging.getLogger().addHandler(self.log_handler)
         for folder in (self.path, self.checkpoints.folder):
             remove_partial(folder)
@@ -113,13 +117,11 @@ class RunFolder:
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         self.summary |= {"overrides": self.overrides, "varied": self.config.varied}
         write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
-        self.update(epochs=len(rows))
+        self.update(epochs=0)
         self.wandb.start(self.config, self.path, self.name, wandb_id)
         with log_exceptions():
             self.trial = Trial(self.config) if self.config.trial else None
         write_text(self.path / "metrics.csv", ",".join(COLUMNS) + "\n")
-        for row in rows:
-            self.add_epoch(row)
 
     def add_epoch(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

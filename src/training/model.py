@@ -79,21 +79,16 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.updates = copy.deepcopy(model), decay, 0
+        self.module, self.decay = copy.deepcopy(model), decay
         self.averages, self.values = floats(self.module), floats(model)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the model as it is after a step; the first time, copy it."""
-        torch._foreach_lerp_(self.averages, self.values, 1 - self.decay if self.updates else 1.0)
-        self.updates += 1
+    def update(self, step: int) -> None:
+        """Take in the model as it is after a step of the run; after the first, copy it.
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self.updates = state["updates"]
+        One operation that waits for nothing; torch's AveragedModel waits for the device.
+        """
+        torch._foreach_lerp_(self.averages, self.values, 1.0 if step == 1 else 1 - self.decay)
 
 
 def floats(model: nn.Module) -> list[Tensor]:

@@ -77,31 +77,8 @@ def run(config: Config, overrides: list[str]) -> float | None:
         free_memory()
 
 
-def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher) -> float | None:
-    """Record why a run has not come to its end, and do what its launcher then needs; NaN if it failed."""
-    resume = f"the same command with sweep={folder.config.sweep} resumes"
-    match reason:
-        case Interrupted():
-            log.warning(f"{reason}: {folder.name} is kept; {resume} it")
-            folder.close(exit_code=128 + reason.number)
-            launcher.after_interrupt(reason.number)
-            return None
-        case Pruned():
-            log.info(f"  {folder.name}: pruned after epoch {len(folder.rows)} → {folder.path}")
-            folder.close(status="pruned")
-            return None
-        case _:
-            folder.fail(reason)
-            log.error(f"FAILED {folder.name}: {first_line(reason)} ({folder.path}/train.log)")
-            gpu_is_lost = is_gpu_lost()
-            if gpu_is_lost:
-                log.error(f"the GPU no longer answers, so the sweep ends; {resume}")
-            launcher.after_failure(stop_sweep=gpu_is_lost or folder.config.on_failure == "stop")
-            return math.nan
-
-
 def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -> float | None:
-    """Build what the run needs, resume or begin, train, and complete the record."""
+    """Build what the run needs, begin or resume, train, and complete the record."""
     checkpoint = folder.checkpoints.load() or {}
     folder.start(checkpoint.get("rows", []))
     seed_rngs(config.seed, 0, rank=0)  # the same initial weights on every rank
@@ -124,6 +101,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     if checkpoint:
         state.load_state_dict(checkpoint)
 
+    # What is trained, and on what.
     parts = summarize(config, data.channels, len(data.classes), data.image_size)
     parameters = parts[-1].parameters
     folder.update(
@@ -145,8 +123,10 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         log.info(f"  {line}", extra={"file_only": True})
     if images := data_fingerprint(config):
         folder.update(data_fingerprint=images)
+
     tested = trainer.fit()
 
+    # What came of it.
     folder.save_predictions(tested.predictions)
     if config.trainer.figures and world.rank == 0:
         with log_exceptions():
@@ -170,3 +150,26 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         f"in {state.clock.seconds:.0f} s → {folder.path}"
     )
     return best[config.trainer.monitor]
+
+
+def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher) -> float | None:
+    """Record why a run has not come to its end, and do what its launcher then needs; NaN if it failed."""
+    resume = f"the same command with sweep={folder.config.sweep} resumes"
+    match reason:
+        case Interrupted():
+            log.warning(f"{reason}: {folder.name} is kept; {resume} it")
+            folder.close(exit_code=128 + reason.number)
+            launcher.after_interrupt(reason.number)
+            return None
+        case Pruned():
+            log.info(f"  {folder.name}: pruned after epoch {len(folder.rows)} → {folder.path}")
+            folder.close(status="pruned")
+            return None
+        case _:
+            folder.fail(reason)
+            log.error(f"FAILED {folder.name}: {first_line(reason)} ({folder.path}/train.log)")
+            gpu_is_lost = is_gpu_lost()
+            if gpu_is_lost:
+                log.error(f"the GPU no longer answers, so the sweep ends; {resume}")
+            launcher.after_failure(stop_sweep=gpu_is_lost or folder.config.on_failure == "stop")
+            return math.nan

@@ -73,7 +73,7 @@ class TrainingState:
         """To be called by all ranks together, for the metrics' sake; rank 0's is the one to keep."""
         return {
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "ema": {"module": self.ema.module.state_dict()} if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics.all_reduced(self.world).state_dict(),
@@ -87,7 +87,7 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         if self.ema:
-            self.ema.load_state_dict(state["ema"])
+            self.ema.module.load_state_dict(state["ema"]["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.world.rank == 0:  # they are those of all ranks

@@ -63,7 +63,7 @@ class TrainStep:
         state.scaler.update()
         state.optimizer.zero_grad()
         if state.ema:
-            state.ema.update()
+            state.ema.update(step)
 
     def gradient_exchange(self, is_last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once a step, in the backward pass of the last micro-batch."""
