@@ -255,7 +255,10 @@ def loader(
         pin_memory=config.trainer.device in ("auto", "cuda") and torch.cuda.is_available(),
     )
     if workers and sampler.world.size > 1:
-        start_workers(batches, sampler)
+        # Fork them now, without a batch to load: a process must not be forked once NCCL runs in it.
+        sampler.start = len(sampler)
+        list(batches)
+        sampler.start = 0
     return batches
 
 
@@ -267,13 +270,6 @@ def spare_cores() -> int:
     else:
         share = min(cores, torch.get_num_threads())
     return min(16, max(1, share - 1))
-
-
-def start_workers(batches: Loader, sampler: DistributedBatchSampler) -> None:
-    """Fork the workers now, without a batch to load: a process must not be forked once NCCL runs in it."""
-    sampler.start = len(sampler)
-    list(batches)
-    sampler.start = 0
 
 
 def init_worker(worker: int) -> None:

@@ -55,7 +55,7 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
         or "Not known from the checkpoint alone.",
         "## Data",
         f"{data_name}, {len(checkpoint.labels):,} classes: {classes}. Pixels are scaled to 0 … 1 and normalized with "
-        f"mean {saved['data']['mean'] or config.data.mean} and deviation {saved['data']['std'] or config.data.std}.",
+        f"mean {config.data.mean} and deviation {config.data.std}.",
         "## Use",
         "```bash\n" + "\n".join(commands(summary, path)) + "\n```",
         "## Config",
