@@ -98,6 +98,17 @@ def test_one_setting_has_only_curves(tmp_path: Path) -> None:
     assert_legible(figure)
 
 
+@pytest.mark.parametrize(("kernels", "expected"), [((5, 9), ["parameters", "val/accuracy, points"]), ((5,), ["epoch"])])
+def test_one_epoch_is_no_curve(tmp_path: Path, kernels: Sequence[int], expected: list[str]) -> None:
+    """But the only thing to show of a single setting."""
+    folder = write_sweep(tmp_path / "s", {(kernel, 8): [0.9 + kernel / 100] for kernel in kernels})
+    for path in folder.glob("*/metrics.csv"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    figure = figure_of(folder)
+    assert labels(figure) == expected
+    assert_legible(figure)
+
+
 def test_many_settings_stay_legible(tmp_path: Path) -> None:
     values = {(k, d): around(0.8 + k * d / 5000, 2) for k in range(3, 19, 2) for d in (2, 4, 8, 16, 32)}
     assert_legible(figure_of(write_sweep(tmp_path / "s", values)))

@@ -9,22 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from comparison import panels
 from comparison.formatting import label, shorten
-from comparison.panels import (
-    COSTS,
-    LEVEL,
-    MOST,
-    Look,
-    beside_reference,
-    crossed_factors,
-    effect_names,
-    effect_plot,
-    heat_map,
-    learning_curves,
-    tradeoff,
-    varies,
-)
-from comparison.power_panel import detectable_differences, unanswered
+from comparison.panels import COSTS, LEVEL, MOST, Look
 from comparison.results import Comparison
 from tracking.plots import COLORS, GREY, PAGE, STYLE
 
@@ -57,35 +44,40 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
 
 
 def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
-    """The figure from top to bottom."""
-    above: list[Draw] = [partial(learning_curves, looks=looks)]
-    if pair := crossed_factors(comparison):
-        above.append(partial(heat_map, comparison=comparison, across=pair[0], down=pair[1]))
-    bands: list[Band] = [(2.5, above)]
+    """The figure from top to bottom; where there is nothing else to draw, the curves of a single epoch."""
+    bands: list[Band] = []
+    curves = partial(panels.learning_curves, looks=looks)
+    above: list[Draw] = []
+    if any(len(run.epochs) > 1 for look in looks for run in look.setting.completed):
+        above.append(curves)
+    if pair := panels.crossed_factors(comparison):
+        above.append(partial(panels.heat_map, comparison=comparison, across=pair[0], down=pair[1]))
+    if above:
+        bands.append((2.5, above))
 
-    if len(comparison.valued) > 1:
+    costs = [cost for cost in COSTS if panels.varies(comparison.valued, cost)]
+    if len(looks) > 1 and (curves in above or costs):
         handles, columns = legend(looks, len(comparison.valued))
-        bands.append(
-            (0.1 + 0.16 * math.ceil(len(handles) / columns), [partial(draw_legend, handles=handles, columns=columns)])
-        )
-    if costs := [cost for cost in COSTS if varies(comparison.valued, cost)]:
-        bands.append(
-            (2.1, [partial(tradeoff, comparison=comparison, looks=looks, cost=cost, first=costs[0]) for cost in costs])
-        )
+        height = 0.1 + 0.16 * math.ceil(len(handles) / columns)
+        bands.append((height, [partial(draw_legend, handles=handles, columns=columns)]))
+    if costs:
+        tradeoff = partial(panels.tradeoff, comparison=comparison, looks=looks, first=costs[0])
+        bands.append((2.1, [partial(tradeoff, cost=cost) for cost in costs]))
 
     below: list[Draw] = []
     lines = 0.0
     if comparison.effects:
-        lines = 0.4 + sum(1.4 + name.count("\n") for name in effect_names(comparison.effects, comparison)[:MOST])
-        below.append(partial(effect_plot, comparison=comparison))
+        names = panels.effect_names(comparison.effects, comparison)[:MOST]
+        lines = 0.4 + sum(1.4 + name.count("\n") for name in names)
+        below.append(partial(panels.effect_plot, comparison=comparison))
     if referenced := [setting for setting in comparison.settings if setting.reference]:
         lines = max(lines, 1.4 * min(MOST, len(referenced)))
-        below.append(partial(beside_reference, settings=referenced, comparison=comparison))
+        below.append(partial(panels.beside_reference, settings=referenced, comparison=comparison))
     if below:
         bands.append((0.7 + 0.13 * max(lines, 3), below))
-    if drawn := unanswered(comparison):
-        bands.append((2.3, [partial(detectable_differences, prices=drawn, metric=comparison.metric)]))
-    return bands
+    if prices := panels.unanswered(comparison):
+        bands.append((2.3, [partial(panels.detectable_differences, prices=prices, metric=comparison.metric)]))
+    return bands or [(2.5, [curves])]
 
 
 def legend(looks: Sequence[Look], settings: int) -> tuple[list[Line2D], int]:

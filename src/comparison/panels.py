@@ -19,12 +19,14 @@ from comparison.effects import Effect
 from comparison.findings import effect_name
 from comparison.formatting import label, level_text
 from comparison.least_squares import TIE
+from comparison.price import Price, prices
 from comparison.results import Comparison, is_lower_better
 from comparison.settings import Setting
 from tracking.plots import COLORS, GREY
 
 LEVEL = 20  # characters of a level's name
 MOST = 18  # lines of an effect plot, or beside the reference
+DRAWN = 4  # differences that are not significant
 COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "seconds": "training time, s"}
 
 
@@ -39,41 +41,26 @@ class Look:
 
 
 def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
-    """Accuracy by epoch: the mean over seeds, with a band of one standard deviation.
-
-    Validation, or training where there was none; a single setting shows both.
-    """
-    histories = [[run.epochs() for run in look.setting.completed] for look in looks]
-    is_validated = any(part.get("val/accuracy", pd.Series()).notna().any() for parts in histories for part in parts)
-    metrics = [("val/accuracy", "-")] if is_validated else [("train/accuracy", "-")]
-    if is_validated and len(looks) == 1:
-        metrics.append(("train/accuracy", "--"))
+    """Accuracy by epoch, of validation if there was any: the mean over seeds, with a band of one standard deviation."""
+    histories = [[run.epochs for run in look.setting.completed] for look in looks]
+    is_validated = any(epochs.get("val/accuracy", pd.Series()).notna().any() for own in histories for epochs in own)
+    metric = "val/accuracy" if is_validated else "train/accuracy"
     late: list[float] = []  # accuracies after the first third: what the axis must show
     for look, history in zip(looks, histories, strict=True):
-        for metric, line in metrics:
-            curves = [100 * epochs[metric] for epochs in history if metric in epochs and epochs[metric].notna().all()]
-            if not (shortest := min(map(len, curves), default=0)):
-                continue
-            values = np.stack([curve[:shortest] for curve in curves])
-            epochs = np.arange(1, shortest + 1)
-            center, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(shortest)
-            color = look.color if metric == metrics[0][0] else GREY
-            axes.fill_between(epochs, center - spread, center + spread, color=color, alpha=0.18, linewidth=0)
-            axes.plot(epochs, center, line, color=color, marker=look.marker, markevery=max(1, shortest // 6),
-                      markersize=3.5, label=metric)  # fmt: skip
-            for edge in (center - spread, center + spread):
-                late += edge[shortest // 3 :].tolist()
+        curves = [100 * epochs[metric] for epochs in history if metric in epochs and epochs[metric].notna().all()]
+        if not (shortest := min(map(len, curves), default=0)):
+            continue
+        values = np.stack([curve[:shortest] for curve in curves])
+        epochs = np.arange(1, shortest + 1)
+        center, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(shortest)
+        axes.fill_between(epochs, center - spread, center + spread, color=look.color, alpha=0.18, linewidth=0)
+        axes.plot(epochs, center, color=look.color, marker=look.marker, markevery=max(1, shortest // 6), markersize=3.5)
+        late += [*(center - spread)[shortest // 3 :], *(center + spread)[shortest // 3 :]]
     if late and (margin := 0.05 * (max(late) - min(late))):
         axes.set_ylim(min(late) - margin, min(max(late) + margin, 100.5))
-    if len(metrics) > 1:
-        axes.legend()
     band = ", mean ± std of the seeds" if max(map(len, histories)) > 1 else ""
-    unit = f"{metrics[0][0]}, %" if len(metrics) == 1 else "accuracy, %"
-    axes.set(title=f"Learning curves{band}", xlabel="epoch", ylabel=unit)
-    if axes.dataLim.width:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    else:
-        axes.set_xticks([1])
+    axes.set(title=f"Learning curves{band}", xlabel="epoch", ylabel=f"{metric}, %")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25, linewidth=0.5)
 
 
@@ -198,17 +185,14 @@ def effect_plot(axes: Axes, comparison: Comparison) -> None:
     axes.axvline(0, color="black", linewidth=0.7, zorder=0)
     if all(abs(effect.change.value) < TIE for effect in shown) and not any(effect.change.p for effect in shown):
         axes.set_xlim(-1, 1)  # no effect at all: no range to see
-    axes.set_yticks(range(len(shown)), effect_names(shown, comparison))
-    axes.set_ylim(len(shown) - 0.4, -0.6)
     sure = any(effect.change.p is not None for effect in shown)
     which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
     exact = all(effect.change.is_exact for effect in shown)
     interval = "95 % interval" if sure else "the same in every seed" if exact else "no interval with one seed"
     axes.set_title(f"{which}, {interval}")
     unit = "points" if metric.endswith("accuracy") else "change"
-    axes.set_xlabel(f"{metric}, {unit}" + (" (filled: significant)" if sure else ""))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(axis="x", alpha=0.25, linewidth=0.5)
+    xlabel = f"{metric}, {unit}" + (" (filled: significant)" if sure else "")
+    name_rows(axes, effect_names(shown, comparison), xlabel)
 
 
 def effect_names(effects: Sequence[Effect], comparison: Comparison) -> list[str]:
@@ -224,17 +208,59 @@ def beside_reference(axes: Axes, settings: Sequence[Setting], comparison: Compar
         ours, margin = scaled(reference.ours.value, metric), scaled(reference.ours.margin or 0.0, metric)
         axes.errorbar(ours, i, xerr=margin, fmt="o", color=COLORS[0])
         axes.plot(scaled(reference.value, metric), i, "D", color=COLORS[1], markerfacecolor="none")
-    names = [textwrap.fill(label(setting, comparison, LEVEL), 36) for setting in settings]
-    axes.set_yticks(range(len(settings)), names)
-    axes.set_ylim(len(settings) - 0.4, -0.6)
     handles = [
         Line2D([], [], color=COLORS[0], marker="o", label="ours"),
         Line2D([], [], color=COLORS[1], marker="D", markerfacecolor="none", linestyle="none", label="reference"),
     ]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, columnspacing=1, borderpad=0.2)
-    axes.set_xlabel(axis_label(metric))
+    names = [textwrap.fill(label(setting, comparison, LEVEL), 36) for setting in settings]
+    name_rows(axes, names, axis_label(metric))
+
+
+def name_rows(axes: Axes, names: Sequence[str], xlabel: str) -> None:
+    """Names from top to bottom, at the heights 0, 1, 2 …"""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
+
+
+def unanswered(comparison: Comparison) -> list[Price]:
+    """The differences that are not significant and need the fewest seeds."""
+    found = [one for one in prices(comparison) if one.design and one.seeds_needed]
+    return sorted(found, key=lambda one: one.seeds_needed or 0)[:DRAWN]
+
+
+def detectable_differences(axes: Axes, prices: Sequence[Price], metric: str) -> None:
+    """For each question a curve, the smallest difference that is found with 80 % power; a hollow dot at the difference
+    seen and the seeds at hand, a filled one where the curve reaches it."""
+    most = max(10, *(1.5 * (one.seeds_needed or 0) for one in prices))
+    seeds = np.geomspace(max(2, min(one.seeds for one in prices)), most, 100)
+    for one, color in zip(prices, reversed(COLORS), strict=False):  # the first ones are settings
+        assert one.design and one.seeds_needed
+        curve = [scaled(one.design.detectable(n), metric) for n in seeds]
+        seen = scaled(abs(one.difference), metric)
+        axes.plot(seeds, curve, color=color, label=in_lines(f"{one.question}: {one.seeds_needed} seeds"))
+        axes.plot([one.seeds, one.seeds_needed], [seen, seen], ":", color=color, linewidth=1)
+        axes.plot(one.seeds, seen, "o", color=color, markerfacecolor="white")
+        axes.plot(one.seeds_needed, seen, "o", color=color)
+    axes.set(xscale="log", yscale="log", xlabel="seeds", title="Differences that so many seeds show with 80 % power")
+    axes.set_ylabel(f"{metric}, {'points' if metric.endswith('accuracy') else 'difference'}")
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1, 1), title="hollow: seen now; filled: seeds needed", alignment="left"
+    )
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def in_lines(question: str) -> str:
+    parts = question.replace(" against ", "\nagainst ").splitlines()
+    return "\n".join(textwrap.fill(part, 44) for part in parts)
 
 
 def axis_label(metric: str) -> str:

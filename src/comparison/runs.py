@@ -66,6 +66,7 @@ class Run:
         """A number or a word of the summary."""
         return self.summary.get(f"best/{name}" if name.startswith(("val/", "train/")) else name)
 
+    @cached_property
     def epochs(self) -> pd.DataFrame:
         """metrics.csv; an unreadable file has no rows, and what is no number is NaN."""
         try:
@@ -80,10 +81,12 @@ class WandbRun(Run):
 
     source: Any  # wandb.apis.public.Run
 
+    @cached_property
     def epochs(self) -> pd.DataFrame:
         rows = self.source.history(samples=10_000, pandas=False)
-        epochs = [row for row in rows if row.get("epoch") is not None]  # and not how one of them went
-        return numbers(pd.DataFrame(epochs))
+        return numbers(
+            pd.DataFrame(row for row in rows if row.get("epoch") is not None)
+        )  # and not how one of them went
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
