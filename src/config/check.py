@@ -8,7 +8,7 @@ from typing import Any, cast
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from config.errors import ConfigError, parent, shown, suggest
+from config.errors import ConfigError, shown, suggest
 from config.recipe import recipe_of
 from config.schema import SGD, Config, WarmedUp, flatten, keys_of
 
@@ -52,6 +52,10 @@ def check_keys(composed: DictConfig) -> Any:
         if constraint and value is not None and not constraint.holds(value):
             raise ConfigError(f"{path}={shown(value)}: expected {constraint.expected}")
     return config
+
+
+def parent(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def check_together(config: Config) -> None:

@@ -105,10 +105,6 @@ def described(hint: Any) -> str:
     return words.get(hint) or f"a {(typing.get_origin(hint) or hint).__name__}"
 
 
-def parent(path: str) -> str:
-    return path.rpartition(".")[0]
-
-
 def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
     """What may have been meant by a key that does not exist; `siblings` are the keys beside it."""
     section, _, name = unknown.rpartition(".")

@@ -29,16 +29,18 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.3,
     "lines.markersize": 4.5, "axes.titlelocation": "left",
 }  # fmt: skip
+styled = matplotlib.rc_context(STYLE)
 
 
+@styled
 def save(figure: Figure, path: Path) -> None:
     """Write PATH.png and PATH.svg."""
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path.with_suffix(".png"), dpi=220)
-        figure.set_layout_engine("none")  # what was laid out stays, and need not be again
-        figure.savefig(path.with_suffix(".svg"))
+    figure.savefig(path.with_suffix(".png"), dpi=220)
+    figure.set_layout_engine("none")  # what was laid out stays, and need not be again
+    figure.savefig(path.with_suffix(".svg"))
 
 
+@styled
 def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Loss and accuracy by epoch, training beside validation.
 
@@ -47,21 +49,20 @@ def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """
     epochs = [row["epoch"] for row in rows]
     few = len(rows) < 3
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(PAGE, 2.8), layout="constrained")
-        figure.suptitle(title, fontsize=8, x=0.01, ha="left")
-        for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for part, color in zip(("train", "val"), COLORS, strict=False):
-                values = [row[f"{part}/{metric}"] for row in rows]
-                if None not in values:
-                    percent = [100 * value for value in values] if metric == "accuracy" else values
-                    axes.plot(epochs, percent, color=color, marker="o" if few else None, label=part)
-            axes.set(xlabel="epoch", ylabel="accuracy, %" if metric == "accuracy" else "loss")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            if few:
-                axes.set_xticks(epochs)
-            axes.grid(alpha=0.3, linewidth=0.5)
-            axes.legend()
+    figure = Figure(figsize=(PAGE, 2.8), layout="constrained")
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, color in zip(("train", "val"), COLORS, strict=False):
+            values = [row[f"{part}/{metric}"] for row in rows]
+            if None not in values:
+                percent = [100 * value for value in values] if metric == "accuracy" else values
+                axes.plot(epochs, percent, color=color, marker="o" if few else None, label=part)
+        axes.set(xlabel="epoch", ylabel="accuracy, %" if metric == "accuracy" else "loss")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if few:
+            axes.set_xticks(epochs)
+        axes.grid(alpha=0.3, linewidth=0.5)
+        axes.legend()
     return figure
 
 
@@ -75,6 +76,7 @@ def model_figures(weights: Mapping[str, Tensor], confusion: ArrayLike, classes: 
     }
 
 
+@styled
 def patch_embedding_filters(weight: ArrayLike) -> Figure:
     """The filters of the patch embedding.
 
@@ -88,15 +90,15 @@ def patch_embedding_filters(weight: ArrayLike) -> Figure:
         tiles = ((filters - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
     else:
         tiles = filters.mean(1)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.3, 3.6), layout="constrained")
-        axes = figure.subplots()
-        show_tiles(axes, tiles)
-        size = f"{filters.shape[2]}×{filters.shape[3]}"
-        axes.set_title(f"Patch embedding: {len(filters)} filters, {size}")
+    figure = Figure(figsize=(3.3, 3.6), layout="constrained")
+    axes = figure.subplots()
+    show_tiles(axes, tiles)
+    size = f"{filters.shape[2]}×{filters.shape[3]}"
+    axes.set_title(f"Patch embedding: {len(filters)} filters, {size}")
     return figure
 
 
+@styled
 def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
     """The depthwise kernels of every layer, the first at the top left; blue is negative, red positive.
 
@@ -107,19 +109,18 @@ def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
     """
     columns = min(4, len(weights))
     rows = math.ceil(len(weights) / columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(PAGE * columns / 4, rows * 1.95 + 0.3), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes in grid:
-            axes.set_axis_off()
-        for i, (axes, weight) in enumerate(zip(figure.axes, weights, strict=False), start=1):
-            kernels = np.asarray(weight, dtype=float)[:, 0]
-            shown = kernels[np.linspace(0, len(kernels) - 1, min(most, len(kernels))).round().astype(int)]
-            show_tiles(axes, shown)
-            axes.set_title(f"layer {i}", pad=3)
-        size, channels = np.shape(weights[0])[2], len(np.asarray(weights[0]))
-        shown_of = f"{most} of {channels}" if most < channels else str(channels)
-        figure.suptitle(f"Depthwise kernels, {size}×{size}, {shown_of} channels", fontsize=8, x=0.01, ha="left")
+    figure = Figure(figsize=(PAGE * columns / 4, rows * 1.95 + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid:
+        axes.set_axis_off()
+    for i, (axes, weight) in enumerate(zip(figure.axes, weights, strict=False), start=1):
+        kernels = np.asarray(weight, dtype=float)[:, 0]
+        shown = kernels[np.linspace(0, len(kernels) - 1, min(most, len(kernels))).round().astype(int)]
+        show_tiles(axes, shown)
+        axes.set_title(f"layer {i}", pad=3)
+    size, channels = np.shape(weights[0])[2], len(np.asarray(weights[0]))
+    shown_of = f"{most} of {channels}" if most < channels else str(channels)
+    figure.suptitle(f"Depthwise kernels, {size}×{size}, {shown_of} channels", fontsize=8, x=0.01, ha="left")
     return figure
 
 
@@ -151,6 +152,7 @@ def show_images(grid: Iterable[Axes], images: Sequence[Image.Image], captions: S
             axes.set_title(caption, y=0, va="top", loc="center", fontsize=7, pad=-3)
 
 
+@styled
 def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
     """Which class was taken for which.
 
@@ -161,24 +163,23 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
     images = np.asarray(counts)
     shares = 100 * images / np.maximum(images.sum(1, keepdims=True), 1)
     n = len(images)
-    with matplotlib.rc_context(STYLE):
-        side = min(PAGE, max(3.3, 0.8 + 0.32 * n))
-        figure = Figure(figsize=(side + 0.4, side), layout="compressed")
-        axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-        if n <= 20:
-            for i, j in np.ndindex(images.shape):
-                if images[i, j]:
-                    axes.text(j, i, f"{images[i, j]}", ha="center", va="center", fontsize=7,
-                              color="white" if shares[i, j] > 50 else "black")  # fmt: skip
-        named = range(0, n, math.ceil(n / 25))
-        names = [name if len(name := str(classes[i])) <= 20 else f"{name[:19]}…" for i in named]
-        axes.set_xticks(named, names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(named, names)
-        accuracy = np.trace(images) / max(images.sum(), 1)
-        axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2%} of {images.sum():,} images right")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        bar = figure.colorbar(image, ax=axes, label="share of the true class, %", fraction=0.05, pad=0.02)
-        bar.outline.set_visible(False)
+    side = min(PAGE, max(3.3, 0.8 + 0.32 * n))
+    figure = Figure(figsize=(side + 0.4, side), layout="compressed")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if n <= 20:
+        for i, j in np.ndindex(images.shape):
+            if images[i, j]:
+                axes.text(j, i, f"{images[i, j]}", ha="center", va="center", fontsize=7,
+                          color="white" if shares[i, j] > 50 else "black")  # fmt: skip
+    named = range(0, n, math.ceil(n / 25))
+    names = [name if len(name := str(classes[i])) <= 20 else f"{name[:19]}…" for i in named]
+    axes.set_xticks(named, names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(named, names)
+    accuracy = np.trace(images) / max(images.sum(), 1)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2%} of {images.sum():,} images right")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, label="share of the true class, %", fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
     return figure

@@ -38,7 +38,8 @@ class TrainingState:
 
     Attributes:
         model: being trained, on its device.
-        config: with the way to compute it that was selected.
+        config: with the backend and memory format that were selected.
+        selection: of these, with what was measured.
         ema: of its weights, or None.
         metrics: of the epoch's images so far, on this rank.
         epoch: the one that is being trained, from 1.
