@@ -33,7 +33,6 @@ class Evaluation:
         top1, top5: fractions; top5 of fewer than six classes is 1.
         predictions: PREDICTION [images], in the order of the data set.
         confidence: probability of the predicted class, [images].
-        confusion: images of each [true class, predicted class].
     """
 
     loss: float
@@ -41,7 +40,6 @@ class Evaluation:
     top5: float
     predictions: NDArray[np.void]
     confidence: NDArray[np.float32]
-    confusion: NDArray[np.int64]
 
     def bins(self) -> list[dict[str, float]]:
         """Images by confidence: how many, their mean confidence, their accuracy."""
@@ -80,10 +78,9 @@ def evaluate(checkpoint: Checkpoint, data: DataSplits, name: str) -> Evaluation:
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     """[images, classes] and [images]."""
-    n_classes, predicted = logits.shape[1], logits.argmax(1)
-    top5 = logits.topk(min(5, n_classes)).indices == labels[:, None]
+    predicted = logits.argmax(1)
+    top5 = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     probabilities = logits.double().softmax(1)
-    confusion = torch.bincount(labels * n_classes + predicted, minlength=n_classes**2)
     predictions = np.empty(len(labels), PREDICTION)
     predictions["label"], predictions["prediction"] = labels, predicted
     predictions["probability"] = probabilities.gather(1, labels[:, None])[:, 0]
@@ -93,7 +90,6 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
         top5=int(top5.sum()) / len(labels),
         predictions=predictions,
         confidence=probabilities.max(1).values.float().numpy(),
-        confusion=confusion.view(n_classes, n_classes).numpy(),
     )
 
 

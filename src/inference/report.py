@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
 from config.commands import Evaluate
 from inference.checkpoint import Checkpoint
@@ -52,8 +53,9 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
         "bins": result.bins(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    seen = result.confusion.any(0) | result.confusion.any(1)  # of a thousand classes a data set may have three
-    confusion, names = result.confusion[seen][:, seen], [checkpoint.labels[i] for i in np.flatnonzero(seen)]
+    labels, predicted = result.predictions["label"], result.predictions["prediction"]
+    seen = np.union1d(labels, predicted)  # of a thousand classes a data set may have three
+    confusion, names = confusion_matrix(labels, predicted, labels=seen), [checkpoint.labels[i] for i in seen]
     images = confusion.sum(1)
     classes = pd.DataFrame({"class": names, "images": images, "accuracy": confusion.diagonal() / np.maximum(images, 1)})
     classes = classes[images > 0]
