@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from config.commands import Evaluate, run_command
+from config.commands import run_command
 from runtime.files import check_new
 
 
@@ -22,7 +22,7 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
 
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_new([folder], composed.overwrite)
-    settings, checkpoint = load_checkpoint(composed, overrides, Evaluate)
+    settings, checkpoint = load_checkpoint(composed, overrides)
     data = evaluation.load_data(checkpoint, settings.split)
     if settings.summary:
         report.print_summary(checkpoint, data.image_size)

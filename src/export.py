@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from config.commands import Export, run_command
+from config.commands import run_command
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     from inference.checkpoint import load_checkpoint
     from inference.export import export
 
-    settings, checkpoint = load_checkpoint(composed, overrides, Export)
+    settings, checkpoint = load_checkpoint(composed, overrides)
     export(checkpoint, settings)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from config.commands import Predict, run_command
+from config.commands import run_command
 
 SKIPPED = 2  # exit code: some images could not be read
 
@@ -19,7 +19,7 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> int:
     from inference.checkpoint import load_checkpoint
     from inference.prediction import predict
 
-    settings, checkpoint = load_checkpoint(composed, overrides, Predict)
+    settings, checkpoint = load_checkpoint(composed, overrides)
     return SKIPPED if predict(checkpoint, settings) else 0
 
 

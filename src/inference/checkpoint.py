@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -53,24 +53,19 @@ class Checkpoint:
     image_size: tuple[int, int] | None
 
 
-Settings = TypeVar("Settings", bound=Command)
+def load_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> tuple[Any, Checkpoint]:
+    """The command's keys, as objects of its class in config/commands.py, and the checkpoint.
 
-
-def load_checkpoint(
-    composed: DictConfig, overrides: Sequence[str], kind: type[Settings]
-) -> tuple[Settings, Checkpoint]:
-    """
     Args:
         composed: the command's config.
         overrides: what was typed.
-        kind: the command's class in config/commands.py.
 
     Raises:
         ConfigError: the checkpoint cannot be read, or what was typed does not fit it.
     """
     weights = read_weights(composed.checkpoint)
     fill_in(composed, settings_of(weights), overrides)
-    settings = cast(Settings, check_keys(composed))
+    settings = check_keys(composed)
     config = make_config(settings, weights)
     device = choose_device(settings.trainer.device, settings.trainer.precision)
     with torch.device("meta"):
