@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import interpreter  # noqa: F401 (before what imports kernels)
+import training.start  # noqa: F401 (quicker than what imports the same)
 from config.check import check_config
 from config.schema import Config, register
 from data import datasets
@@ -157,7 +158,7 @@ def wait_for(condition: Callable[[], object], process: Command, seconds: float =
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def metrics(sweep: Path) -> dict[str, str]:

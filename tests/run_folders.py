@@ -24,12 +24,10 @@ REFERENCE = (
 TREES: dict[tuple[str, ...], Any] = {}
 
 
-def write_run(folder: Path, *overrides: str, status: str = "completed", config: Any = None, **figures: Any) -> Path:
+def write_run(folder: Path, *overrides: str, status: str = "completed", config: str = "", **figures: Any) -> Path:
     """A run's folder; `figures` go to its summary, "__" for "/". It is of an older version unless given `overrides`."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(
-        yaml.dump(config or as_tree(*overrides), Dumper=yaml.CSafeDumper, sort_keys=False)
-    )
+    (folder / "config.yaml").write_text(config or as_yaml(*overrides))
     summary: dict[str, Any] = {
         "status": status,
         "name": " ".join(override.rpartition(".")[2] for override in overrides),
@@ -45,8 +43,8 @@ def write_run(folder: Path, *overrides: str, status: str = "completed", config: 
     return folder
 
 
-def as_tree(*overrides: str) -> Any:
-    """The resolved config, as a dictionary; composed once for all tests."""
+def as_yaml(*overrides: str) -> str:
+    """The resolved config; composed once for all tests."""
     if () not in TREES:
         TREES[()] = asdict(checked("study.reference=[]"))
     tree = deepcopy(TREES[()])
@@ -57,7 +55,7 @@ def as_tree(*overrides: str) -> Any:
         for name in sections:
             section = section[name]
         section[key] = yaml.safe_load(value)
-    return tree
+    return yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False)
 
 
 def write_sweep(folder: Path, values: Mapping[tuple[int, int], Sequence[float]], *overrides: str) -> Path:

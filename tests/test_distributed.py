@@ -111,31 +111,42 @@ def test_too_little_for_every_process_is_an_error(overrides: list[str], size: in
         make_train_loader(images, config, World(0, size))
 
 
-def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
-    alone = command(*ARGUMENTS, "data.batch_size=30", "sweep=one", cwd=tmp_path)
+def test_a_sweep_on_two_processes_gives_the_results_of_one(tmp_path: Path) -> None:
+    alone = command("model.kernel_size=5", *ARGUMENTS, "data.batch_size=30", "sweep=one", cwd=tmp_path)
     parts = ("data.batch_size=30", "trainer.accumulation_steps=5")  # of 16 and 14 images
-    ranks = start_ranks(*ARGUMENTS, *parts, "sweep=two", cwd=tmp_path)
-    texts = outputs(ranks)
-    assert [alone.returncode, *(process.returncode for process in ranks)] == [0, 0, 0], [alone.stderr, *texts]
-    one, two = (pd.read_csv(next(tmp_path.glob(f"outputs/{sweep}/*/metrics.csv"))) for sweep in ("one", "two"))
-    np.testing.assert_allclose(one[COLUMNS], two[COLUMNS], rtol=1e-4)
-    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/summary.json")]
-    assert [summary["status"] for summary in summaries] == ["completed"] * 2
-    assert summaries[0]["test/loss"] == pytest.approx(summaries[1]["test/loss"], rel=1e-4)
-    assert "".join(texts).count("epoch 2/2") == 1  # rank 0 alone logs
+    done = torchrun("-m", "model.kernel_size=3,5", *ARGUMENTS, *parts, "sweep=two", cwd=tmp_path)
+    assert (alone.returncode, done.returncode) == (0, 0), alone.stderr + done.stdout + done.stderr
+    assert len(summaries(tmp_path / "outputs" / "two")) == 2
+    one, two = (next(tmp_path.glob(f"outputs/{sweep}/kernel_size_5*")) for sweep in ("one", "two"))
+    metrics = [pd.read_csv(folder / "metrics.csv")[COLUMNS] for folder in (one, two)]
+    np.testing.assert_allclose(*metrics, rtol=1e-4)
+    single, several = (json.loads((folder / "summary.json").read_text()) for folder in (one, two))
+    assert single["status"] == several["status"] == "completed"
+    assert single["test/loss"] == pytest.approx(several["test/loss"], rel=1e-4)
+    assert done.stdout.count("run 2 of 2") == 1
+    assert done.stdout.count("epoch 2/2") == 2  # rank 0 alone logs
 
 
-AVERAGED = ("trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1")
+TEAM = (
+    *ARGUMENTS, "trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1", "data.train_fraction=0.5",
+    "data.batch_size=8",  # the statistics of four images differ
+    "trainer.epochs=9", "trainer.early_stopping.patience=1", "trainer.early_stopping.start_epoch=3",
+    "trainer.early_stopping.min_delta=100",  # stops after 4
+)  # fmt: skip
 
 
-def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
-    patience = ("trainer.early_stopping.patience=1", "trainer.early_stopping.start_epoch=3")
-    stops_after_4 = (*patience, "trainer.early_stopping.min_delta=100", "trainer.epochs=9")
-    arguments = (*ARGUMENTS, *AVERAGED, *stops_after_4, "data.train_fraction=0.5", "data.batch_size=8")
-    texts = outputs(start_ranks(*arguments, "sweep=whole", cwd=tmp_path))
-    assert [summary["status"] for summary in summaries(tmp_path / "outputs" / "whole")] == ["completed"], texts
+@pytest.fixture(scope="module")
+def team_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two processes."""
+    cwd = tmp_path_factory.mktemp("team")
+    texts = outputs(start_ranks(*TEAM, "sweep=whole", cwd=cwd))
+    assert [summary["status"] for summary in summaries(cwd / "outputs" / "whole")] == ["completed"], texts
+    return next(cwd.glob("outputs/whole/*/metrics.csv")).parent
 
-    arguments += ("checkpoint.minutes=1e-6",)  # whenever it can be
+
+@pytest.mark.xdist_group("team")
+def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path, team_run: Path) -> None:
+    arguments = (*TEAM, "checkpoint.minutes=1e-6")  # whenever it can be
     ranks = start_ranks(*arguments, "sweep=parts", cwd=tmp_path)
     sweep = tmp_path / "outputs" / "parts"
     wait_for(lambda: any(path.read_text().count("\n") > 1 for path in sweep.glob("*/metrics.csv")), ranks[0])
@@ -147,7 +158,7 @@ def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     texts = outputs(start_ranks(*arguments, "sweep=parts", cwd=tmp_path))
     assert f"resumes after step {state['step']} of epoch {state['epoch']}" in texts[0]
 
-    one, two = (pd.read_csv(next(tmp_path.glob(f"outputs/{sweep}/*/metrics.csv"))) for sweep in ("whole", "parts"))
+    one, two = (pd.read_csv(folder / "metrics.csv") for folder in (team_run, last.parents[1]))
     np.testing.assert_allclose(one[COLUMNS], two[COLUMNS], rtol=1e-5)  # the order in which losses are added up differs
 
 
@@ -164,28 +175,18 @@ def test_a_signal_to_one_process_stops_the_team_after_an_epoch(tmp_path: Path) -
     assert summary["status"] == "interrupted"
 
 
-def test_a_team_validates_the_weights_that_it_keeps(tmp_path: Path) -> None:
-    arguments = (*ARGUMENTS, *AVERAGED, "data.batch_size=8")  # the statistics of four images differ
-    texts = outputs(start_ranks(*arguments, "sweep=s", cwd=tmp_path))
-    (folder,) = [path.parent for path in tmp_path.glob("outputs/s/*/metrics.csv")]
-    (summary,) = summaries(tmp_path / "outputs" / "s")
-    assert summary["status"] == "completed", texts
-    config = checked(*arguments)
+@pytest.mark.xdist_group("team")
+def test_a_team_validates_the_weights_that_it_keeps(team_run: Path) -> None:
+    summary = json.loads((team_run / "summary.json").read_text())
+    config = checked(*TEAM)
     images = datasets.load(config.data, config.model.patch_size)
     assert images.val
     model = make_model(config, images.channels, len(images.classes))
-    model.load_state_dict(torch.load(folder / "checkpoints" / "best.pt")["model"])
+    model.load_state_dict(torch.load(team_run / "checkpoints" / "best.pt")["model"])
     cpu = torch.device("cpu")
     batches = make_eval_loader(images.val, images, config)
     validated = evaluate(model, batches, Normalize(images, cpu), "fp32", cpu, World())
     assert validated.metrics == pytest.approx((summary["best/val/loss"], summary["best/val/accuracy"]), rel=1e-6)
-
-
-def test_a_sweep_on_two_processes(tmp_path: Path) -> None:
-    done = torchrun("-m", "model.kernel_size=3,5", *ARGUMENTS, "trainer.epochs=1", "sweep=s", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(tmp_path.glob("outputs/s/*/metrics.csv"))) == 2
-    assert done.stdout.count("run 2 of 2") == 1
 
 
 def test_the_processes_must_share_a_name(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ def rows(sweep: Path) -> list[int]:
     return [path.read_text().count("\n") - 1 for path in sweep.glob("*/metrics.csv")]
 
 
+def wait_for_epochs(count: int, sweep: Path, process: Command) -> None:
+    """Until one of the sweep's runs has done so many more than now."""
+    before = max(rows(sweep), default=0)
+    wait_for(lambda: max(rows(sweep), default=0) >= before + count, process)
+
+
 def lock_of(run: Path) -> Path:
     return run.parent / ".locks" / f"{run.name.rpartition('-')[2]}.lock"
 
@@ -49,18 +55,6 @@ def is_free(run: Path) -> bool:
     """Whether no process has the run."""
     with FileLock(lock_of(run)).acquire(timeout=10):
         return True
-
-
-def test_side_by_side(tmp_path: Path) -> None:
-    done = command(*TWO, *SIDE_BY_SIDE, "trainer.epochs=1", cwd=tmp_path, FORCE_COLOR="1")
-    assert done.returncode == 0, done.stderr
-    sweep = tmp_path / "outputs" / "s"
-    assert statuses(sweep) == ["completed"] * 2
-    assert len((sweep / "comparison.csv").read_text().splitlines()) == 3
-    before_the_first_ends = done.stdout.partition("% test")[0]
-    assert "run 1 of 2" in before_the_first_ends
-    assert "run 2 of 2" in before_the_first_ends
-    assert "\r" not in done.stdout  # no bar, even on a terminal: two would overwrite each other
 
 
 LONGER = (*TWO, "trainer.epochs=45", "checkpoint.max_share=1", "data.num_workers=1")
@@ -74,18 +68,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return metrics(folder / "outputs" / "s")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_runs_side_by_side_stop_together_and_go_on(
-    tmp_path: Path, number: signal.Signals, undisturbed: dict[str, str]
-) -> None:
+def test_runs_side_by_side_stop_together_and_go_on(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     sweep = tmp_path / "outputs" / "s"
-    process = start(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
-    wait_for(lambda: max(rows(sweep), default=0) >= 2, process)  # and the other not far behind
-    process.send_signal(number)  # to the sweep's own process alone
-    process.communicate(timeout=100)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    assert all(is_free(path.parent) for path in sweep.glob("*/metrics.csv"))
-    assert set(statuses(sweep)) == {"interrupted"}
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = start(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
+        wait_for_epochs(2, sweep, process)  # and the other not far behind
+        process.send_signal(number)  # to the sweep's own process alone
+        output = process.communicate(timeout=100)[0]
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
+        assert all(is_free(path.parent) for path in sweep.glob("*/metrics.csv"))
+        assert set(statuses(sweep)) == {"interrupted"}
     again = command(*LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumes after" in again.stdout
@@ -107,19 +99,23 @@ def test_a_failure_can_stop_the_runs_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_killed_leaves_those_beside_it_alone(tmp_path: Path) -> None:
-    process = start(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path)
+    process = start(*LONGER, *SIDE_BY_SIDE, cwd=tmp_path, FORCE_COLOR="1")
     sweep = tmp_path / "outputs" / "s"
     while process.poll() is None:  # as the system does where memory runs out, whenever this one is tried
         for csv in sweep.glob("kernel_size_5*/metrics.csv"):
             for number in processes_of(csv.parent):
                 os.kill(number, signal.SIGKILL)
-        time.sleep(0.01)
+        time.sleep(0.05)
     output = process.communicate()[0]
+    before_the_first_ends = output.partition("% test")[0]
+    assert "run 1 of 2" in before_the_first_ends and "run 2 of 2" in before_the_first_ends
+    assert "\r" not in output  # no bar, even on a terminal: two would overwrite each other
     assert process.returncode == 1
     assert "Traceback" not in output
     assert re.search("model.kernel_size=5.* killed", output)
     assert sorted(statuses(sweep)) == ["completed", "interrupted"]
     assert "1 of 2 runs did not complete" in output
+    assert (sweep / "comparison.csv").exists()
 
 
 def claimant(folder: Path) -> subprocess.Popen[str]:
@@ -156,15 +152,6 @@ def test_processes_spread_evenly_over_gpus(tmp_path: Path) -> None:
             process.communicate()
 
 
-def test_slurm(tmp_path: Path, cluster: dict[str, str]) -> None:
-    done = command(*TWO, *SLURM, "trainer.epochs=1", cwd=tmp_path, **cluster)
-    assert done.returncode == 0, done.stderr
-    sweep = tmp_path / "outputs" / "s"
-    assert statuses(sweep) == ["completed"] * 2
-    assert len((sweep / "comparison.csv").read_text().splitlines()) == 3
-    assert len(list(sweep.glob(".submitit/*/*_result.pkl"))) == 2
-
-
 def test_submit_and_leave(tmp_path: Path, cluster: dict[str, str]) -> None:
     def submit(*options: str) -> list[str]:
         """The jobs that are then in the queue."""
@@ -184,15 +171,15 @@ def test_submit_and_leave(tmp_path: Path, cluster: dict[str, str]) -> None:
     assert len(first) == 2
     begun = command("outputs/s", script="compare", cwd=tmp_path)
     assert begun.returncode == 0 and "0 of 2" in begun.stdout
-    assert submit() == first
     slurm_says("scancel", first[0])
     second = submit(held)
-    assert len(second) == 2 and first[1] in second and first[0] not in second
+    assert len(second) == 2 and first[1] in second and first[0] not in second, "only what is missing is submitted"
     slurm_says("scontrol", "release", ",".join(second))
     done = command(*TWO, *SLURM, "trainer.epochs=1", cwd=tmp_path, **cluster)  # waits for what is in the queue
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = tmp_path / "outputs" / "s"
     assert statuses(sweep) == ["completed"] * 2
+    assert len((sweep / "comparison.csv").read_text().splitlines()) == 3
     assert len(list(sweep.glob(".submitit/*/*_result.pkl"))) == 2
     submit()
     assert len(list(sweep.glob(".submitit/*/*_submitted.pkl"))) == 3, "nothing more was submitted"
@@ -207,76 +194,82 @@ def test_what_needs_results_does_not_leave(tmp_path: Path, sweeper: str) -> None
     assert line.startswith("error: hydra.launcher.wait=false") and sweeper in line
 
 
-# On a cluster a run meets its end at a moment that Slurm chooses, seconds from now: until then it is held, so that
-# it has epochs left however fast the machine is.
+# Runs that Slurm stops are held until then, so that they have epochs left however slow Slurm is, or this test.
 
 ONE = ("-m", "model.kernel_size=3", *LONGER[2:], *SLURM)
+# So short that submitit takes any signal for the time limit's warning, which Slurm itself would send minutes later.
+SHORT = ("hydra.launcher.timeout_min=10",)
+WARN = ("scancel", "--signal=USR2", "--user=root")
 
 
 def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]) -> None:
     process = start(*ONE, "checkpoint.epochs=1000", cwd=tmp_path, **cluster)  # one when it is told to stop
-    run, number = hold_the_run(process, tmp_path)
+    sweep = tmp_path / "outputs" / "s"
+    wait_for_epochs(2, sweep, process)
+    (run,) = sweep.glob("kernel_size_3*")
+    number = hold(run)
     urgent = ["sbatch", "--partition=urgent", "--exclusive", "--wrap=true"]
     subprocess.run(urgent, env=os.environ | cluster, cwd=tmp_path, check=True)  # Slurm lets go of the run to tell it
     wait_for((run / "checkpoints" / "last.pt").exists, process)
     wait_for(lambda: has_ended(number), process)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
-    assert "resumes after" in log_of_jobs(run.parent)  # as often as Slurm puts it back, once on a quiet machine
-    assert metrics(run.parent).items() <= undisturbed.items()
+    assert "resumes after" in log_of_jobs(sweep)  # as often as Slurm puts it back, once on a quiet machine
+    assert metrics(sweep).items() <= undisturbed.items()
 
 
-def test_a_run_that_its_time_limit_is_too_short_for_goes_on(
+def test_a_lost_job_leaves_the_other_its_run_which_goes_on_after_its_time_limit(
     tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]
 ) -> None:
-    process = start(*ONE, "hydra.launcher.timeout_min=1", cwd=tmp_path, **cluster)
-    run, _ = hold_the_run(process, tmp_path)
-    output = process.communicate(timeout=200)[0]
-    assert process.returncode == 0, output
-    assert "SIGUSR2" in log_of_jobs(run.parent)
-    assert "resumes after" in log_of_jobs(run.parent)  # as often as Slurm puts it back, once on a quiet machine
-    assert metrics(run.parent).items() <= undisturbed.items()
-
-
-def test_a_run_that_may_not_be_requeued_again_does_not_complete(tmp_path: Path, cluster: dict[str, str]) -> None:
-    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=0")
-    process = start(*ONE, *limits, cwd=tmp_path, **cluster)
-    run, _ = hold_the_run(process, tmp_path)
-    output = process.communicate(timeout=200)[0]
-    assert process.returncode == 1
-    assert "1 of 1 runs did not complete" in output
-    assert "Traceback" not in output
-    assert statuses(run.parent) == ["interrupted"]
-
-
-def test_a_lost_job_leaves_the_others_their_runs(
-    tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]
-) -> None:
-    process = start(*LONGER, *SLURM, cwd=tmp_path, **cluster)
+    process = start(*LONGER, *SLURM, *SHORT, cwd=tmp_path, **cluster)
     sweep = tmp_path / "outputs" / "s"
-    wait_for(lambda: max(rows(sweep), default=0) >= 2, process)
-    lost = max(sweep.glob("*/metrics.csv"), key=lambda path: path.read_text().count("\n")).parent
-    (number,) = processes_of(lost)
-    os.kill(number, signal.SIGKILL)  # as the system does where memory runs out
+    held: dict[Path, int] = {}
+
+    def both_are_held() -> bool:
+        for path in sweep.glob("*/metrics.csv"):
+            if path.parent not in held and path.read_text().count("\n") > 2:  # so that there is a checkpoint
+                held[path.parent] = hold(path.parent)
+        return len(held) == 2
+
+    wait_for(both_are_held, process)
+    lost, warned = held
+    os.kill(held[lost], signal.SIGKILL)  # as the system does where memory runs out
+    (script,) = sweep.glob(".submitit/*/*_submission.sh")
+    assert "#SBATCH --signal=USR2@120" in script.read_text()
+    subprocess.run(WARN, env=os.environ | cluster, check=True)
+    wait_for(lambda: is_pending(signal.SIGUSR2, held[warned]), process)
+    os.kill(held[warned], signal.SIGCONT)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 1
     assert "ended without a result; what it said: " in output
     assert "1 of 2 runs did not complete" in output
     assert "Traceback" not in output
-    assert {path.parent for path in sweep.glob("*/summary.json") if "interrupted" in path.read_text()} == {lost}
+    assert {run for run in held if "interrupted" in (run / "summary.json").read_text()} == {lost}
+    assert "SIGUSR2" in log_of_jobs(sweep) and "resumes after" in log_of_jobs(sweep)
     again = command(*LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumes after" in again.stdout
     assert metrics(sweep) == undisturbed
 
 
-def hold_the_run(sweep: Command, cwd: Path) -> tuple[Path, int]:
-    """The folder and the process of the sweep's one run, stopped after an epoch or two."""
-    wait_for(lambda: max(rows(cwd / "outputs" / "s"), default=0) >= 2, sweep)
-    (run,) = [path.parent for path in cwd.glob("outputs/s/*/metrics.csv")]
+def test_a_run_that_may_not_be_requeued_again_does_not_complete(tmp_path: Path, cluster: dict[str, str]) -> None:
+    endless = ("trainer.epochs=10000", "hydra.launcher.max_num_timeout=0")
+    process = start(*ONE, *SHORT, *endless, cwd=tmp_path, **cluster)
+    sweep = tmp_path / "outputs" / "s"
+    wait_for_epochs(2, sweep, process)
+    subprocess.run(WARN, env=os.environ | cluster, check=True)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 1
+    assert "1 of 1 runs did not complete" in output
+    assert "Traceback" not in output
+    assert statuses(sweep) == ["interrupted"]
+
+
+def hold(run: Path) -> int:
+    """The run's process, stopped."""
     (number,) = processes_of(run)
     os.kill(number, signal.SIGSTOP)
-    return run, number
+    return number
 
 
 def processes_of(run: Path) -> list[int]:
@@ -292,6 +285,12 @@ def has_ended(number: int) -> bool:
     except ProcessLookupError:
         return True
     return False
+
+
+def is_pending(signal_number: signal.Signals, number: int) -> bool:
+    """Whether the process has been sent the signal, and has not received it while it is held."""
+    (waiting,) = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{number}/status").read_text())
+    return bool(int(waiting, 16) >> (signal_number - 1) & 1)
 
 
 def log_of_jobs(sweep: Path) -> str:

@@ -108,15 +108,15 @@ def test_without_any_spread_nothing_is_dropped() -> None:
 # Real ones.
 
 DIGITS = (
-    "-m", "hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=6",
-    "optimizer.lr=0.03,0.04,0.00001,0.00002", "model.d_model=16", "model.depth=1", "trainer.epochs=2",
+    "-m", "hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=4",
+    "optimizer.lr=0.03,0.04,0.00001", "model.d_model=16", "model.depth=1", "trainer.epochs=2",
     "data.batch_size=32", "data.num_workers=0", "trainer.figures=false", "wandb.mode=disabled", "sweep=r",
 )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_good_settings(tmp_path: Path) -> None:
-    """Two learning rates that train equally well, and two that hardly train."""
+    """Two learning rates that train equally well, and one that hardly trains."""
     sweep = tmp_path / "outputs" / "r"
     process = start(*DIGITS, cwd=tmp_path)
     wait_for(lambda: len(list(sweep.glob("*/checkpoints/best.pt"))) == 3, process)
@@ -125,10 +125,10 @@ def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_goo
     done = command(*DIGITS, "hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     seeds = Counter(yaml.safe_load(path.read_text())["optimizer"]["lr"] for path in sweep.glob("*/config.yaml"))
-    assert seeds == {0.03: 6, 0.04: 6, 1e-5: 3, 2e-5: 3}, "the worse ones get half of the seeds"
-    assert [summary["status"] for summary in summaries(sweep)] == ["completed"] * 18
+    assert seeds == {0.03: 4, 0.04: 4, 1e-5: 3}, "the worse one gets no more"
+    assert [summary["status"] for summary in summaries(sweep)] == ["completed"] * 11
     table = (sweep / "race.md").read_text()
-    assert table.count("dropped in round 1") == 2 and "max_seeds=6" in table and "| winner |" not in table
+    assert table.count("dropped in round 1") == 1 and "max_seeds=4" in table and "| winner |" not in table
     assert "race.md" in (sweep / "comparison.md").read_text(), "its p values do not allow for the race's looks"
     again = command(*DIGITS, cwd=tmp_path)
     assert "ConvMixer-16/1" not in again.stdout  # nothing is run

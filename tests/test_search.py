@@ -248,14 +248,13 @@ def searched(n_trials: int) -> optuna.Study:
     return study
 
 
-@pytest.mark.parametrize("folder", ["o?x=1", "50%25", "a b#c"])
-def test_a_search_keeps_its_trials_in_its_own_folder(tmp_path: Path, folder: str) -> None:
-    cwd = tmp_path / folder
+def test_a_search_keeps_its_trials_in_its_own_folder(tmp_path: Path) -> None:
+    cwd = tmp_path / "o?x=1 50%25 a b#c"  # an address of a database would be cut off at any of these
     cwd.mkdir()
     done = tiny(cwd, n_trials=1)
     assert done.returncode == 0, done.stderr
     assert (cwd / "outputs" / "s" / "search.db").exists()
-    assert [path.name for path in tmp_path.iterdir()] == [folder]
+    assert list(tmp_path.iterdir()) == [cwd]
 
 
 def space(*arguments: str) -> dict[str, Any]:
