@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _foreach_utils, backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -126,6 +126,7 @@ def fake_cuda() -> Iterator[None]:
     with ExitStack() as stack:
         # Fake tensors are grouped for "foreach" operations as real ones are.
         stack.enter_context(mock.patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor]))
+        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", copy_of, create=True))
         if not torch.cuda.is_available():
             let_autograd_do_without_a_gpu()
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # with a thread for the GPU
@@ -134,6 +135,12 @@ def fake_cuda() -> Iterator[None]:
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
+
+
+def copy_of(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    """PyTorch's own asks where its data is."""
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 # Where there is no GPU, a backward pass of CUDA tensors fails on asking for the GPU's stream (PyTorch 2.14). It asks
