@@ -49,11 +49,8 @@ def run(overrides: list[str]) -> None:
         places = {place for counter in counters for place in counter.synchronizations}
         rows += [(f"  waits at {place}", "", "", "") for place in sorted(places)]
     print_table("one training step", ("", "operations", "bytes moved", "host waits"), rows)
-    if find_spec("triton"):
-        show_passes()
-
-
-def show_passes() -> None:
+    if not find_spec("triton"):
+        return
     from benchmarks.passes import passes_of_a_layer
 
     rows = [

@@ -5,7 +5,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from runtime.device import describe
 
 Record = dict[str, Any]
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
+Chapter = tuple[str, list[Table], list[str]]  # of a setting on a machine: title, tables, notes
 
 
 def describe_machine(device: torch.device) -> str:
@@ -52,15 +52,6 @@ def line(record: Record) -> str:
     return f"  {record['name']}: {training} images/s in training, {inference} in inference"
 
 
-@dataclass
-class Chapter:
-    """What is known of a setting on a machine."""
-
-    title: str
-    tables: list[Table]
-    notes: list[str]
-
-
 def run(files: list[str]) -> None:
     for file in map(Path, files):
         if not file.exists():
@@ -69,22 +60,22 @@ def run(files: list[str]) -> None:
 
 
 def show(records: list[Record]) -> None:
-    for chapter in chapters(records):
-        say(chapter.title, "bold")
-        for header, rows in chapter.tables:
+    for title, tables, notes in chapters(records):
+        say(title, "bold")
+        for header, rows in tables:
             print_table("", header, rows)
-        for note in chapter.notes:
+        for note in notes:
             say(note)
 
 
 def markdown(records: list[Record]) -> str:
     parts = []
-    for chapter in chapters(records):
-        parts.append(f"**{chapter.title}**")
-        for header, rows in chapter.tables:
+    for title, tables, notes in chapters(records):
+        parts.append(f"**{title}**")
+        for header, rows in tables:
             lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-        parts.append("\n".join(f"- {note}" for note in chapter.notes))
+        parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -118,7 +109,7 @@ def about_depthwise(title: str, settings: list[Record]) -> Chapter:
         for name, way in record["ways"].items()
         if way["out"]
     ]
-    return Chapter(title, tables, out)
+    return title, tables, out
 
 
 # Steps.
@@ -130,7 +121,7 @@ def about_steps(title: str, found: list[Record]) -> Chapter:
     highest = next(iter(known["rooflines"].values()))
     tables = [rates_table(what, measured, highest[what]) for what in ("training", "inference") if measured]
     failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
-    return Chapter(title, tables, [*about_roofline(known), *best(measured), *failures])
+    return title, tables, [*about_roofline(known), *best(measured), *failures]
 
 
 def rates_table(what: str, measured: list[Record], roofline: float) -> Table:
