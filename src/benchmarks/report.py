@@ -154,10 +154,8 @@ def best(measured: list[Record]) -> Iterator[str]:
 
 def about_roofline(known: Record) -> Iterator[str]:
     rates = known["rates"]
-    yield (
-        f"measured: {si(rates['bandwidth'])}B/s of memory, {si(rates['matrix'])}FLOP/s of matrix products, "
-        f"{si(rates['plain'])}FLOP/s of them in fp32 without tensor cores"
-    )
+    without = f", {si(rates['plain'])}FLOP/s of them in fp32 without tensor cores" if rates["cache"] else ""
+    yield f"measured: {si(rates['bandwidth'])}B/s of memory, {si(rates['matrix'])}FLOP/s of matrix products{without}"
     for name, bound in known["rooflines"].items():
         rooflines = ", ".join(f"{what} {rate:,.0f} images/s" for what, rate in bound.items())
         yield f"{name}: {rooflines}"
