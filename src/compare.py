@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from comparison import report
-from comparison.compare import compare
 from comparison.images import compare_images
 from comparison.progress import progress
 from comparison.results import read
@@ -47,20 +46,20 @@ def main() -> None:
         for folder in given.folders:
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: there is no such folder")
+        comparison = read(given.folders, given.metric, given.sort, given.filter, given.wandb)
         if given.images:
-            compare_images(read(given.folders, given.metric, given.sort, given.filter), given.folders[0])
+            compare_images(comparison, given.folders[0])
         elif given.json:
-            print(report.as_json(read(given.folders, given.metric, given.sort, given.filter, given.wandb)))
+            print(report.as_json(comparison))
         else:
-            runs = compare(given.folders, given.metric, given.sort, given.filter, given.wandb)
+            of_wandb = [Path("outputs", "-".join(["wandb", *path.split("/")[1:]])) for path in given.wandb]
+            report.publish(comparison, [*given.folders, *of_wandb][0], given.filter)
             under_way = [f"{folder}: {now}" for folder in given.folders if (now := progress(folder))]
             for line in under_way:
                 say(line)
-            if not runs and (given.filter or not under_way):
-                raise ConfigError(
-                    f"{' and '.join(map(str, [*given.folders, *given.wandb]))}: no runs here"
-                    + (" that fit" if given.filter else "")
-                )
+            if not comparison.runs and (given.filter or not under_way):
+                where = " and ".join(map(str, [*given.folders, *given.wandb]))
+                raise ConfigError(f"{where}: no runs here{' that fit' if given.filter else ''}")
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

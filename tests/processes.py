@@ -35,7 +35,7 @@ def environment_of(**environment: str) -> dict[str, str]:
 @cache
 def fork_server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    preloaded = ["training.start", "comparison.compare", "sweeps.search", "wandb_sweep", "wandb.apis.public"]
+    preloaded = ["training.start", "comparison.report", "sweeps.search", "wandb_sweep", "wandb.apis.public"]
     context.set_forkserver_preload(preloaded)
     with pytest.MonkeyPatch.context() as only_here:  # Python 3.11 does not tell the server where to find modules
         only_here.setenv("PYTHONPATH", str(REPOSITORY / "src"))

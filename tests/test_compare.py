@@ -5,7 +5,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,19 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from compare import compare
+from comparison.report import publish
+from comparison.results import read
+from comparison.runs import Run
 from config.errors import ConfigError
 from conftest import command
 from processes import REPOSITORY
 from run_folders import DEPTH, KERNEL, REFERENCE, as_yaml, report, rows, write_run, write_sweep
+
+
+def compare(folders: Sequence[Path], filters: Sequence[str] = ()) -> list[Run]:
+    comparison = read(folders, filters=filters)
+    publish(comparison, folders[0], filters)
+    return comparison.runs
 
 
 def test_seeds_share_a_row_and_only_keys_that_differ_have_a_column(tmp_path: Path) -> None:
@@ -263,8 +271,9 @@ def test_thousands_of_runs_take_seconds(tmp_path: Path) -> None:
         write_run(tmp_path / "s" / f"{i}", config=config, best__val__accuracy=generator.normal(0.9, 0.01))
     measure = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r})\n"
-        "import time; from pathlib import Path; from comparison.compare import compare\n"
-        "assert len(compare([Path('s')])) == 5000\n"
+        "import time; from pathlib import Path; from comparison import report, results\n"
+        "report.publish(comparison := results.read([Path('s')]), Path('s'))\n"
+        "assert len(comparison.runs) == 5000\n"
         "print(Path('/proc/self/status').read_text() if Path('/proc').exists() else 'VmHWM: 0 kB')\n"
         "print('seconds:', time.process_time())"
     )

@@ -1,8 +1,11 @@
-"""A comparison as people and programs read it: on the terminal, as Markdown, CSV and JSON."""
+"""A comparison as people and programs read it: on the terminal, as Markdown, CSV, pictures and JSON."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -22,6 +25,7 @@ from comparison.formatting import (
 from comparison.price import Price, price_lines, prices
 from comparison.results import ACCURACIES, COSTS, Comparison
 from comparison.settings import Setting
+from config.errors import ConfigError
 from runtime.console import print_table, say
 
 HEADINGS = {
@@ -30,6 +34,53 @@ HEADINGS = {
 }  # fmt: skip
 SHOWN = {"terminal": 20, "markdown": 100, "prices": 3}  # rows of a table and of a list; comparison.csv holds all
 STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of runs without a result; red are failures
+
+
+def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
+    """Print a comparison of some runs, and write its files into the folder.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    if not comparison.runs:
+        return
+    show(comparison)
+    # That of some of the runs does not take the place of that of all.
+    stem = "-".join(["comparison", *map(in_a_file_name, filters)])
+    try:
+        names = write(comparison, folder, stem)
+    except OSError as error:
+        raise ConfigError(f"{folder}: the comparison cannot be written there: {error.strerror or error}") from error
+    say(f"→ {folder}/{', '.join(names)}")
+
+
+def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
+    """Write all files of a comparison, or none: whatever interrupts it leaves those of the last one.
+
+    Returns:
+        their names, the picture first.
+    """
+    from comparison.figure import comparison_figure  # Matplotlib takes long to import
+    from tracking.plots import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".comparison-", dir=folder) as name:
+        temporary = Path(name)
+        if figure := comparison_figure(comparison):
+            save(figure, temporary / f"{stem}.png")
+        (temporary / f"{stem}.md").write_text(markdown(comparison, stem))
+        (temporary / f"{stem}.csv").write_text(table_csv(comparison))
+        files = [path for suffix in ("png", "svg", "md", "csv") if (path := temporary / f"{stem}.{suffix}").exists()]
+        for path in files:
+            path.replace(folder / path.name)
+    return [path.name for path in files]
+
+
+def in_a_file_name(condition: str) -> str:
+    """A filter in characters that a shell leaves alone: "depth>=8" is depth_from_8."""
+    words = {"!=": "_not_", ">=": "_from_", "<=": "_to_", ">": "_above_", "<": "_below_"}
+    spelled = re.sub(r"[!<>]=|[<>]", lambda sign: words[sign[0]], condition)
+    return re.sub(r"[^\w.=+-]+", "_", spelled)
 
 
 def show(comparison: Comparison) -> None:

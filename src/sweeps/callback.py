@@ -81,15 +81,17 @@ class SweepCallback(Callback):
             say(f"to compare the runs: python {script} {shlex.quote(str(folder))}")
             say(f"the same command with sweep={config.sweep} submits those that are missing then")
             return
-        from comparison.compare import compare
+        from comparison import report, results
 
         try:
-            runs = compare([folder])
+            comparison = results.read([folder])
+            report.publish(comparison, folder)
         except ConfigError as error:
             sys.exit(f"error: {error}")
         except Exception:
             traceback.print_exc()
             sys.exit(f"the runs are kept in {folder}, but could not be compared")
+        runs = comparison.runs
         completed = [run for run in runs if run.status in ("completed", "pruned")]
         missing = self.run_ids - {run.folder.name.rpartition("-")[2] for run in runs}  # they ended before they began
         if total := len(runs) - len(completed) + len(missing):
