@@ -55,17 +55,14 @@ def forward(model: Any, images: Tensor) -> Tensor:
     height, width = grid_of(model, images)
     (activation,), eps, training = activations_of(model), norms[0].eps, norms[0].training
     patches = patches_of(images, patch_emb.conv.kernel_size[0]).to(compute_dtype(model, images))
-    embedding = weights_of(patch_emb.conv, patch_emb.norm)
-    stored, norm = Embed.apply(patches, given_statistics(patch_emb.norm), eps, activation, *embedding)
+    # Parameters are a convolution's weight and bias and its BatchNorm's, once here and twice in a layer.
+    stored, norm = Embed.apply(patches, given_statistics(patch_emb.norm), eps, activation, *patch_emb.parameters())
     measured = [norm]
     for layer in model.conv_mixer_layers:
-        weights = [
-            *weights_of(layer.depth_wise_conv, layer.norm1), *weights_of(layer.point_wise_conv, layer.norm2)
-        ]  # fmt: skip
-        options = (height, width, eps, activation, layer.residual_depthwise)
         statistics = given_statistics(layer.norm1, layer.norm2)
+        options = (height, width, eps, activation, layer.residual_depthwise)
         recompute = model.checkpoint_activations
-        stored, norm, first_norm = Layer.apply(stored, norm, statistics, options, recompute, *weights)
+        stored, norm, first_norm = Layer.apply(stored, norm, statistics, options, recompute, *layer.parameters())
         measured += [first_norm, norm]
     if training:
         update_statistics(norms, measured, stored.shape[1])
@@ -99,10 +96,6 @@ def grid_of(model: Any, images: Tensor) -> tuple[int, int]:
 def compute_dtype(model: Any, images: Tensor) -> torch.dtype:
     device = images.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.patch_emb.conv.weight.dtype
-
-
-def weights_of(conv: Any, norm: Any) -> list[Tensor]:
-    return [conv.weight, conv.bias, norm.weight, norm.bias]
 
 
 def given_statistics(*norms: Any) -> list[Tensor]:
