@@ -46,40 +46,33 @@ def result(comparison: Comparison) -> list[str]:
 
 
 def equal_settings(comparison: Comparison) -> str:
-    pairs = zip(comparison.valued[1:], comparison.differences, strict=True)
-    equals = [other for other, difference in pairs if abs(difference.change.value) < TIE]
+    equals = [other for other, difference in comparison.differences.items() if abs(difference.change.value) < TIE]
     return f" Equal to it: {listing(equals, comparison)}." if equals else ""
 
 
 def significance(comparison: Comparison) -> list[str]:
     """Than which of the others the best setting is significantly better, and than which by the same in every seed."""
-    pairs = list(zip(comparison.valued[1:], comparison.differences, strict=True))
-    not_significant = [
-        other
-        for other, difference in pairs
-        if not difference.is_significant and not (difference.change.is_exact and difference.change.value)
-    ]
-    exact = [
-        f"{label(other, comparison)} by {change_text(abs(difference.change.value), comparison.metric)[1:]}"
-        for other, difference in pairs
-        if difference.change.is_exact and difference.change.value
-    ]
-    lines = []
+    changes = {other: difference.change for other, difference in comparison.differences.items()}
+    exact = {other: change.value for other, change in changes.items() if change.is_exact and change.value}
+    tested = {other: effect for other, effect in comparison.differences.items() if other not in exact}
+    not_significant = [other for other, effect in tested.items() if not effect.is_significant]
+    n, lines = len(changes), []
     if exact:
-        lines.append(f"In every seed it is better by exactly the same: than {', '.join(several(exact, 3))}.")
-    if any(difference.p_holm is not None for _, difference in pairs):
-        if not not_significant and len(exact) < len(pairs):
-            others = "the other" if len(pairs) == 1 else count(len(pairs) - len(exact), "other")
-            lines.append(f"It is significantly better than {'all ' if len(pairs) > 1 and not exact else ''}{others}.")
-        elif len(not_significant) == len(pairs):
-            others = "the other" if len(pairs) == 1 else f"any of the {count(len(pairs), 'other')}"
-            lines.append(f"It is not significantly better than {others}.")
-        elif not_significant:
-            lines.append(
-                f"It is not significantly better than {len(not_significant)} of the {count(len(pairs), 'other')}: "
-                f"{listing(not_significant, comparison)}."
-            )
-    return lines
+        by = [
+            f"{label(other, comparison)} by {change_text(abs(value), comparison.metric)[1:]}"
+            for other, value in exact.items()
+        ]
+        lines.append(f"In every seed it is better by exactly the same: than {', '.join(several(by, 3))}.")
+    if all(effect.p_holm is None for effect in tested.values()):
+        return lines
+    if not not_significant:
+        others = "the other" if n == 1 else f"{'' if exact else 'all '}{count(len(tested), 'other')}"
+        return [*lines, f"It is significantly better than {others}."]
+    if len(not_significant) == n:
+        others = "the other" if n == 1 else f"any of the {count(n, 'other')}"
+    else:
+        others = f"{len(not_significant)} of the {count(n, 'other')}: {listing(not_significant, comparison)}"
+    return [*lines, f"It is not significantly better than {others}."]
 
 
 def missing_runs(comparison: Comparison) -> list[str]:
@@ -194,7 +187,7 @@ def method(comparison: Comparison) -> list[str]:
             f"{comparison.metric} is the best epoch's: biased upward, as a maximum over epochs. "
             "test/accuracy was evaluated exactly once."
         )
-    if any(effect.p_holm is not None for effect in [*comparison.effects, *comparison.differences]):
+    if any(effect.p_holm is not None for effect in [*comparison.effects, *comparison.differences.values()]):
         lines.append(
             "Ranks, differences and effects come from one model, value ~ setting + seed, fitted by least squares. "
             "An effect is the mean difference between settings that differ in nothing else. "

@@ -7,6 +7,7 @@ from typing import Any
 from comparison.least_squares import Estimate
 from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
+from config.errors import shown
 from runtime.console import si
 
 # Settings.
@@ -32,11 +33,9 @@ def without_result(setting: Setting) -> str:
 
 def level_text(level: Any, width: int | None = None) -> str:
     """A config value as YAML writes it."""
-    if level is None or isinstance(level, bool):
-        return {None: "null", True: "true", False: "false"}[level]
     if isinstance(level, tuple):
         level = f"[{', '.join(level_text(part) for part in level)}]"
-    return shorten(f"{level:g}" if isinstance(level, float) else str(level), width)
+    return shorten(f"{level:g}" if isinstance(level, float) else shown(level), width)
 
 
 def shorten(text: str, width: int | None) -> str:

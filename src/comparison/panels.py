@@ -116,13 +116,12 @@ def means_by_levels(comparison: Comparison, across: str, down: str) -> tuple[NDA
         of_others = tuple(setting.levels[key] for key in others)
         cells[setting.levels[down], setting.levels[across]][of_others] = comparison.mean(setting) or 0.0
     common = set.intersection(*(set(cell) for cell in cells.values()))
-    is_fair = bool(common) or all(set(cell) == set(next(iter(cells.values()))) for cell in cells.values())
     rows, columns = comparison.levels(down), comparison.levels(across)
     means = np.full((len(rows), len(columns)), np.nan)
     for (row, column), cell in cells.items():
         kept = [mean for of_others, mean in cell.items() if of_others in common or not common]
         means[rows.index(row), columns.index(column)] = scaled(float(np.mean(kept)), comparison.metric)
-    return means, is_fair
+    return means, bool(common)
 
 
 def varies(settings: Sequence[Setting], cost: str) -> bool:

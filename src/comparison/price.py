@@ -54,16 +54,15 @@ class Price:
 @lru_cache(maxsize=1)  # for the terminal, the files and the figure
 def prices(comparison: Comparison) -> list[Price]:
     """Of the best setting against the next, and of every other difference and effect that is not significant."""
-    differences, settings = comparison.differences, comparison.valued
-    if not differences:
+    if not comparison.differences:
         return []
-    best = label(settings[0], comparison)
-    of_differences = level(differences, math.comb(len(settings), 2))
+    best, closest, *_ = comparison.valued
+    of_differences = level(list(comparison.differences.values()), math.comb(len(comparison.valued), 2))
     of_effects = level(comparison.effects, len(comparison.effects))
     found: dict[frozenset[int], Price] = {}
-    for other, difference in zip(settings[1:], differences, strict=True):
-        if difference is differences[0] or not difference.is_significant:
-            question = f"{best} against {label(other, comparison)}"
+    for other, difference in comparison.differences.items():
+        if other is closest or not difference.is_significant:
+            question = f"{label(best, comparison)} against {label(other, comparison)}"
             found[frozenset(difference.compared)] = price(question, difference, of_differences, comparison)
     for effect in comparison.effects:
         if not effect.is_significant and frozenset(effect.compared) not in found:

@@ -221,7 +221,7 @@ def as_json(comparison: Comparison) -> str:
         "effects": [told(effect) for effect in comparison.effects],
         "differences_from_best": [
             {"setting": label(setting, comparison)} | told(difference)
-            for setting, difference in zip(comparison.valued[1:], comparison.differences, strict=True)
+            for setting, difference in comparison.differences.items()
         ],
         "prices": [priced(one) for one in prices(comparison)],
         "without_result": [

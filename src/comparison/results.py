@@ -84,9 +84,10 @@ class Comparison:
         return effects(self.model, levels, self.factors, [setting.levels for setting in self.settings])
 
     @cached_property
-    def differences(self) -> list[Effect]:
+    def differences(self) -> dict[Setting, Effect]:
         """From the best setting, of every other one that has the metric, in their order."""
-        return differences_from_best(self.model, [self.position[setting] for setting in self.valued])
+        found = differences_from_best(self.model, [self.position[setting] for setting in self.valued])
+        return dict(zip(self.valued[1:], found, strict=True))
 
     @cached_property
     def missing(self) -> dict[Setting, list[int]]:

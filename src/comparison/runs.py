@@ -108,21 +108,15 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def read_run(folder: Path) -> Run:
     """A run's folder; what cannot be read becomes the run's error."""
     config: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    error = None
+    file = folder / "config.yaml"
     try:
-        config = read_config((folder / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as problem:
-        error = f"config.yaml: {problem}"
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        if not isinstance(summary, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError) as problem:
-        error = error or f"summary.json: {problem}"
-    if error:
-        summary = {"status": "unreadable", "error": " ".join(error.split())}
-    elif summary.get("status") == "interrupted" and is_locked(folder):
+        config = read_config(file.read_text())
+        file = folder / "summary.json"
+        summary = {**json.loads(file.read_text())}
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as problem:  # TypeError: no mapping
+        error = " ".join(f"{file.name}: {problem}".split())
+        return Run(folder, config, {"status": "unreadable", "error": error})
+    if summary.get("status") == "interrupted" and is_locked(folder):
         summary["status"] = "running"
     return Run(folder, config, summary)
 
@@ -134,10 +128,7 @@ def read_config(text: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def parsed(section: str) -> tuple[tuple[str, Any], ...]:
-    tree = yaml.load(section, Loader=YamlLoader) or {}
-    if not isinstance(tree, dict):
-        raise ValueError("it holds no mapping")
-    return tuple(flat(tree).items())
+    return tuple(flat({**(yaml.load(section, Loader=YamlLoader) or {})}).items())
 
 
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it

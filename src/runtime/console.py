@@ -99,4 +99,4 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.columns.pop()
     console.print(table)
     if left_out := header[len(table.columns) :]:
-        say(f"(no room here for {', '.join(left_out).replace(chr(10), ' ')})", style="dim")
+        say(f"(no room here for: {', '.join(left_out).replace(chr(10), ' ')})", style="dim")
