@@ -36,7 +36,7 @@ styled = matplotlib.rc_context(STYLE)
 def save(figure: Figure, path: Path) -> None:
     """Write PATH.png and PATH.svg."""
     figure.savefig(path.with_suffix(".png"), dpi=220)
-    figure.set_layout_engine("none")  # what was laid out stays, and need not be again
+    figure.set_layout_engine(None)  # what was laid out stays, and need not be again
     figure.savefig(path.with_suffix(".svg"))
 
 
