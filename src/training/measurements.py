@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from config.errors import first_line
 from runtime.device import describe
 from runtime.files import read_json, write_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,14 @@ def cache_file(device: torch.device) -> Path:
 @contextmanager
 def kept_measurements(path: Path, setting: str) -> Iterator[dict[str, Measurement]]:
     """What is known of a setting, by way; what is added is kept. Others who ask wait, and need not measure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock")).acquire()
+    except OSError as error:
+        log.warning(f"{path.parent} cannot be written, so every run measures for itself: {first_line(error)}")
+        yield {}
+        return
+    with lock:
         known = read_json(path)
         of_setting = {way: Measurement(**measurement) for way, measurement in known.get(setting, {}).items()}
         try:
