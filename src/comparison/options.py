@@ -20,7 +20,9 @@ ACROSS = ("patch", "kernel", "hardware")  # these set keys of other sections; th
 
 def options_of(run: Run) -> dict[str, Any]:
     """Group → option, None where there is none."""
-    options = composed_options(tuple((group, run.overrides[group]) for group in GROUPS if group in run.overrides))
+    typed = {group: run.overrides[group] for group in GROUPS if group in run.overrides}
+    of_experiment = defaults_of(f"experiment/{typed.get('experiment')}")
+    options = {**dict.fromkeys(GROUPS), **defaults_of("train"), **of_experiment, **typed}
     for group in GROUPS:
         if (CONF / group / "none.yaml").exists():
             composed = options[group] if options[group] != "none" else None
@@ -32,11 +34,6 @@ def has_option(run: Run, group: str, option: str) -> bool:
     """Whether a run was composed with an option, or has all that it sets: kernel=k5 is model.kernel_size=5."""
     own = options_of(run)[group]
     return own == option or (own != "none" and has_effect_of(group, option, run))
-
-
-def composed_options(typed: tuple[tuple[str, Any], ...]) -> dict[str, str | None]:
-    experiment = dict(typed).get("experiment")
-    return {**dict.fromkeys(GROUPS), **defaults_of("train"), **defaults_of(f"experiment/{experiment}"), **dict(typed)}
 
 
 @cache

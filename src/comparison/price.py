@@ -20,6 +20,7 @@ from comparison.settings import Setting
 from config.errors import shown
 
 FIRST_ESTIMATE = 2  # seeds that a setting of one seed needs more, to have a spread to judge by
+COMMANDS = 3  # shown below a price
 UNNAMED = ("seed", "sweep", "varied")  # a command says them itself
 
 
@@ -156,17 +157,16 @@ def seeds_text(seeds: Sequence[int]) -> str:
 def price_lines(comparison: Comparison, most: int) -> list[str]:
     """The price of an answer in sentences, with the command below each."""
     found = prices(comparison)
-    lines = [line for one in found[:most] for line in (price_line(one, comparison.metric), *indented(one))]
+    lines = []
+    for one in found[:most]:
+        hidden = len(one.commands) - COMMANDS
+        more = [f"… and {count(hidden, 'more command')}"] if hidden > 0 else []
+        lines += [price_line(one, comparison.metric), *(f"  {line}" for line in [*one.commands[:COMMANDS], *more])]
     if len(found) > most:
         lines.append(f"… and {len(found) - most} more in comparison.md")
     if any(one.detectable for one in found):
         lines.append("All with 80 % power, corrected for the comparisons made.")
     return lines
-
-
-def indented(one: Price, most: int = 3) -> list[str]:
-    more = [f"… and {count(len(one.commands) - most, 'more command')}"] if len(one.commands) > most else []
-    return [f"  {line}" for line in [*one.commands[:most], *more]]
 
 
 def price_line(one: Price, metric: str) -> str:

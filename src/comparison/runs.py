@@ -68,9 +68,9 @@ class Run:
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """metrics.csv; an unreadable file has no rows, and what is no number is NaN."""
+        """metrics.csv; an unreadable file has no rows."""
         try:
-            return numbers(pd.read_csv(self.folder / "metrics.csv"))
+            return pd.read_csv(self.folder / "metrics.csv")
         except (OSError, ValueError):
             return pd.DataFrame()
 
@@ -84,13 +84,7 @@ class WandbRun(Run):
     @cached_property
     def epochs(self) -> pd.DataFrame:
         rows = self.source.history(samples=10_000, pandas=False)
-        return numbers(
-            pd.DataFrame(row for row in rows if row.get("epoch") is not None)
-        )  # and not how one of them went
-
-
-def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    return table.apply(pd.to_numeric, errors="coerce").replace([math.inf, -math.inf], math.nan)
+        return pd.DataFrame(row for row in rows if row.get("epoch") is not None)  # and not how one of them went
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

@@ -99,22 +99,19 @@ def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
     Where the images of a folder changed, their fingerprint stands beside its path. Runs without one, of
     older versions or ended before it was known, are told by the path alone.
     """
+    of_folders = {
+        run: str(run.config.get("data.root")) for run in runs if run.config.get("data.name") == "image_folder"
+    }
+    fingerprints: dict[str, set[Any]] = defaultdict(set)  # by path
+    for run, path in of_folders.items():
+        fingerprints[path] |= {run.summary.get("data_fingerprint")} - {None}
     paths: dict[str, str] = {}  # by fingerprint
-    fingerprints = defaultdict(set)  # by path
-    of_folders = [run for run in runs if run.config.get("data.name") == "image_folder"]
-    for run in of_folders:
-        if fingerprint := run.summary.get("data_fingerprint"):
-            path = str(run.config.get("data.root"))
-            paths.setdefault(fingerprint, path)
-            fingerprints[path].add(fingerprint)
     found: dict[Run, str | None] = dict.fromkeys(runs)
-    for run in of_folders:
-        path = str(run.config.get("data.root"))
-        fingerprint = str(run.summary.get("data_fingerprint") or "")
-        if not fingerprint and len(fingerprints[path]) == 1:
-            (fingerprint,) = fingerprints[path]
-        path = paths.get(fingerprint, path)
-        has_changed = fingerprint and len(fingerprints[path]) > 1
+    for run, path in of_folders.items():
+        only = min(fingerprints[path]) if len(fingerprints[path]) == 1 else path
+        fingerprint = run.summary.get("data_fingerprint") or only
+        path = paths.setdefault(fingerprint, path)
+        has_changed = len(fingerprints[path]) > 1 and fingerprint in fingerprints[path]
         found[run] = f"{path} ({fingerprint})" if has_changed else path
     return found
 
