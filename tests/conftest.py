@@ -3,10 +3,13 @@
 import gc
 import json
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,11 @@ def no_command_outlives_its_test() -> Iterator[None]:
 
 def checked(*overrides: str) -> Config:
     """The config of `python src/train.py OVERRIDES`."""
+    return deepcopy(composed(overrides, os.environ.get("WANDB_MODE")))
+
+
+@cache  # it takes a tenth of a second, and many tests begin with the same
+def composed(overrides: tuple[str, ...], wandb_mode: str | None) -> Config:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return check_config(compose("train", ["sweep=test", *overrides]))  # not the time of day
 
@@ -104,7 +112,8 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
 
     def start(*overrides: str) -> Finished:
         sweep = f"sweep{len(list(tmp_path.glob('sweep*')))}"
-        config = checked(*TINY, *overrides, f"output_dir={tmp_path}", f"sweep={sweep}")
+        config = checked(*TINY, *overrides)
+        config.output_dir, config.sweep = str(tmp_path), sweep
         objective = run.run(config, list(overrides))
         (folder,) = [path.parent for path in (tmp_path / sweep).glob("*/config.yaml")]
         return Finished(folder, objective)
