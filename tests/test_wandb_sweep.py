@@ -15,7 +15,6 @@ import pytest
 import wandb
 import yaml
 from hydra import initialize_config_dir
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 import wandb_sweep
 from config.errors import ConfigError
@@ -57,6 +56,8 @@ def wandb_client(*arguments: str, server: WandbServer, cwd: Path) -> subprocess.
 
 def test_agents_are_given_the_runs_of_the_same_sweep_here() -> None:
     """A group, numbers, truth values, null and a list; what the agents' client makes of them is composed as by them."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # takes a second
+
     swept = {
         "dropout": ("none", "head"), "trainer.clip_grad_norm": ("null", "1.0"),
         "model.residual_pointwise": ("true", "false"), "augmentation.scale": ("[0.5,1.0]", "[0.75,1.0]"),
