@@ -8,7 +8,6 @@ the sweep is made on the server as well. What is printed last is the command to 
 """
 
 import argparse
-import itertools
 import re
 import shlex
 import sys
@@ -37,22 +36,35 @@ def wandb_sweep(
     Raises:
         ConfigError: nothing is swept over, or not in a way that the method can do.
     """
-    swept, fixed = split_overrides(arguments)
-    if method != "grid":
-        from sweeps.space import UNSEARCHED  # takes seconds to import
+    overrides = parse(arguments)
+    swept, fixed = jobs.split_overrides(overrides)
+    intervals = [override for override in swept.values() if override.is_interval_sweep()]
+    if method == "grid":
+        if intervals:
+            raise ConfigError(
+                f"{intervals[0].input_line}: a grid needs single values; expected --method random or bayes"
+            )
+        configs = [check_config(compose(APP, run)) for run in jobs.expand_grid(overrides)]
+    else:
+        from sweeps.space import check_space, make_space  # takes seconds to import
 
-        for key in swept.keys() & UNSEARCHED.keys():
-            raise ConfigError(f"{swept[key].input_line}: {UNSEARCHED[key]}")
-    parameters = {key: parameter(override, method, fixed) for key, override in swept.items()}
-    fixed["sweep"] = compose(APP, overrides_of(fixed)).sweep  # one for all, where it is the time of day
-    configs = check(parameters, method, fixed)
+        space = make_space(APP, swept, fixed)
+        configs = check_space(APP, space, fixed)
+    parameters = {
+        key: interval(space[key])
+        if override.is_interval_sweep()
+        else {"values": list(override.sweep_iterator(as_argument))}
+        for key, override in swept.items()
+    }
     first = configs[0]
-    validated = all(config.data.val_fraction for config in configs)
-    if not validated and (method == "bayes" or hyperband):
-        raise ConfigError("data.val_fraction=0: a search or early stop goes by validation; expected above 0")
+    if method == "bayes" or hyperband:
+        jobs.monitor_of(configs)
     if hyperband and hyperband >= first.trainer.epochs:
         raise ConfigError(f"--hyperband {hyperband}: expected fewer than trainer.epochs={first.trainer.epochs}")
+    validated = all(config.data.val_fraction for config in configs)
     metric = first.trainer.monitor if validated else "test/accuracy"
+    # One name for all, where it is the time of day.
+    fixed = {**fixed, "sweep": first.sweep, "varied": jobs.as_list(swept), "wandb.mode": "online"}
     described = {
         "name": first.sweep,
         "description": first.study.question,
@@ -64,19 +76,16 @@ def wandb_sweep(
         "run_cap": run_cap,
         "early_terminate": {"type": "hyperband", "min_iter": hyperband} if hyperband else None,
         "parameters": parameters,
-        "command": [
-            "${env}", "${interpreter}", "${program}",
-            *overrides_of({**fixed, "wandb.mode": "online"}), "${args_no_hyphens}",
-        ],
-    }  # fmt: skip
+        "command": ["${env}", "${interpreter}", "${program}", *overrides_of(fixed), "${args_no_hyphens}"],
+    }
     return first, {key: value for key, value in described.items() if value is not None}
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Override], dict[str, str]]:
-    """The keys with several values, and the ones with one; the experiment's own, unless the arguments say otherwise.
+def parse(arguments: Sequence[str]) -> dict[str, Override]:
+    """The experiment's own overrides, unless the arguments say otherwise, and the arguments.
 
     Raises:
-        ConfigError: nothing has several values, or an override is for Hydra's sweeper or launcher.
+        ConfigError: one of them is for Hydra's sweeper or launcher.
     """
     asked = jobs.parse_overrides(arguments).values()
     for override in asked:
@@ -84,61 +93,22 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, Override], dict
             raise ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
     single = [str(override.input_line) for override in asked if not override.is_sweep_override()]
     params = compose(APP, single, return_hydra_config=True).hydra.sweeper.params
-    overrides = jobs.parse_overrides(arguments, params)
-    swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
-    if not swept:
-        raise ConfigError("there is nothing to sweep over; give a key several values, e.g. seed=0,1,2")
-    fixed = {key: overrides[key].get_value_element_as_str() for key in overrides if key not in swept}
-    return swept, {**fixed, "varied": jobs.as_list(swept)}
+    return jobs.parse_overrides(arguments, params)
 
 
-def parameter(override: Override, method: str, fixed: Mapping[str, str]) -> dict[str, Any]:
-    """A key's values or interval in the terms of W&B.
-
-    Raises:
-        ConfigError: the method cannot take values from it.
-    """
-    if not override.is_interval_sweep():
-        return {"values": list(override.sweep_iterator(as_argument))}
-    if method == "grid":
-        raise ConfigError(f"{override.input_line}: a grid needs single values; expected --method random or bayes")
-
-    from optuna.distributions import FloatDistribution, IntDistribution
-
-    from sweeps.space import distribution  # takes seconds
-
-    try:
-        match distribution(APP, override, fixed):
-            case FloatDistribution(low=low, high=high, log=log):
-                return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
-            case IntDistribution(low=low, high=high, log=True):
-                return {"distribution": "q_log_uniform_values", "min": low, "max": high, "q": 1}
-            case IntDistribution(low=low, high=high):
-                return {"distribution": "int_uniform", "min": low, "max": high}
-            case other:
-                raise AssertionError(other)
-    except ValueError as error:
-        raise ConfigError(f"{override.input_line}: {error}") from error
+def interval(distribution: Any) -> dict[str, Any]:
+    """Optuna's distribution in the terms of W&B."""
+    limits = {"min": distribution.low, "max": distribution.high}
+    if isinstance(distribution.low, float):
+        return {"distribution": "log_uniform_values" if distribution.log else "uniform", **limits}
+    if distribution.log:
+        return {"distribution": "q_log_uniform_values", **limits, "q": 1}
+    return {"distribution": "int_uniform", **limits}
 
 
 def as_argument(value: Any) -> Any:
     """A value that Hydra reads as this one once an agent has made KEY=VALUE of it."""
     return value if isinstance(value, int | float) else Transformer.str(value)
-
-
-def check(parameters: Mapping[str, Any], method: str, fixed: Mapping[str, str]) -> list[Config]:
-    """Every run of a grid, else every value and both ends of every interval with the first of the other keys.
-
-    Raises:
-        ConfigError: one of them cannot be.
-    """
-    ends = {key: space.get("values") or [space["min"], space["max"]] for key, space in parameters.items()}
-    if method == "grid":
-        points = [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]
-    else:
-        first = {key: values[0] for key, values in ends.items()}
-        points = [{**first, key: value} for key, values in ends.items() for value in values]
-    return [check_config(compose(APP, overrides_of({**fixed, **point}))) for point in points]
 
 
 def save(sweep: Mapping[str, Any], file: Path) -> None:

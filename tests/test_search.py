@@ -19,12 +19,11 @@ from config.schema import overrides_of, register
 from conftest import checked, command, metrics, start, summaries, wait_for
 from processes import REPOSITORY
 from sweeps import search
-from sweeps.jobs import parse_overrides
-from sweeps.outcome import findings, importance
+from sweeps.jobs import monitor_of, parse_overrides, split_overrides
 from sweeps.search_figure import search_figure
-from sweeps.seeds import is_hopeless
-from sweeps.space import check_space, split_overrides
-from sweeps.trials import complete
+from sweeps.search_findings import findings, importance
+from sweeps.space import check_space, make_space
+from sweeps.trials import complete, is_hopeless
 from test_plots import assert_legible
 from tracking.trial import Trial, open_storage
 
@@ -212,7 +211,7 @@ def test_what_a_search_found() -> None:
 
 def test_the_figure_of_a_search() -> None:
     study = searched(20)
-    figure = search_figure(study, "val/accuracy", 3, importance(study))
+    figure = search_figure(study, "val/accuracy", importance(study))
     assert figure
     assert_legible(figure)
     panels = {axes.get_title("left").partition(":")[0]: axes for axes in figure.axes if axes.axison}
@@ -221,7 +220,7 @@ def test_the_figure_of_a_search() -> None:
         "optimizer.lr": "log", "model.depth": "linear", "augmentation": "linear", "model.kernel_size": "linear"
     }  # fmt: skip
     assert sum(line.get_xdata().size for line in panels["optimizer.lr"].lines) == 20 + 1  # the best one twice
-    assert search_figure(searched(0), "val/accuracy", 3, {}) is None
+    assert search_figure(searched(0), "val/accuracy", {}) is None
 
 
 def searched(n_trials: int) -> optuna.Study:
@@ -261,8 +260,9 @@ def space(*arguments: str) -> dict[str, Any]:
     """What `python src/train.py -m hydra/sweeper=optuna ARGUMENTS` would search."""
     register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        found, fixed = split_overrides("train", parse_overrides(["sweep=s", *arguments]))
-        check_space("train", found, fixed)
+        several, fixed = split_overrides(parse_overrides(["sweep=s", *arguments]))
+        found = make_space("train", several, fixed)
+        monitor_of(check_space("train", found, fixed))
     return dict(found)
 
 
@@ -304,10 +304,10 @@ def test_another_search_under_the_same_name_begins_anew() -> None:
         (["optimizer.lr=interval(0.1, 0.01)"], r"optimizer.lr=interval\(0.1, 0.01\): .*low"),
         (["dropout.rate=choice(0.1, 1.5)", "dropout=blocks"], r"dropout.rate=1.5: expected at least 0 and below 1"),
         (["model.depth=range(4, 4)"], r"model.depth=range\(4, ?4\): the range is empty"),
-        (["model.depth=1,2", "data.val_fraction=0"], r"data.val_fraction=0: a search goes by validation"),
-        (["model.depth=1,2", "data.val_fraction=0,0.1"], r"data.val_fraction=0: a search goes by validation"),
-        (["model.depth=1,2", "seed=0,1"], r"seed=0,1: would be searched for the luckiest"),
-        (["model.depth=1"], r"there is nothing to search"),
+        (["model.depth=1,2", "data.val_fraction=0"], r"data.val_fraction=0: "),
+        (["model.depth=1,2", "data.val_fraction=0,0.1"], r"data.val_fraction=0: "),
+        (["model.depth=1,2", "seed=0,1"], r"seed=0,1: "),
+        (["model.depth=1"], r"give a key several values"),
     ],
 )
 def test_what_cannot_be_searched(arguments: list[str], message: str) -> None:

@@ -48,10 +48,18 @@ def check_keys(composed: DictConfig) -> Any:
         if path not in known:  # appended with +key=value
             siblings = [other.rpartition(".")[2] for other in known if parent(other) == parent(path)]
             raise ConfigError(f"{path}: there is no such key; {suggest(path, siblings)}")
-    for path, value, constraint in keys_of(config):
+    check_constraints(config)
+    return config
+
+
+def check_constraints(section: Any, prefix: str = "") -> None:
+    """
+    Raises:
+        ConfigError: a value is outside its constraint.
+    """
+    for path, value, constraint in keys_of(section, prefix):
         if constraint and value is not None and not constraint.holds(value):
             raise ConfigError(f"{path}={shown(value)}: expected {constraint.expected}")
-    return config
 
 
 def parent(path: str) -> str:

@@ -5,23 +5,32 @@ Hydra looks for it in a package of this name and in no other.
 
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from config.check import check_constraints
+from config.sweepers import Race, Search
+
+for name, options in (("optuna", Search), ("race", Race)):
+    ConfigStore.instance().store(group="hydra/sweeper/schema", name=name, node=options)
 
 
 class Adaptive(Sweeper):
     def __init__(self, method: str, **options: Any) -> None:
-        self.method, self.options = method, options
+        self.method = method
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
+        self.options: Any = OmegaConf.to_object(config.hydra.sweeper)
+        check_constraints(self.options, "hydra.sweeper.")
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
         sweep = get_method(self.method)  # not before: Hydra imports this module at every start, and Optuna takes long
-        sweep(self.config, self.launcher, arguments, **self.options)
+        sweep(self.config, self.launcher, arguments, self.options)

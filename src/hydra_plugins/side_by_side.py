@@ -10,12 +10,12 @@ import runpy
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from types import FrameType
 
 from hydra.core.utils import JobReturn, JobStatus, env_override
 from hydra.plugins.launcher import Launcher
@@ -32,7 +32,8 @@ class SideBySide(Launcher):
         if n_jobs is not None and n_jobs < 1:
             raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: expected at least 1, or null")
         self.n_jobs = n_jobs
-        self.stopped_by = 0  # the signal that asked to stop
+        self.running: dict[ForkServerProcess, str] = {}
+        self.exit_code = 0  # other than 0 when it has been told to stop
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -44,52 +45,51 @@ class SideBySide(Launcher):
             SystemExit: a signal came, or a run did not complete and on_failure=stop.
         """
         n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs())
-        total = jobs.runs_of_search(self.config) or initial_job_idx + len(job_overrides)
-        waiting = dict(enumerate(job_overrides, initial_job_idx))
-        running: dict[int, tuple[ForkServerProcess, str]] = {}  # by what tells of a process's end
-        failed = False
-        with self.forward_signals(), fork_server(cores() // n_jobs) as context:
-            while running or (waiting and not self.stopped_by and not failed):
-                while waiting and len(running) < n_jobs and not self.stopped_by and not failed:
-                    number = next(iter(waiting))
-                    overrides = list(waiting.pop(number))
+        total = initial_job_idx + len(job_overrides)
+        waiting = deque(enumerate(job_overrides, initial_job_idx))
+        with self.stop_on_signal():
+            context = fork_server(cores() // n_jobs)
+            while self.running or (waiting and not self.exit_code):
+                if waiting and len(self.running) < n_jobs and not self.exit_code:
+                    number, overrides = waiting.popleft()
                     say(jobs.announce(self.config, number, total, at_once=n_jobs))
-                    process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
-                    try:
-                        process.start()
-                    except EOFError:  # Ctrl-C has ended the fork server while it was importing
-                        if not self.stopped_by:
-                            raise
-                        break
-                    running[process.sentinel] = process, " ".join(overrides)
-                    if self.stopped_by:  # in between
-                        process.terminate()
-                ended = wait(list(running))
-                for sentinel in [sentinel for sentinel in running if sentinel in ended]:
-                    process, name = running.pop(sentinel)
-                    process.join()
-                    if process.exitcode and process.exitcode < 0 and not self.stopped_by and not failed:
+                    self.start(context, overrides)
+                    continue
+                wait([process.sentinel for process in self.running])
+                for process in [process for process in self.running if process.exitcode is not None]:
+                    name = self.running.pop(process)
+                    if process.exitcode and process.exitcode < 0 and not self.exit_code:
                         say(f"the process of {name} was killed; out of memory?", "red")
-                    if process.exitcode and self.config.on_failure == "stop" and not failed:
-                        failed = True
-                        for other, _ in running.values():
-                            other.terminate()
-        if self.stopped_by or failed:
-            sys.exit(128 + self.stopped_by if self.stopped_by else 1)
+                    if process.exitcode and self.config.on_failure == "stop" and not self.exit_code:
+                        self.stop(exit_code=1)
+        if self.exit_code:
+            sys.exit(self.exit_code)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
+    def start(self, context: ForkServerContext, overrides: Sequence[str]) -> None:
+        process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
+        try:
+            process.start()
+        except EOFError:  # Ctrl-C has ended the fork server while it was importing
+            if not self.exit_code:
+                raise
+            return
+        self.running[process] = " ".join(overrides)
+        if self.exit_code:  # it came in between
+            process.terminate()
+
+    def stop(self, exit_code: int) -> None:
+        """Every run writes its checkpoint and ends; the second time they end at once."""
+        again, self.exit_code = bool(self.exit_code), self.exit_code or exit_code
+        if not again:
+            say("stopping: every run writes its checkpoint; Ctrl-C ends them at once", "yellow")
+        for process in list(self.running):
+            process.kill() if again else process.terminate()
+
     @contextmanager
-    def forward_signals(self) -> Iterator[None]:
-        """A signal stops every run in order, and the sweep waits for that; a second Ctrl-C ends them at once."""
-
-        def forward(number: int, frame: FrameType | None) -> None:
-            again, self.stopped_by = bool(self.stopped_by), number
-            if not again:
-                say("stopping: every run writes its checkpoint; Ctrl-C again ends them at once", "yellow")
-            for process in multiprocessing.active_children():
-                process.kill() if again else process.terminate()
-
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    def stop_on_signal(self) -> Iterator[None]:
+        numbers = signal.SIGINT, signal.SIGTERM
+        before = {number: signal.signal(number, lambda number, frame: self.stop(128 + number)) for number in numbers}
         try:
             yield
         finally:
@@ -121,15 +121,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def fork_server(threads: int) -> Iterator[ForkServerContext]:
+def fork_server(threads: int) -> ForkServerContext:
     """A process that has imported what a run needs; runs are forked from it, each with so many threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.start"])
     inherited = {name: os.environ.get(name, str(max(1, threads))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with env_override({**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}):  # Python 3.11's server needs it
         forkserver.ensure_running()
-    yield context
+    return context
 
 
 # In a run's process.

@@ -41,9 +41,8 @@ class SweepCallback(Callback):
             sys.exit(1)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if "n_trials" in config.hydra.sweeper:  # a search: sweeps/search.py checks what it may propose
-            with exit_on_error():
-                self.total = jobs.runs_of_search(config)
+        if "method" in config.hydra.sweeper:  # sweeps/search.py and sweeps/race.py check by themselves what they run
+            self.total = jobs.runs_of_search(config)
             return
         with exit_on_error():
             check_name(config)
@@ -51,18 +50,14 @@ class SweepCallback(Callback):
                 with open_dict(config):  # or the time of day of each run would be another
                     config.hydra.overrides.task.append(f"sweep={config.sweep}")
             runs = jobs.expand_grid(jobs.parse_overrides(config.hydra.overrides.task, config.hydra.sweeper.params))
-        made = []
-        for run in runs:
-            with exit_on_error(of_run=" ".join(run)):
-                made.append(jobs.make_job(config.hydra.job.config_name, run))
-        with exit_on_error():
+            made = []
+            for run in runs:
+                with exit_on_error(of_run=" ".join(run)):
+                    made.append(jobs.make_job(config.hydra.job.config_name, run))
             folder = jobs.make_folder(config)
-        is_race = "max_seeds" in config.hydra.sweeper
-        varied = [*jobs.varied_keys(runs), *(["seed"] if is_race else [])]
+        varied = jobs.varied_keys(runs)
         with open_dict(config):
             config.hydra.overrides.task.append(f"varied={jobs.as_list(varied)}")
-        if is_race:  # sweeps/race.py says itself what it runs
-            return
         self.total, self.run_ids = len(runs), frozenset(job.run_id for job in made)
         if is_first():
             jobs.record(folder, made, varied)

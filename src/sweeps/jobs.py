@@ -15,10 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from config.check import check_config
-from config.errors import ConfigError, shown
+from config.errors import ConfigError
 from config.schema import Config
 from runtime.files import read_json, write_text
 from tracking.identity import IMAGE_SIZES, as_given, display_name, run_id
@@ -65,7 +65,7 @@ def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
 def announce(config: DictConfig, number: int, total: int, at_once: int = 1) -> str:
     """What is said before a run of a sweep, e.g. "run 3 of 12"; of a grid also the time left, where it is known."""
     if "method" in config.hydra.sweeper:
-        return f"run {number + 1} of {total}"
+        return f"run {number + 1} of {runs_of_search(config) or total}"
     from comparison.progress import progress  # takes a second, which --help need not wait for
 
     now = progress(Path(config.output_dir) / config.sweep, starting=1, at_once=at_once)
@@ -77,6 +77,18 @@ def parse_overrides(arguments: Sequence[str], params: Mapping[str, Any] | None =
     declared = [f"{key}={value}" for key, value in (params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     return {override.get_key_element(): override for override in parser.parse_overrides([*declared, *arguments])}
+
+
+def split_overrides(overrides: Mapping[str, Override]) -> tuple[dict[str, Override], dict[str, str]]:
+    """The keys that are given several values, and the others with their value.
+
+    Raises:
+        ConfigError: no key is given several values.
+    """
+    several = {key: override for key, override in overrides.items() if override.is_sweep_override()}
+    if not several:
+        raise ConfigError("there is nothing to choose from; give a key several values, e.g. model.depth=4,8")
+    return several, {key: overrides[key].get_value_element_as_str() for key in overrides if key not in several}
 
 
 def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
@@ -116,30 +128,6 @@ def launch(launcher: Launcher, jobs: Iterable[Job], first_number: int) -> None:
         _ = returned.return_value  # raises what the job did not record itself
 
 
-def runs_of_search(config: DictConfig) -> int:
-    """The most runs that a search can have; 0 where the sweep is none.
-
-    Raises:
-        ConfigError: hydra.sweeper.n_trials is no number of trials.
-    """
-    sweeper = config.hydra.sweeper
-    if "n_trials" not in sweeper:
-        return 0
-    check_whole("hydra.sweeper.n_trials", sweeper.n_trials, 1)
-    return sweeper.n_trials * (len(sweeper.seeds) if OmegaConf.is_list(sweeper.seeds) else 1)
-
-
-def objective(summary: Mapping[str, Any]) -> float | None:
-    """The best epoch's `trainer.monitor`; NaN where the run failed, None where it did not get to its end."""
-    match summary.get("status"):
-        case "completed":
-            return summary["objective"]
-        case "failed":
-            return float("nan")
-        case _:
-            return None
-
-
 def make_folder(config: DictConfig) -> Path:
     """Make the sweep's folder.
 
@@ -160,13 +148,23 @@ def make_folder(config: DictConfig) -> Path:
 # For sweeps that choose runs by the results of those before.
 
 
-def check_whole(key: str, value: object, low: int) -> None:
-    """
+def runs_of_search(config: DictConfig) -> int:
+    """The most runs that a search can have; 0 where the sweep is none."""
+    sweeper = config.hydra.sweeper
+    return sweeper.get("n_trials", 0) * len(sweeper.get("seeds") or [None])
+
+
+def monitor_of(configs: Sequence[Config]) -> str:
+    """The metric by which runs are chosen.
+
     Raises:
-        ConfigError: the value is no whole number, or below `low`.
+        ConfigError: they have none in common.
     """
-    if not isinstance(value, int) or value < low:
-        raise ConfigError(f"{key}={shown(value)}: expected a whole number, at least {low}")
+    if not all(config.data.val_fraction for config in configs):
+        raise ConfigError("data.val_fraction=0: runs are chosen by their validation; expected above 0")
+    if len({config.trainer.monitor for config in configs}) > 1:
+        raise ConfigError("trainer.monitor: runs are chosen by it; expected one value")
+    return configs[0].trainer.monitor
 
 
 @contextmanager

@@ -5,11 +5,10 @@ race that was stopped, and takes the same decisions.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -18,6 +17,7 @@ from comparison.formatting import count, duration, figure_text, number_text
 from comparison.least_squares import Estimate, mean
 from comparison.report import markdown_table
 from config.errors import ConfigError
+from config.sweepers import Race
 from runtime.console import print_table, say
 from sweeps import jobs
 from sweeps.jobs import Job
@@ -25,27 +25,18 @@ from sweeps.race_rules import Result, Rules, Run, Standing, margin, standing
 from tracking.identity import display_name, run_id
 
 
-def race(
-    config: DictConfig,
-    launcher: Launcher,
-    arguments: Sequence[str],
-    first_seeds: int,
-    max_seeds: int,
-    max_hours: float | None,
-    smallest: float | None,
-    params: Mapping[str, Any] | None,
-) -> None:
+def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Race) -> None:
     """Run seeds of the settings, round by round, until one is the best or nothing more is to be decided.
 
     Raises:
         ConfigError: what is asked for cannot be raced; nothing has been started.
     """
-    check_options(first_seeds, max_seeds, max_hours, smallest)
-    settings = parse(config.hydra.job.config_name, arguments, params)
+    settings = parse(config, arguments, options)
     keys = jobs.varied_keys(setting.overrides for setting in settings)
     names = [display_name(setting.overrides, keys) for setting in settings]
-    first, metric = settings[0].config.seed, settings[0].config.trainer.monitor
-    rules = Rules(len(settings), first_seeds, max_seeds, max_hours, smallest, lower_is_better=metric == "val/loss")
+    first, metric = settings[0].config.seed, jobs.monitor_of([setting.config for setting in settings])
+    limits = options.first_seeds, options.max_seeds, options.max_hours, options.smallest
+    rules = Rules(len(settings), *limits, lower_is_better=metric == "val/loss")
     launched: set[Run] = set()  # at this start: one that failed before is tried again
 
     @cache
@@ -56,68 +47,57 @@ def race(
 
     def result(run: Run) -> Result | None:
         summary = job(run).summary
-        value = jobs.objective(summary)
-        if value is None or (math.isnan(value) and run not in launched):
-            return None
-        return Result(value, summary.get("seconds", 0.0))
+        match summary.get("status"):
+            case "completed":
+                return Result(summary["objective"], summary["seconds"])
+            case "failed" if run in launched:
+                return Result(math.nan, summary.get("seconds", 0.0))
+            case _:
+                return None
 
     with jobs.locked_folder(config) as folder:
         say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds, tests at p < {rules.level:.2g}")
-        told: set[int] = set()
         while (now := standing(result, rules)).missing:
-            tell_dropped(now, told, rules, names, metric)
+            tell_dropped(now, rules, names, metric)
             say(f"round {now.round + 1}: {count(len(now.missing), 'run')} of {count(len(now.ranked), 'setting')}")
             launched |= set(now.missing)
             jobs.launch(launcher, map(job, now.missing), first_number=sum(map(len, now.results.values())))
             if waiting := sum(result(run) is None for run in now.missing):
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
                 return
-        tell_dropped(now, told, rules, names, metric)
+        tell_dropped(now, rules, names, metric)
         report(now, rules, names, metric, folder)
 
 
-def check_options(first_seeds: int, max_seeds: int, max_hours: float | None, smallest: float | None) -> None:
-    """
-    Raises:
-        ConfigError: one of them is out of its range.
-    """
-    for name, seeds, low in (("first_seeds", first_seeds, 3), ("max_seeds", max_seeds, first_seeds)):
-        jobs.check_whole(f"hydra.sweeper.{name}", seeds, low)
-    for name, value in (("max_hours", max_hours), ("smallest", smallest)):
-        if value is not None and (not isinstance(value, int | float) or value <= 0):
-            raise ConfigError(f"hydra.sweeper.{name}={value}: expected a number above 0, or null")
-
-
-def parse(app: str, arguments: Sequence[str], params: Mapping[str, Any] | None) -> list[Job]:
+def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:
     """The settings, each with its first seed.
 
     Raises:
         ConfigError: they are not several, or cannot be raced.
     """
-    overrides = jobs.parse_overrides(arguments, params)
+    if options.max_seeds < options.first_seeds:
+        raise ConfigError(f"hydra.sweeper.max_seeds={options.max_seeds}: expected at least first_seeds")
+    overrides = jobs.parse_overrides(arguments, options.params)
     if "seed" in overrides and overrides["seed"].is_sweep_override():
         raise ConfigError(f"{overrides['seed'].input_line}: a race chooses the seeds; expected one value, the first")
-    settings = [jobs.make_job(app, own) for own in jobs.expand_grid(overrides)]
+    runs = jobs.expand_grid(overrides)
+    varied = jobs.as_list([*jobs.varied_keys(runs), "seed"])
+    app = config.hydra.job.config_name
+    settings = [jobs.make_job(app, [*run, f"sweep={config.sweep}", f"varied={varied}"]) for run in runs]
     if len({setting.run_id for setting in settings}) < max(2, len(settings)):
         raise ConfigError("hydra/sweeper=race: expected several settings that differ, e.g. model.kernel_size=3,5,7,9")
-    if not all(setting.config.data.val_fraction for setting in settings):
-        raise ConfigError("data.val_fraction=0: a race goes by validation; expected above 0")
-    if len({setting.config.trainer.monitor for setting in settings}) > 1:
-        raise ConfigError("trainer.monitor: is what the race goes by; expected one value")
     return settings
 
 
 # What it says.
 
 
-def tell_dropped(now: Standing, told: set[int], rules: Rules, names: Sequence[str], metric: str) -> None:
-    for setting in now.dropped.keys() - told:
-        told.add(setting)
-        gone = now.dropped[setting]
-        why = (
-            f"{behind_text(gone.behind, rules, metric)} behind {names[gone.leader]}" if gone.behind else "a run failed"
-        )
-        say(f"  dropped after {len(now.results[setting])} seeds: {names[setting]}, {why}")
+def tell_dropped(now: Standing, rules: Rules, names: Sequence[str], metric: str) -> None:
+    """Which settings were dropped after the last round."""
+    for setting, gone in now.dropped.items():
+        if gone.round == now.round:
+            behind = f"{behind_text(gone.behind, rules, metric)} behind {names[gone.leader]}" if gone.behind else ""
+            say(f"  dropped after {now.seeds} seeds: {names[setting]}, {behind or 'a run failed'}")
 
 
 def behind_text(behind: Estimate, rules: Rules, metric: str, unit: str = " points") -> str:

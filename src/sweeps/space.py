@@ -14,34 +14,25 @@ from config.schema import Config, overrides_of
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = Mapping[str, Distribution]
 
-UNSEARCHED = {
-    "trainer.monitor": "is what the search goes by; expected one value",
-    "seed": "would be searched for the luckiest; expected one value. Repeat the best run with seed=0,1,2 afterwards",
-}
 
-
-def split_overrides(app: str, overrides: Mapping[str, Override]) -> tuple[Space, dict[str, str]]:
-    """The keys that are searched with their values, and the ones that are given with theirs.
+def make_space(app: str, searched: Mapping[str, Override], fixed: Mapping[str, str]) -> Space:
+    """
+    Args:
+        app: the name of the config.
+        fixed: the keys that are given one value.
 
     Raises:
-        ConfigError: there is nothing to search, or a key cannot be searched in such a way.
+        ConfigError: a key cannot be searched in such a way.
     """
-    searched = {key: override for key, override in overrides.items() if override.is_sweep_override()}
-    fixed = {key: overrides[key].get_value_element_as_str() for key in overrides if key not in searched}
-    if not searched:
-        raise ConfigError(
-            "hydra/sweeper=optuna: there is nothing to search; give a key several values, "
-            "e.g. 'optimizer.lr=interval(0.001, 0.1)'"
-        )
     space: dict[str, Distribution] = {}
     for key, override in searched.items():
         try:
-            if key in UNSEARCHED:
-                raise ValueError(UNSEARCHED[key])
+            if key == "seed":
+                raise ValueError("the luckiest would be found; expected one value, or hydra.sweeper.seeds=[0,1,2]")
             space[key] = distribution(app, override, fixed)
         except ValueError as error:  # this module's or Optuna's
             raise ConfigError(f"{override.input_line}: {error}") from error
-    return space, fixed
+    return space
 
 
 def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Distribution:
@@ -72,25 +63,22 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> Config:
+def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> list[Config]:
     """Check every choice and both ends of every interval, each with the first value of the other keys.
 
     Returns:
-        The first config.
+        The configs.
 
     Raises:
-        ConfigError: one of them is invalid, or is without validation.
+        ConfigError: one of them is invalid.
     """
     ends = {
         key: values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
         for key, values in space.items()
     }
     first = {**{key: values[0] for key, values in ends.items()}, **fixed}
-    configs = [
+    return [
         check_config(compose(app, overrides_of({**first, key: value})))
         for key, values in ends.items()
         for value in values
     ]
-    if not all(config.data.val_fraction for config in configs):
-        raise ConfigError("data.val_fraction=0: a search goes by validation; expected above 0")
-    return configs[0]

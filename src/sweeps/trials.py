@@ -1,17 +1,24 @@
-"""The trials of a search: proposed, counted, tried again.
+"""The trials of a search: proposed, counted, tried again, given up.
 
 Each is added whole, as running, so that there is never half a one in the file; and what it is depends on the seed and
 the trials before it alone, so that a search that was interrupted makes the same ones.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import optuna
+from hydra.utils import instantiate
 from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.special import stdtrit
 
-from sweeps.search_options import SearchOptions
+from config.errors import ConfigError
+from config.sweepers import Search
 from sweeps.space import Distribution, Space
 from tracking.trial import FINISH
 
@@ -19,18 +26,29 @@ RETRY_OF = "retry_of"  # attribute of a trial: the number of the one that failed
 SEEDS = "seeds"  # attribute of a study: by a trial's number the objectives of its seeds
 
 
-def propose(study: optuna.Study, space: Space, options: SearchOptions) -> list[FrozenTrial]:
+def propose(study: optuna.Study, space: Space, options: Search) -> list[FrozenTrial]:
     """The next trials, from those so far; none where there are all."""
     count = max(0, min(options.n_jobs, options.n_trials - len(not_retried(study))))
     for _ in range(count):
         known = study.get_trials()
         own_seed = np.random.SeedSequence([options.seed, len(known)]).generate_state(1)[0]
-        draft = optuna.create_study(direction=study.direction, sampler=options.sampler(seed=int(own_seed)))
+        draft = optuna.create_study(direction=study.direction, sampler=make_sampler(options, int(own_seed)))
         draft.add_trials(known)
         drawn = draft.ask(dict(space)).params
         params = {name: shortened(drawn[name], distribution) for name, distribution in space.items()}
         add(study, params, space, options)
     return study.get_trials()[-count:] if count else []
+
+
+def make_sampler(options: Search, seed: int) -> BaseSampler:
+    """
+    Raises:
+        ConfigError: there is no such sampler.
+    """
+    try:
+        return instantiate(options.sampler)(seed=seed)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"hydra.sweeper.sampler: {error}") from error
 
 
 def shortened(value: Any, distribution: Distribution) -> Any:
@@ -41,7 +59,7 @@ def shortened(value: Any, distribution: Distribution) -> Any:
     return min(max(float(f"{value:.{digits}g}"), distribution.low), distribution.high)
 
 
-def try_again(study: optuna.Study, options: SearchOptions) -> int:
+def try_again(study: optuna.Study, options: Search) -> int:
     """Add every trial that failed once more; how many they are."""
     failed = not_retried(study, TrialState.FAIL)
     for trial in failed:
@@ -49,7 +67,7 @@ def try_again(study: optuna.Study, options: SearchOptions) -> int:
     return len(failed)
 
 
-def add(study: optuna.Study, params: dict[str, Any], space: Any, options: SearchOptions, **attributes: Any) -> None:
+def add(study: optuna.Study, params: dict[str, Any], space: Any, options: Search, **attributes: Any) -> None:
     number = len(study.trials)
     if np.random.default_rng([options.seed, number]).random() < options.finish_pruned:
         attributes[FINISH] = True
@@ -64,14 +82,42 @@ def not_retried(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(states=states or None) if trial.number not in retried]
 
 
+def completed(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(states=[TrialState.COMPLETE])
+
+
+def sign(study: optuna.Study) -> int:
+    """1 where a higher objective is better, else -1."""
+    return -1 if study.direction == StudyDirection.MINIMIZE else 1
+
+
 def seed_values(study: optuna.Study) -> dict[int, list[float]]:
     """The objectives of the seeds of every completed trial, by its number."""
-    values = study.user_attrs.get(SEEDS, {})
-    numbers = [trial.number for trial in study.get_trials(states=[TrialState.COMPLETE])]
-    return {number: values[str(number)] for number in numbers if str(number) in values}
+    return {int(number): values for number, values in study.user_attrs.get(SEEDS, {}).items()}
 
 
 def complete(study: optuna.Study, number: int, values: list[float]) -> None:
     """Keep a trial's objective: the mean over its seeds."""
     study.set_user_attr(SEEDS, {**study.user_attrs.get(SEEDS, {}), str(number): values})
     study.tell(number, float(np.mean(values)))
+
+
+def is_hopeless(values: Sequence[float], others: Sequence[Sequence[float]], lower_is_better: bool) -> bool:
+    """Whether a trial is significantly worse than the best of the others at 95 %: it gets no more seeds.
+
+    By Fisher's least significant difference (The Design of Experiments, 1935): a t test with the spread over seeds
+    pooled over all trials. It does not correct for how often it looks, nor for the best being the best of many: it
+    only has to spare seeds. Without a trial of two seeds there is no spread, and nothing is hopeless.
+
+    Args:
+        values: the trial's, a seed each.
+        others: the values of the trials before.
+    """
+    freedom = sum(len(seeds) - 1 for seeds in (values, *others))
+    if not freedom or not others:
+        return False
+    sign = -1 if lower_is_better else 1
+    best = max(others, key=lambda seeds: sign * np.mean(seeds))
+    variance = sum(len(seeds) * np.var(seeds) for seeds in (values, *others)) / freedom
+    error = math.sqrt(variance * (1 / len(values) + 1 / len(best)))
+    return bool(sign * (np.mean(best) - np.mean(values)) > stdtrit(freedom, 0.975) * error)

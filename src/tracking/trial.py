@@ -14,8 +14,7 @@ if TYPE_CHECKING:  # Optuna takes a second to import, and most runs are not a se
     from optuna.pruners import BasePruner
     from optuna.storages import RDBStorage
 
-PRUNERS = ("none", "median", "hyperband")
-PRUNER = "pruner"  # attribute of a study: which of them
+PRUNER = "pruner"  # attribute of a study: none, median or hyperband
 PRUNED_AT = "pruned_at"  # attribute of a trial: the epoch after which the pruner stops it
 FINISH = "finish"  # attribute of a trial: it is finished although the pruner would stop it
 

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from comparison.formatting import count
 from config.schema import overrides_of
-from sweeps.trials import not_retried, seed_values
+from sweeps.trials import completed, not_retried, seed_values, sign
 from tracking.trial import FINISH, PRUNED_AT
 
 FEWEST = 10  # completed trials that it takes for importances: of fewer they are noise
@@ -32,20 +31,6 @@ def findings(study: optuna.Study, monitor: str, n_seeds: int, shares: Mapping[st
     return [line for line in lines if line]
 
 
-def completed(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(states=[TrialState.COMPLETE])
-
-
-def sign(study: optuna.Study) -> int:
-    """1 where a higher objective is better, else -1."""
-    return -1 if study.direction == StudyDirection.MINIMIZE else 1
-
-
-def objective(trial: FrozenTrial) -> float:
-    assert trial.value is not None  # of a completed trial
-    return trial.value
-
-
 def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
     of = count(len(not_retried(study)), "trial")
     for state, word in ((TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")):
@@ -62,19 +47,18 @@ def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
 def pruning(study: optuna.Study) -> str:
     """How often pruning would have lost a winner, as far as the trials tell that were finished all the same."""
     pruned = len(study.get_trials(states=[TrialState.PRUNED]))
-    spared = [sign(study) * objective(trial) for trial in completed(study) if was_spared(trial)]
-    others = [sign(study) * objective(trial) for trial in completed(study) if not was_spared(trial)]
+    spared: list[float] = []
+    others: list[float] = []
+    for trial in completed(study):
+        assert trial.value is not None
+        was_spared = PRUNED_AT in trial.user_attrs and FINISH in trial.user_attrs
+        (spared if was_spared else others).append(sign(study) * trial.value)
     if not pruned and not spared:
         return ""
     lost = sum(value > max(others, default=-math.inf) for value in spared)
     return f"chosen by the pruner: {count(pruned + len(spared), 'trial')}; finished all the same: {len(spared)}" + (
         f"; better than the best of the others: {lost} of {len(spared)}" if spared else ""
     )
-
-
-def was_spared(trial: FrozenTrial) -> bool:
-    """Whether it was finished although the pruner chose it."""
-    return trial.state == TrialState.COMPLETE and PRUNED_AT in trial.user_attrs and bool(trial.user_attrs.get(FINISH))
 
 
 def importance(study: optuna.Study) -> Mapping[str, float]:

@@ -1,0 +1,41 @@
+"""Every config key of hydra/sweeper=optuna and race; conf/hydra/sweeper has the values and says what they mean."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from config.schema import Constraint, above, at_least, key, one_of
+
+SEEDS = Constraint(
+    "different numbers, at least 0, e.g. [0,1,2]",
+    lambda seeds: 0 < len(seeds) == len(set(seeds)) and min(seeds) >= 0,
+)
+
+
+@dataclass
+class Search:
+    n_trials: int = key(at_least(1))
+    n_jobs: int = key(at_least(1))
+    seed: int = key(at_least(0))
+    seeds: list[int] | None = key(SEEDS, None)
+    sampler: Any = None
+    pruner: str = key(one_of("none", "median", "hyperband"))
+    finish_pruned: float = key(Constraint("a share, 0 to 1", lambda share: 0 <= share <= 1))
+    params: dict[str, Any] | None = None
+    method: str = "sweeps.search.search"
+    _target_: str = "hydra_plugins.adaptive.Adaptive"
+
+    @property
+    def n_seeds(self) -> int:
+        """Runs of a trial that gets all of its seeds."""
+        return len(self.seeds or [None])
+
+
+@dataclass
+class Race:
+    first_seeds: int = key(at_least(3))
+    max_seeds: int = key(at_least(3))
+    max_hours: float | None = key(above(0), None)
+    smallest: float | None = key(above(0), None)
+    params: dict[str, Any] | None = None
+    method: str = "sweeps.race.race"
+    _target_: str = "hydra_plugins.adaptive.Adaptive"
