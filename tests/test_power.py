@@ -164,6 +164,18 @@ def test_commands_that_are_not_shown_are_counted(tmp_path: Path) -> None:
     assert any("2 more commands" in line for line in lines)
 
 
+def test_no_accuracies_differ_by_more_than_100_points(tmp_path: Path) -> None:
+    for kernel, values in ((5, (0.9, 0.1)), (9, (0.8, 0.3))):
+        for seed, value in enumerate(values):
+            overrides = (f"model.kernel_size={kernel}", f"seed={seed}")
+            write_run(tmp_path / f"{kernel}-{seed}", *overrides, best__val__accuracy=value)
+    comparison = read([tmp_path])
+    (price,) = prices(comparison)
+    assert price.detectable and price.detectable > 1
+    assert "points or more" not in "".join(price_lines(comparison, most=3))
+    assert "can show no difference" in "".join(price_lines(comparison, most=3))
+
+
 def test_settings_of_one_seed_are_judged_by_the_spread_of_similar_ones(tmp_path: Path) -> None:
     three_kernels(tmp_path, 4)
     for folder in [*tmp_path.glob("5-[123]"), *tmp_path.glob("9-[123]")]:

@@ -246,6 +246,8 @@ def detectable_differences(axes: Axes, prices: Sequence[Price], metric: str) -> 
         axes.plot(one.seeds_needed, seen, "o", color=color)
     axes.set(xscale="log", yscale="log", xlabel="seeds", title="Differences that so many seeds show with 80 % power")
     axes.set_ylabel(f"{metric}, {'points' if metric.endswith('accuracy') else 'difference'}")
+    if metric.endswith("accuracy"):
+        axes.set_ylim(top=min(100, axes.get_ylim()[1]))
     for axis in (axes.xaxis, axes.yaxis):
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))

@@ -177,7 +177,9 @@ def price_line(one: Price, metric: str) -> str:
 
     if one.detectable is None:
         return f"{FIRST_ESTIMATE} more seeds of each setting would show how much results vary{cost(one)}."
-    line = f"{one.question}: {size(one.difference)} seen; {one.seeds:.3g} seeds show {size(one.detectable)} or more"
+    is_possible = one.detectable < 1 or not metric.endswith("accuracy")
+    shows = f"show {size(one.detectable)} or more" if is_possible else "can show no difference"
+    line = f"{one.question}: {size(one.difference)} seen; {one.seeds:.3g} seeds {shows}"
     if one.is_significant or not one.detectable:
         return f"{line}."
     if one.seeds_needed is None:
