@@ -118,6 +118,7 @@ def test_what_is_wrong_is_named(overrides: list[str], named: list[str]) -> None:
         ["-m", "model.kernel_size=5,0"],
         ["-m", "kernel=k5,k6"],
         ["-m", "optimizer.lr=0.1,high"],
+        ["-m", "optimizer.lr=interval(0.001,0.1)"],
         ["patch=null"],
         ["experiment=paper_cifar10", "variant=null"],
         ["-m", "patch=p1,2"],

@@ -158,9 +158,13 @@ def test_commands_that_are_not_shown_are_counted(tmp_path: Path) -> None:
     for kernel in (3, 5, 7, 9, 11):  # no grid: each depth has its kernel
         told = {"model.kernel_size": kernel, "model.depth": kernel}
         overrides = [f"{key}={value}" for key, value in told.items()]
+        told |= {"model.norm": "batch"} if kernel == 5 else {}
         write_run(tmp_path / f"{kernel}", *overrides, overrides=told, best__val__accuracy=0.9)
-    lines = price_lines(read([tmp_path]), most=3)
-    assert [line for line in lines if "python" in line][3:] == []
+    comparison = read([tmp_path])
+    (price,) = prices(comparison)
+    assert sum("model.norm" in command for command in price.commands) == 1  # where it was typed
+    lines = price_lines(comparison, most=3)
+    assert len([line for line in lines if "python" in line]) == 3
     assert any("2 more commands" in line for line in lines)
 
 

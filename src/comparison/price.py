@@ -126,7 +126,11 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
         and math.prod(map(len, values.values())) == len({tuple(map(text, own.values())) for own in given})
         and len(values["sweep"]) == 1
     )
-    grids = [values] if is_grid else [{key: [text(value)] for key, value in own.items()} for own in given]
+    typed = [
+        {key: own[key] for key in keys if key in (*run.overrides, "sweep")}
+        for run, own in zip(runs, given, strict=True)
+    ]
+    grids = [values] if is_grid else [{key: [text(value)] for key, value in own.items()} for own in typed]
     return tuple(
         shlex.join(
             ["python", "src/train.py", "-m", *(f"{key}={','.join(listed)}" for key, listed in grid.items()),

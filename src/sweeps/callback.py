@@ -86,11 +86,13 @@ class SweepCallback(Callback):
         except Exception:
             traceback.print_exc()
             sys.exit(f"the runs are kept in {folder}, but could not be compared")
-        runs = comparison.runs
-        completed = [run for run in runs if run.status in ("completed", "pruned")]
-        missing = self.run_ids - {run.folder.name.rpartition("-")[2] for run in runs}  # they ended before they began
-        if total := len(runs) - len(completed) + len(missing):
-            sys.exit(f"{total} of {len(runs) + len(missing)} runs did not complete")
+        statuses = [run.status for run in comparison.runs]
+        begun = {run.folder.name.rpartition("-")[2] for run in comparison.runs}
+        statuses += ["interrupted"] * len(self.run_ids - begun)  # they ended before they began
+        running = statuses.count("running")
+        if total := sum(status not in ("completed", "pruned") for status in statuses):
+            elsewhere = f", {running} of them still being trained by another process" if running else ""
+            sys.exit(f"{total} of {len(statuses)} runs did not complete{elsewhere}")
 
 
 def describe(runs: list[list[str]]) -> str:

@@ -92,7 +92,16 @@ def split_overrides(overrides: Mapping[str, Override]) -> tuple[dict[str, Overri
 
 
 def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
-    """The overrides of every run of a grid, as Hydra's own sweeper makes them."""
+    """The overrides of every run of a grid, as Hydra's own sweeper makes them.
+
+    Raises:
+        ConfigError: a key is given an interval.
+    """
+    for override in overrides.values():
+        if override.is_interval_sweep():
+            raise ConfigError(
+                f"{override.input_line}: a grid needs single values; for a search add hydra/sweeper=optuna"
+            )
     return BasicSweeper.split_arguments(list(overrides.values()), None)[0]
 
 
