@@ -37,7 +37,10 @@ TINY = (
 register()
 
 # Files whose tests start processes and wait for them; all are slow.
-PROCESSES = ("test_distributed", "test_launchers", "test_resume", "test_search", "test_tutorial", "test_wandb_sweep")
+PROCESSES = (
+    "test_distributed", "test_launchers", "test_resume", "test_search", "test_sweep", "test_tutorial",
+    "test_wandb_sweep",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -281,6 +281,7 @@ def test_b(): assert {passes}
 """
 
 
+@pytest.mark.slow
 def test_what_has_passed_on_a_gpu_is_not_run_again(tmp_path: Path) -> None:
     for file in ("pyproject.toml", "experiments/speed/on_a_gpu.sh"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,7 @@ def test_what_is_wrong_is_named(overrides: list[str], named: list[str]) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -200,6 +200,7 @@ def test_published_weights_come_from_the_hub_once(hub: type[Hub], photographs: P
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [

@@ -76,6 +76,7 @@ def export(folder: Path, *overrides: str) -> None:
         export_command.run(composed, overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "batch"),
     [(CIFAR, 5), *(((width, 2, *others), 2) for width, _, *others in PUBLISHED.values())],  # two of their layers

@@ -102,6 +102,7 @@ def test_evaluation_mode_and_its_gradients_equal_float64() -> None:
     compare_with_float64(convmixer().eval(), images_of(2, 6, 6).requires_grad_())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_in_half_precision_it_is_as_close_to_float64_as_pytorch(activation: str, dtype: torch.dtype) -> None:

@@ -60,6 +60,7 @@ def check(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [backend for backend in TRITON if backend in IMPLEMENTATION])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -83,6 +84,7 @@ def test_float64_is_none_of_its_types() -> None:
     assert "64" in str(why_not("banded", x, weight))
 
 
+@pytest.mark.slow
 def test_a_pointwise_product_of_more_than_one_tile_equals_float64() -> None:
     """270 channels of 300 inputs and 70 positions fill no tile; the weight is not contiguous."""
     torch.manual_seed(0)

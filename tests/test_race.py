@@ -30,6 +30,7 @@ def draw(means: Sequence[float], spreads: Sequence[float], seeds: int, generator
     return np.round(values * 1797) / 1797
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("means", "spreads"),
     [
@@ -135,6 +136,7 @@ def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_goo
     assert (sweep / "race.md").read_text() == table
 
 
+@pytest.mark.slow
 def test_a_race_needs_no_name(tmp_path: Path) -> None:
     small = ("hydra.sweeper.max_seeds=3", "data.train_fraction=0.1", "trainer.epochs=1")
     unnamed = [word for word in DIGITS if not word.startswith("sweep=")]
@@ -143,6 +145,7 @@ def test_a_race_needs_no_name(tmp_path: Path) -> None:
     assert "| in question |" in next(tmp_path.glob("outputs/*/race.md")).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [

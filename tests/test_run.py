@@ -96,6 +96,7 @@ def test_the_same_seed_gives_the_same_metrics(train: Train) -> None:
     assert not equal_metrics(first, train(*overrides, "seed=1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

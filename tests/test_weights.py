@@ -73,6 +73,7 @@ def ours(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> C
     ).eval()  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [by_timm, by_the_authors])
 @pytest.mark.parametrize("shape", [CIFAR, *PUBLISHED.values()])
 @torch.no_grad()
