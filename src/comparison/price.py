@@ -127,7 +127,7 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
         and len(values["sweep"]) == 1
     )
     typed = [
-        {key: own[key] for key in keys if key in (*run.overrides, "sweep")}
+        {key: value for key, value in own.items() if key in (*run.overrides, "sweep")}
         for run, own in zip(runs, given, strict=True)
     ]
     grids = [values] if is_grid else [{key: [text(value)] for key, value in own.items()} for own in typed]
