@@ -11,7 +11,7 @@ sweep: .venv/running ## set up, then train four ConvMixers on embedded digits an
 test: .venv/testing ## set up, then run all tests
 	$(PYTEST)
 
-test-fast: .venv/testing ## set up, then run all tests that start no long trainings: under two minutes
+test-fast: .venv/testing ## set up, then run all tests that start no long trainings: a few minutes
 	$(PYTEST) -n 2 -m "not slow"
 
 check: .venv/testing ## set up, then format, lint and type check
