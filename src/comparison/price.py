@@ -164,7 +164,7 @@ def price_lines(comparison: Comparison, most: int) -> list[str]:
     lines = []
     for one in found[:most]:
         hidden = len(one.commands) - COMMANDS
-        more = [f"… and {count(hidden, 'more command')}"] if hidden > 0 else []
+        more = [f"# … and {count(hidden, 'more command')}"] if hidden > 0 else []
         lines += [price_line(one, comparison.metric), *(f"  {line}" for line in [*one.commands[:COMMANDS], *more])]
     if len(found) > most:
         lines.append(f"… and {len(found) - most} more in comparison.md")

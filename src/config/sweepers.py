@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from config.schema import Constraint, above, at_least, key, one_of
+from config.schema import PROBABILITY, Constraint, above, at_least, key, one_of
 
 SEEDS = Constraint(
     "different numbers, at least 0, e.g. [0,1,2]",
@@ -19,7 +19,7 @@ class Search:
     seeds: list[int] | None = key(SEEDS, None)
     sampler: Any = None
     pruner: str = key(one_of("none", "median", "hyperband"))
-    finish_pruned: float = key(Constraint("a share, 0 to 1", lambda share: 0 <= share <= 1))
+    finish_pruned: float = key(PROBABILITY)
     params: dict[str, Any] | None = None
     method: str = "sweeps.search.search"
     _target_: str = "hydra_plugins.adaptive.Adaptive"
