@@ -163,6 +163,8 @@ def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: st
     axes.margins(0.12)
     low, high = axes.get_ylim()  # a few intervals can be so wide that nothing else is to be seen
     room = max(0.8 * (max(ys) - min(ys)), 1.2 * float(np.median(margins)), 0.02 * abs(max(ys)))
+    if metric.endswith("accuracy"):  # intervals may go beyond what an accuracy can be
+        low, high = max(low, -2), min(high, 102)
     axes.set_ylim(max(low, min(ys) - room), min(high, max(ys) + room))
     axes.set_xlabel(COSTS[cost])
     if cost == first:

@@ -87,9 +87,8 @@ def reliability_diagram(result: Evaluation) -> Figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         above.bar(percent["low"], percent["accuracy"], color=plots.COLORS[0], **bar)
         above.plot([0, 100], [0, 100], color=plots.GREY, linestyle="--", linewidth=0.8)
-        above.plot("confidence", "accuracy", "o", data=percent, color=plots.COLORS[1], ms=3, label="mean of the bin")
+        above.plot("confidence", "accuracy", "o", data=percent, color=plots.COLORS[1], ms=3, clip_on=False)
         above.set(ylabel="accuracy, %", ylim=(0, 100), title=f"Expected calibration error {result.ece:.2%}")
-        above.legend(loc="upper left")
         below.bar(percent["low"], bins["images"], color=plots.GREY, **bar)
-        below.set(xlabel="confidence, %", ylabel="images", xlim=(0, 100))
+        below.set(xlabel="confidence, % (dots: mean of the bin)", ylabel="images", xlim=(0, 100))
     return figure
