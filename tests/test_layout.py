@@ -11,7 +11,7 @@ SRC = REPOSITORY / "src"
 # From the commands down; a package may import from its own and from those after it.
 ORDER = [
     "commands", "hydra_plugins", "sweeps", "benchmarks", "inference", "comparison", "training", "tracking", "weights",
-    "data", "LLMConvMixer", "runtime", "ops", "config",
+    "data", "LLMConvMixer", "runtime", "ops", "stats", "config",
 ]  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FILES = sorted(SRC.rglob("*.py"))

@@ -1,0 +1,95 @@
+"""What an analysis gives: estimates with their intervals, differences, effects and sample sizes, all frozen."""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit  # Student's t; scipy.stats would take a second to import
+
+CONFIDENCE = 0.95
+ERROR = 1 - CONFIDENCE
+TIE = 1e-9  # differences below it are rounding
+
+Setting = Hashable
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; without an interval where one value leaves no spread to judge by."""
+
+    value: float
+    n: int  # runs that it rests on
+    std: float | None = None  # of a single run
+    low: float | None = None
+    high: float | None = None
+    error: float | None = None  # standard error
+    freedom: float | None = None  # degrees of freedom of the error
+
+    @property
+    def margin(self) -> float | None:
+        """Half the interval's width."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better or worse one setting is than another, or a level of a factor than its baseline.
+
+    Attributes:
+        estimate: the difference of the means, the first minus the second, in the metric's own direction.
+        low, high: its 95 % interval, for this difference alone; None where no spread is known.
+        p: corrected for all differences of its family; None where nothing can be tested.
+        is_significant: at the 5 % level for the whole family, failed runs considered.
+        p_alone: not corrected.
+        error, freedom: standard error and its degrees of freedom.
+        n: runs that it rests on.
+        is_tied: the means are the same in these runs.
+        is_negligible: it is shown that the difference does not matter, being below `smallest`; None without that.
+    """
+
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    is_significant: bool = False
+    p_alone: float | None = None
+    error: float | None = None
+    freedom: float | None = None
+    n: int = 0
+    is_tied: bool = False
+    is_negligible: bool | None = None
+
+
+@dataclass(frozen=True)
+class Effect(Difference):
+    """The change of the metric when `factor` goes from `baseline` to `level`, the other factors held fixed."""
+
+    factor: Any = None
+    level: Any = None
+    baseline: Any = None
+    pairs: tuple[tuple[Setting, Setting], ...] = ()  # settings that differ in the factor alone
+    n_higher: int = 0  # pairs in which the metric goes up
+
+
+def mean(values: Iterable[float]) -> Estimate | None:
+    """Compute the mean, the standard deviation and Student's t interval of one sample; None of no values."""
+    sample = np.array(list(values), dtype=float)
+    if not sample.size:
+        return None
+    center, freedom = float(sample.mean()), sample.size - 1
+    if not freedom:
+        return Estimate(center, 1)
+    std = float(sample.std(ddof=1))
+    error = std / math.sqrt(sample.size)
+    margin = quantile(freedom) * error
+    return Estimate(center, sample.size, std, center - margin, center + margin, error, freedom)
+
+
+def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """Return the factor from a standard error to half the two-sided interval (Student's t)."""
+    return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+Values = Mapping[Setting, Mapping[int, float | None]]  # of each setting and seed; None: the run failed
