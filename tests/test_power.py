@@ -19,6 +19,7 @@ from comparison.price import Price, price_lines, prices
 from comparison.report import as_json
 from comparison.results import read
 from run_folders import write_run
+from tracking.identity import parse_overrides
 
 LEVELS = (0.05, 0.05 / 3, 0.05 / 45)
 
@@ -80,7 +81,7 @@ def three_kernels(folder: Path, seeds: int) -> list[Price]:
     for kernel, own in zip((5, 9, 3), values, strict=True):
         for seed, value in enumerate(own[:seeds]):
             overrides = (f"model.kernel_size={kernel}", f"seed={seed}", "sweep=kernels")
-            told = {"overrides": dict(override.split("=") for override in overrides), "varied": ["model.kernel_size"]}
+            told = {"overrides": parse_overrides(overrides), "varied": ["model.kernel_size"]}
             write_run(folder / f"{kernel}-{seed}", *overrides, **told, best__val__accuracy=value)
     return prices(read([folder]))
 

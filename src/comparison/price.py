@@ -1,27 +1,22 @@
 """What it would take to tell: seeds, runs, hours and the command, for each difference that is not significant."""
 
 import math
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
-from comparison.effects import Effect, order
+from comparison.commands import commands
+from comparison.effects import Effect
 from comparison.findings import effect_name
 from comparison.formatting import change_text, count, duration, label
 from comparison.least_squares import CONFIDENCE
 from comparison.power import MOST, Design, detectable
 from comparison.results import Comparison
 from comparison.settings import Setting
-from config.errors import shown
 
 FIRST_ESTIMATE = 2  # seeds that a setting of one seed needs more, to have a spread to judge by
 COMMANDS = 3  # shown below a price
-UNNAMED = ("seed", "sweep", "varied")  # a command says them itself
 
 
 @dataclass(frozen=True)
@@ -110,52 +105,6 @@ def more_seeds(settings: Sequence[Setting], seeds: int, comparison: Comparison) 
         "seconds": sum(timed) if len(timed) == len(settings) else None,
         "commands": commands(settings, sorted(set.union(*missing))),
     }
-
-
-def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
-    """What to type to run the settings with these seeds: one command where they are a grid, else one for each."""
-    runs = [setting.runs[0] for setting in settings]
-    if not seeds or not all(isinstance(run.summary.get("overrides"), dict) for run in runs):
-        return ()
-    keys = dict.fromkeys([key for run in runs for key in run.overrides if key not in UNNAMED] + ["sweep"])
-    known = [{**run.config, **run.overrides} for run in runs]  # a key that one setting names has a value in the others
-    given = [{key: own[key] for key in keys if key in own} for own in known]
-    values = {key: texts([own[key] for own in given if key in own]) for key in keys}
-    is_grid = (
-        all(own.keys() == given[0].keys() for own in given)
-        and math.prod(map(len, values.values())) == len({tuple(map(text, own.values())) for own in given})
-        and len(values["sweep"]) == 1
-    )
-    typed = [
-        {key: value for key, value in own.items() if key in (*run.overrides, "sweep")}
-        for run, own in zip(runs, given, strict=True)
-    ]
-    grids = [values] if is_grid else [{key: [text(value)] for key, value in own.items()} for own in typed]
-    return tuple(
-        shlex.join(
-            ["python", "src/train.py", "-m", *(f"{key}={','.join(listed)}" for key, listed in grid.items()),
-             f"seed={seeds_text(seeds)}"]
-        )
-        for grid in grids
-    )  # fmt: skip
-
-
-def texts(values: Sequence[Any]) -> list[str]:
-    """Each value once, in order."""
-    return list(dict.fromkeys(map(text, sorted(values, key=order))))
-
-
-def text(value: Any) -> str:
-    """As Hydra takes it: it reads several values where there is a comma."""
-    if isinstance(value, str) and not re.fullmatch(r"[\w/.+@:-]+", value):
-        return QuotedString(value, Quote.double).with_quotes()
-    return shown(value)
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    """As Hydra takes them: 5,6,7 or range(5,31)."""
-    is_range = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
-    return f"range({seeds[0]},{seeds[-1] + 1})" if is_range and len(seeds) > 8 else ",".join(map(str, seeds))
 
 
 def price_lines(comparison: Comparison, most: int) -> list[str]:

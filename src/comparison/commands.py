@@ -1,0 +1,100 @@
+"""The commands that run more seeds of some settings."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from comparison.effects import order
+from comparison.runs import Run
+from comparison.settings import Setting
+from config.command_line import as_text, command_line, override, span
+from config.schema import CONF, GROUPS, register
+
+UNNAMED = ("seed", "sweep", "varied")  # the command names these itself
+
+
+def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
+    """The commands that run the settings with these seeds and nothing else.
+
+    One command if the settings are a grid, else one for each; none if a run does not record its overrides, or if its
+    experiment no longer exists.
+    """
+    runs = [setting.runs[0] for setting in settings]
+    named = [named_keys(run) for run in runs]
+    if not seeds or any(keys is None for keys in named):
+        return ()
+    keys = dict.fromkeys([*(key for own in named for key in own or ()), "sweep"])
+    rows = [{key: value_of(run, key) for key in keys if key in GROUPS or has_value(run, key)} for run in runs]
+    values = {key: distinct([row[key] for row in rows if key in row]) for key in keys}
+    is_grid = (
+        all(row.keys() == rows[0].keys() for row in rows)
+        and math.prod(map(len, values.values())) == len({tuple(map(as_text, row.values())) for row in rows})
+        and not any(None in values[key] and len(values[key]) > 1 for key in values if key in GROUPS)
+        and len(values["sweep"]) == 1
+    )
+    if is_grid:
+        grids = [values]
+    else:  # each with the keys that it was started with
+        grids = [
+            {key: [value] for key, value in row.items() if key in (*(own or ()), "sweep")}
+            for row, own in zip(rows, named, strict=True)
+        ]
+    return tuple(
+        command_line("train", "-m", *(word(key, levels) for key, levels in grid.items()), span(seeds)) for grid in grids
+    )
+
+
+def word(key: str, levels: Sequence[Any]) -> str:
+    """A key with its values; Hydra cannot choose nothing from a group, but the experiment's choice can be left out."""
+    is_nothing = key in GROUPS and list(levels) == [None]
+    return f"~hydra.sweeper.params.{key}" if is_nothing else override(key, *levels)
+
+
+def named_keys(run: Run) -> list[str] | None:
+    """The keys that a command must name: what the run was started with, and what its experiment would sweep over.
+
+    None if they are not known.
+    """
+    overrides = run.summary.get("overrides")
+    if not isinstance(overrides, dict):
+        return None
+    experiment = value_of(run, "experiment")
+    swept = swept_by(experiment) if experiment else ()
+    if swept is None:
+        return None
+    typed = [key for key, value in overrides.items() if key not in GROUPS or value is not None]  # without ~GROUP
+    return [key for key in dict.fromkeys([*typed, *swept]) if key not in UNNAMED]
+
+
+@cache
+def swept_by(experiment: str) -> tuple[str, ...] | None:
+    """The keys that `-m experiment=…` sweeps over by itself; None if there is no such experiment."""
+    register()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("train", [override("experiment", experiment)], return_hydra_config=True)
+    except HydraException:
+        return None
+    return tuple(composed.hydra.sweeper.params or ())
+
+
+def has_value(run: Run, key: str) -> bool:
+    return any(key in source for source in sources(run))
+
+
+def value_of(run: Run, key: str) -> Any:
+    """A key's value or a group's option; None for a group that nobody chose from."""
+    return next((source[key] for source in sources(run) if key in source), None)
+
+
+def sources(run: Run) -> list[Any]:
+    return [run.overrides, run.summary.get("choices") or {}, run.config]
+
+
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """Each value once, in order."""
+    return list({as_text(value): value for value in sorted(values, key=order)}.values())

@@ -1,0 +1,48 @@
+"""Commands that the program prints: each value is quoted for Hydra, then each word for the shell."""
+
+import shlex
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from config.errors import shown
+
+
+def command_line(script: str, *words: str) -> str:
+    """A command for the shell, e.g. "python src/train.py -m seed=1,2"."""
+    return shlex.join(["python", f"src/{script}.py", *words])
+
+
+def override(key: str, *values: Any) -> str:
+    """An override from which Hydra reads exactly these values; several are a sweep."""
+    return f"{key}={','.join(map(as_text, values))}"
+
+
+def as_text(value: Any) -> str:
+    """A value as Hydra reads it back."""
+    if isinstance(value, str):
+        return value if reads_as_itself(value) else QuotedString(value, Quote.double).with_quotes()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_text(part)}' for key, part in value.items())}}}"
+    return shown(value)
+
+
+@lru_cache(maxsize=4096)
+def reads_as_itself(text: str) -> bool:
+    """Whether Hydra reads the word as this text, not as a number, a list or several values."""
+    try:
+        return OverridesParser.create().parse_override(f"key={text}").value() == text and bool(text)
+    except HydraException:
+        return False
+
+
+def span(seeds: Sequence[int]) -> str:
+    """The override of the seeds: seed=5,6,7, or seed=range(5,31) where they are many in a row."""
+    is_range = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"seed=range({seeds[0]},{seeds[-1] + 1})" if is_range and len(seeds) > 8 else override("seed", *seeds)

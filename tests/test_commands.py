@@ -1,0 +1,74 @@
+"""Commands that the program prints: what they run when somebody types them."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from comparison.commands import commands
+from comparison.results import read
+from config.check import check_config
+from config.command_line import override
+from config.schema import CONF, Config
+from run_folders import write_run
+from sweeps import jobs
+from tracking.identity import parse_overrides
+
+
+def expanded(command: str) -> list[Config]:
+    """The runs of a `python src/train.py -m …`, as Hydra makes them: with what its experiment sweeps over."""
+    python, script, multirun, *arguments = shlex.split(command)
+    assert (python, script, multirun) == ("python", "src/train.py", "-m")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        typed = jobs.parse_overrides(arguments)
+        single = [str(one.input_line) for one in typed.values() if not one.is_sweep_override()]
+        params = compose("train", single, return_hydra_config=True).hydra.sweeper.params
+        task = [argument for argument in arguments if "hydra." not in argument]
+        runs = jobs.expand_grid(jobs.parse_overrides(task, params))
+        return [check_config(compose("train", run)) for run in runs]
+
+
+def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> list[Any]:
+    """The settings of runs that were started with these overrides."""
+    for number, overrides in enumerate(runs):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = check_config(compose("train", [*overrides, "sweep=s"]))
+        told = {"overrides": parse_overrides(overrides), **summary}
+        write_run(folder / str(number), config=yaml.safe_dump(asdict(config)), **told, best__val__accuracy=0.9)
+    return read([folder]).settings
+
+
+def test_a_command_names_every_key_of_the_experiments_sweep(tmp_path: Path) -> None:
+    study = "experiment=paper_kernel_sweep"
+    settings = settings_of_runs(tmp_path, (study, "optimizer.lr=0.01"), (study, "optimizer.lr=0.02"))
+    (command,) = commands(settings, [1, 2])
+    runs = expanded(command)
+    assert sorted((run.seed, run.optimizer.lr) for run in runs) == [(1, 0.01), (1, 0.02), (2, 0.01), (2, 0.02)]
+    assert {run.model.kernel_size for run in runs} == {9}
+
+
+@pytest.mark.parametrize("choices", [{}, {"choices": {"experiment": "paper_ablation", "variant": None}}])
+def test_a_group_that_nobody_chose_from_is_not_swept(tmp_path: Path, choices: dict[str, Any]) -> None:
+    settings = settings_of_runs(tmp_path, ("experiment=paper_ablation",), **choices)
+    (command,) = commands(settings, [1])
+    assert [run.seed for run in expanded(command)] == [1]
+
+
+def test_an_experiment_that_is_gone_has_no_command(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", overrides={"experiment": "gone"}, best__val__accuracy=0.9)
+    assert commands(read([tmp_path]).settings, [1]) == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a, = 'b", "${x}", "[data]", "", "~", "null", "12", "1e-3", "true", "José (x)", "C:\\", 'x"', "$HOME", "a b", "#1",
+     [1.0, 0.5], ["a,b", "1", None, True], (1.0, 1.0), {"a": "b c"}, None, True, 1e-05, -3],
+)  # fmt: skip
+def test_hydra_reads_the_value_that_was_written(value: Any) -> None:
+    read_back = parse_overrides(shlex.split(shlex.join([override("key", value)])))["key"]
+    assert read_back == (list(value) if isinstance(value, tuple) else value)
+    assert type(read_back) is (list if isinstance(value, tuple) else type(value))
