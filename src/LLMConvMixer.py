@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from ops import fused
 from ops.depthwise import DepthwiseConv2d
 
 
@@ -72,7 +71,7 @@ class ConvMixerLayer(nn.Module):
         dropout: probability of dropping a value of the layer's input.
         stochastic_depth: probability of dropping a residual branch, for an image as a whole
             (Huang et al., arXiv 1603.09382).
-        backend: how the layer is computed (ops/depthwise.py, ops/fused.py); parameters are the same for all.
+        backend: how the depthwise convolution is computed (ops/depthwise.py); parameters are the same for all.
     """
 
     def __init__(
@@ -175,8 +174,6 @@ class ConvMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, height, width] → logits [batch, n_classes]."""
-        if fused.is_wanted(self, x):  # the same in other kernels
-            return fused.forward(self, x)
         x = self.patch_emb(x)
         for layer in self.conv_mixer_layers:
             x = recomputed(layer, x) if self.checkpoint_activations and self.training else layer(x)

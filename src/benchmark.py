@@ -5,8 +5,7 @@ python src/benchmark.py model.kernel_size=5     of another model, batch, precisi
 python src/benchmark.py depthwise               a layer in every way to compute it, and what `auto` takes; of a run: its
                                                 overrides, e.g. experiment=paper_cifar10
 python src/benchmark.py data                    batches: ours beside timm's loader
-python src/benchmark.py count                   what a step asks of a GPU, which need not be there
-python src/benchmark.py kernels target=sm_90    the fused layer's kernels, compiled for a GPU that need not be there
+python src/benchmark.py kernels target=sm_90    Triton's kernels, compiled for a GPU that need not be there
 python src/benchmark.py report results.jsonl    what --results has collected, as Markdown
 """
 
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from config.errors import ConfigError, report_errors
 
-MEASURED, PRINTED = ("steps", "depthwise"), ("data", "count", "kernels", "report")  # each a file in benchmarks/
+MEASURED, PRINTED = ("steps", "depthwise"), ("data", "kernels", "report")  # each a file in benchmarks/
 
 
 def main() -> None:

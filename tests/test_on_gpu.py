@@ -1,4 +1,4 @@
-"""What only a GPU shows; its kernels alone: test_kernels.py, test_fused.py; augmentation: test_gpu_*.py."""
+"""What only a GPU shows; its kernels alone: test_kernels.py; augmentation: test_gpu_*.py."""
 
 import copy
 from collections.abc import Iterator

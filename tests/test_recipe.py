@@ -12,13 +12,13 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from benchmarks import count
 from config import schema
 from config.errors import ConfigError
 from config.schema import keys_of
 from conftest import checked
 from data import datasets, transforms
 from data.batches import make_train_loader
+from fake_gpu import count_steps
 from processes import REPOSITORY
 from training.metrics import soft_accuracy
 
@@ -219,7 +219,7 @@ def test_erasing_on_a_gpu_takes_the_same_few_operations_for_any_batch() -> None:
             f"data.batch_size={batch_size}",
         )
         config = checked(*small, f"augmentation.random_erasing={probability}")
-        (counter,) = count.count(config, steps=1)
+        (counter,) = count_steps(config, steps=1)
         assert counter.synchronizations == []
         return counter.operations
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conftest import Finished, checked, summaries
-from ops import depthwise_toeplitz
+from ops import depthwise_stacked
 from runtime.distributed import World
 from test_resume import configured, signal_at_step
 from training import run, selection
@@ -19,7 +19,7 @@ from training.selection import REFERENCE, Selection, Shape, Way, select
 
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 6, 6)
-NHWC, TOEPLITZ = Way("reference", True), Way("toeplitz", False)
+NHWC, STACKED = Way("reference", True), Way("stacked", False)
 SETTING = ("model.d_model=8", "model.kernel_size=3", "model.patch_size=2")
 
 
@@ -27,7 +27,7 @@ class Clock:
     """Seconds that each way takes; `timed` are those that have been asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seconds = {REFERENCE: 0.003, NHWC: 0.002, TOEPLITZ: 0.001}
+        self.seconds = {REFERENCE: 0.003, NHWC: 0.002, STACKED: 0.001}
         self.timed: list[Way] = []
         make_step = selection.make_step
 
@@ -46,7 +46,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(selection.WAYS, "cpu", [REFERENCE, NHWC, TOEPLITZ])
+    monkeypatch.setitem(selection.WAYS, "cpu", [REFERENCE, NHWC, STACKED])
     monkeypatch.setattr(selection, "free_memory", lambda: None)  # takes a second
     yield Clock(monkeypatch)
 
@@ -58,7 +58,7 @@ def selected(*overrides: str, shape: Shape = SHAPE) -> Selection:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_fastest_way_is_taken(clock: Clock, precision: str) -> None:
     found = selected(f"trainer.precision={precision}")
-    assert found == Selection("toeplitz", False, {"reference NCHW": 3.0, "reference NHWC": 2.0, "toeplitz NCHW": 1.0})
+    assert found == Selection("stacked", False, {"reference NCHW": 3.0, "reference NHWC": 2.0, "stacked NCHW": 1.0})
     clock.seconds[NHWC] = 0.0001
     assert selected(f"trainer.precision={precision}", "model.kernel_size=4").way == NHWC
 
@@ -83,38 +83,35 @@ def short_of_memory(*_: object) -> Tensor:
 def test_a_way_that_is_wrong_or_fails_is_out_with_one_warning(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gradient: Callable[..., Tensor]
 ) -> None:
-    monkeypatch.setattr(depthwise_toeplitz, "weight_gradient", gradient)
+    monkeypatch.setattr(depthwise_stacked, "weight_gradient", gradient)
     assert selected() == selected() == Selection("reference", True, {"reference NCHW": 3.0, "reference NHWC": 2.0})
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "toeplitz NCHW" in warning
+    assert "stacked NCHW" in warning
     assert ("no compiler" in warning) == (gradient is broken)
 
 
 def test_a_way_for_which_memory_was_short_is_tried_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
-        full.setattr(depthwise_toeplitz, "weight_gradient", short_of_memory)
+        full.setattr(depthwise_stacked, "weight_gradient", short_of_memory)
         assert selected().way == NHWC
-    assert selected().way == TOEPLITZ
-    assert clock.timed == [REFERENCE, NHWC, TOEPLITZ]
+    assert selected().way == STACKED
+    assert clock.timed == [REFERENCE, NHWC, STACKED]
 
 
 def test_what_is_set_is_not_measured(clock: Clock) -> None:
-    assert selected("model.backend=toeplitz").way == TOEPLITZ
+    assert selected("model.backend=stacked").way == STACKED
     assert selected("model.backend=reference", "trainer.channels_last=true").way == NHWC
-    assert selected("model.backend=stacked").way == Way("stacked", True)
     assert clock.timed == []
     assert selected("model.backend=reference").way == NHWC
     assert clock.timed == [REFERENCE, NHWC]
-    assert selected("trainer.channels_last=false").way == TOEPLITZ
-    assert clock.timed == [REFERENCE, NHWC, TOEPLITZ]
+    assert selected("trainer.channels_last=false").way == STACKED
+    assert clock.timed == [REFERENCE, NHWC, STACKED]
 
 
 @pytest.mark.parametrize(
     ("backend", "overrides", "reason"),
     [
         ("reference", ["model.kernel_size=33"], None),
-        ("fused", ["dropout=blocks", "dropout.rate=0.1"], "dropout"),
-        ("fused", ["model.norm=layer"], "norm"),
         ("banded", ["model.kernel_size=33"], "kernels"),
     ],
 )
@@ -158,8 +155,8 @@ def test_without_a_place_to_keep_measurements_every_run_measures(
 def test_a_way_that_costs_the_gpu_ends_the_run_and_is_not_tried_again(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(depthwise_toeplitz, "convolution", broken)
-    with monkeypatch.context() as lost, pytest.raises(RuntimeError, match="toeplitz NCHW"):
+    monkeypatch.setattr(depthwise_stacked, "convolution", broken)
+    with monkeypatch.context() as lost, pytest.raises(RuntimeError, match="stacked NCHW"):
         lost.setattr(selection, "is_gpu_lost", lambda: True)
         selected()
     caplog.clear()
@@ -179,21 +176,21 @@ def test_without_room_for_float64_the_reference_is_taken(
 class SecondRank(World):
     def broadcast(self, value: object) -> object:
         assert value is None
-        return Selection("toeplitz", False)
+        return Selection("stacked", False)
 
 
 def test_all_ranks_take_what_the_first_has_measured(clock: Clock) -> None:
-    assert select(checked(*SETTING), SHAPE, CPU, SecondRank(1, 2)).way == TOEPLITZ
+    assert select(checked(*SETTING), SHAPE, CPU, SecondRank(1, 2)).way == STACKED
     assert clock.timed == []
 
 
 def test_a_run_says_what_it_takes_and_trains_as_if_it_were_set(clock: Clock, train: Callable[..., Finished]) -> None:
     measured = train("trainer.epochs=1")
-    assert (measured.summary["backend"], measured.summary["channels_last"]) == ("toeplitz", False)
-    assert measured.summary["layer_milliseconds"]["toeplitz NCHW"] == 1.0
-    assert "toeplitz NCHW 1.00 ms" in (measured.folder / "train.log").read_text()
+    assert (measured.summary["backend"], measured.summary["channels_last"]) == ("stacked", False)
+    assert measured.summary["layer_milliseconds"]["stacked NCHW"] == 1.0
+    assert "stacked NCHW 1.00 ms" in (measured.folder / "train.log").read_text()
     assert (measured.config["model"]["backend"], measured.config["trainer"]["channels_last"]) == ("auto", "auto")
-    chosen = train("trainer.epochs=1", "model.backend=toeplitz", "trainer.channels_last=false")
+    chosen = train("trainer.epochs=1", "model.backend=stacked", "trainer.channels_last=false")
     assert chosen.folder.name.rpartition("-")[2] == measured.folder.name.rpartition("-")[2]
     losses = [done.metrics[["train/loss", "val/loss"]].to_numpy().tolist() for done in (measured, chosen)]
     assert losses[0] == losses[1]

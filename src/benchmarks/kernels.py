@@ -1,11 +1,11 @@
-"""The fused layer's kernels, compiled for a GPU that need not be there: what they use, move and compute.
+"""The banded depthwise convolution's kernels, compiled for a GPU that need not be there: what they use and move.
 
-python src/benchmark.py kernels target=sm_90,sm_80 trainer.precision=bf16,fp16,fp32 model.activation=relu,gelu
+python src/benchmark.py kernels target=sm_90,sm_80 trainer.precision=bf16,fp16,fp32
 python src/benchmark.py kernels target=sm_90 model.kernel_size=7 data.batch_size=256
 
 Kernels are recorded with tensors that have no data (ops/launch.py) and compiled as they would be launched. Registers
 and spills are those of the machine code; how many warps fit on a multiprocessor follows from registers and shared
-memory. A pass is one activation read or written: each kernel goes once over each tensor that it is given.
+memory.
 """
 
 import math
@@ -23,12 +23,11 @@ from triton.backends.compiler import GPUTarget
 from benchmarks.setting import make_configs, shape_of
 from config.errors import ConfigError
 from config.schema import Config
-from LLMConvMixer import ConvMixerLayer
-from ops import fused, fused_layer
-from ops.launch import Launch, record
+from ops import depthwise_banded
+from ops.depthwise_reference import after, before
+from ops.launch import Launch, record, why_not
 from runtime.console import print_table, say, si
 from runtime.device import DTYPES
-from training.model import make_model
 
 BASE = ["model=convmixer_256_8", "data=cifar10", "data.batch_size=512", "trainer.precision=bf16"]
 GRID = ["model.patch_size=2,1", "model.kernel_size=5,9"]
@@ -52,37 +51,25 @@ TARGETS = {
 }
 
 
-def layer_kernels(
-    batch: int, channels: int, side: int, k: int, dtype: torch.dtype, activation: str
-) -> dict[str, Launch]:
-    """The kernels of a layer in training, by file and function, as they would be launched."""
+def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dtype) -> dict[str, Launch]:
+    """The kernels of a depthwise convolution in training as they would be launched."""
     with torch.device("meta"), torch.no_grad(), record() as launches:
-        weights: list[Tensor] = list(ConvMixerLayer(channels, k).parameters())
-        below, dz = torch.empty(2, channels, batch * side * side, dtype=dtype)
-        norm = torch.empty(5, channels)
-        options = (side, side, 1e-5, activation, True)
-        first, first_norm, second, second_norm = fused_layer.run_forward(below, norm, weights, [], *options)
-        fused_layer.run_backward(dz, norm, below, norm, first, first_norm, second, second_norm, weights, [], *options)
-    named = [(launch.kernel.fn, launch) for launch in launches]
-    return {f"{fn.__module__.removeprefix('ops.')}.{fn.__name__}": launch for fn, launch in named}
+        x, dy = torch.empty(2, batch, channels, side, side, dtype=dtype)
+        weight, bias = torch.empty(channels, 1, k, k, dtype=dtype), torch.empty(channels, dtype=dtype)
+        depthwise_banded.run_convolution(x, weight, bias, before(k))
+        depthwise_banded.run_convolution(dy, weight, None, after(k), flip=True)
+        depthwise_banded.run_weight_gradient(x, dy, k)
+    _, forward, _, backward_input, backward_weight = launches  # bands are built before either convolution
+    return {"convolution": forward, "input_gradient": backward_input, "weight_gradient": backward_weight}
 
 
 def tensors_of(launch: Launch) -> list[Tensor]:
     return list({id(value): value for value in launch.arguments.values() if isinstance(value, Tensor)}.values())
 
 
-def passes(launch: Launch, values: int) -> int:
-    """Activations, of so many values, that a kernel reads or writes."""
-    return sum(tensor.numel() == values for tensor in tensors_of(launch))
-
-
 def operations(launch: Launch) -> float:
     """Floating point operations of its matrix products, those with zeros of a band included."""
     given = launch.arguments
-    if "n" in given:
-        return 2.0 * given["inputs"] * given["outputs"] * given["n"]
-    if "STRIPS" not in given:
-        return 0.0
     steps = -(-(given["ROWS"] + given["K"] - 1) // given["STEP"])
     strips = given["batch"] * -(-given["HEIGHT"] // given["ROWS"])
     return 2.0 * given["channels"] * strips * steps * given["STEP"] * given["ROWS"] * given["COLUMNS"] ** 2
@@ -134,25 +121,21 @@ def run(overrides: list[str]) -> None:
 
 
 def show(config: Config, name: str) -> None:
-    target, model, (batch, channels, height, width) = TARGETS[name], config.model, shape_of(config)
-    with torch.device("meta"):
-        whole = make_model(config, channels, 10)
-    if reason := fused.why_not(whole, torch.empty(1).expand(batch, channels, height, width)):
-        raise ConfigError(f"there are no fused kernels for this model: {reason}")
-    dtype, side = DTYPES[config.trainer.precision], height // model.patch_size
+    target, model, (batch, _, height, _) = TARGETS[name], config.model, shape_of(config)
+    dtype, side, k = DTYPES[config.trainer.precision], height // model.patch_size, model.kernel_size
+    x = torch.empty(1, dtype=dtype).expand(batch, model.d_model, side, side)
+    if reason := why_not(side, side, k, x.numel(), dtype):
+        raise ConfigError(f"model.kernel_size={k}: there are no kernels: {reason}")
     rate = target.half if dtype.itemsize == 2 else target.tf32 / 3  # three products in TF32 for one in float32
-    rows, total, time = [], 0, 0.0
-    launches = layer_kernels(batch, model.d_model, side, model.kernel_size, dtype, model.activation)
-    for kernel, launch in launches.items():
+    rows, time = [], 0.0
+    for kernel, launch in layer_kernels(batch, model.d_model, side, k, dtype).items():
         moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors_of(launch))
         seconds = max(moved / target.bandwidth, operations(launch) / rate)
-        gone_over = passes(launch, batch * model.d_model * side**2)
-        total, time = total + gone_over, time + seconds
+        time += seconds
         rows.append({
-            "kernel": kernel, **compile_ahead(launch, name), "passes": gone_over, "moved": f"{si(moved)}B",
+            "kernel": kernel, **compile_ahead(launch, name), "moved": f"{si(moved)}B",
             "FLOP": si(operations(launch)), "roofline, ms": f"{1000 * seconds:.3f}",
         })  # fmt: skip
-    say(f"{name} ({target.name}), {config.trainer.precision}, {model.activation}; not measured")
-    size = f"{batch} × {model.d_model} × {side}×{side}, kernel {model.kernel_size}"
+    say(f"{name} ({target.name}), {config.trainer.precision}; not measured")
     cells = [[str(value) for value in row.values()] for row in rows]
-    print_table(f"{size}: {total} passes, {1000 * time:.2f} ms a layer", list(rows[0]), cells)
+    print_table(f"{batch} × {model.d_model} × {side}×{side}, kernel {k}: {1000 * time:.2f} ms", list(rows[0]), cells)

@@ -42,8 +42,6 @@ def read(results: Path | None) -> list[Record]:
 
 def line(record: Record) -> str:
     """A result, as soon as it is there."""
-    if "rooflines" in record:
-        return f"{record['setting']}; {record['where']}"
     if "depthwise" in record:
         return f"  {record['depthwise']}: auto takes {record['auto']}"
     if "error" in record:
@@ -117,14 +115,12 @@ def about_depthwise(title: str, settings: list[Record]) -> Chapter:
 
 def about_steps(title: str, found: list[Record]) -> Chapter:
     measured = [record for record in found if "training" in record]
-    (known,) = [record for record in found if "rooflines" in record]
-    highest = next(iter(known["rooflines"].values()))
-    tables = [rates_table(what, measured, highest[what]) for what in ("training", "inference") if measured]
+    tables = [rates_table(what, measured) for what in ("training", "inference") if measured]
     failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
-    return title, tables, [*about_roofline(known), *best(measured), *failures]
+    return title, tables, [*best(measured), *failures]
 
 
-def rates_table(what: str, measured: list[Record], roofline: float) -> Table:
+def rates_table(what: str, measured: list[Record]) -> Table:
     plain = [median(record, what) for record in measured if "as published" in record["name"]]
     rows = []
     for record in measured:
@@ -132,9 +128,9 @@ def rates_table(what: str, measured: list[Record], roofline: float) -> Table:
         known = [record[what][key] for key in ("memory", "reserved") if record[what][key]]
         rows.append((
             record["name"], f"{rate:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
-            f"{rate / plain[0]:.2f}" if plain else "", f"{rate / roofline:.0%}", *(f"{si(size)}B" for size in known),
+            f"{rate / plain[0]:.2f}" if plain else "", *(f"{si(size)}B" for size in known),
         ))  # fmt: skip
-    header = (what, "images/s", "range", "× plain", "of the roofline", "memory", "reserved")  # the last on a GPU
+    header = (what, "images/s", "range", "× plain", "memory", "reserved")  # the last on a GPU
     return header[: len(rows[0])], rows
 
 
@@ -150,17 +146,3 @@ def best(measured: list[Record]) -> Iterator[str]:
             ours, stock = (max(side, key=lambda record: median(record, what)) for side in sides)
             ratio = median(ours, what) / median(stock, what)
             yield f"{what}: {ours['name']} is {ratio:.2f} times as fast as the best of stock PyTorch, {stock['name']}"
-
-
-def about_roofline(known: Record) -> Iterator[str]:
-    rates = known["rates"]
-    without = f", {si(rates['plain'])}FLOP/s of them in fp32 without tensor cores" if rates["cache"] else ""
-    yield f"measured: {si(rates['bandwidth'])}B/s of memory, {si(rates['matrix'])}FLOP/s of matrix products{without}"
-    for name, bound in known["rooflines"].items():
-        rooflines = ", ".join(f"{what} {rate:,.0f} images/s" for what, rate in bound.items())
-        yield f"{name}: {rooflines}"
-    if known["activation"] < 2 * rates["cache"]:
-        yield (
-            f"an activation of {si(known['activation'])}B is near the cache's {si(rates['cache'])}B: "
-            "the bound by memory may be beaten"
-        )

@@ -5,7 +5,6 @@ kept at once, so that none is lost by one that fails, and a file of results can 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from itertools import product
 from multiprocessing import get_context
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 
 from benchmarks.implementations import CLASSES, Implementation, build, configured, implementations
 from benchmarks.report import Record, describe_machine, keep, read
-from benchmarks.roofline import activation_bytes, measure_rates, roofline
 from benchmarks.setting import make_configs, shape_of
 from config.errors import first_line
 from config.schema import Config
@@ -59,11 +57,9 @@ def run(overrides: list[str], results: Path | None, patterns: Sequence[str] = ("
 
 
 def missing(config: Config, device: torch.device, pattern: str, known: list[Record]) -> Iterator[Record]:
-    """Measure what is not known of a setting: its rooflines and the implementations that the pattern fits."""
+    """Measure the implementations that the pattern fits and that are not known of a setting."""
     setting = {"setting": describe_setting(config), "where": describe_machine(device)}
     found = [record for record in known if setting.items() <= record.items()]
-    if not any("rooflines" in record for record in found):
-        yield setting | rooflines(config, device)
     names = {record.get("name") for record in found}
     for implementation in implementations(device):
         if implementation.name not in names and fnmatch(implementation.name, pattern):
@@ -76,21 +72,6 @@ def describe_setting(config: Config) -> str:
         f"ConvMixer-{model.d_model}/{model.depth}, kernel {model.kernel_size}, patch {model.patch_size}, "
         f"{height}×{width}, batch {batch}, {config.trainer.precision}"
     )
-
-
-def rooflines(config: Config, device: torch.device) -> Record:
-    rates = measure_rates(config, device)
-    if device.type == "cpu":
-        bounds = {"roofline": roofline(config, rates)}
-    else:
-        torch.cuda.empty_cache()
-        bounds = {
-            "roofline, all on tensor cores": roofline(config, rates),
-            "roofline, depthwise outside the tensor cores": roofline(config, rates, depthwise_apart=True),
-        }
-        if config.trainer.precision == "fp32":
-            bounds["roofline without TF32"] = roofline(config, replace(rates, matrix=rates.plain))
-    return {"rates": asdict(rates), "rooflines": bounds, "activation": activation_bytes(config)}
 
 
 def measure(implementation: Implementation, config: Config, device: torch.device) -> Record:

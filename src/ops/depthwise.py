@@ -2,9 +2,7 @@
 
     reference   PyTorch's own, cuDNN or oneDNN underneath; what the others are tested against
     stacked     PyTorch's own, but the gradient of the kernel as a convolution over all images at once (CPU)
-    toeplitz    matrix products: on a small grid a depthwise convolution is a dense matrix for each channel (GPU)
     banded      Triton: rows of the grid times banded matrices, on tensor cores; images contiguous (CUDA)
-    fused       Triton: the whole layer in fused kernels, ops/fused.py; where it cannot be, as auto (CUDA)
     auto        by shape on the CPU, elsewhere the reference; a run on a GPU measures (training/selection.py)
 
 The others are a file of their own each, depthwise_NAME.py, with the convolution and its two gradients. All keep the
@@ -20,10 +18,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from config.backends import BACKENDS
-from ops import depthwise_reference, depthwise_stacked, depthwise_toeplitz, launch
+from ops import depthwise_reference, depthwise_stacked, launch
 
-TRITON = ("banded", "fused")
-IMPLEMENTATION: dict[str, ModuleType] = {"stacked": depthwise_stacked, "toeplitz": depthwise_toeplitz}
+TRITON = ("banded",)
+IMPLEMENTATION: dict[str, ModuleType] = {"stacked": depthwise_stacked}
 if find_spec("triton"):
     from ops import depthwise_banded
 
@@ -63,7 +61,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
     Raises:
         ValueError: the backend cannot compute this here.
     """
-    if backend in ("auto", "fused"):
+    if backend == "auto":
         backend = fastest(x, weight)
     if backend == "reference":
         return depthwise_reference.convolution(x, weight, bias)

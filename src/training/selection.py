@@ -1,9 +1,9 @@
 """How a GPU computes a ConvMixer where model.backend or trainer.channels_last is `auto`: measured, once for a setting.
 
-Which is fastest, PyTorch's own depthwise convolution in either memory format, matrix products or Triton's kernels,
-depends on kernel, grid, width, batch, precision and GPU. So a model of one layer goes forward and backward with as many
-images as the run has in a batch, in every way that there is. A way is out if its logits and gradients are further from
-float64's than the reference's rounding explains.
+Which is fastest, PyTorch's own depthwise convolution in either memory format or Triton's kernels, depends on kernel,
+grid, width, batch, precision and GPU. So a model of one layer goes forward and backward with as many images as the run
+has in a batch, in every way that there is. A way is out if its logits and gradients are further from float64's than the
+reference's rounding explains.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from config import schema
 from config.errors import first_line
 from config.schema import Config
-from ops import depthwise, fused, launch
+from ops import depthwise
 from runtime.device import autocast, free_memory, is_gpu_lost
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
@@ -57,7 +57,7 @@ class Way(NamedTuple):
 
 REFERENCE = Way("reference", False)
 WAYS = {  # by device, to be measured; all but PyTorch's own lay the grid out by themselves
-    "cuda": [REFERENCE, Way("reference", True), Way("toeplitz", False), Way("banded", False), Way("fused", False)],
+    "cuda": [REFERENCE, Way("reference", True), Way("banded", False)],
 }
 
 
@@ -127,11 +127,7 @@ def fastest(config: Config, shape: Shape, device: torch.device, ways: Sequence[W
 
 def why_not(way: Way, config: Config, shape: Shape, device: torch.device) -> str | None:
     """Why a device cannot take a way for a model; None where it can."""
-    if way.backend != "fused":
-        return depthwise.why_not(way.backend, *operands(config, shape, device))
-    with torch.device("meta"):
-        model = make_model(way.applied_to(config), shape[1], CLASSES)
-    return fused.why_not(model, torch.empty(1, device=device).expand(shape)) or launch.unavailable(device)
+    return depthwise.why_not(way.backend, *operands(config, shape, device))
 
 
 def operands(config: Config, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,12 @@
-"""Counts what a step asks of a GPU, on a machine without one: operations, bytes moved, host synchronizations.
+"""Counts what a step asks of a GPU, on a machine without one: operations and host synchronizations.
 
 with fake_cuda():                    # tensors with device="cuda" have a shape, and no data
     model.to("cuda")                 # made outside; optimizer and batch are made here
     with Counter() as counter:
         step()
-counter.operations, counter.bytes_moved, counter.synchronizations
+counter.operations, counter.synchronizations
 """
 
-import math
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,12 +16,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _foreach_utils, backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from benchmarks.setting import shape_of
+from config.schema import Config
+from data.datasets import DataSplits, Split
+from runtime.distributed import World
+from training.model import make_model, memory_format
+from training.state import TrainingState
+from training.step import TrainStep
 
 aten = torch.ops.aten
 
@@ -32,7 +40,7 @@ FREE = {
     aten.new_empty_strided.default, aten.lift_fresh.default,
 }  # fmt: skip
 COPIES = {aten._to_copy.default, aten.copy_.default}
-SOURCE = Path(__file__).parents[1]
+SOURCE = Path(__file__).parents[1] / "src"
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,10 @@ class Call:
 
     Attributes:
         dtypes: of inputs and outputs.
-        bytes_moved: every input read and every output written once, as if no cache held anything between operations.
     """
 
     name: str
     dtypes: set[torch.dtype]
-    bytes_moved: int
 
 
 class Counter(TorchDispatchMode):
@@ -66,10 +72,6 @@ class Counter(TorchDispatchMode):
     def operations(self) -> int:
         return len(self.calls)
 
-    @property
-    def bytes_moved(self) -> int:
-        return sum(call.bytes_moved for call in self.calls)
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.ops.prim.device.default:
@@ -85,15 +87,31 @@ class Counter(TorchDispatchMode):
         if func in COPIES and crosses_over(args, result) and not is_asynchronous(func, args, kwargs):
             self.synchronizations.append(f"{caller()} copy between host and device")
         if (inputs or outputs) and func.namespace == "aten" and not func.is_view and func not in FREE:
-            tensors = [*inputs, *outputs]
-            self.calls.append(Call(str(func), {tensor.dtype for tensor in tensors}, sum(map(bytes_of, tensors))))
+            self.calls.append(Call(str(func), {tensor.dtype for tensor in (*inputs, *outputs)}))
         return result
 
 
-def bytes_of(tensor: Tensor) -> int:
-    """Values that `expand` repeats count once."""
-    distinct = (length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not length)
-    return math.prod(distinct) * tensor.dtype.itemsize
+def count_steps(config: Config, steps: int) -> list[Counter]:
+    """Count every training step after the first one, which makes what the optimizer keeps."""
+    *_, side = shape_of(config)
+    split = Split(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
+    mean = (0.5, 0.5, 0.5)
+    data = DataSplits(split, None, split, [str(label) for label in range(10)], 3, (side, side), mean, mean)
+    device, size = torch.device("cuda"), config.data.batch_size
+    model = make_model(config, data.channels, len(data.classes)).to(memory_format=memory_format(config))
+    with fake_cuda():
+        model.to(device)
+        train_step = TrainStep(TrainingState(model, config, World(), device), data, whole_batch=size)
+        train_step.network.train()
+        pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders make them
+        labels = torch.zeros(size, dtype=torch.int64, device=device)
+        counters = []
+        for step in range(1, steps + 2):
+            with Counter() as counter:
+                train_step(pixels, labels, step, config.optimizer.lr, size, config.trainer.accumulation_steps)
+            counters.append(counter)
+    return counters[1:]
 
 
 def crosses_over(args: Any, result: Any) -> bool:
