@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import kernels
 from config.errors import ConfigError
-from ops.depthwise import IMPLEMENTATION, TRITON, depthwise, why_not
+from ops.depthwise import IMPLEMENTATION, TRITON, depthwise, unsupported_reason
 from processes import REPOSITORY
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,7 +77,7 @@ def test_kernels_start_on_the_device_of_their_tensors() -> None:
 
 def test_float64_is_none_of_its_types() -> None:
     x, weight, *_ = tensors((1, 2, 3, 3, 3), torch.float64)
-    assert "64" in str(why_not("banded", x, weight))
+    assert "64" in str(unsupported_reason("banded", x, weight))
 
 
 @pytest.mark.slow

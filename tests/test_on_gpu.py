@@ -39,7 +39,7 @@ def test_a_layer_is_float64s_in_every_way(precision: str, compiled: str, kernel_
     trainer = (f"trainer.precision={precision}", *f"trainer.compile={compiled}".split())
     config = checked("model.d_model=64", "model.patch_size=2", f"model.kernel_size={kernel_size}", *trainer)
     shape = (32, 3, 32, 32)
-    ways = [way for way in selection.WAYS["cuda"] if not selection.why_not(way, config, shape, GPU)]
+    ways = [way for way in selection.WAYS["cuda"] if not selection.unsupported_reason(way, config, shape, GPU)]
     found = dict(selection.measure(config, shape, GPU, ways))
     assert {str(way): measurement.out for way, measurement in found.items() if measurement.out} == {}
     assert len(found) >= 3

@@ -116,7 +116,7 @@ def test_what_is_set_is_not_measured(clock: Clock) -> None:
     ],
 )
 def test_what_cannot_be_had_for_a_model_is_not_tried(backend: str, overrides: list[str], reason: str | None) -> None:
-    found = selection.why_not(Way(backend, False), checked(*SETTING, *overrides), SHAPE, CPU)
+    found = selection.unsupported_reason(Way(backend, False), checked(*SETTING, *overrides), SHAPE, CPU)
     assert (reason in str(found)) if reason else (found is None)
 
 

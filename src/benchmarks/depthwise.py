@@ -50,7 +50,7 @@ def describe(config: Config) -> str:
 
 def measure(config: Config, device: torch.device) -> Record:
     shape, ways = shape_of(config), selection.WAYS.get(device.type, CPU_WAYS)
-    reasons = {way: selection.why_not(way, config, shape, device) for way in ways}
+    reasons = {way: selection.unsupported_reason(way, config, shape, device) for way in ways}
     found = {way: Measurement(out=reason) for way, reason in reasons.items() if reason}
     found |= selection.measure(config, shape, device, [way for way in ways if way not in found])
     if device.type in selection.WAYS:

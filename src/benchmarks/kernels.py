@@ -25,7 +25,7 @@ from config.errors import ConfigError
 from config.schema import Config
 from ops import depthwise_banded
 from ops.depthwise_reference import after, before
-from ops.launch import Launch, record, why_not
+from ops.launch import Launch, record, unsupported_reason
 from runtime.console import print_table, say, si
 from runtime.device import DTYPES
 
@@ -124,7 +124,7 @@ def show(config: Config, name: str) -> None:
     target, model, (batch, _, height, _) = TARGETS[name], config.model, shape_of(config)
     dtype, side, k = DTYPES[config.trainer.precision], height // model.patch_size, model.kernel_size
     x = torch.empty(1, dtype=dtype).expand(batch, model.d_model, side, side)
-    if reason := why_not(side, side, k, x.numel(), dtype):
+    if reason := unsupported_reason(side, side, k, x.numel(), dtype):
         raise ConfigError(f"model.kernel_size={k}: there are no kernels: {reason}")
     rate = target.half if dtype.itemsize == 2 else target.tf32 / 3  # three products in TF32 for one in float32
     rows, time = [], 0.0

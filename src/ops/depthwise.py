@@ -65,7 +65,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
         backend = fastest(x, weight)
     if backend == "reference":
         return depthwise_reference.convolution(x, weight, bias)
-    if reason := why_not(backend, x, weight):
+    if reason := unsupported_reason(backend, x, weight):
         raise ValueError(f"backend={backend!r}: {reason}")
     if torch.is_autocast_enabled(x.device.type):  # which reaches PyTorch's operations, not these functions' backward
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -83,12 +83,14 @@ def fastest(x: Tensor, weight: Tensor) -> str:
     return "reference"
 
 
-def why_not(backend: str, x: Tensor, weight: Tensor) -> str | None:
-    """Why a backend cannot compute a convolution of this shape on this device; None where it can."""
+def unsupported_reason(backend: str, x: Tensor, weight: Tensor) -> str | None:
+    """Say why a backend cannot compute a convolution of this shape on this device; None if it can."""
     if backend not in TRITON:
         return None
     height, width = x.shape[-2:]
-    return launch.why_not(height, width, weight.shape[-1], x.numel(), x.dtype) or launch.unavailable(x.device)
+    return launch.unsupported_reason(height, width, weight.shape[-1], x.numel(), x.dtype) or launch.unavailable(
+        x.device
+    )
 
 
 class WithOwnGradients(Function):

@@ -41,8 +41,8 @@ def record() -> Iterator[list[Launch]]:
         recording = None
 
 
-def why_not(height: int, width: int, k: int, values: int, dtype: torch.dtype) -> str | None:
-    """Why there are no kernels for a grid of this size, of so many values in a batch; None where there are."""
+def unsupported_reason(height: int, width: int, k: int, values: int, dtype: torch.dtype) -> str | None:
+    """Say why there are no kernels for a grid of this size with so many values in a batch; None if there are."""
     if max(height, width) > 64 or k > 31:
         return f"grids of at most 64×64 and kernels of at most 31, not {height}×{width} and {k}"
     if values >= 2**31:

@@ -113,7 +113,9 @@ def open_ways(config: Config, device: torch.device) -> list[Way]:
 
 def fastest(config: Config, shape: Shape, device: torch.device, ways: Sequence[Way]) -> Selection:
     try:
-        found = measured(config, shape, device, [way for way in ways if not why_not(way, config, shape, device)])
+        found = measured(
+            config, shape, device, [way for way in ways if not unsupported_reason(way, config, shape, device)]
+        )
         times = {way: known.milliseconds for way, known in found.items() if known.milliseconds and not known.out}
         best = min(times, key=times.__getitem__, default=ways[0])
         return Selection(*best, {str(way): time for way, time in times.items()})
@@ -125,9 +127,9 @@ def fastest(config: Config, shape: Shape, device: torch.device, ways: Sequence[W
     return Selection(*ways[0])
 
 
-def why_not(way: Way, config: Config, shape: Shape, device: torch.device) -> str | None:
-    """Why a device cannot take a way for a model; None where it can."""
-    return depthwise.why_not(way.backend, *operands(config, shape, device))
+def unsupported_reason(way: Way, config: Config, shape: Shape, device: torch.device) -> str | None:
+    """Say why a device cannot take a way for a model; None if it can."""
+    return depthwise.unsupported_reason(way.backend, *operands(config, shape, device))
 
 
 def operands(config: Config, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
