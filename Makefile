@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest -n 4 --dist loadgroup
 
-.PHONY: help sweep test test-fast check
+.PHONY: help sweep test test-fast check constraints
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -19,12 +19,17 @@ check: .venv/testing ## set up, then format, lint and type check
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
+constraints: .venv/testing ## pin requirements again after one has changed: versions and hashes for every platform
+	.venv/bin/pip install -q uv
+	.venv/bin/uv pip compile -q requirements-dev.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make constraints" -o constraints.txt
+
 .venv/running: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -q --upgrade pip
-	.venv/bin/pip install -q -r requirements.txt -c constraints.txt
+	.venv/bin/pip install -q pip==26.3
+	.venv/bin/pip install -q --require-hashes -r requirements.txt -c constraints.txt
 	touch $@
 
 .venv/testing: .venv/running requirements-dev.txt
-	.venv/bin/pip install -q -r requirements-dev.txt -c constraints.txt
+	.venv/bin/pip install -q --require-hashes -r requirements-dev.txt -c constraints.txt
 	touch $@
