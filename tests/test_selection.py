@@ -1,0 +1,80 @@
+"""What further runs show, and how much too good a picked setting looks, each held to its word by simulation."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from stats.prediction import prediction_interval, rate_bounds
+from stats.selection import selection_bias
+
+SIMULATIONS = 2000
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5, 10])
+@pytest.mark.parametrize("new_runs", [1, 3])
+def test_a_prediction_interval_holds_95_percent_of_new_results(runs: int, new_runs: int) -> None:
+    generator, inside = np.random.default_rng(runs), 0
+    for _ in range(SIMULATIONS):
+        ours, theirs = generator.normal(0.9, 0.01, runs), generator.normal(0.9, 0.01, new_runs).mean()
+        low, high = prediction_interval(ours.mean(), ours.std(ddof=1), runs, new_runs=new_runs)
+        inside += low <= theirs <= high
+    assert 0.935 <= inside / SIMULATIONS <= 0.965
+
+
+def test_one_run_is_predicted_from_the_spread_of_others_only() -> None:
+    low, high = prediction_interval(0.9, 0.01, 1, freedom=8)
+    assert (low + high) / 2 == pytest.approx(0.9) and high - low > 0.06
+    with pytest.raises(ValueError, match="freedom"):
+        prediction_interval(0.9, 0.01, 1)
+
+
+@pytest.mark.parametrize(("events", "runs"), [(0, 1), (0, 9), (1, 20), (3, 3)])
+def test_rate_bounds_are_clopper_and_pearsons(events: int, runs: int) -> None:
+    exact = binomtest(events, runs).proportion_ci(0.9)  # 95 % at each end
+    assert rate_bounds(events, runs) == pytest.approx((exact.low, exact.high))
+
+
+def biases(means: np.ndarray, seeds: int, shared: float = 0.0, missing: float = 0.0) -> tuple[float, float]:
+    """How much too good the picked setting's second metric is on average, and how much is said."""
+    generator, true, estimated = np.random.default_rng(1), [], []
+    for _ in range(200):
+        ran = generator.random((len(means), seeds)) >= missing
+        ran[:, 0] = True
+        noise = generator.normal(0, 1, (2, len(means), seeds))
+        noise[1] = 0.6 * noise[0] + 0.8 * noise[1]
+        noise += shared * generator.normal(0, 1, seeds)
+        first, second = (
+            {a: {s: means[a] + of[a, s] for s in range(seeds) if ran[a, s]} for a in range(len(means))} for of in noise
+        )
+        selection = selection_bias(first, reported=second)
+        assert selection and selection.bias is not None
+        best = selection.best
+        assert best == max(first, key=lambda a: np.mean(list(first[a].values())))
+        true.append(np.mean(list(second[best].values())) - means[best])
+        estimated.append(selection.bias)
+    return float(np.mean(true)), float(np.mean(estimated))
+
+
+@pytest.mark.parametrize(
+    ("means", "seeds", "missing"),
+    [(np.zeros(12), 3, 0.0), (np.zeros(12), 3, 0.2), (np.arange(8) * -0.3, 3, 0.0), (np.repeat([0, -9], 4), 5, 0.0)],
+)
+def test_the_bias_of_the_best_is_said_to_within_0_15_spreads(means: np.ndarray, seeds: int, missing: float) -> None:
+    true, estimated = biases(means, seeds, missing=missing)
+    assert true > 0.2
+    assert estimated == pytest.approx(true, abs=0.15)
+
+
+def test_a_clear_winner_is_hardly_biased() -> None:
+    _, estimated = biases(np.array([9.0, 0, 0, 0]), 3, shared=2.0)
+    assert abs(estimated) < 0.02
+
+
+def test_losses_look_too_low_and_survivors_do_not_compete() -> None:
+    values = {"a": {0: 0.5, 1: 0.6}, "b": {0: 0.55, 1: 0.52}, "c": {0: 0.1, 1: None}}
+    selection = selection_bias(values, higher_is_better=False)
+    assert selection and selection.bias is not None
+    assert (selection.best, selection.fresh_seeds) == ("b", 2) and selection.bias < 0
+    one_seed = selection_bias({"a": {0: 0.5}, "b": {0: 0.4}})
+    assert one_seed and one_seed.bias is None
+    assert selection_bias({"a": {0: 0.5, 1: 0.4}}) is None
