@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from comparison.findings import caveats
+from comparison.notes import notes
 from comparison.results import Comparison, read
 from comparison.settings import Setting
 from config.errors import ConfigError
@@ -260,6 +262,39 @@ def test_a_seed_run_twice_is_no_second_sample(tmp_path: Path) -> None:
     (setting,) = read([tmp_path / "a", tmp_path / "b", tmp_path / "a"]).settings
     estimate = setting.estimate("val/accuracy")
     assert estimate and (estimate.n, estimate.low) == (1, None) and estimate.value == pytest.approx(0.91)
+
+
+@pytest.mark.parametrize("copy", ["a-copy", "z-copy"])
+def test_a_copied_folder_does_not_replace_its_run(tmp_path: Path, copy: str) -> None:
+    for name, status, epochs in ((copy, "interrupted", 1), ("m", "completed", 2), (f"{copy} 2", "interrupted", 2)):
+        write_run(tmp_path / "s" / name, status=status, epochs=epochs, wandb_id="1f", best__val__accuracy=epochs / 10)
+    write_run(tmp_path / "s" / "other", wandb_id="2e", best__val__accuracy=0.5)
+    found = read([tmp_path / "s"])
+    assert names(found) == {"m", "other"}
+    assert [line for line in notes(found) if f"/{copy} is" in line and "/m:" in line]
+
+
+@pytest.mark.parametrize(
+    ("key", "metric", "differs"),
+    [
+        ("data.name=cifar10", "val/accuracy", True), ("data.split_seed=1", "val/accuracy", True),
+        ("data.split_seed=1", "test/accuracy", False), ("optimizer.lr=0.5", "val/accuracy", False),
+    ],
+)  # fmt: skip
+def test_results_on_different_images_are_said_to_be(tmp_path: Path, key: str, metric: str, differs: bool) -> None:
+    write_run(tmp_path / "s" / "a", best__val__accuracy=0.9, test__accuracy=0.9)
+    write_run(tmp_path / "s" / "b", key, best__val__accuracy=0.8, test__accuracy=0.9)
+    found = notes(read([tmp_path / "s"], metric=metric))
+    assert bool(found) is differs and all(key.partition("=")[0] in line for line in found)
+
+
+def test_the_number_of_images_is_that_of_all_runs_or_none(tmp_path: Path) -> None:
+    for name, images in (("a", 144), ("b", 24)):
+        figures = {"images": {"train": 1, "val": images, "test": 1}}
+        write_run(tmp_path / "s" / name, f"{KERNEL}={images}", **figures, best__val__accuracy=0.9)
+    found = read([tmp_path / "s"])
+    assert not any("rests on" in line for line in caveats(found))
+    assert "144 images" in notes(found)[0] and "24 images" in notes(found)[0]
 
 
 def test_runs_that_cannot_be_read_say_why(tmp_path: Path) -> None:

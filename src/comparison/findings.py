@@ -170,7 +170,8 @@ def caveats(comparison: Comparison) -> list[str]:
             "intervals and p values here do not."
         )
     part = metric.partition("/")[0]
-    images = next((setting.completed[0].summary.get("images", {}).get(part) for setting in settings), None)
+    numbers = {(run.summary.get("images") or {}).get(part) for setting in settings for run in setting.completed}
+    images = numbers.pop() if len(numbers) == 1 else None
     if metric in ACCURACIES and images and images < 2000:
         lines.append(f"{metric} rests on {images} images: a single one is {100 / images:.2f} points.")
     empty = [setting for setting in comparison.settings if setting.completed and setting not in settings]

@@ -22,6 +22,7 @@ from comparison.formatting import (
     several,
     without_result,
 )
+from comparison.notes import notes
 from comparison.price import Price, price_lines, prices
 from comparison.results import ACCURACIES, COSTS, Comparison
 from comparison.settings import Setting
@@ -86,6 +87,8 @@ def in_a_file_name(condition: str) -> str:
 def show(comparison: Comparison) -> None:
     """The comparison on the terminal."""
     limit = SHOWN["terminal"]
+    for line in notes(comparison):
+        say(line, style="yellow")
     if comparison.settings:
         header, rows = table(comparison)
         print_table(caption(comparison), header, rows[:limit])
@@ -107,6 +110,8 @@ def markdown(comparison: Comparison, stem: str = "comparison") -> str:
     """comparison.md: what was asked, what differed, the result in words, tables, failures, the figure."""
     limit = SHOWN["markdown"]
     lines = [f"# {comparison.title}", ""]
+    if important := notes(comparison):
+        lines += bullets(important)
     study = {key: value for run in comparison.runs for key, value in run.config.items() if key.startswith("study.")}
     if study.get("study.question"):
         lines += [f"**Question.** {study['study.question']}", ""]
@@ -227,6 +232,6 @@ def as_json(comparison: Comparison) -> str:
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],
-        "words": [*result(comparison), *effect_lines(comparison), *caveats(comparison)],
+        "words": [*notes(comparison), *result(comparison), *effect_lines(comparison), *caveats(comparison)],
     }
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False, default=str)

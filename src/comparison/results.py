@@ -10,7 +10,7 @@ import pandas as pd
 from comparison.effects import Effect, differences_from_best, effects, order
 from comparison.filters import find_key, keep, value
 from comparison.least_squares import SeedModel
-from comparison.runs import Run, read_runs, read_wandb
+from comparison.runs import Run, read_runs, read_wandb, without_copies
 from comparison.settings import Setting, settings_of, with_factors
 from config.errors import ConfigError
 
@@ -27,13 +27,21 @@ class Comparison:
         runs: wherever they were read from.
         metric: the figure to compare; None: the study's, else validation accuracy, else test accuracy.
         sort: a config key or a figure to sort the settings by, in place of the metric.
+        copies: of these runs, which are not compared, each with the one that is.
 
     Raises:
         ConfigError: no run has the metric or the key to sort by.
     """
 
-    def __init__(self, title: str, runs: Sequence[Run], metric: str | None = None, sort: str | None = None) -> None:
-        self.title, self.runs = title, list(runs)
+    def __init__(
+        self,
+        title: str,
+        runs: Sequence[Run],
+        metric: str | None = None,
+        sort: str | None = None,
+        copies: Sequence[tuple[Run, Run]] = (),
+    ) -> None:
+        self.title, self.runs, self.copies = title, list(runs), copies
         self.metric = find_key(metric, runs) if metric else default_metric(runs)
         if metric and all(run.figure(self.metric) is None for run in runs):
             raise ConfigError(f"--metric {metric}: no run has such a figure")
@@ -108,12 +116,11 @@ def read(
     filters: Sequence[str] = (),
     wandb_paths: Sequence[str] = (),
 ) -> Comparison:
-    found = [*(run for path in wandb_paths for run in read_wandb(path)), *read_runs(folders)]
-    runs = list({run.summary.get("wandb_id", run.folder): run for run in found}.values())  # each once
+    runs, copies = without_copies([*read_runs(folders), *(run for path in wandb_paths for run in read_wandb(path))])
     for condition in filters:
         runs = keep(runs, condition)
     title = " and ".join([*(folder.resolve().name for folder in folders), *wandb_paths])
-    return Comparison(f"{title} where {' and '.join(filters)}" if filters else title, runs, metric, sort)
+    return Comparison(f"{title} where {' and '.join(filters)}" if filters else title, runs, metric, sort, copies)
 
 
 def default_metric(runs: Sequence[Run]) -> str:

@@ -99,6 +99,27 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [read_run(folder) for folder in sorted(found)]
 
 
+def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Each run once, and each copied folder with the one that is kept: the completed one, then the longest.
+
+    A run is identified by its W&B id, which a copied folder shares.
+    """
+    by_id: dict[Any, list[Run]] = {}
+    for run in runs:
+        by_id.setdefault(run.summary.get("wandb_id", run.folder), []).append(run)
+
+    def rank(run: Run) -> tuple[Any, ...]:
+        on_disk = not isinstance(run, WandbRun)
+        return run.status != "completed", -(run.figure("epochs") or 0), not on_disk, len(str(run.folder))
+
+    kept, copies = [], []
+    for same in by_id.values():
+        best, *others = sorted(same, key=rank)
+        kept.append(best)
+        copies += [(other, best) for other in others if not isinstance(other, WandbRun)]
+    return kept, copies
+
+
 def read_run(folder: Path) -> Run:
     """A run's folder; what cannot be read becomes the run's error."""
     config: dict[str, Any] = {}
