@@ -23,10 +23,10 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_new([folder], composed.overwrite)
     settings, checkpoint = load_checkpoint(composed, overrides)
-    data = evaluation.load_data(checkpoint, settings.split)
+    data, split = evaluation.load_data(checkpoint, settings.split)
     if settings.summary:
         report.print_summary(checkpoint, data.image_size)
-    result = evaluation.evaluate(checkpoint, data, settings.split)
+    result = evaluation.evaluate(checkpoint, data, split)
     report.write(result, folder, checkpoint, settings)
 
 

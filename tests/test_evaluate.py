@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -84,6 +85,40 @@ def test_images_of_another_size_are_resized_to_the_models(digits_run: Path, tmp_
     found = evaluate(tmp_path / "e", f"checkpoint={digits_run}", "data=image_folder", f"data.root={tmp_path}/images")
     own = np.load(tmp_path / "own" / "predictions.npy")[:100]
     assert found["test/accuracy"] == pytest.approx((own["label"] == own["prediction"]).mean(), abs=0.15)
+
+
+def test_the_split_alone_is_enough_to_evaluate(photographs: Path, tmp_path: Path) -> None:
+    """As with published weights and ImageNet's validation set: no training images, perhaps a single class."""
+    model = randomized(by_timm(*TINY_IMAGENET, "relu"))
+    torch.save(model.state_dict(), tmp_path / "convmixer_768_32_ks7_p7_relu.pt")
+    options = (f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pt", "data=imagenet", f"data.root={photographs}")
+    options = (*options, "data.num_workers=0")
+    whole = evaluate(tmp_path / "whole", *options)
+    train = evaluate(tmp_path / "train", *options, "split=train")
+    shutil.move(photographs / "val", tmp_path / "val")
+    assert evaluate(tmp_path / "only", *options, "split=train")["train/loss"] == train["train/loss"]
+    shutil.rmtree(photographs / "train")
+    shutil.move(tmp_path / "val", photographs / "val")
+    assert evaluate(tmp_path / "val", *options)["test/loss"] == whole["test/loss"]
+    assert evaluate(tmp_path / "same", *options, "split=val")["val/loss"] == whole["test/loss"]
+    for name in SYNSETS[:2]:
+        shutil.rmtree(photographs / "val" / name)
+    assert evaluate(tmp_path / "single", *options)["images"] == 3
+    assert set(np.load(tmp_path / "single" / "predictions.npy")["label"]) == {388}
+    with pytest.raises(ConfigError, match=r"split=train: .*val"):
+        evaluate(tmp_path / "none", *options, "split=train")
+
+
+def test_unreadable_images_can_be_skipped_in_an_evaluation(photographs: Path, tmp_path: Path) -> None:
+    torch.save(randomized(by_timm(*TINY_IMAGENET, "relu")).state_dict(), tmp_path / "convmixer_768_32_ks7_p7_relu.pt")
+    options = (f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pt", "data=imagenet", f"data.root={photographs}")
+    broken = [photographs / "val" / name / "1.png" for name in SYNSETS]
+    for path in broken:
+        path.write_bytes(b"not an image")
+    with pytest.raises(ConfigError) as caught:
+        evaluate(tmp_path / "e", *options, "data.num_workers=0")
+    assert all(str(path) in str(caught.value) for path in broken)
+    assert evaluate(tmp_path / "e", *options, "data.num_workers=0", "data.skip_unreadable=true")["images"] == 6
 
 
 def test_top5_and_calibration() -> None:

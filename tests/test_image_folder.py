@@ -1,5 +1,6 @@
 """Folders of images: their classes, sizes and modes, and what is wrong with them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from PIL import Image
 
 from config.errors import first_line
-from conftest import LETTERS, checked
-from data import datasets
+from conftest import LETTERS, Train, checked
+from data import datasets, image_folder
 from data.batches import make_eval_loader, make_train_loader
+from data.fingerprint import fingerprint
 
 
 def load_folder(root: Path, *overrides: str, patch_size: int = 2) -> datasets.DataSplits:
@@ -30,15 +32,33 @@ def test_image_folder(folder: Path) -> None:
     np.testing.assert_allclose(loaded.std, sample.std((0, 1, 2)), atol=1e-6)
 
 
-def test_a_val_folder_beside_test_is_the_validation_set(folder: Path) -> None:
-    (folder / "val").rename(folder / "test")
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("train", "valid", "test"), ("Training", "VALIDATION", "Testing")]
+)
+def test_a_validation_folder_beside_test_is_used(folder: Path, names: tuple[str, str, str]) -> None:
+    train, val, test = names
+    (folder / "val").rename(folder / test)
+    (folder / "train").rename(folder / train)
+    before = fingerprint.__wrapped__(folder)
     for name in LETTERS:
-        (folder / "val" / name).mkdir(parents=True)
-        Image.new("RGB", (12, 12), (1, 2, 3)).save(folder / "val" / name / "only.png")
+        (folder / val / name).mkdir(parents=True)
+        Image.new("RGB", (12, 12), (1, 2, 3)).save(folder / val / name / "only.png")
     loaded = load_folder(folder)
     assert loaded.val is not None
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [36, 3, 12]
     assert (loaded.val.images == np.array([1, 2, 3])).all()
+    assert fingerprint.__wrapped__(folder) != before
+
+
+def test_folders_that_are_not_used_are_named(folder: Path) -> None:
+    (folder / "unsorted").mkdir()
+    (folder / "@eaDir").mkdir()
+    (remark,) = [remark for remark in load_folder(folder).remarks if "not used" in remark]
+    assert "unsorted" in remark
+    assert "@eaDir" not in remark
+    shutil.copytree(folder / "val", folder / "test")
+    datasets.read.cache_clear()
+    assert any("data.val_fraction=0" in remark for remark in load_folder(folder, "data.val_fraction=0").remarks)
 
 
 # Whatever the images' sizes and modes.
@@ -64,7 +84,7 @@ def test_images_are_prepared_alike_whatever_their_total_size(
         Image.fromarray(pixels).save(folder / "train" / LETTERS[i % 3] / f"big{i}.png")
         Image.fromarray(pixels).save(folder / "val" / LETTERS[i % 3] / f"big{i}.png")
     if sizes == "rare":  # too rare for the sample to find it
-        monkeypatch.setattr(datasets, "SAMPLE_SIZE", 3)
+        monkeypatch.setattr(image_folder, "SAMPLE_SIZE", 3)
 
     def everything() -> tuple[datasets.DataSplits, list[torch.Tensor]]:
         datasets.read.cache_clear()
@@ -77,7 +97,7 @@ def test_images_are_prepared_alike_whatever_their_total_size(
         return loaded, [pixels for loader in loaders for pixels, _ in loader]
 
     small, expected = everything()
-    monkeypatch.setattr(datasets, "DECODED_LIMIT", 0)
+    monkeypatch.setattr(image_folder, "DECODED_LIMIT", 0)
     large, batches = everything()
     assert small.train.decoded == (sizes == "same")
     assert not large.train.decoded
@@ -113,7 +133,7 @@ def test_rows_and_columns_that_differ_are_kept(tmp_path: Path, monkeypatch: pyte
             for i in range(3):
                 pixels = np.random.default_rng(i).integers(0, 255, (8, 12, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
-    monkeypatch.setattr(datasets, "DECODED_LIMIT", 0)
+    monkeypatch.setattr(image_folder, "DECODED_LIMIT", 0)
     config = checked("data=image_folder", f"data.root={tmp_path}", "augmentation=none", "data.num_workers=0",
                      "data.val_fraction=0")  # fmt: skip
     loaded = datasets.load(config.data, 1)
@@ -158,7 +178,7 @@ def test_levels_of_unknown_range_are_an_error(folder: Path, dtype: type) -> None
     assert f"mode {'F' if dtype == np.float32 else 'I'}" in str(caught.value)
 
 
-@pytest.mark.parametrize("limit", [datasets.DECODED_LIMIT, 0])
+@pytest.mark.parametrize("limit", [image_folder.DECODED_LIMIT, 0])
 def test_a_rare_color_image_in_a_grey_set_becomes_grey(
     folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +186,7 @@ def test_a_rare_color_image_in_a_grey_set_becomes_grey(
         Image.open(path).convert("L").save(path)
     color = Image.new("RGB", (12, 12), (200, 30, 90))
     color.save(folder / "val" / "cat" / "0.png")
-    monkeypatch.setattr(datasets, "DECODED_LIMIT", limit)
+    monkeypatch.setattr(image_folder, "DECODED_LIMIT", limit)
     loaded, pixels = first_batch(folder)
     assert loaded.channels == 1
     np.testing.assert_array_equal(pixels[0, 0], np.asarray(color.convert("L")))
@@ -197,10 +217,13 @@ def spoil(folder: Path, what: str) -> list[str]:
     if what == "bomb":
         return [str(folder / "train" / "cat" / "0.png"), "decompression bomb"]
     if what == "no test set":
-        (folder / "val").rename(folder / "validation")
+        (folder / "val").rename(folder / "extra")
         return ["neither test nor val"]
-    (folder / "train").rename(folder / "training")
-    return ["data.root=", "train/CLASS"]
+    if what == "two validation sets":
+        shutil.copytree(folder / "val", folder / "Valid")
+        return ["both Valid and val", "data.root="]
+    (folder / "train").rename(folder / "photos")
+    return ["data.root=", "train/CLASS", "photos"]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +237,7 @@ def spoil(folder: Path, what: str) -> list[str]:
         "bomb",
         "no test set",
         "no train set",
+        "two validation sets",
     ],
 )
 def test_a_broken_folder_is_a_clear_error(folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +261,24 @@ def test_images_in_subfolders_of_a_class_are_its_images(folder: Path) -> None:
     assert np.array_equal(load_folder(folder).train.images, expected.train.images)
 
 
+@pytest.mark.parametrize("vendor", ["@eaDir", "__MACOSX", "#recycle", "System Volume Information"])
+def test_what_vendors_write_beside_images_is_skipped(folder: Path, vendor: str) -> None:
+    expected, before = load_folder(folder), fingerprint.__wrapped__(folder)
+    for place in (folder, folder / "train", folder / "train" / "cat", folder / "val" / "dog"):
+        (place / vendor / "0.png").mkdir(parents=True)
+        Image.new("RGB", (12, 12)).save(place / vendor / "0.png" / "SYNOPHOTO_THUMB_M.jpg")
+    datasets.read.cache_clear()
+    loaded = load_folder(folder)
+    assert loaded.classes == expected.classes
+    assert len(loaded.train) == len(expected.train)
+    assert fingerprint.__wrapped__(folder) == before
+
+
+def test_a_link_to_a_folder_above_is_not_followed(folder: Path) -> None:
+    (folder / "train" / "cat" / "loop").symlink_to(folder)
+    assert len(load_folder(folder).train) + len(load_folder(folder).val or ()) == 36
+
+
 def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:
     expected = load_folder(folder)
     (folder / "train" / ".ipynb_checkpoints").mkdir()
@@ -249,12 +291,51 @@ def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:
     assert np.array_equal(loaded.train.images, expected.train.images)
 
 
+@pytest.mark.parametrize("limit", [image_folder.DECODED_LIMIT, 0])
+def test_all_unreadable_images_are_named_and_can_be_skipped(
+    folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folder, "DECODED_LIMIT", limit)
+    monkeypatch.setattr(image_folder, "SAMPLE_SIZE", 1)
+    broken = [folder / "train" / "cat" / f"{i}.png" for i in range(1, 11)] + [folder / "val" / "owl" / "3.png"]
+    for path in broken:
+        path.write_bytes(b"not an image")
+    with pytest.raises(datasets.DataError) as caught:
+        loaded = load_folder(folder)
+        config = checked("data=image_folder", f"data.root={folder}", "data.num_workers=0")
+        list(make_train_loader(loaded, config))
+    message = first_line(caught.value)
+    assert "data.skip_unreadable=true" in message
+    assert sum(str(path) in message for path in broken) == (10 if limit else 9)  # of the split that a worker reads
+    datasets.read.cache_clear()
+    loaded = load_folder(folder, "data.skip_unreadable=true", "data.val_fraction=0")
+    assert [len(part) for part in (loaded.train, loaded.test)] == [26, 11]
+    assert len(loaded.skipped) == 11
+    assert np.bincount(loaded.train.labels).tolist() == [2, 12, 12]
+    for path in (folder / "train" / "cat").iterdir():
+        path.write_bytes(b"not an image")
+    datasets.read.cache_clear()
+    with pytest.raises(datasets.DataError, match="train/cat has no images"):
+        load_folder(folder, "data.skip_unreadable=true")
+
+
+def test_skipped_images_are_recorded_in_the_run(folder: Path, train: Train) -> None:
+    (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    options = ("data=image_folder", f"data.root={folder}", "data.train_fraction=1")
+    assert "data.skip_unreadable=true" in train(*options).summary["error"]
+    datasets.read.cache_clear()
+    summary = train(*options, "data.skip_unreadable=true").summary
+    assert summary["status"] == "completed"
+    assert "train/cat/3.png" in summary["skipped_images"][0]
+    assert any("val for the test" in remark for remark in summary["remarks"])
+
+
 def test_an_image_that_a_worker_cannot_read_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder / "train" / "owl" / "7.png"
     config = checked("data=image_folder", f"data.root={folder}", "data.num_workers=1", "data.image_size=10")
-    monkeypatch.setattr(datasets, "DECODED_LIMIT", 0)
+    monkeypatch.setattr(image_folder, "DECODED_LIMIT", 0)
     loaded = datasets.load(config.data, 1)
     path.write_bytes(path.read_bytes()[:60])
     loader = make_train_loader(loaded, config)

@@ -12,8 +12,8 @@ from comparison.formatting import count, shorten
 from comparison.image_differences import ImageDifference, Predictions
 from comparison.runs import Run
 from data import datasets
-from data.datasets import Split
 from data.image_files import DataError
+from data.splits import Split
 from tracking.plots import GREY, PAGE, STYLE, show_images
 
 COLUMNS = 6

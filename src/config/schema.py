@@ -117,6 +117,7 @@ class Data:
     mean: list[float] | None = None  # per channel, pixels being 0 … 1; null: measured on training images
     std: list[float] | None = key(POSITIVE_LIST, None)
     hflip: float = key(PROBABILITY, 0.5)  # how often to mirror; 0 where that makes another class
+    skip_unreadable: bool = False  # train without the images of a folder that cannot be read
 
 
 @dataclass
@@ -282,7 +283,9 @@ NOT_RECIPE = (
 )  # fmt: skip
 
 # Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.
-LATER_KEYS = ("trainer.compile_mode", "model.pretrained", "trainer.freeze", "optimizer.layer_decay")
+LATER_KEYS = (
+    "trainer.compile_mode", "model.pretrained", "trainer.freeze", "optimizer.layer_decay", "data.skip_unreadable",
+)  # fmt: skip
 
 GROUPS = (
     "model", "patch", "kernel", "dropout", "data", "augmentation", "optimizer", "scheduler", "hardware", "experiment",

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from config.errors import ConfigError
 from config.schema import Config
 from data import transforms
-from data.datasets import DataSplits, Split
 from data.gpu_transforms.batch import BatchTransform, exact_division
-from data.image_files import DataError
+from data.image_files import DataError, unreadable_error
+from data.splits import DataSplits, Split
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
 from runtime.signals import SIGNALS
@@ -122,7 +122,7 @@ class Batches(Dataset[tuple[Tensor, Tensor] | DataError]):
                 with preserve_rng_state():
                     pixels = np.stack([self.augmented(index, seed) for index, seed in seeded])
             except DataError as error:
-                return error
+                return unreadable_error(self.split.images.tolist(), error)
         channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
         return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.split.labels[spec.indices])
 

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from data.image_files import class_folders, image_files
+from data.image_files import DataError, class_folders, image_files, split_folders
 
 # Up to these limits the files' contents are hashed, beyond them names and sizes alone: reading would take minutes.
 MOST_FILES, MOST_BYTES = 100_000, 2**30
@@ -13,7 +14,7 @@ MOST_FILES, MOST_BYTES = 100_000, 2**30
 
 @cache
 def fingerprint(root: Path) -> str:
-    """Of all images in `root`/train, val and test; never raises, since the run reports what it cannot read.
+    """Of all images in the folders of `root`'s splits; never raises, since the run reports what it cannot read.
 
     Computed once per process, as the images are read once.
     """
@@ -29,12 +30,10 @@ def fingerprint(root: Path) -> str:
 
 
 def files_below(root: Path) -> Iterator[str]:
-    for part in ("test", "train", "val"):
-        try:
-            for name in class_folders(root / part):
-                yield from image_files(root / part / name)
-        except OSError:  # not there, or not to be read: the run will say so
-            continue
+    with suppress(DataError):  # missing, or not to be read: the run will say so
+        for split in sorted(split_folders(root).values()):
+            for name in class_folders(root / split):
+                yield from image_files(root / split / name)
 
 
 def size_of(path: str) -> int:

@@ -4,40 +4,97 @@ Light to import: a run's ID needs the list of files, but neither torch nor sciki
 """
 
 import os
+import time
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from config.errors import ConfigError
+from config.errors import ConfigError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 GREY = ("1", "L")  # Pillow's modes without color
+# The folders of a data set's splits, by split; in capitals, too.
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+# Folders that network drives, archives and operating systems write beside images, in lower case.
+VENDORS = (
+    "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot",  # Synology, QNAP, NetApp
+    "__macosx", "network trash folder", "temporary items", "$recycle.bin", "system volume information", "lost+found",
+)  # fmt: skip
+SHOWN = 10  # unreadable images that a message names
+CANNOT_BE_READ = " cannot be read as an image"
+SECONDS = 10.0  # for which an error looks for further unreadable images
 
 
 class DataError(ConfigError):
     """The data cannot be used as asked; the message names the key or the file, and what would be right."""
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder is hidden (.ipynb_checkpoints, ._1.jpg) or a vendor's (@eaDir): it holds no images."""
+    return name.startswith(".") or name.lower() in VENDORS
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """The names of the folders in `root` by split, e.g. {"train": "train", "val": "valid"}, in alphabetical order.
+
+    Raises:
+        DataError: `root` cannot be read, or two folders claim one split.
+    """
+    if not root.is_dir():
+        raise DataError(f"data.root={root}: there is no such folder")
+    found: dict[str, str] = {}
+    for name in class_folders(root):
+        for split, names in SPLITS.items():
+            if name.lower() in names:
+                if split in found:
+                    raise DataError(
+                        f"data.root={root}: both {found[split]} and {name} are {split}; expected one of them"
+                    )
+                found[split] = name
+    return found
+
+
 def class_folders(folder: Path) -> list[str]:
-    """The names of the classes; hidden folders (.ipynb_checkpoints) are none."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    """The names of a folder's subfolders, except those that hold no images.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_ignored(entry.name))
+    except OSError as error:
+        raise DataError(f"data.root: {folder} cannot be read ({error.strerror})") from error
 
 
-def image_files(folder: Path | str) -> list[str]:
+def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
     """The paths of a class' images, sorted, those in its subfolders too, as torchvision and timm have it.
 
     A dangling link is one, which cannot be read.
+
+    Args:
+        above: real paths of the folders above, to which no link is followed; left out: those of `folder`.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
-    found: list[str] = []
-    for entry in os.scandir(folder):
-        if entry.name[0] == ".":
-            continue
-        if entry.is_dir():
-            found += image_files(entry.path)
-        elif entry.name.lower().endswith(SUFFIXES):
-            found.append(entry.path)
-    return sorted(found)
+    files: list[str] = []
+    real = os.path.realpath(folder)
+    above = {*(above or map(str, Path(real).parents)), real}
+    try:
+        for entry in os.scandir(folder):
+            if is_ignored(entry.name):
+                continue
+            if entry.is_dir():
+                if os.path.realpath(entry.path) not in above:
+                    files += image_files(entry.path, above)
+            elif entry.name.lower().endswith(SUFFIXES):
+                files.append(entry.path)
+    except OSError as error:
+        raise DataError(f"data.root: {folder} cannot be read ({error.strerror})") from error
+    return sorted(files)
 
 
 def open_image(path: str, mode: str | None = None) -> Image.Image:
@@ -54,7 +111,8 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
             read = to_8_bits(image)
             return read.convert(mode or ("L" if read.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises whatever its decoders raise
-        raise DataError(f"data.root: {path} cannot be read as an image ({error})") from error
+        reason = first_line(error).replace(f" {path!r}", "")
+        raise DataError(f"data.root: {path}{CANNOT_BE_READ} ({reason})") from error
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
@@ -68,3 +126,46 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode}: levels of unknown range; expected 8 or 16 bits per channel")
     return image
+
+
+def unreadable_images(paths: Sequence[str], seconds: float | None = None) -> dict[str, str]:
+    """Path and reason, "PATH (reason)", of the images that cannot be read, by path.
+
+    Args:
+        seconds: stop looking after this long.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+
+    def reason(path: str) -> str | None:
+        if deadline and time.monotonic() > deadline:
+            return None
+        try:
+            open_image(path)
+        except DataError as error:
+            return reason_of(error)
+        return None
+
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    try:
+        return {path: error for path, error in zip(paths, pool.map(reason, paths), strict=True) if error}
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends it, too
+
+
+def reason_of(error: DataError) -> str:
+    """PATH (reason) of an image that cannot be read."""
+    return str(error).removeprefix("data.root: ").replace(CANNOT_BE_READ, "")
+
+
+def unreadable_error(paths: Sequence[str], first: DataError) -> DataError:
+    """One error for all images that cannot be read; `first` is that of one of them."""
+    reasons = sorted({reason_of(first), *unreadable_images(paths, SECONDS).values()})
+    count = "one image" if len(reasons) == 1 else f"{len(reasons):,} images"
+    return DataError(
+        f"data.root: {count}{CANNOT_BE_READ}: {listed(reasons)}. Fix: mend or remove, or set data.skip_unreadable=true"
+    )
+
+
+def listed(reasons: Sequence[str]) -> str:
+    more = f", … and {len(reasons) - SHOWN:,} more" if len(reasons) > SHOWN else ""
+    return ", ".join(reasons[:SHOWN]) + more

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from config import schema
-from data.datasets import DataSplits
+from data.splits import DataSplits
 
 Transform = Callable[[Image.Image], Image.Image]
 

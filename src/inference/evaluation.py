@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from config import schema
 from config.errors import ConfigError
 from data import datasets
 from data.batches import make_eval_loader
-from data.datasets import DataSplits, Split
+from data.image_files import class_folders, split_folders
+from data.image_folder import read_one_split
+from data.splits import DataSplits, Split
 from data.transforms import Normalize
 from inference.checkpoint import Checkpoint
 from runtime.device import autocast, prefetch
@@ -58,17 +62,14 @@ class Evaluation:
         return sum(gaps) / len(self.predictions)
 
 
-def evaluate(checkpoint: Checkpoint, data: DataSplits, name: str) -> Evaluation:
+def evaluate(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Evaluation:
     """
     Args:
-        name: of the split, "train", "val" or "test".
+        split: of the data, the one to evaluate on.
 
     Raises:
-        ConfigError: there is no such split.
+        ConfigError: the model does not know one of its classes.
     """
-    split: Split | None = getattr(data, name)
-    if split is None:
-        raise ConfigError(f"split={name}: there is none with data.val_fraction={checkpoint.config.data.val_fraction:g}")
     labels = class_numbers(data.classes, checkpoint)[split.labels]
     loader = make_eval_loader(replace(split, labels=labels), data, checkpoint.config)
     batches = track(loader, "  evaluating", transient=True, disable=not get_console().is_terminal)
@@ -93,22 +94,58 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     )
 
 
-def load_data(checkpoint: Checkpoint, split: str) -> DataSplits:
-    """The configured data set as the checkpoint expects it: image size and normalization.
+def load_data(checkpoint: Checkpoint, name: str) -> tuple[DataSplits, Split]:
+    """The configured data set as the checkpoint expects it, in image size and normalization, and one of its splits.
+
+    Of a folder of images the other splits need not be there, except where the split is a part of the training images.
 
     Args:
-        split: the one that is needed, "train", "val" or "test".
+        name: of the split, "train", "val" or "test".
 
     Raises:
-        ConfigError: the checkpoint cannot be evaluated on it.
+        ConfigError: there is no such split, or the checkpoint cannot be evaluated on it.
     """
     config, channels = checkpoint.config.data, checkpoint.weights.architecture.channels
-    if split == "test":
+    if folder := folder_of(config, name):
+        data = read_one_split(folder, "L" if channels == 1 else "RGB", config.skip_unreadable)
+    else:
+        data = datasets.read(config.name, config.root, skip_unreadable=config.skip_unreadable)
+    if data.channels != channels:
+        raise ConfigError(f"data.name={config.name}: {data.channels} channels, but the model takes {channels}")
+    if name == "test" or folder:
         config = replace(config, val_fraction=0.0, train_fraction=1.0)  # which divide only what was trained on
-    found = datasets.read(config.name, config.root).channels
-    if found != channels:
-        raise ConfigError(f"data.name={config.name}: {found} channels, but the model takes {channels}")
-    return datasets.load(config, checkpoint.config.model.patch_size, checkpoint.image_size)
+    data = datasets.prepare(data, config, checkpoint.config.model.patch_size, checkpoint.image_size)
+    split: Split | None = data.test if folder else getattr(data, name)
+    if split is None:
+        raise ConfigError(f"split={name}: there is none with data.val_fraction={config.val_fraction:g}")
+    return data, split
+
+
+def folder_of(config: schema.Data, name: str) -> Path | None:
+    """The folder with a split's images and no others; None where it takes the training images to tell.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if config.name != "image_folder":
+        return None
+    root = Path(config.root)
+    folders = split_folders(root)
+    if "train" in folders:
+        validates = config.val_fraction and not {"val", "test"} <= folders.keys()  # with a part of the training images
+        divided = {"train": validates or config.train_fraction < 1, "val": validates, "test": False}[name]
+        if divided or config.mean is None:
+            return None
+    elif config.mean is None:
+        raise ConfigError(
+            f"data.mean, data.std: the checkpoint does not say, and {root} has no train folder to measure them; "
+            "expected a number for each channel, of 0 … 1"
+        )
+    used = folders.get(name) or (name == "test" and folders.get("val"))
+    if not used:
+        names = ", ".join(class_folders(root)[:5]) or "no folders"
+        raise ConfigError(f"split={name}: data.root={root} has no such folder with CLASS/*; it has {names}")
+    return root / used
 
 
 def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]:

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from config.commands import Predict
 from config.errors import ConfigError
 from data.batches import init_worker, spare_cores
-from data.datasets import DataSplits, Split
 from data.image_files import DataError, image_files, open_image
+from data.splits import DataSplits, Split
 from data.transforms import Transform, evaluation_transform
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits

@@ -16,7 +16,7 @@ import torch
 
 from config import schema
 from config.errors import first_line
-from data.datasets import DataSplits
+from data.splits import DataSplits
 from runtime.files import whole
 
 log = logging.getLogger(__name__)

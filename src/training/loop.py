@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch.utils.data import DataLoader
 
 from data.batches import DistributedBatchSampler, Loaders
-from data.datasets import DataSplits
+from data.splits import DataSplits
 from runtime.console import RunProgress
 from runtime.device import prefetch, reset_peak_memory
 from runtime.launcher import Launcher

@@ -110,6 +110,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         device=describe(device),
         **asdict(selection),
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
+        **({"remarks": data.remarks} if data.remarks else {}),
+        **({"skipped_images": data.skipped} if data.skipped else {}),
     )
     log.info(
         f"{folder.name}: ConvMixer-{config.model.d_model}/{config.model.depth}, {parameters:,} parameters; "
@@ -117,6 +119,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         f"{describe(device)}, {config.trainer.precision}"
         + (f"; resumes after step {state.step} of epoch {state.epoch}" if checkpoint else "")
     )
+    for remark in data.remarks:
+        log.info(f"  {remark}")
     if selection.layer_milliseconds:
         log.info(f"  {selection}")
     for line in as_lines(parts):

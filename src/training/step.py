@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from data.datasets import DataSplits
+from data.splits import DataSplits
 from data.transforms import MixAndErase, Normalize
 from runtime.device import autocast
 from runtime.rng import seed_rngs

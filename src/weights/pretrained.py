@@ -11,7 +11,7 @@ from torch import Tensor
 
 from config import schema
 from config.errors import ConfigError
-from data.datasets import DataSplits
+from data.splits import DataSplits
 from LLMConvMixer import ConvMixer
 from weights.files import Weights, find_file, read_weights
 

@@ -1,0 +1,146 @@
+"""Folders of images, ROOT/train/CLASS/* with test, val or both beside train: splits, classes, size and channels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data.image_files import (
+    DataError,
+    class_folders,
+    image_files,
+    listed,
+    open_image,
+    split_folders,
+    unreadable_error,
+    unreadable_images,
+)
+from data.splits import DataSplits, Split
+
+DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
+USES = ("training", "the test", "validation")
+SAMPLE_SIZE = 500  # images that are looked at for what they have in common
+
+
+def read_image_folder(root: Path, skip_unreadable: bool = False) -> DataSplits:
+    """All images of a folder. Where there is no test folder, the validation folder holds the test set.
+
+    Raises:
+        DataError: a split or a class is missing, or an image cannot be read.
+    """
+    folders = split_folders(root)
+    if "train" not in folders:
+        others = ", ".join(class_folders(root)[:5]) or "no folders"
+        raise DataError(
+            f"data.root={root}: expected a folder with train/CLASS/* and test/CLASS/* or val/CLASS/*; it has {others}"
+        )
+    held_out = [folders[split] for split in ("test", "val") if split in folders]
+    if not held_out:
+        raise DataError(f"data.root={root}: there is a {folders['train']} folder but neither test nor val")
+    names = [folders["train"], *held_out]
+    classes = class_folders(root / names[0])
+    if len(classes) < 2:
+        raise DataError(f"data.root={root}: expected two or more classes in {names[0]}/CLASS/*; found {classes}")
+    for name in held_out:
+        check_same_classes(root, names[0], name)
+    splits = [list_images(root / name, classes) for name in names]
+    remarks = [f"data.root={root}: {', '.join(f'{name} for {use}' for name, use in zip(names, USES, strict=False))}"]
+    if unused := [name for name in class_folders(root) if name not in names]:
+        remarks.append(f"data.root={root}: not used: {', '.join(unused)}")
+    skipped: list[str] = []
+    if skip_unreadable:
+        splits, skipped = without_unreadable(splits)
+        remarks += [f"data.skip_unreadable=true: {len(skipped):,} skipped: {listed(skipped)}"] if skipped else []
+    for name, split in zip(names, splits, strict=True):
+        check_no_class_is_empty(root / name, split, classes)
+    train, test, *val = splits
+    data = DataSplits(train, val[0] if val else None, test, classes, 0, (0, 0))
+    return decoded(replace(data, remarks=tuple(remarks), skipped=tuple(skipped)))
+
+
+def read_one_split(folder: Path, mode: str, skip_unreadable: bool = False) -> DataSplits:
+    """The images of one split for an evaluation, in the place of all three.
+
+    Args:
+        folder: with the classes.
+        mode: what the model takes, "RGB" or "L".
+
+    Raises:
+        DataError: there are no images, or one cannot be read.
+    """
+    classes = class_folders(folder)
+    split = replace(list_images(folder, classes), mode=mode)
+    (split,), skipped = without_unreadable([split]) if skip_unreadable else ([split], [])
+    if not len(split):
+        raise DataError(f"data.root: {folder} has no images in folders of classes, CLASS/*")
+    return decoded(DataSplits(split, None, split, classes, 0, (0, 0), skipped=tuple(skipped)), mode)
+
+
+def check_same_classes(root: Path, train: str, held_out: str) -> None:
+    classes = {name: set(class_folders(root / name)) for name in (train, held_out)}
+    for name, other in ((train, held_out), (held_out, train)):
+        if only := classes[name] - classes[other]:
+            raise DataError(
+                f"data.root={root}: {train} and {held_out} differ in their classes: "
+                f"only {name} has {', '.join(sorted(only))}"
+            )
+
+
+def list_images(folder: Path, classes: list[str]) -> Split:
+    files = [image_files(folder / name) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files])
+    paths = np.array([path for of_class in files for path in of_class], dtype=np.str_)
+    return Split(paths, labels.astype(np.int64), files=paths)
+
+
+def check_no_class_is_empty(folder: Path, split: Split, classes: list[str]) -> None:
+    counts = np.bincount(split.labels, minlength=len(classes))
+    if empty := [f"{folder.name}/{classes[i]}" for i in np.flatnonzero(counts == 0)]:
+        raise DataError(f"data.root={folder.parent}: class {', '.join(empty)} has no images")
+
+
+def without_unreadable(splits: list[Split]) -> tuple[list[Split], list[str]]:
+    """The splits without the images that cannot be read; these, each with the reason."""
+    readable, skipped = [], list[str]()
+    for split in splits:
+        errors = unreadable_images(split.images.tolist())
+        readable.append(split.subset(np.flatnonzero([path not in errors for path in split.images.tolist()])))
+        skipped += errors.values()
+    return readable, skipped
+
+
+def decoded(data: DataSplits, mode: str | None = None) -> DataSplits:
+    """The data set with its channels and size; its images in memory where they are small and of one size.
+
+    Args:
+        mode: "RGB" or "L"; None: grey where 500 of the training images are.
+    """
+    parts = {name: split for name in ("train", "test", "val") if (split := getattr(data, name))}
+    files = np.concatenate([split.images for split in parts.values()])
+    sample = data.train.images[np.linspace(0, len(data.train) - 1, min(len(data.train), SAMPLE_SIZE)).astype(int)]
+    try:
+        images = [open_image(path) for path in sample]
+        mode = mode or ("L" if {image.mode for image in images} == {"L"} else "RGB")
+        channels = 1 if mode == "L" else 3
+        sizes = {(image.height, image.width) for image in images}
+        size = sizes.pop() if len(sizes) == 1 else None
+        parts = {name: replace(split, mode=mode) for name, split in parts.items()}
+        if size and len(files) * size[0] * size[1] * channels <= DECODED_LIMIT:
+            parts = decode(parts, size, channels) or parts
+    except DataError as error:
+        raise unreadable_error(files.tolist(), error) from error
+    return replace(data, **parts, channels=channels, image_size=size or (224, 224))
+
+
+def decode(parts: dict[str, Split], size: tuple[int, int], channels: int) -> dict[str, Split] | None:
+    """The splits with their images in memory; None if one of them is of another size: then all stay files."""
+    in_memory = {}
+    for name, split in parts.items():
+        pixels = np.empty((len(split), *size, channels), dtype=np.uint8)
+        for i in range(len(split)):
+            image = split[i]
+            if (image.height, image.width) != size:
+                return None
+            pixels[i] = np.asarray(image).reshape(*size, channels)
+        in_memory[name] = replace(split, images=pixels)
+    return in_memory
