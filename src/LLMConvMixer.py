@@ -145,7 +145,7 @@ class ConvMixer(nn.Module):
     proportion to their depth (Huang et al., equation 4).
 
     Raises:
-        ValueError: the three parts differ in `d_model`.
+        ValueError: the three parts differ in `d_model`, or there is no layer.
     """
 
     def __init__(
@@ -158,9 +158,11 @@ class ConvMixer(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
+        if n_layers < 1:
+            raise ValueError(f"n_layers={n_layers}: expected at least 1")
         widths = (
             patch_emb.conv.out_channels,
-            conv_mixer_layer.depth_wise_conv.in_channels,
+            conv_mixer_layer.point_wise_conv.in_channels,
             classification.linear.in_features,
         )
         if len(set(widths)) > 1:

@@ -164,6 +164,62 @@ def test_parts_of_different_widths_are_refused() -> None:
         ConvMixer(ConvMixerLayer(8, 3), 2, ConvPatchEmbeddings(4, 1, 3), ConvClassificationHead(8, 2))
 
 
+@pytest.mark.parametrize("n_layers", [0, -1])
+def test_a_model_without_layers_is_refused(n_layers: int) -> None:
+    with pytest.raises(ValueError, match=f"n_layers={n_layers}"):
+        ConvMixer(ConvMixerLayer(8, 3), n_layers, ConvPatchEmbeddings(8, 2, 3), ConvClassificationHead(8, 2))
+
+
+def test_a_replaced_depthwise_convolution_works() -> None:
+    """In a model and in the pattern of one, by PyTorch's own layer and by two of them."""
+    model, x = build().eval(), torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    for layer in model.conv_mixer_layers:
+        plain = nn.Conv2d(16, 16, 5, groups=16, padding="same")
+        plain.load_state_dict(layer.depth_wise_conv.state_dict())
+        layer.depth_wise_conv = plain
+    torch.testing.assert_close(model(x), expected)
+    pattern = ConvMixerLayer(16, 5)
+    pattern.depth_wise_conv = nn.Sequential(
+        nn.Conv2d(16, 16, (1, 5), groups=16, padding="same"), nn.Conv2d(16, 16, (5, 1), groups=16, padding="same")
+    )
+    separable = ConvMixer(pattern, 2, ConvPatchEmbeddings(16, 2, 3), ConvClassificationHead(16, 10))
+    separable(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in separable.parameters())
+
+
+def test_an_empty_batch_has_no_gradient() -> None:
+    model = build(256, 1, 9, 4).train()
+    model(torch.empty(0, 3, 16, 16)).sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_forward_mode_derivatives_equal_backward_mode() -> None:
+    """Of a depthwise convolution that the CPU has its own gradients for, and of PyTorch's."""
+    model, x = build(256, 1, 9, 4).eval(), torch.randn(2, 3, 16, 16)
+    values = dict(model.named_parameters())
+    direction = {name: torch.randn_like(value) for name, value in values.items()}
+    bias = "conv_mixer_layers.0.depth_wise_conv.bias"
+
+    def loss(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(model, values, (x,)).square().sum()
+
+    gradient = torch.func.grad(loss)
+    _, derivative = torch.func.jvp(loss, (values,), (direction,))
+    expected = sum((slope * direction[name]).sum() for name, slope in gradient(values).items())
+    torch.testing.assert_close(derivative, expected, rtol=1e-4, atol=1e-5)
+    _, curvature = torch.func.jvp(gradient, (values,), (direction,))
+    expected = torch.func.vjp(gradient, values)[1](direction)[0]  # a Hessian is symmetric
+    torch.testing.assert_close(curvature, expected, rtol=1e-3, atol=1e-4)
+    hessian = torch.func.hessian(lambda head: loss({**values, bias: torch.cat([head, values[bias][2:]])}))
+    assert hessian(values[bias][:2].detach()).shape == (2, 2)
+
+
+def test_torch_fx_traces_the_model() -> None:
+    model, x = build().eval(), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def test_state_dict_round_trip_and_deepcopy() -> None:
     model, other = build().eval(), build().eval()
     x = torch.randn(2, 3, 16, 16)

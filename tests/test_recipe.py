@@ -228,6 +228,24 @@ def test_erasing_on_a_gpu_takes_the_same_few_operations_for_any_batch() -> None:
     assert operations(256, 0.5) - operations(256, 0) == erasing
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("erasing", [RandomErasing, transforms.BatchErasing])
+def test_layers_see_the_memory_format_asked_for(
+    channels: int, memory_format: Any, erasing: type[RandomErasing]
+) -> None:
+    """With one channel both formats are contiguous, so that the strides decide which one a convolution computes in."""
+    split = datasets.Split(np.zeros((1, 8, 8, channels), np.uint8), np.zeros(1, np.int64))
+    shape = (channels, (8, 8), (0.5,) * channels, (0.5,) * channels)
+    images = datasets.DataSplits(split, None, split, ["0", "1"], *shape)
+    pixels = torch.zeros(4, 8, 8, channels, dtype=torch.uint8).permute(0, 3, 1, 2)  # as loaders make them
+    mixed = checked("data.batch_size=4", "augmentation.mixup=0.5").augmentation
+    augment = transforms.MixAndErase(mixed, 2, torch.device("cpu"))
+    augment.erase = erasing(0.5, mode="pixel", device="cpu")
+    inputs, _ = augment(transforms.Normalize(images, torch.device("cpu"), memory_format)(pixels), torch.arange(4) % 2)
+    assert torch.nn.Conv2d(channels, 16, 2, 2)(inputs).is_contiguous(memory_format=memory_format)
+
+
 def test_a_prediction_counts_as_its_share() -> None:
     logits = torch.eye(3)[[0, 1, 2]]
     assert soft_accuracy(logits, torch.tensor([0, 1, 1])) == 2

@@ -88,7 +88,9 @@ class Normalize:
     def __call__(self, images: Tensor) -> Tensor:
         channels_last = images.permute(0, 2, 3, 1)
         rows = channels_last.flatten(2).float().sub_(self.mean).div_(self.std)
-        return rows.view(channels_last.shape).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+        pixels = rows.view(channels_last.shape).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+        # One channel is contiguous in both formats: convolutions take the one that its strides are usual for.
+        return pixels.as_strided(pixels.shape, torch.empty_like(pixels, memory_format=self.memory_format).stride())
 
 
 def mixes(config: schema.Augmentation) -> bool:
@@ -137,7 +139,8 @@ class BatchErasing(RandomErasing):
         row, column = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
         inside = rows[:, None, :, None] & columns[:, None, None, :]
-        return torch.where(inside, torch.randn_like(images), images)
+        noise = torch.randn_like(images)
+        return torch.where(inside, noise, images, out=noise)  # whose strides are the images', also of one channel
 
     def rectangles(self, batch: int, height: int, width: int) -> NDArray[np.int64]:
         """[top, bottom, left, right; batch], of NumPy's generator; empty for an image that stays as it is."""

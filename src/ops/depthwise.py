@@ -63,14 +63,15 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
     """
     if backend == "auto":
         backend = fastest(x, weight)
-    if backend == "reference":
+    if backend == "reference" or not x.numel():
         return depthwise_reference.convolution(x, weight, bias)
     if reason := unsupported_reason(backend, x, weight):
         raise ValueError(f"backend={backend!r}: {reason}")
     if torch.is_autocast_enabled(x.device.type):  # which reaches PyTorch's operations, not these functions' backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return WithOwnGradients.apply(x, weight, bias, backend)
+    operation = WithOwnGradients if torch.compiler.is_compiling() else WithForwardMode
+    return operation.apply(x, weight, bias, backend)
 
 
 def fastest(x: Tensor, weight: Tensor) -> str:
@@ -106,12 +107,31 @@ class WithOwnGradients(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, str], output: Tensor) -> None:
         x, weight, _, ctx.backend = inputs
         ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_dx, needs_dw, needs_db, _ = ctx.needs_input_grad
-        backend = IMPLEMENTATION[ctx.backend]
+        backend = (
+            depthwise_reference if torch.is_grad_enabled() else IMPLEMENTATION[ctx.backend]
+        )  # to differentiate again
         dx = backend.input_gradient(dy, weight) if needs_dx else None
         dw = backend.weight_gradient(x, dy, weight.shape[-1]) if needs_dw else None
         return dx, dw, dy.sum((0, 2, 3)) if needs_db else None, None
+
+
+class WithForwardMode(WithOwnGradients):
+    """The same with forward-mode derivatives, which torch.compile cannot trace (PyTorch 2.14)."""
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, _: None) -> Tensor:
+        """Sum the changes with each operand: the convolution is linear in each."""
+        x, weight = ctx.saved_tensors
+        dy = x.new_zeros(x.shape) if db is None else db[:, None, None].expand(x.shape)
+        if dx is not None:
+            dy = dy + depthwise_reference.convolution(dx, weight)
+        return dy if dw is None else dy + depthwise_reference.convolution(x, dw)
+
+
+torch.fx.wrap("depthwise")  # torch.fx takes it as one operation: it looks at tensors' devices
