@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,43 @@ def test_files_and_functions_are_short_enough_to_read_in_one_go() -> None:
     functions = [node for text in files.values() for node in ast.walk(ast.parse(text)) if isinstance(node, FUNCTIONS)]
     assert len(functions) > 300
     assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 100] == []
+
+
+PATH = re.compile(r"(?<![\w./*$-])((?:[\w-]+/)*[\w-]+\.(?:py|ya?ml|md|sh|ipynb))(?![\w/])")
+PLACEHOLDER = re.compile(r"[A-Z]{2,}")  # as in conf/experiment/NAME.yaml
+WRITTEN = {"config.yaml", "comparison.md", "race.md"}  # by commands
+ELSEWHERE = {"convmixer.py", "timm/data/auto_augment.py"}  # in other repositories
+EXAMPLES = {"stem", "svhn", "test_svhn", "group_norm", "depthwise_winograd"}  # CONTRIBUTING's, which a reader would add
+
+
+def test_paths_that_pages_and_docstrings_name_exist() -> None:
+    """A path counts from the repository, from src, conf or tests, or from the folder of the page that names it."""
+    pages = [path for path in tracked() if path.suffix in (".md", ".py", ".yaml", ".toml") or path.name == "Makefile"]
+    named, missing = 0, []
+    for page in pages:
+        text = page.read_text() if page.suffix != ".py" else "\n".join(prose(page))
+        for match in PATH.finditer(text):
+            path = match[1]
+            is_example = EXAMPLES & {*Path(path).parts, Path(path).stem}
+            if is_example or path in WRITTEN | ELSEWHERE or PLACEHOLDER.search(path.replace("README", "")):
+                continue
+            named += 1
+            roots = [REPOSITORY, *(REPOSITORY / name for name in ("src", "conf", "tests")), *page.parents]
+            if not any((root / path).exists() for root in roots):
+                missing.append(f"{page.relative_to(REPOSITORY)}: {path}")
+    assert named > 100
+    assert not missing, "\n".join(missing)
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    return [REPOSITORY / name for name in listed.split()]
+
+
+def prose(path: Path) -> Iterator[str]:
+    """Yield the docstrings and comments of a Python file."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    yield from re.findall(r"(?<!['\"])# .*$", text, re.M)

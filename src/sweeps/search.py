@@ -1,7 +1,7 @@
 """Search instead of a grid: Optuna proposes the runs of a sweep, and learns from how they did.
 
 A trial is a run, or one for each of several seeds. Its first run reports to the study after every epoch, which may
-prune it (tracking/trial.py); a trial that is hopeless gets no further seeds (sweeps/seeds.py).
+prune it (tracking/trial.py); a trial that is hopeless gets no further seeds (sweeps/trials.py).
 
 Everything that it knows is in OUTPUT_DIR/SWEEP/search.db, so that the same command resumes whatever ended it:
 `optuna-dashboard sqlite:///OUTPUT_DIR/SWEEP/search.db` shows it.
