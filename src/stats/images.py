@@ -1,0 +1,235 @@
+"""Images as chance: a difference of settings over training runs, over images and over both, and lists of images.
+
+A result would be another one with other training runs, and also with other images. So there are three questions, and a
+difference has an error for each:
+
+- these models, other images: the trained models are given, and the images are the sample;
+- new training runs, these images: the images are given, and the runs are the sample;
+- both: new training runs on other images. The two variances add up, less what is in both of them (Cameron, Gelbach and
+  Miller, 2011, Journal of Business & Economic Statistics 29, 238-249; Owen, 2007, Annals of Applied Statistics 1,
+  386-411).
+
+A setting compared with itself differs in the sense of the first question, as the trained models do. In that of the
+second and the third it does so in at most 5 % of comparisons (experiments/calibration).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stats.estimates import ERROR, TIE, Setting, quantile
+from stats.selection import as_table, residuals
+from stats.variances import Array, Prior, fit_prior
+
+SPLITS = 252  # of the runs into two groups: all of five against five; where there are more, so many are drawn
+BORROWED = 0.5  # of the degrees of freedom that settings of a like spread lend: how alike they are is an estimate, too
+BLOCK = 21  # splits at a time, for the memory
+
+Singles = NDArray[np.float32]
+Runs = Mapping[int, NDArray[np.bool_]]  # by seed: [images], is each classified correctly
+Pair = tuple[Setting, Setting]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A difference, and how much it varies in one kind of sampling.
+
+    Attributes:
+        parts: variances that add up, each with its degrees of freedom; None where no spread is known.
+    """
+
+    value: float
+    parts: tuple[tuple[float, float], ...] | None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error."""
+        return None if self.parts is None else math.sqrt(sum(variance for variance, _ in self.parts))
+
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the 95 % interval."""
+        return None if self.parts is None else self.half_width(ERROR)
+
+    @property
+    def p(self) -> float | None:
+        """Of no difference, two-sided: the level at which the interval ends at 0. Not corrected for other tests."""
+        if self.parts is None or not self.error or self.error < TIE:
+            return None if self.parts is None else float(abs(self.value) < TIE)
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            level = (low + high) / 2
+            low, high = (level, high) if self.half_width(level) > abs(self.value) else (low, level)
+        return high
+
+    def half_width(self, level: float) -> float:
+        """Of the interval at a level. Each part counts with its own quantile: if a variance from few runs happens to be
+        small, common degrees of freedom would be too many."""
+        return math.sqrt(sum(variance * quantile(freedom, 1 - level) ** 2 for variance, freedom in self.parts or ()))
+
+
+@dataclass(frozen=True)
+class ImageGains:
+    """What a setting instead of another does to each image, and to the accuracy; a mean over pairs of settings.
+
+    Attributes:
+        gains: [images], the change of the share of the runs that are right.
+        by_chance: the images that would be won or lost on average if the settings were the same.
+        rates: [images], the false discovery rate of the list of all images whose gain is at least as large.
+        other_images, new_runs, both: the change of the accuracy, sampled in the three ways.
+    """
+
+    gains: Array
+    by_chance: float
+    rates: Array
+    other_images: Sampled
+    new_runs: Sampled
+    both: Sampled
+
+
+def image_gains(correct: Mapping[Setting, Runs], pairs: Sequence[Pair]) -> ImageGains:
+    """Compare the settings of each pair, the first minus the second, by the seeds that both ran with.
+
+    Where they do not share two seeds, all their runs count, as independent samples.
+
+    Args:
+        correct: all settings, also those that are in no pair: how much their runs scatter counts.
+    """
+    seeds = [seeds_of(correct[a], correct[b]) for a, b in pairs]
+    samples = [
+        (stacked(correct[a], first), stacked(correct[b], second))
+        for (a, b), (first, second) in zip(pairs, seeds, strict=True)
+    ]
+    gains = np.round(sum(first.mean(0) - second.mean(0) for first, second in samples) / len(pairs), 9)
+    value, images = float(gains.mean()), len(gains)
+    of_images = float(gains.var(ddof=1)) / images if images > 1 else 0.0
+    other_images = Sampled(value, ((of_images, images - 1),))
+
+    prior, most = prior_of(correct)
+    known = [
+        run_variance([first - second] if of_first == of_second else [first, second], prior, most)
+        for (first, second), (of_first, of_second) in zip(samples, seeds, strict=True)
+    ]
+    new_runs = both = Sampled(value, None)
+    if all(known):
+        variances, freedoms, shared = (np.array(column) for column in zip(*filter(None, known), strict=True))
+        of_runs = float(variances.sum()) / len(pairs) ** 2, min(satterthwaite(variances, freedoms), most)
+        new_runs = Sampled(value, (of_runs,))
+        rest = max(0.0, of_images - float(shared.sum()) / len(pairs) ** 2, of_images - of_runs[0])
+        both = Sampled(value, (of_runs, (rest, images - 1)))
+    weights: dict[tuple[Setting, int], float] = defaultdict(float)  # of each run in the gains
+    for pair, seeds_of_pair in zip(pairs, seeds, strict=True):
+        for setting, own, sign in zip(pair, seeds_of_pair, (1, -1), strict=True):
+            for seed in own:
+                weights[setting, seed] += sign / len(own) / len(pairs)
+    runs = np.array([correct[setting][seed] for setting, seed in weights], dtype=np.float32)
+    deals = deal(np.array(list(weights.values()), dtype=np.float32), groups([a for a, _ in weights], pairs))
+    return ImageGains(gains, *discoveries(gains, runs, deals), other_images, new_runs, both)
+
+
+def seeds_of(first: Runs, second: Runs) -> tuple[list[int], list[int]]:
+    """The seeds of two settings that are compared: those that both have, if there are two, else all."""
+    both = sorted(set(first) & set(second))
+    return (both, both) if len(both) > 1 else (sorted(first), sorted(second))
+
+
+def stacked(runs: Runs, seeds: Sequence[int]) -> Array:
+    """[seeds, images]"""
+    return np.array([runs[seed] for seed in seeds], dtype=np.float64)
+
+
+def prior_of(correct: Mapping[Setting, Runs]) -> tuple[Prior, float]:
+    """What the spreads of the settings' accuracies over runs have in common, and the degrees of freedom of all runs."""
+    accuracies = {a: {seed: float(run.mean()) for seed, run in runs.items()} for a, runs in correct.items()}
+    table = as_table(accuracies, list(correct), sorted({seed for runs in correct.values() for seed in runs}))
+    freedoms = (~np.isnan(table)).sum(1) - 1
+    variances = np.nansum(residuals(table) ** 2, axis=1) / np.maximum(freedoms, 1)
+    is_full = not np.isnan(table).any()
+    return fit_prior(variances, freedoms), float(freedoms.sum() - (freedoms[0] if is_full else 0))
+
+
+def run_variance(samples: Sequence[Array], prior: Prior, most: float) -> tuple[float, float, float] | None:
+    """The variance over new runs of a difference, its degrees of freedom, and the part of it that images have, too.
+
+    Args:
+        samples: [runs, images], the differences seed by seed, or the two settings' runs.
+
+    Returns:
+        None where no spread is known.
+    """
+    variances, freedoms, shared = [], [], 0.0
+    for sample in samples:
+        runs, images = sample.shape
+        sides, freedom = 3 - len(samples), runs - 1
+        borrowed = BORROWED * max(0.0, min(prior.freedom, most - freedom))
+        if not freedom + borrowed:
+            return None
+        rounding = sides / images**2 / 12
+        own = max(float(sample.mean(1).var(ddof=1)), rounding) if freedom else 0.0
+        moderated = (freedom * own + borrowed * sides * prior.variance) / (freedom + borrowed)
+        variances.append(moderated / runs)
+        freedoms.append(freedom + borrowed)
+        shared += float(sample.var(0, ddof=1).mean()) / runs / images if freedom else 0.0
+    return sum(variances), satterthwaite(variances, freedoms), shared
+
+
+def satterthwaite(variances: ArrayLike, freedoms: ArrayLike) -> float:
+    """Degrees of freedom of a sum of variances (Satterthwaite, 1946, Biometrics Bulletin 2, 110-114)."""
+    parts = np.asarray(variances, float)
+    return float(parts.sum() ** 2 / np.sum(parts**2 / np.asarray(freedoms))) if parts.any() else float(np.sum(freedoms))
+
+
+def discoveries(gains: Array, runs: Singles, deals: Singles) -> tuple[float, Array]:
+    """Count the images that would be won or lost, and how clearly, if runs were dealt to the settings at random.
+
+    If the settings are the same, the runs might as well have been dealt so. The rate at a gain is the mean number of
+    images with such a gain over all deals, by the number in the actual one: a list at a rate of 10 % is made in at most
+    one of ten cases where nothing differs, however much the images depend on each other (Markov's inequality). Source:
+    Tusher, Tibshirani and Chu, 2001, PNAS 98, 5116-5121.
+
+    Args:
+        gains: [images].
+        runs: [runs, images], is each right.
+        deals: [deals, runs], the weights of the runs.
+    """
+    sizes = np.unique(np.abs(gains[gains != 0]))
+    if not len(sizes):
+        return 0.0, np.ones(len(gains))
+    counts = np.zeros(len(sizes) + 1)
+    for start in range(0, len(deals), BLOCK):
+        drawn = np.abs(deals[start : start + BLOCK] @ runs)
+        counts += np.bincount(np.searchsorted(sizes - 1e-6, drawn, side="right").ravel(), minlength=len(counts))
+    expected = counts[::-1].cumsum()[::-1][1:] / len(deals)  # images with a gain of this size or more
+    observed = np.array([np.sum(np.abs(gains) >= size) for size in sizes])
+    rates = np.minimum.accumulate(np.minimum(1.0, expected / observed))
+    places = np.searchsorted(sizes, np.abs(gains)).clip(max=len(sizes) - 1)
+    return float(expected[0]), np.where(gains != 0, rates[places], 1.0)
+
+
+def groups(settings: Sequence[Setting], pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    """A number for each run's setting, the same for settings that pairs connect: among these runs are dealt."""
+    number = {setting: i for i, setting in enumerate(settings)}
+    for a, b in pairs:
+        old, new = number[b], number[a]
+        number = {setting: new if place == old else place for setting, place in number.items()}
+    return np.array([number[setting] for setting in settings])
+
+
+def deal(weights: Singles, group: NDArray[np.int64]) -> Singles:
+    """[deals, runs]: the weights of the runs, dealt to those of each group in all ways, or in many of them."""
+    n, first = len(weights), int(np.sum(weights > 0))
+    if len(set(group.tolist())) == 1 and len(set(weights.tolist())) == 2 and math.comb(n, first) <= SPLITS:
+        deals = np.full((math.comb(n, first), n), weights.min(), dtype=np.float32)
+        for dealt, chosen in zip(deals, combinations(range(n), first), strict=True):
+            dealt[list(chosen)] = weights.max()
+        return deals
+    generator, deals = np.random.default_rng(0), np.tile(weights, (SPLITS, 1))
+    for number in set(group.tolist()):
+        members = group == number
+        deals[1:, members] = generator.permuted(deals[1:, members], axis=1)
+    return deals
