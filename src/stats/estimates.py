@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit  # Student's t; scipy.stats would take a second to import
 
+from stats.sample_size import SampleSize
+
 CONFIDENCE = 0.95
 ERROR = 1 - CONFIDENCE
 TIE = 1e-9  # differences below it are rounding
@@ -71,6 +73,12 @@ class Effect(Difference):
     baseline: Any = None
     pairs: tuple[tuple[Setting, Setting], ...] = ()  # settings that differ in the factor alone
     n_higher: int = 0  # pairs in which the metric goes up
+    sample_size: SampleSize | None = None
+
+    @property
+    def compared(self) -> tuple[Setting, ...]:
+        """The settings that are in a pair."""
+        return tuple(dict.fromkeys(setting for pair in self.pairs for setting in pair))
 
 
 def mean(values: Iterable[float]) -> Estimate | None:

@@ -1,13 +1,144 @@
-"""Moderated variances: each setting's own, drawn towards what the settings have in common."""
+"""The spread of each setting's runs, drawn towards what the settings have in common.
+
+Two or three seeds show little of a setting's own spread, and settings share it only more or less. So the variance of
+setting i has a scaled inverse chi-square prior around a common value, with 1 / h degrees of freedom; h = 0 means that
+all settings share one variance. This is the model of Smyth (2004, Statistical Applications in Genetics and Molecular
+Biology 3(1), article 3). With few settings, h cannot be estimated; so results are averaged over a grid of h, each with
+the weight of its marginal likelihood. Degrees of freedom follow from Satterthwaite (1946, Biometrics Bulletin 2,
+110-114): those of the settings compared, and the shared part only as far as the common variance is known.
+"""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import polygamma, psi
+from scipy.special import gammaln, polygamma, psi, stdtr
 
 Array = NDArray[np.float64]
+
+HETEROGENEITY = np.array([1e-6, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0])  # of the variances; equally likely before
+SCALES = np.linspace(-4, 3, 41)  # logarithms of the common variance, beside the pooled one
+NEGLIGIBLE = 1e-4  # weights below it
+
+
+@dataclass(frozen=True)
+class Spreads:
+    """What the residuals say of the settings' variances.
+
+    Attributes:
+        weights: [grid], how likely each heterogeneity is.
+        prior: [grid], degrees of freedom of the common variance's pull.
+        variances: [grid, settings].
+        freedoms: [settings], those of each setting's own residuals.
+    """
+
+    weights: Array
+    prior: Array
+    variances: Array
+    freedoms: Array
+
+    @property
+    def total(self) -> float:
+        """Degrees of freedom of all residuals."""
+        return float(self.freedoms.sum())
+
+    @property
+    def typical(self) -> Array:
+        """[settings]: one variance for each, the geometric mean over the grid."""
+        return np.exp(self.weights @ np.log(np.maximum(self.variances, 1e-300)))
+
+
+def moderate(squares: Array, freedoms: Array, are_equal: bool = False) -> Spreads | None:
+    """Moderate the variances of settings.
+
+    Args:
+        squares: [settings], sums of squared residuals.
+        freedoms: [settings], their degrees of freedom; they need not be whole.
+        are_equal: take all variances as equal.
+
+    Returns:
+        None where no residual varies.
+    """
+    used = freedoms > 0.05
+    rss, own = squares[used], freedoms[used]
+    if not used.any() or rss.sum() <= 0:
+        return None
+    if are_equal:
+        pooled = np.full((1, len(squares)), rss.sum() / own.sum())
+        return Spreads(np.ones(1), 1 / HETEROGENEITY[:1], pooled, freedoms)
+    logs = np.log(rss.sum() / own.sum()) + SCALES
+    prior = 1 / HETEROGENEITY[:, None]  # [grid, settings]
+    constant = gammaln((own + prior) / 2) - gammaln(prior / 2) + own / 2 * np.log(own / prior)
+    scaled = rss / np.exp(logs)[:, None]  # [scales, settings]
+    likelihood = (
+        constant.sum(1)[:, None]
+        - own.sum() / 2 * logs
+        - np.sum((own + prior)[:, None] / 2 * np.log1p(scaled / prior[:, None]), axis=2)
+    )
+    joint = np.exp(likelihood - likelihood.max())
+    joint /= joint.sum()
+    weights = joint.sum(1)
+    kept = weights > NEGLIGIBLE
+    common = np.exp((joint[kept] @ logs) / weights[kept])
+    prior = prior[kept, 0]
+    variances = (squares + (prior * common)[:, None]) / (freedoms + prior[:, None])
+    return Spreads(weights[kept] / weights[kept].sum(), prior, variances, freedoms)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Standard errors of some contrasts and their degrees of freedom, [grid, contrasts] each, with [grid] weights."""
+
+    weights: Array
+    errors: Array
+    freedoms: Array
+
+    def __getitem__(self, contrast: int) -> "Errors":
+        return Errors(self.weights, self.errors[:, [contrast]], self.freedoms[:, [contrast]])
+
+    def above(self, distance: Array) -> Array:
+        """[contrasts]: how likely chance alone goes beyond a distance, in one direction."""
+        return self.weights @ stdtr(self.freedoms, -distance / self.errors)
+
+    def within(self, level: float) -> Array:
+        """[contrasts]: the distance that chance exceeds, in either direction, with this probability."""
+        low, high = np.zeros(self.errors.shape[1]), self.errors.max(0)
+        while np.any(wide := 2 * self.above(high) > level):
+            high = np.where(wide, 2 * high, high)
+        for _ in range(40):
+            middle = (low + high) / 2
+            wide = 2 * self.above(middle) > level
+            low, high = np.where(wide, middle, low), np.where(wide, high, middle)
+        return high
+
+    @property
+    def error(self) -> Array:
+        """[contrasts]: one standard error for each."""
+        return np.exp(self.weights @ np.log(self.errors))
+
+    @property
+    def freedom(self) -> Array:
+        """[contrasts]: degrees of freedom, the harmonic mean over the grid."""
+        return 1 / (self.weights @ (1 / self.freedoms))
+
+
+def errors_of(spreads: Spreads, shares: Array) -> Errors:
+    """Compute the standard errors of contrasts.
+
+    Args:
+        shares: [contrasts, settings], the sum of squared weights of each setting's runs in a contrast.
+    """
+    own, errors, freedoms = spreads.freedoms, [], []
+    for prior, variances in zip(spreads.prior, spreads.variances, strict=True):
+        parts = shares * variances
+        pull = prior / (prior + own)  # how much of a variance is the common one
+        known = np.sum(own * prior / (own + prior))  # degrees of freedom of the common variance
+        variance = parts.sum(1)
+        relative = (parts**2 @ (1 / (own + prior)) + (parts @ pull) ** 2 / known) / variance**2
+        errors.append(np.sqrt(variance))
+        freedoms.append(np.minimum(1 / relative, spreads.total))
+    return Errors(spreads.weights, np.array(errors), np.array(freedoms))
 
 
 @dataclass(frozen=True)

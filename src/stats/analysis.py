@@ -1,0 +1,206 @@
+"""The analysis of a table of runs: means, differences, effects, what may be the best, and how many seeds would tell."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stats import factors
+from stats.chances import Draws, draw
+from stats.estimates import ERROR, TIE, Difference, Effect, Estimate, Setting, Values, mean
+from stats.failures import beats, worst_rank
+from stats.families import ByPair, Contrast, Family, may_be_best, test_family
+from stats.sample_size import SampleSize
+from stats.seeds import SeedModel, fit
+from stats.variances import Array
+
+ALL_PAIRS = 300  # settings; of more, only the pairs with the best one are tested
+CHECKED = 200  # pairs in which failed runs count as the worst; of more, none is called better in spite of them
+
+
+@dataclass(frozen=True)
+class Result:
+    """One setting's runs.
+
+    Attributes:
+        mean: adjusted for the seeds that it lacks, where seeds are shared; None where no run completed.
+        raw: the plain mean of the completed runs, with its own interval.
+        failed: runs that failed.
+    """
+
+    mean: float | None
+    raw: Estimate | None
+    failed: int
+
+    @property
+    def completed(self) -> int:
+        return self.raw.n if self.raw else 0
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What some runs show.
+
+    Attributes:
+        settings: each with its means and failed runs.
+        ranked: the settings with a result, the best first.
+        differences: of all pairs, first minus second; of more than 300 settings, of the pairs with the best one.
+        effects: of every level of every factor, where settings are tuples of (factor, level).
+        best: None where no run completed.
+        may_be_best: the settings that may still be the best, with 95 % confidence, in the order of their ranks.
+        sample_sizes: of each difference.
+        is_adjusted, shares_seeds: means are adjusted for missing runs; settings are compared seed by seed.
+    """
+
+    settings: Mapping[Setting, Result]
+    ranked: tuple[Setting, ...]
+    differences: Mapping[tuple[Setting, Setting], Difference]
+    effects: tuple[Effect, ...]
+    best: Setting | None
+    may_be_best: tuple[Setting, ...]
+    sample_sizes: Mapping[tuple[Setting, Setting], SampleSize | None]
+    is_adjusted: bool
+    shares_seeds: bool
+    draw: Callable[[], Draws | None] = field(repr=False)
+
+    @cached_property
+    def probability_best(self) -> Mapping[Setting, float]:
+        """How likely each setting is the best; empty where no spread is known."""
+        return self.draws.probability_best() if self.draws else {}
+
+    @cached_property
+    def draws(self) -> Draws | None:
+        """What the runs leave possible; drawn when it is asked for."""
+        return self.draw()
+
+    def beats(self, first: Setting, second: Setting) -> Estimate | None:
+        """How likely a new run of one setting is better than a new run of another, with its 95 % interval.
+
+        Source: Bouthillier et al., 2021, Proceedings of Machine Learning and Systems 3, 747-769.
+        """
+        return self.draws.beats(first, second) if self.draws else None
+
+
+def analyse(
+    values: Values, higher_is_better: bool = True, resolution: float | None = None, smallest: float | None = None
+) -> Analysis:
+    """Analyse a table of runs.
+
+    Args:
+        values: {setting: {seed: value}}; None: the run failed; a seed that is not there is missing. Settings that are
+            tuples of (factor, level) pairs, or of levels, have effects of factors.
+        resolution: the step between two possible values, 1 / images of an accuracy; by default the smallest seen.
+        smallest: differences below it do not matter.
+    """
+    completed = {
+        setting: {seed: value for seed, value in runs.items() if value is not None and math.isfinite(value)}
+        for setting, runs in values.items()
+    }
+    failed = {setting: len(runs) - len(completed[setting]) for setting, runs in values.items()}
+    valued = [setting for setting in values if completed[setting]]
+    table = tabulate([completed[setting] for setting in valued])
+    model = fit(table, floor(table, resolution))
+    sign = 1 if higher_is_better else -1
+    samples = [sign * np.array(list(completed[setting].values())) for setting in valued]
+    failures = [failed[setting] for setting in valued]
+    order = ranking(sign * model.means, samples, failures)
+
+    # Every pair is written with the better one first.
+    pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :] if i == 0 or len(order) <= ALL_PAIRS]
+    family = test_family(model, [Contrast.of([pair]) for pair in pairs], smallest, math.comb(len(valued), 2))
+    family = replace(family, is_vetoed=vetoes(family, sign, samples, failures))
+    still = may_be_best(family, sign, len(valued))
+    pair_of = {(valued[a], valued[b]): i for i, (a, b) in enumerate(pairs)}
+    means = dict(zip(valued, model.means.tolist(), strict=True))
+    return Analysis(
+        settings={
+            setting: Result(means.get(setting), mean(completed[setting].values()), failed[setting])
+            for setting in values
+        },
+        ranked=tuple(valued[i] for i in order),
+        differences=ByPair(pair_of, family.difference),
+        effects=effects_of(list(values), valued, model, smallest),
+        best=valued[order[0]] if order else None,
+        may_be_best=tuple(valued[i] for i in order if still[i]),
+        sample_sizes=ByPair(pair_of, family.sample_size),
+        is_adjusted=model.is_adjusted,
+        shares_seeds=model.shares_seeds,
+        draw=partial(draw, model, valued, np.array(failures), sign),
+    )
+
+
+def tabulate(runs: Sequence[Mapping[int, float]]) -> Array:
+    """[settings, seeds]: the values, NaN where there is none."""
+    seeds = {seed: i for i, seed in enumerate(sorted({seed for of_setting in runs for seed in of_setting}))}
+    table = np.full((len(runs), len(seeds)), np.nan)
+    for row, of_setting in zip(table, runs, strict=True):
+        for seed, value in of_setting.items():
+            row[seeds[seed]] = value
+    return table
+
+
+def floor(table: Array, resolution: float | None) -> float:
+    """Compute the smallest variance that a run's value can have: that of rounding to the resolution."""
+    if resolution is None:
+        gaps = np.diff(np.unique(table[~np.isnan(table)]))
+        resolution = float(gaps[gaps > TIE].min(initial=math.inf))
+    return resolution**2 / 12 if math.isfinite(resolution) else 0.0
+
+
+def ranking(means: Array, samples: Sequence[Array], failures: Sequence[int]) -> list[int]:
+    """Rank the settings by their means, higher being better; of equals the first.
+
+    A setting of which runs failed is the best only if its runs, the failed ones losing, beat those of every setting
+    that fails less often in more than half of all pairs.
+    """
+    order = sorted(range(len(means)), key=lambda i: -round(float(means[i]), 10))
+    rates = [failed / (failed + len(sample)) for failed, sample in zip(failures, samples, strict=True)]
+
+    def may_lead(i: int) -> bool:
+        steadier = (j for j in order if rates[j] < rates[i])
+        return all(beats(samples[i], failures[i], samples[j], failures[j]) > 0.5 for j in steadier)
+
+    best = next((i for i in order if may_lead(i)), None)
+    return order if best is None else [best, *(i for i in order if i != best)]
+
+
+def vetoes(family: Family, sign: int, samples: Sequence[Array], failures: Sequence[int]) -> NDArray[np.bool_]:
+    """[pairs]: where the better setting has the more failed runs, and is not better once these count as the worst."""
+    is_vetoed = np.zeros(len(family.contrasts), bool)
+    rates = [failed / (failed + len(sample)) for failed, sample in zip(failures, samples, strict=True)]
+    doubtful = []
+    for i, contrast in enumerate(family.contrasts if any(failures) else ()):
+        (pair,) = contrast.pairs
+        winner, loser = pair if sign * family.estimates[i] > 0 else pair[::-1]
+        if family.p_alone[i] < ERROR and rates[winner] > rates[loser]:
+            doubtful.append((i, winner, loser))
+    for i, winner, loser in doubtful:
+        p = 1.0
+        if len(doubtful) <= CHECKED:
+            p = worst_rank(samples[winner], failures[winner], samples[loser], failures[loser])
+        is_vetoed[i] = p * len(doubtful) >= ERROR
+    return is_vetoed
+
+
+def effects_of(
+    planned: Sequence[Setting], valued: Sequence[Setting], model: SeedModel, smallest: float | None
+) -> tuple[Effect, ...]:
+    """The effects of all factors, where all settings have levels of the same ones."""
+    levels = [of_setting for setting in planned if (of_setting := factors.levels_of(setting)) is not None]
+    if len(levels) < len(planned) or len({tuple(of_setting) for of_setting in levels}) != 1:
+        return ()
+    changes = factors.changes(levels, [planned.index(setting) for setting in valued])
+    family = test_family(model, [Contrast.of(change.pairs) for change in changes], smallest)
+    effects = []
+    for i, change in enumerate(changes):
+        pairs = tuple((valued[a], valued[b]) for a, b in change.pairs)
+        higher = sum(bool(model.means[a] - model.means[b] > TIE) for a, b in change.pairs)
+        difference = {f.name: getattr(family.difference(i), f.name) for f in fields(Difference)}
+        effects.append(
+            Effect(**difference, factor=change.factor, level=change.level, baseline=change.baseline, pairs=pairs,
+                   n_higher=higher, sample_size=family.sample_size(i))
+        )  # fmt: skip
+    return tuple(effects)

@@ -1,0 +1,90 @@
+"""Probabilities: that a setting is the best, and that a new run of one is better than a new run of another.
+
+Of many settings the one that looks best was lucky, too; so their true means are taken as drawn from a common normal
+distribution, of which the results themselves tell the spread (the hierarchical model of Rubin, 1981, Journal of
+Educational Statistics 6, 377-401), with the moderated variances of `variances`. Probabilities are shares of draws from
+what this leaves possible; the draws are the same at every call.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stats.estimates import Estimate, Setting
+from stats.seeds import SeedModel
+from stats.variances import Array
+
+DRAWS = 2000
+MOST = 2_000_000  # numbers drawn at once
+MEANS = np.array([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])  # spreads of the true means, beside that of a run
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the runs leave possible.
+
+    Attributes:
+        place: of each setting, in the columns.
+        means, spreads: [draws, settings], true means, higher being better, and standard deviations of a run.
+        failures: [draws, settings], rates; 0 where no run failed.
+    """
+
+    place: Mapping[Setting, int]
+    means: Array
+    spreads: Array
+    failures: Array
+
+    def probability_best(self) -> dict[Setting, float]:
+        """How likely each setting is the best; one of which most runs fail is not the best of any draw."""
+        means = np.where(self.failures > 0.5, -np.inf, self.means)
+        wins = np.bincount(means.argmax(1), minlength=means.shape[1]) / len(means)
+        return {setting: float(wins[i]) for setting, i in self.place.items()}
+
+    def beats(self, first: Setting, second: Setting) -> Estimate:
+        """How likely a new run of the first is better; a failed run loses."""
+        from scipy.special import ndtr
+
+        a, b = self.place[first], self.place[second]
+        spread = np.hypot(self.spreads[:, a], self.spreads[:, b])
+        chance = ndtr((self.means[:, a] - self.means[:, b]) / np.maximum(spread, 1e-300))
+        completes, other = 1 - self.failures[:, a], 1 - self.failures[:, b]
+        chance = completes * other * chance + completes * (1 - other) + (1 - completes) * (1 - other) / 2
+        low, high = np.quantile(chance, (0.025, 0.975))
+        return Estimate(float(chance.mean()), len(chance), low=float(low), high=float(high))
+
+
+def draw(model: SeedModel, settings: list[Setting], failed: Array, sign: int) -> Draws | None:
+    """Draw from what the runs leave possible; None where no spread is known."""
+    if model.spreads is None:
+        return None
+    rng = np.random.default_rng(0)
+    spreads, k = model.spreads, len(settings)
+    n = max(500, min(DRAWS, MOST // k))
+    grid = rng.choice(len(spreads.weights), n, p=spreads.weights)
+    freedoms = spreads.freedoms + spreads.prior[grid][:, None]
+    variances = spreads.variances[grid] * freedoms / rng.chisquare(np.minimum(freedoms, 1e6))
+    variances *= np.where(freedoms > 1e6, 1e6 / freedoms, 1)
+    if spreads.total < 1e6:  # the common variance is not known exactly, either
+        common = spreads.total / rng.chisquare(spreads.total, n)
+        pull = spreads.prior[grid][:, None] / freedoms
+        variances *= common[:, None] ** pull
+    errors = variances / model.runs_of
+    typical = np.sqrt(np.median(variances))
+    observed = sign * model.means
+    taus = MEANS * typical
+    # The likelihood of each spread of the means, their common centre integrated out.
+    total = taus[:, None] ** 2 + np.median(errors, axis=0)
+    center = (observed / total).sum(1) / (1 / total).sum(1)
+    logs = -0.5 * (np.log(total).sum(1) + ((observed - center[:, None]) ** 2 / total).sum(1))
+    logs -= 0.5 * np.log((1 / total).sum(1))
+    likely = np.exp(logs - logs.max())
+    tau = rng.choice(taus, n, p=likely / likely.sum())[:, None]
+    total = tau**2 + errors
+    precision = (1 / total).sum(1, keepdims=True)
+    center = (observed / total).sum(1, keepdims=True) / precision + rng.normal(size=(n, 1)) / np.sqrt(precision)
+    kept = tau**2 / total
+    means = kept * observed + (1 - kept) * center + np.sqrt(kept * errors) * rng.normal(size=(n, k))
+    runs = model.runs_of + failed
+    rates = np.where(failed > 0, rng.beta(failed + 0.5, runs - failed + 0.5, (n, k)), 0.0)
+    return Draws({setting: i for i, setting in enumerate(settings)}, means, np.sqrt(variances), rates)

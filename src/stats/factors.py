@@ -1,0 +1,84 @@
+"""What a factor does with the others held fixed, as contrasts of settings that differ in this factor alone."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stats.estimates import Setting
+
+EVERY = "every level"  # the level of a setting for which a factor makes no difference, such as the place of no dropout
+
+Levels = Mapping[Any, Any]  # of a setting: factor → level
+
+
+@dataclass(frozen=True)
+class Change:
+    """A level instead of its factor's baseline; `pairs` are the places of settings that differ in that alone."""
+
+    factor: Any
+    level: Any
+    baseline: Any
+    pairs: tuple[tuple[int, int], ...]
+
+
+def levels_of(setting: Setting) -> Levels | None:
+    """Read the levels of a setting that is a tuple of (factor, level) pairs, or of levels; None of any other."""
+    if not isinstance(setting, tuple):
+        return None
+    if setting and all(isinstance(part, tuple) and len(part) == 2 for part in setting):
+        return dict(setting)
+    return dict(enumerate(setting))
+
+
+def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change]:
+    """Every level of every factor against the factor's baseline.
+
+    The baseline is the level that most settings share, as in a study that changes one thing at a time; of equals the
+    lowest. A level that no pair of settings singles out is left out.
+
+    Args:
+        planned: the levels of all settings, of those without a result, too.
+        has_result: the places of the others; pairs are made of these, and counted in their order.
+    """
+    found = []
+    factors = list(planned[0]) if planned else []
+    every = {factor: {own[factor] for own in planned} - {EVERY} or {"none"} for factor in factors}
+    for factor in factors:
+        counts = Counter(own[factor] for levels in planned for own in expanded(levels, every))
+        contexts: dict[tuple[Any, ...], dict[Any, int]] = defaultdict(dict)
+        for place, i in enumerate(has_result):
+            for own in expanded(planned[i], every):
+                contexts[tuple(own[key] for key in factors if key != factor)][own[factor]] = place
+        reached = sorted({level for by_level in contexts.values() for level in by_level}, key=order)
+        if not reached:
+            continue
+        baseline = max(reached, key=lambda level: counts[level])
+        for level in reached:
+            pairs = [
+                (by_level[level], by_level[baseline])
+                for by_level in contexts.values()
+                if level in by_level and baseline in by_level and by_level[level] != by_level[baseline]
+            ]
+            if pairs:
+                found.append(Change(factor, level, baseline, tuple(pairs)))
+    return found
+
+
+def expanded(levels: Levels, every: Mapping[Any, set[Any]]) -> Iterator[Levels]:
+    """Yield the levels of a setting, with each level of a factor that makes no difference for it."""
+    free = [factor for factor, level in levels.items() if level == EVERY]
+    if not free:
+        yield levels
+        return
+    for level in sorted(every[free[0]], key=order):
+        yield from expanded({**levels, free[0]: level}, every)
+
+
+def order(level: Any) -> tuple[int, float, str]:
+    """Sorts the levels of a factor: nothing first, then numbers, then words."""
+    if level in (None, "none", "baseline"):
+        return 0, 0.0, ""
+    if isinstance(level, (int, float)):
+        return 1, float(level), ""
+    return 2, 0.0, str(level)

@@ -1,0 +1,33 @@
+"""Settings of which runs failed: a failed run is worse than every run that completed."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+from scipy.special import ndtr
+
+from stats.estimates import TIE
+from stats.variances import Array
+
+
+def worst_rank(values: Array, failed: int, others: Array, others_failed: int) -> float:
+    """Test if runs are better than others, failed ones being worse than all; one-sided p, by permutation of ranks.
+
+    Source: Lachin, 1999, Controlled Clinical Trials 20, 408-422.
+    """
+    n = len(values) + failed
+    scores = np.concatenate([values, np.full(failed, -np.inf), others, np.full(others_failed, -np.inf)])
+    ranks = np.array([np.sum(scores < score) + np.sum(scores == score) / 2 for score in scores])
+    total = len(scores)
+    if math.comb(total, n) <= 20_000:
+        sums = ranks[list(combinations(range(total), n))].sum(1)
+        return float(np.mean(sums >= ranks[:n].sum() - TIE))
+    spread = math.sqrt(n * (total - n) / (total - 1) * ranks.var())
+    return float(ndtr((n * ranks.mean() - ranks[:n].sum()) / spread)) if spread else 1.0
+
+
+def beats(values: Array, failed: int, others: Array, others_failed: int) -> float:
+    """Compute the share of pairs of runs in which the first is better; a failed run is worse than all."""
+    wins = float(np.sum(values[:, None] > others) + np.sum(values[:, None] == others) / 2)
+    wins += len(values) * others_failed + failed * others_failed / 2
+    return wins / ((len(values) + failed) * (len(others) + others_failed))

@@ -1,0 +1,181 @@
+"""Tests of many contrasts at once: which differ, which may be the best, and which differ by less than what matters."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stats.estimates import ERROR, TIE, Difference, Setting
+from stats.sample_size import SampleSize, sample_size
+from stats.seeds import SeedModel
+from stats.variances import Array, Errors
+
+T = TypeVar("T")
+
+
+def holm(p: Array, comparisons: int | None = None) -> Array:
+    """Correct p values for each other, or for so many comparisons from which they were picked; NaN stays.
+
+    Source: Holm, 1979, Scandinavian Journal of Statistics 6, 65-70. Where only some of the comparisons are at hand,
+    this never rejects more than Holm's method does of all: a place among some is at most the place among all.
+    """
+    corrected = np.full(len(p), np.nan)
+    order = np.argsort(p)[: np.sum(~np.isnan(p))]
+    factors = (comparisons or len(order)) - np.arange(len(order))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return corrected
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The mean difference of some pairs of settings, first minus second, by their places."""
+
+    pairs: tuple[tuple[int, int], ...]
+    weights: Mapping[int, float]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int]]) -> "Contrast":
+        weights: dict[int, float] = defaultdict(float)
+        for first, second in pairs:
+            weights[first] += 1 / len(pairs)
+            weights[second] -= 1 / len(pairs)
+        return cls(tuple(pairs), weights)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The tests of some contrasts, corrected for each other.
+
+    Attributes:
+        estimates, p_alone, p, p_negligible: [contrasts]; p is NaN where nothing can be tested.
+        errors: None where no spread is known.
+        runs, settings: [contrasts], how many each rests on.
+        comparisons: that were made, or from which these were picked.
+        is_vetoed: [contrasts], significant for the runs that completed alone, and not with the failed ones counted.
+    """
+
+    contrasts: Sequence[Contrast]
+    estimates: Array
+    p_alone: Array
+    p: Array
+    p_negligible: Array | None
+    errors: Errors | None
+    runs: Array
+    settings: Array
+    comparisons: int
+    is_vetoed: NDArray[np.bool_]
+
+    @cached_property
+    def significant(self) -> NDArray[np.bool_]:
+        return (self.p < ERROR) & ~self.is_vetoed  # NaN is not below
+
+    @cached_property
+    def margins(self) -> Array:
+        """[contrasts]: half the widths of the 95 % intervals, each for itself."""
+        assert self.errors is not None
+        return self.errors.within(ERROR)
+
+    def difference(self, i: int, sign: int = 1) -> Difference:
+        """One of the contrasts, or its reverse."""
+        estimate = sign * float(self.estimates[i])
+        negligible = None if self.p_negligible is None else bool(self.p_negligible[i] < ERROR)
+        is_tied, runs = abs(estimate) < TIE, int(self.runs[i])
+        if self.errors is None or np.isnan(self.p[i]):
+            return Difference(estimate, n=runs, is_tied=is_tied, is_negligible=negligible)
+        margin, errors = float(self.margins[i]), self.errors[i]
+        return Difference(
+            estimate, estimate - margin, estimate + margin, float(self.p[i]), bool(self.significant[i]),
+            float(self.p_alone[i]), float(errors.error[0]), float(errors.freedom[0]), runs, is_tied, negligible,
+        )  # fmt: skip
+
+    def sample_size(self, i: int, sign: int = 1) -> SampleSize | None:
+        """What it would take to find this contrast; None where no spread is known.
+
+        The level is Holm's for the next test: as many comparisons as are left once those that are significant are.
+        """
+        if self.errors is None or np.isnan(self.p[i]):
+            return None
+        errors, level = self.errors[i], ERROR / max(1, self.comparisons - int(self.significant.sum()))
+        error, freedom = float(errors.error[0]), float(errors.freedom[0])
+        critical = float(errors.within(level)[0]) / error
+        return sample_size(
+            sign * float(self.estimates[i]), error, freedom, critical, self.runs[i] / self.settings[i], level
+        )
+
+
+def test_family(
+    model: SeedModel, contrasts: Sequence[Contrast], smallest: float | None = None, comparisons: int | None = None
+) -> Family:
+    """Test contrasts against zero, and against the smallest difference that matters.
+
+    Differences below `smallest` are shown by two one-sided tests (Schuirmann, 1987, Journal of Pharmacokinetics and
+    Biopharmaceutics 15, 657-680), corrected like all others. A single run says nothing of its setting's spread, so
+    that a difference from it cannot be tested; a mean over several pairs can.
+    """
+    places = [list(contrast.weights) for contrast in contrasts]
+    estimates = np.array(
+        [model.means[own] @ list(c.weights.values()) for own, c in zip(places, contrasts, strict=True)]
+    )
+    runs = np.array([model.runs_of[own].sum() for own in places])
+    testable = np.array([len(own) > 2 or bool((model.runs_of[own] > 1).all()) for own in places], dtype=bool)
+    errors = model.errors(contrasts_matrix(contrasts, len(model.means))) if contrasts and testable.any() else None
+    p_alone = np.full(len(contrasts), np.nan)
+    negligible = None if smallest is None else p_alone
+    if errors is not None:
+        p_alone = np.where(testable, np.minimum(1, 2 * errors.above(np.abs(estimates))), np.nan)
+        if smallest is not None:
+            negligible = holm(np.where(testable, errors.above(smallest - np.abs(estimates)), np.nan), comparisons)
+    return Family(
+        contrasts, estimates, p_alone, holm(p_alone, comparisons), negligible, errors, runs,
+        np.array([len(own) for own in places]), comparisons or int(np.sum(~np.isnan(p_alone))),
+        np.zeros(len(contrasts), bool),
+    )  # fmt: skip
+
+
+def contrasts_matrix(contrasts: Sequence[Contrast], settings: int) -> Array:
+    """[contrasts, settings]: the weights."""
+    matrix = np.zeros((len(contrasts), settings))
+    for row, contrast in zip(matrix, contrasts, strict=True):
+        row[list(contrast.weights)] = list(contrast.weights.values())
+    return matrix
+
+
+class ByPair(Mapping[tuple[Setting, Setting], T]):
+    """What a family gives for each pair of settings; the reverse order of a pair can be read, too.
+
+    Args:
+        place: of each pair, in the family.
+        get: gives the value for a place, and 1 or -1 for the order of the pair.
+    """
+
+    def __init__(self, place: Mapping[tuple[Setting, Setting], int], get: Callable[[int, int], T]) -> None:
+        self.place, self.get_at = place, get
+
+    def __getitem__(self, pair: tuple[Setting, Setting]) -> T:
+        if pair in self.place:
+            return self.get_at(self.place[pair], 1)
+        return self.get_at(self.place[pair[1], pair[0]], -1)
+
+    def __iter__(self) -> Iterator[tuple[Setting, Setting]]:
+        return iter(self.place)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+
+def may_be_best(family: Family, sign: int, settings: int) -> NDArray[np.bool_]:
+    """[settings]: those that no other is significantly better than.
+
+    Each setting is compared with all others, in one direction, as if it were the best (Hsu, 1984, Annals of Statistics
+    12, 1136-1144): the set holds the true best with 95 %, whichever it is.
+    """
+    still = np.ones(settings, bool)
+    beaten = (family.p_alone / 2 * (settings - 1) < ERROR) | (family.p < ERROR)
+    for i in np.flatnonzero(beaten & ~family.is_vetoed).tolist():
+        (pair,) = family.contrasts[i].pairs
+        still[pair[1] if sign * family.estimates[i] > 0 else pair[0]] = False
+    return still

@@ -1,0 +1,132 @@
+"""Means of settings, adjusted for the seeds that some of them lack: value ~ setting + seed.
+
+Where settings share seeds, a seed may be a hard one, and runs of one seed are compared with each other (the two-way
+layout without interaction; Searle, Speed and Milliken, 1980, The American Statistician 34, 216-221). Where they share
+too few, they are independent samples. Runs count by the precision of their setting, so that a noisy setting does not
+blur what is known of the seeds (weighted least squares; its variances by restricted maximum likelihood's equations).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stats.estimates import TIE
+from stats.variances import Array, Errors, Spreads, errors_of, moderate
+
+SETTINGS_PER_SEED = 1.5  # on average, or too few are shared; of two settings: half of them
+AT_ONCE = 2_000_000  # weights of runs in contrasts
+ROUNDS = 12  # of estimating variances and weights in turn; more change nothing that matters
+
+
+@dataclass(frozen=True)
+class SeedModel:
+    """
+    Attributes:
+        ran: [settings, seeds], where there is a value.
+        raw_means, means: [settings], plain, and as if each setting had every seed.
+        weights: [settings], of its runs.
+        inverse: [seeds, seeds], of the normal equations of the seeds' effects; None where seeds are not shared.
+        spreads: None where no spread is known.
+    """
+
+    ran: NDArray[np.bool_]
+    raw_means: Array
+    means: Array
+    weights: Array
+    inverse: Array | None
+    spreads: Spreads | None
+
+    @property
+    def runs_of(self) -> Array:
+        """[settings]: how many runs have a value."""
+        return self.ran.sum(1).astype(float)
+
+    @property
+    def shares_seeds(self) -> bool:
+        """Settings are compared seed by seed."""
+        return self.inverse is not None
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Missing runs make means differ from the plain ones."""
+        return not np.allclose(self.means, self.raw_means, rtol=0, atol=TIE)
+
+    def errors(self, contrasts: Array) -> Errors | None:
+        """Compute the standard errors of linear combinations of the means, [contrasts, settings] with sums 0."""
+        if self.spreads is None:
+            return None
+        parts = np.array_split(contrasts, 1 + contrasts.size // AT_ONCE)
+        errors = [errors_of(self.spreads, self.shares(part)) for part in parts]
+        return Errors(
+            self.spreads.weights,
+            np.concatenate([part.errors for part in errors], axis=1),
+            np.concatenate([part.freedoms for part in errors], axis=1),
+        )
+
+    def shares(self, contrasts: Array) -> Array:
+        """[contrasts, settings]: the sum of the squared weights of each setting's runs."""
+        shares = contrasts**2 / self.runs_of
+        if self.inverse is not None and not self.ran.all():  # runs of others tell how hard the missing seeds are
+            of_setting = self.ran / self.runs_of[:, None]
+            moved = contrasts @ of_setting @ self.inverse
+            shares += self.weights**2 * np.maximum(
+                moved**2 @ self.ran.T - self.runs_of * (moved @ of_setting.T) ** 2, 0
+            )
+        return shares
+
+
+def fit(values: Array, floor: float = 0.0) -> SeedModel:
+    """Fit the model.
+
+    Args:
+        values: [settings, seeds], NaN where there is no run; every setting has one at least.
+        floor: the smallest variance that values of this resolution can have.
+    """
+    ran = ~np.isnan(values)
+    runs_of = ran.sum(1)
+    raw = np.where(ran, values, 0.0).sum(1) / runs_of
+    deviations = np.where(ran, values - raw[:, None], 0.0)
+    shares_seeds = share_seeds(ran)
+    used = weights = np.ones(len(values))
+    spreads = None
+    shares = ran / runs_of[:, None]
+    inverse, effects, leverage = None, np.zeros(values.shape[1]), np.zeros(len(values))
+    for number in range(ROUNDS):
+        if shares_seeds:
+            inverse = solved_for_seeds(ran, weights)[0]
+            effects = inverse @ (deviations.T @ weights)
+            leverage = ran @ np.diag(inverse) - np.sum((ran @ inverse) * shares, axis=1)
+        of_setting = shares @ effects
+        residuals = np.where(ran, deviations - effects + of_setting[:, None], 0.0)
+        freedoms = np.clip(runs_of - 1 - weights * leverage, 0, None)
+        squares = np.sum(residuals**2, axis=1)
+        squares = np.maximum(squares * (squares > TIE**2), floor * freedoms)
+        # Of two settings with shared seeds only the spread of their difference is known: this is the paired t test.
+        spreads = moderate(squares, freedoms, are_equal=shares_seeds and len(values) == 2)
+        if spreads is None:
+            break
+        used, weights = weights, 1 / spreads.typical
+        if number > 3:  # damped: a setting that dominates the seeds' effects must not do so ever more
+            weights = np.sqrt(weights * used)
+        if np.abs(np.log(weights / used)).max() < 1e-3:
+            break
+    everywhere = effects[ran.any(0)].mean() if ran.any() else 0.0
+    return SeedModel(ran, raw, raw + everywhere - of_setting, used, inverse, spreads)
+
+
+def share_seeds(ran: NDArray[np.bool_]) -> bool:
+    """Return if the settings share enough seeds, each with every other at least by way of further ones."""
+    seeds = int(ran.any(0).sum())
+    if len(ran) < 2 or ran.sum() < SETTINGS_PER_SEED * seeds:
+        return False
+    return solved_for_seeds(ran, np.ones(len(ran)))[1] == seeds - 1
+
+
+def solved_for_seeds(ran: NDArray[np.bool_], weights: Array) -> tuple[Array, int]:
+    """Invert the normal equations of the seeds' effects, the settings' eliminated; return the rank, too."""
+    weighted = ran * weights[:, None]
+    equations = np.diag(weighted.sum(0)) - ran.T @ (weighted / ran.sum(1, keepdims=True))
+    values, vectors = np.linalg.eigh(equations)
+    kept = values > TIE * values.max(initial=0.0)
+    return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T, int(kept.sum())
