@@ -127,7 +127,7 @@ def test_ranks_start_their_workers_before_they_exchange_gradients() -> None:
     alone = make_train_loader(loaded, replace(config, data=replace(config.data, num_workers=0)), World(1, 2))
     for epoch in (1, 2):
         for either in (loader, alone):
-            either.sampler.epoch = epoch  # type: ignore[attr-defined]
+            either.sampler.epoch = epoch
         for (pixels, labels), (expected, expected_labels) in zip(loader, alone, strict=True):
             assert torch.equal(pixels, expected)
             assert torch.equal(labels, expected_labels)

@@ -342,7 +342,6 @@ def test_an_image_that_a_worker_cannot_read_is_named(
     with pytest.raises(datasets.DataError) as caught:
         list(loader)
     assert str(path) in first_line(caught.value)
-    loader._iterator._shutdown_workers()  # type: ignore[union-attr] # or pytest would wait for them at its end
 
 
 def test_a_patch_size_must_divide_the_image(folder: Path) -> None:

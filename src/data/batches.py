@@ -4,11 +4,9 @@ Every image of a batch is a pure function of (seed, epoch, batch, position in th
 for any number of workers, and for any number of GPUs that share its batches.
 """
 
-import ctypes
+import math
 import os
 import random
-import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config.errors import ConfigError
 from config.schema import Config
@@ -25,11 +22,9 @@ from data import transforms
 from data.gpu_transforms.batch import BatchTransform, exact_division
 from data.image_files import DataError, unreadable_error
 from data.splits import DataSplits, Split
+from data.workers import Workers
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
-from runtime.signals import SIGNALS
-
-PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class BatchSpec:
     batch_size: int
 
 
-class DistributedBatchSampler(Sampler[BatchSpec]):
+class DistributedBatchSampler:
     """The batches of an epoch: every image once, in random order with a seed, else in the split's order.
 
     The last batch is smaller where the images do not divide evenly; with `pairs` an odd one leaves one image out.
@@ -107,13 +102,17 @@ class DistributedBatchSampler(Sampler[BatchSpec]):
                 yield BatchSpec(indices, mine, seeds[mine], int(seeds[0]), size)
 
 
-class Batches(Dataset[tuple[Tensor, Tensor] | DataError]):
-    """Whole batches: uint8 [batch, channels, height, width] and labels [batch]; a DataError where there is none."""
+class Batches:
+    """Whole batches: uint8 [batch, height, width, channels] and labels [batch]."""
 
     def __init__(self, split: Split, transform: transforms.Transform | None) -> None:
         self.split, self.transform = split, transform
 
-    def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, spec: BatchSpec) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """
+        Raises:
+            DataError: an image cannot be read.
+        """
         if self.transform is None:
             pixels = self.split.images[spec.indices]
         else:
@@ -122,9 +121,8 @@ class Batches(Dataset[tuple[Tensor, Tensor] | DataError]):
                 with preserve_rng_state():
                     pixels = np.stack([self.augmented(index, seed) for index, seed in seeded])
             except DataError as error:
-                return unreadable_error(self.split.images.tolist(), error)
-        channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1))
-        return channels_last.permute(0, 3, 1, 2), torch.from_numpy(self.split.labels[spec.indices])
+                raise unreadable_error(self.split.images.tolist(), error) from error
+        return pixels.reshape(*pixels.shape[:3], -1), self.split.labels[spec.indices]
 
     def augmented(self, index: int, seed: int) -> NDArray[np.uint8]:
         assert self.transform is not None
@@ -134,8 +132,8 @@ class Batches(Dataset[tuple[Tensor, Tensor] | DataError]):
         return np.asarray(self.transform(self.split[index]))
 
 
-class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The same from images that are kept on the device, augmented there.
+class DeviceBatches:
+    """Batches of images that are kept on the device, augmented there: uint8 [batch, channels, height, width].
 
     Batches of `compiled_size`, if that is given, in a few kernels instead of hundreds.
     """
@@ -167,19 +165,53 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
         return pixels, self.labels.index_select(0, indices)
 
 
-class Loader(DataLoader[Any]):
-    """Raises a worker's DataError as it is; PyTorch would wrap its one line in a traceback."""
+class Loader:
+    """A split's batches in the sampler's order: uint8 [batch, channels, height, width] and labels [batch].
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+    Args:
+        max_bytes: of a batch's pixels.
+    """
+
+    def __init__(
+        self,
+        batches: Batches | DeviceBatches,
+        sampler: DistributedBatchSampler,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        max_bytes: int = 0,
+    ) -> None:
+        self.batches, self.sampler, self.num_workers, self.pin_memory = batches, sampler, num_workers, pin_memory
+        self.max_bytes = max_bytes
+        self.workers: Workers | None = None
+        if sampler.world.size > 1:
+            self.workers = self.start_workers()  # a process must not be forked once NCCL runs in it
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """
+        Raises:
+            DataError: an image cannot be read.
+            RuntimeError: a worker was killed.
+        """
+        workers = self.workers or self.start_workers()
+        self.workers = None  # those of an epoch that is left before its end end with it
+        for pixels, labels in workers.map(self.sampler):
+            yield (pixels, labels) if isinstance(pixels, Tensor) else self.as_tensors(pixels, labels)
+        self.workers = workers
+
+    def start_workers(self) -> Workers:
+        return Workers(self.batches.__getitem__, self.num_workers, self.max_bytes)
+
+    def as_tensors(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels)
+        return (tensors[0].pin_memory(), tensors[1].pin_memory()) if self.pin_memory else tensors
 
 
 def make_train_loader(
     data: DataSplits, config: Config, world: World | None = None, device: torch.device | str = "cpu"
-) -> DataLoader[Any]:
+) -> Loader:
     """
     Raises:
         ConfigError: data.pipeline=device cannot do it, or there is not enough to train on for every process.
@@ -206,22 +238,22 @@ def make_train_loader(
             )
         compiled_size = config.data.batch_size if config.trainer.compile else 0
         kept = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
-        return DataLoader(kept, batch_size=None, sampler=sampler, generator=torch.Generator())
-    return loader(data.train, transform, sampler, config)
+        return Loader(kept, sampler)
+    return loader(data, data.train, transform, sampler, config)
 
 
-def make_eval_loader(split: Split, data: DataSplits, config: Config, world: World | None = None) -> DataLoader[Any]:
+def make_eval_loader(split: Split, data: DataSplits, config: Config, world: World | None = None) -> Loader:
     transform = transforms.evaluation_transform(config.data.crop_fraction, data)
     sampler = DistributedBatchSampler(len(split), config.data.batch_size, seed=None, world=world)
-    return loader(split, transform, sampler, config)
+    return loader(data, split, transform, sampler, config)
 
 
 class Loaders(NamedTuple):
     """A run's batches; `val` is None without validation."""
 
-    train: DataLoader[Any]
-    val: DataLoader[Any] | None
-    test: DataLoader[Any]
+    train: Loader
+    val: Loader | None
+    test: Loader
 
 
 def make_loaders(data: DataSplits, config: Config, world: World, device: torch.device) -> Loaders:
@@ -235,31 +267,20 @@ def make_loaders(data: DataSplits, config: Config, world: World, device: torch.d
 
 
 def loader(
-    split: Split, transform: transforms.Transform | None, sampler: DistributedBatchSampler, config: Config
-) -> DataLoader[Any]:
+    data: DataSplits,
+    split: Split,
+    transform: transforms.Transform | None,
+    sampler: DistributedBatchSampler,
+    config: Config,
+) -> Loader:
     workers = config.data.num_workers
     if transform is None:
         workers = 0  # a batch is one slice of an array
     elif workers is None:
         workers = spare_cores()
-    batches = Loader(
-        Batches(split, transform),
-        batch_size=None,
-        sampler=sampler,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=init_worker,
-        # Runs side by side start processes in a way that PyTorch's cannot be started in.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        generator=torch.Generator(),  # or it would draw from the one that dropout uses
-        pin_memory=config.trainer.device in ("auto", "cuda") and torch.cuda.is_available(),
-    )
-    if workers and sampler.world.size > 1:
-        # Fork them now, without a batch to load: a process must not be forked once NCCL runs in it.
-        sampler.start = len(sampler)
-        list(batches)
-        sampler.start = 0
-    return batches
+    pin_memory = config.trainer.device in ("auto", "cuda") and torch.cuda.is_available()
+    max_bytes = sampler.size(0) * data.channels * math.prod(data.image_size)
+    return Loader(Batches(split, transform), sampler, workers, pin_memory, max_bytes)
 
 
 def spare_cores() -> int:
@@ -270,14 +291,3 @@ def spare_cores() -> int:
     else:
         share = min(cores, torch.get_num_threads())
     return min(16, max(1, share - 1))
-
-
-def init_worker(worker: int) -> None:
-    """Ignore the signals that a terminal and Slurm send to all of a run's processes: the run ends its workers itself.
-
-    Die with a run that is killed: a worker that outlives it would keep it locked.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

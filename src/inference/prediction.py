@@ -15,18 +15,19 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from rich import get_console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from config.commands import Predict
 from config.errors import ConfigError
-from data.batches import init_worker, spare_cores
+from data.batches import spare_cores
 from data.image_files import DataError, image_files, open_image
 from data.splits import DataSplits, Split
 from data.transforms import Transform, evaluation_transform
+from data.workers import Workers
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
 from runtime.files import check_new, write_text
@@ -147,20 +148,22 @@ def read_batches(data: DataSplits, settings: Predict, broken: list[DataError]) -
         workers = spare_cores() if len(data.test) > batch_size else 0
     transform = evaluation_transform(settings.data.crop_fraction, data)
     assert transform  # files are never as the model sees them
-    numbers: Any = range(len(data.test))
-    read = partial(read_images, data.test, transform)
-    batches = DataLoader(numbers, batch_size, num_workers=workers, collate_fn=read, worker_init_fn=init_worker)
-    bar = track(batches, "  predicting", transient=True, disable=not get_console().is_terminal)
-    for pixels, indices, errors in bar:
+    parts = [range(len(data.test))[i : i + batch_size] for i in range(0, len(data.test), batch_size)]
+    max_bytes = batch_size * data.channels * math.prod(data.image_size)
+    batches = Workers(partial(read_images, data.test, transform), workers, max_bytes).map(parts)
+    bar = track(batches, "  predicting", len(parts), transient=True, disable=not get_console().is_terminal)
+    for pixels, (numbers, errors) in bar:
         for error in errors:
             log.warning(f"  skipped: {str(error).removeprefix('data.root: ')}")
         broken += errors
-        if len(indices):
-            yield pixels, indices
+        if numbers:
+            yield torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(numbers)
 
 
-def read_images(split: Split, transform: Transform, numbers: list[int]) -> tuple[Tensor, Tensor, list[DataError]]:
-    """Pixels and numbers of the images that can be read, and the others' errors."""
+def read_images(
+    split: Split, transform: Transform, numbers: Iterable[int]
+) -> tuple[NDArray[np.uint8], tuple[list[int], list[DataError]]]:
+    """uint8 [images, height, width, channels] and numbers of the images that can be read, and the others' errors."""
     pixels, read, errors = [], [], []
     for number in numbers:
         try:
@@ -168,8 +171,7 @@ def read_images(split: Split, transform: Transform, numbers: list[int]) -> tuple
             read.append(number)
         except DataError as error:
             errors.append(error)
-    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) if pixels else torch.empty(0)
-    return batch, torch.tensor(read), errors
+    return np.stack(pixels) if pixels else np.empty(0, np.uint8), (read, errors)
 
 
 # Predictions.

@@ -2,14 +2,17 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.launcher import Launcher
 
-# Ctrl-C, an orderly shutdown, and the warnings of Slurm (USR1) and submitit (USR2) before a time limit.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Ctrl-C, an orderly shutdown, a terminal that is closed, and the warnings of Slurm (USR1) and submitit (USR2) before a
+# time limit.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+Batch = TypeVar("Batch")
 
 
 class Interrupted(BaseException):
@@ -21,7 +24,9 @@ class Interrupted(BaseException):
 
 
 class SignalHandler:
-    """Within this context signals are only noted, to be acted on between two steps; a second Ctrl-C ends the process.
+    """Within this context signals are noted, to be acted on between two steps; a second Ctrl-C ends the process.
+
+    SIGHUP stays ignored where it is, e.g. by nohup.
 
     Attributes:
         number: the signal that is to end the run; 0: none.
@@ -32,11 +37,12 @@ class SignalHandler:
         self.launcher = launcher
         self.number = 0
         self.save_requested = False
+        self.is_waiting = False  # for a batch: nothing is lost if the run ends now
         self.previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():  # others cannot receive signals
-            self.previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+            self.previous = {number: signal.signal(number, self.receive) for number in to_obey()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,15 +51,42 @@ class SignalHandler:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if self.launcher.ends_run(number):
-            self.number = number
-        else:
+        if not self.launcher.ends_run(number):
             self.save_requested = True
+            return
+        self.number = number
+        if self.is_waiting:
+            raise Interrupted(number)
 
-    def raise_if_requested(self) -> None:
-        """
+    def watch(self, batches: Iterable[Batch], save: Callable[[], None] | None = None) -> Iterator[Batch]:
+        """The batches; a signal is obeyed before each, and while it is waited for, after a last call of `save`.
+
+        Not where there are several ranks: the others would wait for this one.
+
         Raises:
             Interrupted: a signal is to end the run.
         """
-        if self.number:
-            raise Interrupted(self.number)
+        if self.launcher.world.size > 1:
+            yield from batches
+            return
+        iterator = iter(batches)
+        while True:
+            try:
+                self.is_waiting = True
+                if self.number:
+                    raise Interrupted(self.number)
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except Interrupted:
+                self.is_waiting = False
+                if save:
+                    save()
+                raise
+            finally:
+                self.is_waiting = False
+            yield batch
+
+
+def to_obey() -> list[signal.Signals]:
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]

@@ -1,16 +1,14 @@
 """What a model makes of images that it does not train on."""
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from data.batches import DistributedBatchSampler
+from data.batches import Loader
 from data.transforms import Normalize
 from runtime.device import autocast, prefetch
 from runtime.distributed import World
@@ -36,7 +34,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: DataLoader[Any],
+    loader: Loader,
     normalize: Normalize,
     precision: str,
     device: torch.device,
@@ -53,16 +51,14 @@ def evaluate(
     model.eval()
     metrics = MetricAccumulator(device)
     seen = [torch.zeros(3, 0, device=device)]  # label, prediction and probability of each image, batch by batch
-    for pixels, labels in prefetch(loader, device):
-        if signals and world.size == 1:  # else the other ranks would wait
-            signals.raise_if_requested()
+    for pixels, labels in prefetch(signals.watch(loader) if signals else loader, device):
         with autocast(device, precision):
             logits = model(normalize(pixels))
             loss = F.cross_entropy(logits, labels)
         metrics.add(loss, logits, labels)
         probability = logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
         seen.append(torch.stack((labels, logits.argmax(1), probability)))
-    sampler = cast(DistributedBatchSampler, loader.sampler)
+    sampler = loader.sampler
     in_order = torch.zeros(3, sampler.length, device=device)
     in_order[:, sampler.indices()] = torch.cat(seen, 1)
     world.all_reduce_sum(in_order)  # what another rank has seen is 0 here

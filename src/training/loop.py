@@ -5,11 +5,9 @@ Nothing in it waits for the device but a look at the metrics once a second.
 
 import logging
 import math
-from typing import Any, cast
+from typing import Any
 
-from torch.utils.data import DataLoader
-
-from data.batches import DistributedBatchSampler, Loaders
+from data.batches import Loader, Loaders
 from data.splits import DataSplits
 from runtime.console import RunProgress
 from runtime.device import prefetch, reset_peak_memory
@@ -44,7 +42,7 @@ class Trainer:
         self.state, self.data, self.folder, self.launcher = state, data, folder, launcher
         self.config, self.world = config, world = folder.config, state.world
         self.train_loader, self.val_loader, self.test_loader = loaders
-        self.sampler = cast(DistributedBatchSampler, self.train_loader.sampler)
+        self.sampler = self.train_loader.sampler
         self.steps_per_epoch = len(self.train_loader)
         check_schedule(config, self.steps_per_epoch)
         check_batch_statistics(config, self.sampler, data.image_size)
@@ -95,7 +93,7 @@ class Trainer:
         sampler.epoch, sampler.start = state.epoch, state.step
         train_mode(self.train_step.network)
         state.epoch_clock.start()
-        for pixels, labels in prefetch(self.train_loader, state.device):
+        for pixels, labels in prefetch(self.signals.watch(self.train_loader, self.save), state.device):
             step, batch_size = self.steps_done + 1, sampler.size(state.step)
             parts = sampler.micro_batches(state.step, self.config.trainer.accumulation_steps)
             self.train_step(pixels, labels, step, self.lr(step), batch_size, parts)
@@ -142,7 +140,7 @@ class Trainer:
             raise NotFinite("validation", self.steps_done, self.lr(self.steps_done))
         return metrics
 
-    def evaluate(self, loader: DataLoader[Any]) -> Evaluation:
+    def evaluate(self, loader: Loader) -> Evaluation:
         state, normalize, precision = self.state, self.train_step.normalize, self.config.trainer.precision
         return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals)
 
