@@ -274,6 +274,15 @@ def test_what_vendors_write_beside_images_is_skipped(folder: Path, vendor: str) 
     assert fingerprint.__wrapped__(folder) == before
 
 
+@pytest.mark.parametrize("name", [r"cash $\\frac", r"$\$", "caf\udce9", "a\nb"])
+def test_a_class_may_have_any_name(folder: Path, name: str, train: Train, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (folder / part / "cat").rename(folder / part / name)
+    done = train("data=image_folder", f"data.root={folder}", "data.train_fraction=1", "trainer.figures=true")
+    assert done.summary["status"] == "completed"
+    assert (done.folder / "figures" / "confusion_matrix.png").exists()
+
+
 def test_a_link_to_a_folder_above_is_not_followed(folder: Path) -> None:
     (folder / "train" / "cat" / "loop").symlink_to(folder)
     assert len(load_folder(folder).train) + len(load_folder(folder).val or ()) == 36

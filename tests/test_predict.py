@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,29 @@ def test_broken_images_are_skipped_and_counted(
     with pytest.raises(ConfigError, match="images="):
         predict(*given, f"images={digits}/000.png", "overwrite=true")
     assert json.loads((tmp_path / "p.json").read_text()) == found
+
+
+def test_a_name_that_is_not_utf_8_costs_nothing(digits_run: Path, digits: Path, tmp_path: Path) -> None:
+    strange = os.fsdecode(os.fsencode(digits) + b"/caf\xe9.png")
+    os.rename(digits / "000.png", strange)  # noqa: PTH104
+    os.mkfifo(digits / "pipe.png")  # would be waited for
+    options = [f"checkpoint={digits_run}", f"images={digits}"]
+    assert predict(*options, f"output={tmp_path}/p.csv", "sheet=2") == 0
+    assert f"{digits}/caf\\udce9.png" in list(pd.read_csv(tmp_path / "p.csv")["image"])
+    assert predict(*options, f"output={tmp_path}/p.json", "sheet=0") == 0
+    assert strange in [row["image"] for row in json.loads((tmp_path / "p.json").read_text())]
+
+
+@pytest.mark.slow
+def test_a_list_of_names_need_not_be_utf_8(digits_run: Path, digits: Path, tmp_path: Path) -> None:
+    strange = os.fsencode(digits) + b"/caf\xe9.png"
+    os.rename(digits / "000.png", strange)  # noqa: PTH104
+    process = subprocess.run(
+        [sys.executable, str(REPOSITORY / "src" / "predict.py"), f"checkpoint={digits_run}", "images=-"],
+        input=strange + b"\n", cwd=tmp_path, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr.decode(errors="replace")
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 1
 
 
 def test_lists_globs_and_standard_input(

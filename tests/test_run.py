@@ -158,14 +158,17 @@ def test_every_setting_of_a_sweep_is_compiled_and_smaller_batches_are_not(
     assert graphs == [1] * 4
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("value", "channels_last"), [("auto", True), ("true", True), ("false", False)])
-def test_a_step_computes_in_the_memory_format_asked_for(value: str, channels_last: bool) -> None:
-    config = checked(*TINY_SIZE, f"trainer.channels_last={value}")
-    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+def test_a_step_computes_in_the_memory_format_asked_for(value: str, channels_last: bool, channels: int) -> None:
+    config = checked(*TINY_SIZE, f"trainer.channels_last={value}", "augmentation=paper")
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, channels), dtype=np.uint8)
     split = datasets.Split(images, np.arange(8))
-    data = datasets.DataSplits(split, None, split, list("01234567"), 3, (8, 8), (0.5,) * 3, (0.25,) * 3)
+    data = datasets.DataSplits(
+        split, None, split, list("01234567"), channels, (8, 8), (0.5,) * channels, (0.25,) * channels
+    )
     cpu = torch.device("cpu")
-    model = make_model(config, 3, 8).to(memory_format=memory_format(config))
+    model = make_model(config, channels, 8).to(memory_format=memory_format(config))
     state = TrainingState(model, config, World(), cpu)
     seen: list[torch.Tensor] = []
     for layer in model.conv_mixer_layers:

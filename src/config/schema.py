@@ -58,7 +58,15 @@ BETAS = Constraint(
     "two numbers, at least 0 and below 1",
     lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
 )
-POSITIVE_LIST = Constraint("a number above 0 for each channel", lambda values: min(values, default=0) > 0)
+# Of pixels that are 0 … 1; files in 0 … 255 are read so, too.
+MEAN = Constraint(
+    "a number of 0 to 1 for each channel: pixels count as 0 to 1; divide 0 to 255 by 255",
+    lambda values: bool(values) and all(0 <= value <= 1 for value in values),
+)
+STD = Constraint(
+    "a number above 0 and at most 1 for each channel: pixels count as 0 to 1; divide 0 to 255 by 255",
+    lambda values: bool(values) and all(0 < value <= 1 for value in values),
+)
 RAND_AUGMENT = Constraint(
     "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1, or torchvision's, e.g. torchvision-n2-m12",
     lambda text: bool(
@@ -114,8 +122,8 @@ class Data:
     num_workers: int | None = key(at_least(0), None)  # processes that augment; null: one per spare core
     image_size: int | None = key(at_least(1), None)  # pixels; null: the images' own, or 224 if they differ
     crop_fraction: float = key(SHARE, 1.0)  # evaluation takes this much of each side, from the middle
-    mean: list[float] | None = None  # per channel, pixels being 0 … 1; null: measured on training images
-    std: list[float] | None = key(POSITIVE_LIST, None)
+    mean: list[float] | None = key(MEAN, None)  # null: measured on training images
+    std: list[float] | None = key(STD, None)
     hflip: float = key(PROBABILITY, 0.5)  # how often to mirror; 0 where that makes another class
     skip_unreadable: bool = False  # train without the images of a folder that cannot be read
 

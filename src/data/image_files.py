@@ -37,6 +37,11 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in VENDORS
 
 
+def printable(name: str) -> str:
+    """A file's name as text that can be written and drawn: bytes that are not UTF-8 are escaped."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def split_folders(root: Path) -> dict[str, str]:
     """The names of the folders in `root` by split, e.g. {"train": "train", "val": "valid"}, in alphabetical order.
 
@@ -90,7 +95,8 @@ def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
             if entry.is_dir():
                 if os.path.realpath(entry.path) not in above:
                     files += image_files(entry.path, above)
-            elif entry.name.lower().endswith(SUFFIXES):
+            # Of links also those that dangle; no pipe, which would be waited for.
+            elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or not Path(entry.path).exists()):
                 files.append(entry.path)
     except OSError as error:
         raise DataError(f"data.root: {folder} cannot be read ({error.strerror})") from error
@@ -112,7 +118,7 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
             return read.convert(mode or ("L" if read.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises whatever its decoders raise
         reason = first_line(error).replace(f" {path!r}", "")
-        raise DataError(f"data.root: {path}{CANNOT_BE_READ} ({reason})") from error
+        raise DataError(f"data.root: {printable(path)}{CANNOT_BE_READ} ({reason})") from error
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from data.image_files import (
     image_files,
     listed,
     open_image,
+    printable,
     split_folders,
     unreadable_error,
     unreadable_images,
@@ -46,7 +47,7 @@ def read_image_folder(root: Path, skip_unreadable: bool = False) -> DataSplits:
     splits = [list_images(root / name, classes) for name in names]
     remarks = [f"data.root={root}: {', '.join(f'{name} for {use}' for name, use in zip(names, USES, strict=False))}"]
     if unused := [name for name in class_folders(root) if name not in names]:
-        remarks.append(f"data.root={root}: not used: {', '.join(unused)}")
+        remarks.append(f"data.root={root}: not used: {', '.join(map(printable, unused))}")
     skipped: list[str] = []
     if skip_unreadable:
         splits, skipped = without_unreadable(splits)
@@ -54,7 +55,7 @@ def read_image_folder(root: Path, skip_unreadable: bool = False) -> DataSplits:
     for name, split in zip(names, splits, strict=True):
         check_no_class_is_empty(root / name, split, classes)
     train, test, *val = splits
-    data = DataSplits(train, val[0] if val else None, test, classes, 0, (0, 0))
+    data = DataSplits(train, val[0] if val else None, test, [*map(printable, classes)], 0, (0, 0))
     return decoded(replace(data, remarks=tuple(remarks), skipped=tuple(skipped)))
 
 
@@ -73,6 +74,7 @@ def read_one_split(folder: Path, mode: str, skip_unreadable: bool = False) -> Da
     (split,), skipped = without_unreadable([split]) if skip_unreadable else ([split], [])
     if not len(split):
         raise DataError(f"data.root: {folder} has no images in folders of classes, CLASS/*")
+    classes = [*map(printable, classes)]
     return decoded(DataSplits(split, None, split, classes, 0, (0, 0), skipped=tuple(skipped)), mode)
 
 

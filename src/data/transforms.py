@@ -88,9 +88,8 @@ class Normalize:
     def __call__(self, images: Tensor) -> Tensor:
         channels_last = images.permute(0, 2, 3, 1)
         rows = channels_last.flatten(2).float().sub_(self.mean).div_(self.std)
-        pixels = rows.view(channels_last.shape).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
-        # One channel is contiguous in both formats: convolutions take the one that its strides are usual for.
-        return pixels.as_strided(pixels.shape, torch.empty_like(pixels, memory_format=self.memory_format).stride())
+        # .contiguous() would leave a single channel as it is: with strides that layers take for channels last.
+        return rows.view(channels_last.shape).permute(0, 3, 1, 2).to(memory_format=self.memory_format)
 
 
 def mixes(config: schema.Augmentation) -> bool:

@@ -1,5 +1,6 @@
 """Image files to a table of classes with probabilities, and a contact sheet."""
 
+import io
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ from torch import Tensor
 from config.commands import Predict
 from config.errors import ConfigError
 from data.batches import spare_cores
-from data.image_files import DataError, image_files, open_image
+from data.image_files import DataError, image_files, open_image, printable
 from data.splits import DataSplits, Split
 from data.transforms import Transform, evaluation_transform
 from data.workers import Workers
@@ -67,7 +68,7 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
         contact_sheet(images, [caption(row["predictions"][0]) for row in shown]).savefig(sheet, dpi=150)
     for row in rows[:SHOWN]:
         likely = ", ".join(f"{one['class']} {one['probability']:.1%}" for one in row["predictions"][:3])
-        log.info(f"  {row['image']}: {likely}")
+        log.info(f"  {printable(row['image'])}: {likely}")
     skipped = f", {len(broken):,} skipped" if broken else ""
     log.info(f"  {len(rows):,} images{skipped} → {table}" + (f" and {sheet}" if settings.sheet else ""))
     return len(broken)
@@ -99,7 +100,9 @@ def find_images(given: Any) -> list[str]:
     found: list[str] = []
     for entry in map(str, given if isinstance(given, list) else [given]):
         if entry == "-":
-            found += [line for line in sys.stdin.read().splitlines() if line]
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
+            found += [line for line in sys.stdin.read().split("\n") if line]
         elif Path(entry).is_dir():
             found += image_files(entry)
         elif has_magic(entry) and not Path(entry).exists():

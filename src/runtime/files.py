@@ -40,8 +40,9 @@ def check_new(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8; bytes of a file's name that are not, are escaped, so that no name costs a table."""
     with whole(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.3,
     "lines.markersize": 4.5, "axes.titlelocation": "left",
+    "text.parse_math": False,  # names are shown as they are: $\x is no formula
 }  # fmt: skip
 styled = matplotlib.rc_context(STYLE)
 

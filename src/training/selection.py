@@ -220,7 +220,7 @@ def make_step(way: Way, config: Config, shape: Shape, device: torch.device, dtyp
         dlogits = GRADIENT * torch.randn(shape[0], CLASSES)
     model = model.to(device, dtype).to(memory_format=memory_format(config))
     network, weights = wrap(model, config, World(), device), list(model.parameters())
-    images = images.to(device, dtype).contiguous(memory_format=memory_format(config))
+    images = images.to(device, dtype).to(memory_format=memory_format(config))
     dlogits = dlogits.to(device)
 
     def step() -> list[Tensor]:
