@@ -94,7 +94,7 @@ def draw_points(axes: Axes, points: pd.DataFrame, key: str, values: BaseDistribu
         places = points[key]
         if getattr(values, "log", False):
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if values.high < 100 * values.low else (1,)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if places.max() < 100 * places.min() else (1,)))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
         else:
