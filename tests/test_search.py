@@ -203,10 +203,12 @@ def test_what_a_search_found() -> None:
     study = searched(20)
     lines = findings(study, "val/accuracy", 3, importance(study))
     assert re.search(r"20 trials, 4 of which pruned: .* 95.0% .*seeds.* with optimizer.lr=", lines[0])
-    assert re.search(r"pruner: 6 trials.*same: 2.*others: 1 of 2", lines[1])
+    assert re.search(r"pruner: 6 trials.*same: 2.*others: 1 of 2 .*97%", lines[1])  # Clopper and Pearson's bound
     assert re.search(r"3 seeds: 7 trials", lines[2])
-    assert re.search(r"16 trials\): optimizer.lr [6-9]\d%, ", lines[3])
-    assert not importance(searched(9))  # it would be noise
+    assert re.search(r"16 trials.*: optimizer.lr [6-9]\d% \(up to \d\d%.*augmentation", lines[3])
+    few = searched(9)
+    assert not importance(few)  # it would be noise
+    assert "10 completed trials" in findings(few, "val/accuracy", 3, {})[-1]
 
 
 def test_the_figure_of_a_search() -> None:
@@ -220,6 +222,10 @@ def test_the_figure_of_a_search() -> None:
         "optimizer.lr": "log", "model.depth": "linear", "augmentation": "linear", "model.kernel_size": "linear"
     }  # fmt: skip
     assert sum(line.get_xdata().size for line in panels["optimizer.lr"].lines) == 20 + 1  # the best one twice
+    assert [label.get_text() for label in panels["optimizer.lr"].get_xticklabels()] == ["0.01", "0.1", "1"]
+    for key, choices in (("augmentation", 5), ("model.kernel_size", 2)):
+        drawn = np.concatenate([line.get_xdata() for line in panels[key].lines])
+        assert set(drawn) <= set(range(choices)), "each choice has one place"
     assert search_figure(searched(0), "val/accuracy", {}) is None
 
 

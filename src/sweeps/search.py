@@ -72,10 +72,10 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
         while batch or (batch := propose(study, space, options)):
             run_batch(app, study, batch, fixed, launcher, options)
             batch = []
-        shares = importance(study)
-        for line in findings(study, monitor, options.n_seeds, shares):
+        importances = importance(study)
+        for line in findings(study, monitor, options.n_seeds, importances):
             say(line)
-        if figure := search_figure(study, monitor, shares):
+        if figure := search_figure(study, monitor, importances):
             plots.save(figure, folder / "search")
 
 

@@ -3,32 +3,47 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from comparison.formatting import count
 from config.schema import overrides_of
+from stats.importance import Importance, importances
+from stats.prediction import rate_bounds
 from sweeps.trials import completed, not_retried, seed_values, sign
 from tracking.trial import FINISH, PRUNED_AT
 
 FEWEST = 10  # completed trials that it takes for importances: of fewer they are noise
+TREES = 16  # of fANOVA's forests, which are grown again for every permutation
 
 
-def findings(study: optuna.Study, monitor: str, n_seeds: int, shares: Mapping[str, float]) -> list[str]:
+def findings(study: optuna.Study, monitor: str, n_seeds: int, found: Mapping[str, Importance]) -> list[str]:
     """Lines to be printed.
 
     Args:
         n_seeds: that a trial gets.
-        shares: of each key; see importance().
+        found: the importance of each key; see importance().
     """
     lines = [best(study, monitor, n_seeds), pruning(study)]
     if fewer := sum(len(values) < n_seeds for values in seed_values(study).values()):
         lines.append(f"given up before the last of {n_seeds} seeds: {count(fewer, 'trial')}")
-    if shares:
-        named = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
-        lines.append(f"importance (fANOVA of {len(completed(study))} trials): {named}")
+    trials = len(completed(study))
+    if found:
+        named = ", ".join(f"{key} {importance_text(of_key)}" for key, of_key in found.items())
+        lines.append(f"importance (fANOVA of {trials} trials; in brackets what chance gives): {named}")
+        if not any(of_key.stands_out for of_key in found.values()):
+            lines.append("No key stands out from chance: with permuted results each seems to matter as much.")
+    elif 0 < trials < FEWEST:
+        lines.append(f"importance of the keys: needs {FEWEST} completed trials, there are {trials}")
     return [line for line in lines if line]
+
+
+def importance_text(of_key: Importance) -> str:
+    """E.g. "77% (up to 81%)", or "88% (up to 81%: stands out)"."""
+    return f"{of_key.share:.0%} (up to {of_key.by_chance:.0%}{': stands out' if of_key.stands_out else ''})"
 
 
 def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
@@ -55,18 +70,32 @@ def pruning(study: optuna.Study) -> str:
         (spared if was_spared else others).append(sign(study) * trial.value)
     if not pruned and not spared:
         return ""
+    line = f"chosen by the pruner: {count(pruned + len(spared), 'trial')}; finished all the same: {len(spared)}"
+    if not spared:
+        return line
     lost = sum(value > max(others, default=-math.inf) for value in spared)
-    return f"chosen by the pruner: {count(pruned + len(spared), 'trial')}; finished all the same: {len(spared)}" + (
-        f"; better than the best of the others: {lost} of {len(spared)}" if spared else ""
+    _, most = rate_bounds(lost, len(spared))
+    return (
+        f"{line}; better than the best of the others: {lost} of {len(spared)} (95 % sure: at most {most:.0%} of such)"
     )
 
 
-def importance(study: optuna.Study) -> Mapping[str, float]:
-    """The share of the objective's variance over the search space that each key accounts for, the highest first.
+def importance(study: optuna.Study) -> Mapping[str, Importance]:
+    """The share of the objective's variance over the search space that each key accounts for, beside chance.
 
     By functional ANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) of the completed trials; empty where they are too few.
     """
-    if len(completed(study)) < FEWEST or len({trial.value for trial in completed(study)}) == 1:
+    trials = completed(study)
+    objectives = np.array([trial.value for trial in trials], dtype=float)
+    if len(trials) < FEWEST or len(set(objectives)) == 1:
         return {}
-    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return {key: float(share) for key, share in shares.items()}
+    evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
+
+    def shares_of(values: NDArray[np.float64]) -> Mapping[str, float]:
+        variant = optuna.create_study(direction=study.direction)
+        for trial, value in zip(trials, values.tolist(), strict=True):
+            params, distributions = trial.params, trial.distributions
+            variant.add_trial(create_trial(params=params, distributions=distributions, value=value))
+        return get_param_importances(variant, evaluator=evaluator)
+
+    return importances(shares_of, objectives)
