@@ -16,6 +16,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import TrialState
 
 from comparison.formatting import count, shorten
+from stats.importance import Importance
+from sweeps.search_findings import importance_text
 from sweeps.trials import completed, seed_values, sign
 from tracking.plots import COLORS, GREY, PAGE, STYLE
 
@@ -27,18 +29,18 @@ LOOKS: dict[str, dict[str, Any]] = {  # of the points, by what became of the tri
 FAR = 4  # times the median distance from the best: what is farther away is drawn on the panel's edge
 
 
-def search_figure(study: optuna.Study, monitor: str, shares: Mapping[str, float]) -> Figure | None:
+def search_figure(study: optuna.Study, monitor: str, found: Mapping[str, Importance]) -> Figure | None:
     """A panel for each key, the most important first; a line spans a trial's seeds. None if no trial completed.
 
     Args:
-        shares: of each key; see importance().
+        found: the importance of each key; see importance().
     """
     if not completed(study):
         return None
     unit = 100 if monitor.endswith("accuracy") else 1
     points = points_of(study, unit)
     space = study.best_trial.distributions
-    keys = sorted(space, key=lambda key: -shares.get(key, 0.0))
+    keys = sorted(space, key=lambda key: -found[key].share if key in found else 0.0)
     columns = 2 if len(keys) == 4 else min(3, len(keys))
     rows = math.ceil(len(keys) / columns)
     with matplotlib.rc_context(STYLE):
@@ -48,7 +50,7 @@ def search_figure(study: optuna.Study, monitor: str, shares: Mapping[str, float]
         panels[0, 0].set_ylim(low, high)
         for axes, key in zip(panels.flat, keys, strict=False):
             draw_points(axes, points, key, space[key])
-            axes.set_title(key + (f": importance {shares[key]:.0%}" if key in shares else ""))
+            axes.set_title(key + (f": {importance_text(found[key])}" if key in found else ""))
         for axes in panels[:, 0]:
             axes.set_ylabel(f"{monitor}, %" if unit == 100 else monitor)
         for axes in panels.flat[len(keys) :]:
@@ -82,11 +84,11 @@ def points_of(study: optuna.Study, unit: float) -> pd.DataFrame:
 
 
 def draw_points(axes: Axes, points: pd.DataFrame, key: str, values: BaseDistribution) -> None:
-    """The objective over a key; the trials of one choice side by side."""
+    """The objective over a key, each trial at its value."""
     low, high = axes.get_ylim()
     edge = 0.025 * (high - low)
     if isinstance(values, CategoricalDistribution):
-        places = points[key].map(values.choices.index) + 0.5 * ((0.618 * points.number) % 1 - 0.5)
+        places = points[key].map(values.choices.index)
         names = [shorten(str(choice), 16) for choice in values.choices]
         axes.set_xticks(range(len(names)), names, rotation=30 if sum(map(len, names)) > 30 else 0)
         axes.set_xlim(-0.5, len(names) - 0.5)

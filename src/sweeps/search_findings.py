@@ -33,17 +33,18 @@ def findings(study: optuna.Study, monitor: str, n_seeds: int, found: Mapping[str
     trials = len(completed(study))
     if found:
         named = ", ".join(f"{key} {importance_text(of_key)}" for key, of_key in found.items())
-        lines.append(f"importance (fANOVA of {trials} trials; in brackets what chance gives): {named}")
+        lines.append(f"importance (fANOVA of {trials} trials; chance: with permuted results): {named}")
         if not any(of_key.stands_out for of_key in found.values()):
-            lines.append("No key stands out from chance: with permuted results each seems to matter as much.")
+            lines.append("No key matters more than chance shows, as far as these trials can tell.")
     elif 0 < trials < FEWEST:
         lines.append(f"importance of the keys: needs {FEWEST} completed trials, there are {trials}")
     return [line for line in lines if line]
 
 
 def importance_text(of_key: Importance) -> str:
-    """E.g. "77% (up to 81%)", or "88% (up to 81%: stands out)"."""
-    return f"{of_key.share:.0%} (up to {of_key.by_chance:.0%}{': stands out' if of_key.stands_out else ''})"
+    """E.g. "77% (chance: up to 81%)", or "88%, more than chance (up to 81%)"."""
+    more = ", more than chance (" if of_key.stands_out else " (chance: "
+    return f"{of_key.share:.0%}{more}up to {of_key.by_chance:.0%})"
 
 
 def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
