@@ -1,5 +1,6 @@
 """What a person reads of a comparison: on the terminal, in its files, and as one line where it cannot be made."""
 
+import itertools
 import json
 import math
 import re
@@ -235,6 +236,17 @@ def test_json_is_all_that_is_printed_and_nothing_is_written(tmp_path: Path, run_
     assert code == 0 and [row["n"] for row in tree["rows"]] == [1, 2] and tree["keys"] == [KERNEL]
     assert tree["effects"][0]["factor"] == KERNEL and tree["effects"][0]["is_significant"] is False
     assert not list(folder.glob("comparison.*"))
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("loss", [1e160, 1e308])
+def test_losses_of_any_size_are_json(tmp_path: Path, run_compare: Callable[..., Any], loss: float) -> None:
+    for kernel, seed in itertools.product((5, 9), (0, 1, 2)):
+        overrides = (f"{KERNEL}={kernel}", f"seed={seed}")
+        write_run(tmp_path / "s" / f"{kernel}-{seed}", *overrides, best__val__loss=loss / (1 + kernel * seed))
+    code, out = run_compare("s", "--json", "--metric", "val/loss")
+    tree = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert code == 0 and len(tree["rows"]) == 2
 
 
 @pytest.mark.parametrize(

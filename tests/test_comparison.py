@@ -198,6 +198,35 @@ def test_words_of_the_summary_are_filtered_by(tmp_path: Path) -> None:
     assert names(read([tmp_path / "s"], filters=["host!=a"])) == {"b"}
 
 
+@pytest.mark.parametrize("sweep", ["123", "007", "1e3", "2026-11-30", "true", "null", "[a]"])
+def test_words_that_look_like_something_else_are_filtered_by(tmp_path: Path, sweep: str) -> None:
+    write_run(tmp_path / "s" / "a", f"sweep='{sweep}'")
+    write_run(tmp_path / "s" / "b")
+    assert names(read([tmp_path / "s"], filters=[f"sweep={sweep}"])) == {"a"}
+    assert names(read([tmp_path / "s"], filters=[f"sweep!={sweep}"])) == {"b"}
+    assert names(read([tmp_path / "s"], filters=["experiment=null"])) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [
+        ("reserved_memory", "low"),
+        ("peak_memory", "low"),
+        ("val/loss", "low"),
+        ("objective", "low"),
+        ("test/accuracy", "high"),
+    ],
+)
+def test_what_is_better_follows_from_the_metric(tmp_path: Path, metric: str, best: str) -> None:
+    figures = ("reserved_memory", "peak_memory", "best__val__loss", "objective", "test__accuracy")
+    for name, value in (("low", 0.1), ("high", 0.9)):
+        write_run(
+            tmp_path / "s" / name, f"{KERNEL}={3 if name == 'low' else 5}", "trainer.monitor=val/loss",
+            **dict.fromkeys(figures, value),
+        )  # fmt: skip
+    assert read([tmp_path / "s"], metric=metric).valued[0].runs[0].folder.name == best
+
+
 @pytest.mark.parametrize(
     ("filters", "told"),
     [

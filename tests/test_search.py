@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -24,7 +25,7 @@ from sweeps.jobs import monitor_of, parse_overrides, split_overrides
 from sweeps.search_figure import search_figure
 from sweeps.search_findings import findings, importance
 from sweeps.space import check_space, make_space
-from sweeps.trials import complete, is_hopeless
+from sweeps.trials import complete, is_hopeless, make_sampler
 from test_plots import assert_legible
 from tracking.trial import Trial, open_storage
 
@@ -54,6 +55,36 @@ def statuses(sweep: Path) -> list[str]:
 
 def tiny(cwd: Path, *arguments: str, n_trials: int = 3) -> subprocess.CompletedProcess[str]:
     return command(*SEARCH, *TINY, f"hydra.sweeper.n_trials={n_trials}", "sweep=s", *arguments, cwd=cwd)
+
+
+@pytest.mark.parametrize("sampler", ["RandomSampler", "TPESampler", "GPSampler"])
+def test_each_sampler_gets_what_it_takes(sampler: str) -> None:
+    make_sampler(options_of(f"hydra.sweeper.sampler._target_=optuna.samplers.{sampler}"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["hydra.sweeper.sampler._target_=optuna.samplers.QMCSampler"], ["QMCSampler", "resume", "TPESampler"]),
+        (["hydra.sweeper.sampler._target_=optuna.samplers.NSGAIISampler"], ["NSGAIISampler", "resume"]),
+        (["hydra.sweeper.sampler._target_=optuna.samplers.GridSampler"], ["GridSampler"]),
+        (["hydra.sweeper.sampler._target_=optuna.samplers.NoSampler"], ["NoSampler"]),
+        (["hydra.sweeper.sampler._target_=optuna.samplers.RandomSampler", "hydra.sweeper.sampler.n_startup_trials=5"],
+         ["RandomSampler", "n_startup_trials"]),
+        (["hydra.sweeper.sampler=null"], ["hydra.sweeper.sampler"]),
+    ],
+)  # fmt: skip
+def test_a_sampler_that_cannot_be_used_is_named(overrides: list[str], named: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_sampler(options_of(*overrides), seed=0)
+    assert all(words in str(caught.value) for words in named), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def options_of(*overrides: str) -> Any:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        composed = compose("train", ["hydra/sweeper=optuna", *overrides], return_hydra_config=True)
+    return OmegaConf.to_object(composed.hydra.sweeper)
 
 
 def test_a_search_goes_on_and_goes_further(tmp_path: Path) -> None:

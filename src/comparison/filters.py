@@ -5,6 +5,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Sequence
+from datetime import date
 from typing import Any
 
 import yaml
@@ -28,14 +29,19 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
     parts = re.fullmatch(r"\s*([\w./]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", condition, re.DOTALL)
     if not parts:
         raise ConfigError(f"--filter {condition}: expected KEY=VALUE, or !=, >, <, >=, <= in place of =")
-    key, sign, wanted = find_key(parts[1], runs), parts[2], value_of(parts[3], condition)
+    key, sign, text = find_key(parts[1], runs), parts[2], parts[3]
+    wanted = value_of(text, condition)
 
     def meets(run: Run) -> bool:
+        own = value(run, key)
         if sign in ("=", "!="):
-            fits = has_option(run, key, str(wanted)) if key in GROUPS else equal(value(run, key), wanted)
+            # A word may look like a number, e.g. sweep=123.
+            fits = equal(own, wanted) or (isinstance(own, str) and own == text)
+            if key in GROUPS:
+                fits = has_option(run, key, wanted if wanted is None else text)
             return fits == (sign == "=")
         try:
-            return (own := value(run, key)) is not None and ORDERS[sign](own, wanted)
+            return own is not None and ORDERS[sign](own, wanted)
         except TypeError:
             return False
 
@@ -48,7 +54,8 @@ def value_of(text: str, condition: str) -> Any:
     except ValueError:
         pass
     try:
-        return yaml.safe_load(text)
+        parsed = yaml.safe_load(text)
+        return text if isinstance(parsed, date) else parsed  # sweeps may be named by their day
     except yaml.YAMLError as error:
         raise ConfigError(f"--filter {condition}: {text} is no YAML value; quote it, e.g. KEY='\"a: b\"'") from error
 

@@ -30,10 +30,10 @@ def options_of(run: Run) -> dict[str, Any]:
     return options
 
 
-def has_option(run: Run, group: str, option: str) -> bool:
+def has_option(run: Run, group: str, option: str | None) -> bool:
     """Whether a run was composed with an option, or has all that it sets: kernel=k5 is model.kernel_size=5."""
     own = options_of(run)[group]
-    return own == option or (own != "none" and has_effect_of(group, option, run))
+    return own == option or bool(option and own != "none" and has_effect_of(group, option, run))
 
 
 @cache

@@ -1,6 +1,7 @@
 """A comparison as people and programs read it: on the terminal, as Markdown, CSV, pictures and JSON."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -234,4 +235,13 @@ def as_json(comparison: Comparison) -> str:
         ],
         "words": [*notes(comparison), *result(comparison), *effect_lines(comparison), *caveats(comparison)],
     }
-    return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(finite(tree), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def finite(tree: Any) -> Any:
+    """The tree without numbers that JSON does not have: of losses above 1e155 the spread is infinite."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

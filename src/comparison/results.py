@@ -16,7 +16,7 @@ from config.errors import ConfigError
 
 ACCURACIES = ("val/accuracy", "test/accuracy")
 COSTS = ("parameters", "macs", "seconds", "images_per_second", "peak_memory")
-LOWER_IS_BETTER = ("loss", "parameters", "macs", "seconds", "peak_memory")
+LOWER_IS_BETTER = ("loss", "parameters", "macs", "seconds", "memory")
 
 
 class Comparison:
@@ -43,6 +43,9 @@ class Comparison:
     ) -> None:
         self.title, self.runs, self.copies = title, list(runs), copies
         self.metric = find_key(metric, runs) if metric else default_metric(runs)
+        monitors = {str(run.config.get("trainer.monitor")) for run in runs}
+        if self.metric == "objective" and len(monitors) == 1:  # of a loss, lower is better
+            self.metric = monitors.pop()
         if metric and all(run.figure(self.metric) is None for run in runs):
             raise ConfigError(f"--metric {metric}: no run has such a figure")
         self.sort = find_key(sort, runs) if sort else None

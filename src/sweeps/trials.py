@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 import optuna
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from optuna.distributions import FloatDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.special import stdtrit
 
-from config.errors import ConfigError
+from config.errors import ConfigError, first_line
 from config.sweepers import Search
 from sweeps.space import Distribution, Space
 from tracking.trial import FINISH
 
+RESUMABLE = (TPESampler, GPSampler, RandomSampler)  # which propose by the trials so far alone
 RETRY_OF = "retry_of"  # attribute of a trial: the number of the one that failed
 SEEDS = "seeds"  # attribute of a study: by a trial's number the objectives of its seeds
 
@@ -43,12 +45,20 @@ def propose(study: optuna.Study, space: Space, options: Search) -> list[FrozenTr
 def make_sampler(options: Search, seed: int) -> BaseSampler:
     """
     Raises:
-        ConfigError: there is no such sampler.
+        ConfigError: there is no such sampler, or it could not go on after the trials of an earlier start.
     """
+    name = (options.sampler or {}).get("_target_")
     try:
-        return instantiate(options.sampler)(seed=seed)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"hydra.sweeper.sampler: {error}") from error
+        made = instantiate({key: value for key, value in (options.sampler or {}).items() if value is not None})
+        sampler = made(seed=seed)
+    except (TypeError, ValueError, HydraException) as error:
+        raise ConfigError(f"hydra.sweeper.sampler._target_={name}: {first_line(error.__cause__ or error)}") from error
+    if type(sampler).__module__.startswith("optuna.") and not isinstance(sampler, RESUMABLE):
+        raise ConfigError(
+            f"hydra.sweeper.sampler._target_={name}: needs more than the trials so far to go on, so that a search "
+            f"could not resume; expected one of {', '.join(f'optuna.samplers.{each.__name__}' for each in RESUMABLE)}"
+        )
+    return sampler
 
 
 def shortened(value: Any, distribution: Distribution) -> Any:
