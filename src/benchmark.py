@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from config.errors import ConfigError, report_errors
+from config.process import prepare_process
 
 MEASURED, PRINTED = ("steps", "depthwise"), ("data", "kernels", "report")  # each a file in benchmarks/
 
@@ -49,5 +50,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     with report_errors():
         main()

@@ -18,6 +18,7 @@ from comparison.images import compare_images
 from comparison.progress import progress
 from comparison.results import read
 from config.errors import ConfigError
+from config.process import prepare_process
 from runtime.console import say
 
 
@@ -65,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

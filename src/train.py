@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from config.check import check_config
 from config.errors import check_options, report_errors
+from config.process import prepare_process
 from config.schema import register
 
 
@@ -26,6 +27,7 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     register()
     with report_errors():
         check_options(sys.argv[1:])

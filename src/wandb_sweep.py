@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import Override, Transformer
 
 from config.check import check_config
 from config.errors import ConfigError, report_errors
+from config.process import prepare_process
 from config.schema import CONF, Config, overrides_of, register
 from runtime.console import say
 from sweeps import jobs
@@ -171,4 +172,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -11,6 +11,7 @@ import multiprocessing.process
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,7 @@ def become(argv: list[str], cwd: Path, environment: dict[str, str], outputs: lis
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, stream.fileno())
         os.close(descriptor)
+    signal.signal(signal.SIGHUP, signal.Handlers[environment.get("HANGUP", "SIG_DFL")])
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))
     try:

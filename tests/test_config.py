@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from config import schema
 from config.errors import ConfigError, explain
 from config.schema import GROUPS
-from conftest import checked, command
+from conftest import checked, command, composed
 from processes import REPOSITORY
 
 OPTIONS = sorted(
@@ -99,6 +99,8 @@ def test_dropout_rate_reaches_its_places() -> None:
         (["augmentation.scale=[1.0,0.5]"], ["augmentation.scale=[1.0, 0.5]", "[low, high]"]),
         (["augmentation.auto_augment=strong"], ["augmentation.auto_augment=strong", "rand-m9-mstd0.5-inc1"]),
         (["wandb.mode=sometimes"], ["wandb.mode=sometimes", "offline, online, disabled"]),
+        (["wandb.project=a/b"], ["wandb.project=a/b", "128"]),
+        ([f"wandb.tags=[{'x' * 65}]"], ["wandb.tags=", "64"]),
         (["sweep=a/b"], ["sweep=a/b"]),
         (["study.name=mine", "study.reference=[{where: {}, value: 0.9}]"], ["study.name=mine", "study.where"]),
         (["+model.width=3"], ["model.width"]),
@@ -169,10 +171,31 @@ def test_tab_completion(tmp_path: Path) -> None:
     assert done.stdout.split() == [f"kernel=k{size}" for size in (15, 3, 5, 7, 9)]
 
 
-def test_the_environment_sets_wandb_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checked().wandb.mode == "disabled"
+def test_wandbs_own_switches_set_mode_and_tags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def mode(*overrides: str) -> str | None:
+        composed.cache_clear()
+        return checked(*overrides).wandb.mode
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert mode() == "disabled"  # WANDB_MODE, of all tests
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    assert mode() == "offline"
     monkeypatch.delenv("WANDB_MODE")
-    assert checked().wandb.mode == "offline"
+    assert mode() == "offline"
+    (tmp_path / "settings").write_text("[default]\nmode = disabled\n")  # as `wandb disabled` writes it
+    assert mode() == "disabled"
+    (tmp_path / "settings").unlink()
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    assert (mode(), mode("wandb.mode=online")) == ("disabled", "online")
+    monkeypatch.setenv("WANDB_TAGS", "one, two")
+    composed.cache_clear()
+    assert (checked().wandb.tags, checked("wandb.tags=[three]").wandb.tags) == (["one", "two"], ["three"])
+    monkeypatch.setenv("WANDB_TAGS", "x" * 65)
+    composed.cache_clear()
+    with pytest.raises(ConfigError, match=r"wandb\.tags="):
+        checked()
+    composed.cache_clear()
 
 
 @pytest.mark.slow

@@ -137,8 +137,8 @@ def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_goo
 
 
 @pytest.mark.slow
-def test_a_race_needs_no_name(tmp_path: Path) -> None:
-    small = ("hydra.sweeper.max_seeds=3", "data.train_fraction=0.1", "trainer.epochs=1")
+def test_a_race_needs_no_name_and_follows_its_seeds(tmp_path: Path) -> None:
+    small = ("data.split_seed=${seed}", "hydra.sweeper.max_seeds=3", "data.train_fraction=0.1", "trainer.epochs=1")
     unnamed = [word for word in DIGITS if not word.startswith("sweep=")]
     done = command(*unnamed, *small, "optimizer.lr=0.03,0.04", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from config.errors import ConfigError, shown, suggest
 from config.recipe import recipe_of
 from config.schema import SGD, Config, WarmedUp, flatten, keys_of
+from config.wandb_switches import default_mode, default_tags
 
 
 def check_config(composed: DictConfig) -> Config:
@@ -20,6 +21,8 @@ def check_config(composed: DictConfig) -> Config:
         ConfigError: a value is outside its constraint, or two do not fit together.
     """
     config = cast(Config, check_keys(composed))
+    config.wandb.mode, config.wandb.tags = config.wandb.mode or default_mode(), config.wandb.tags or default_tags()
+    check_constraints(config.wandb, "wandb.")
     check_together(config)
     study = config.study
     if study.reference and study.name and not study.where:

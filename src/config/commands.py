@@ -15,7 +15,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
-from config.errors import report_errors
+from config.errors import check_folders, report_errors
+from config.process import prepare_process
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
 
 
@@ -78,6 +79,8 @@ def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None
             if code := run(composed, HydraConfig.get().overrides.task):
                 sys.exit(code)
 
+    prepare_process()
     register_commands()
     with report_errors():
+        check_folders(sys.argv[1:])
         main()

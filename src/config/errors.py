@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import sys
 import types
 import typing
@@ -11,7 +12,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -27,6 +29,8 @@ class ConfigError(ValueError):
     """Invalid input; the message names the key, the value and what would be right."""
 
 
+HYDRA_FOLDERS = ("hydra.job.chdir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
+HYDRA_FOLDERS_FIX = "output_dir=DIR sweep=NAME, or output=PATH for evaluate.py, predict.py and export.py"
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -57,6 +61,7 @@ def check_options(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: there is one.
     """
+    check_folders(arguments)
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     for override in OverridesParser.create().parse_overrides(
         [text for text in arguments if "=" in text and text[0] != "-"]
@@ -74,8 +79,22 @@ def check_options(arguments: Sequence[str]) -> None:
                 raise ConfigError(f"{key}={shown(option)}: expected one of {options}; or leave it out")
 
 
+def check_folders(arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: a key of Hydra's own folders is set.
+    """
+    for text in arguments:
+        if text.lstrip("+~").partition("=")[0] in HYDRA_FOLDERS:
+            raise ConfigError(f"{text}: folders are not named by Hydra's keys. Fix: {HYDRA_FOLDERS_FIX}")
+
+
 def explain(error: Exception) -> str:
     """What is wrong and what would be right, in terms of the keys that were typed."""
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        name, _, value = error.override.partition("=")
+        quoted = QuotedString(value.strip("'\""), Quote.double).with_quotes()
+        return f"{error.override}: Hydra cannot read this value as it is. Fix: {shlex.quote(f'{name}={quoted}')}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option; expected one of {', '.join(error.options)}"

@@ -78,6 +78,10 @@ FOLDER_NAME = Constraint(
     "the name of a folder: at most 255 bytes, no '/', no '.' in front",
     lambda name: 0 < len(name.encode()) <= 255 and "/" not in name and name[0] != ".",
 )
+WANDB_PROJECT = Constraint(
+    "1 to 128 characters, none of them / \\ # ? % :", lambda name: bool(re.fullmatch(r"[^/\\#?%:]{1,128}", name))
+)
+WANDB_TAGS = Constraint("tags of 1 to 64 characters each", lambda tags: all(0 < len(tag) <= 64 for tag in tags))
 
 
 def key(constraint: Constraint | None, default: Any = MISSING) -> Any:
@@ -237,10 +241,10 @@ class Checkpoint:
 
 @dataclass
 class Wandb:
-    mode: str = key(one_of("offline", "online", "disabled"), "offline")
-    project: str = "convmixer"
+    mode: str | None = key(one_of("offline", "online", "disabled"), None)  # null: as W&B's switches say, else offline
+    project: str = key(WANDB_PROJECT, "convmixer")
     entity: str | None = None
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = key(WANDB_TAGS, [])  # []: those of WANDB_TAGS
 
 
 @dataclass

@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,10 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError
 from runtime.console import say
+from runtime.signals import signals_to_obey
 from sweeps import jobs
+
+MAX_TMPDIR = 70  # bytes; the path of the fork server's socket, which is 32 longer, may have 107
 
 
 class SideBySide(Launcher):
@@ -70,7 +74,7 @@ class SideBySide(Launcher):
         process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
         try:
             process.start()
-        except EOFError:  # Ctrl-C has ended the fork server while it was importing
+        except (EOFError, ConnectionError):  # a signal has ended the fork server while it was importing
             if not self.exit_code:
                 raise
             return
@@ -88,7 +92,7 @@ class SideBySide(Launcher):
 
     @contextmanager
     def stop_on_signal(self) -> Iterator[None]:
-        numbers = signal.SIGINT, signal.SIGTERM
+        numbers = set(signals_to_obey()) & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         before = {number: signal.signal(number, lambda number, frame: self.stop(128 + number)) for number in numbers}
         try:
             yield
@@ -127,7 +131,11 @@ def fork_server(threads: int) -> ForkServerContext:
     context.set_forkserver_preload(["training.start"])
     inherited = {name: os.environ.get(name, str(max(1, threads))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with env_override({**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}):  # Python 3.11's server needs it
+        folder = tempfile.tempdir
+        if len(os.fsencode(tempfile.gettempdir())) > MAX_TMPDIR:
+            tempfile.tempdir = "/tmp"
         forkserver.ensure_running()
+        tempfile.tempdir = folder
     return context
 
 

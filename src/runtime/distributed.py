@@ -56,7 +56,8 @@ class World:
 @cache
 def init_distributed() -> World:
     """Meet the other ranks, if there are any."""
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
+    started_by_submitit = "SUBMITIT_EXECUTOR" in os.environ  # and not by hand, in an allocation of several tasks
+    if started_by_submitit and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
         # CUDA_VISIBLE_DEVICES stays as Slurm has set it; runtime/device.py takes the rank's GPU among them.

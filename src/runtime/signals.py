@@ -42,7 +42,7 @@ class SignalHandler:
 
     def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():  # others cannot receive signals
-            self.previous = {number: signal.signal(number, self.receive) for number in to_obey()}
+            self.previous = {number: signal.signal(number, self.receive) for number in signals_to_obey()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,5 +88,5 @@ class SignalHandler:
             yield batch
 
 
-def to_obey() -> list[signal.Signals]:
+def signals_to_obey() -> list[signal.Signals]:
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]

@@ -6,7 +6,6 @@ race that was stopped, and takes the same decisions.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from comparison.report import markdown_table
 from config.errors import ConfigError
 from config.sweepers import Race
 from runtime.console import print_table, say
+from runtime.files import write_text
 from sweeps import jobs
 from sweeps.jobs import Job
 from sweeps.race_rules import Result, Rules, Run, Standing, margin, standing
-from tracking.identity import display_name, run_id
+from tracking.identity import display_name
 
 
 def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Race) -> None:
@@ -41,9 +41,8 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
 
     @cache
     def job(run: Run) -> Job:
-        setting, seed = settings[run[0]], first + run[1]
-        own = replace(setting.config, seed=seed)
-        return Job([*setting.overrides, f"seed={seed}"], own, run_id(own))
+        app, seed = config.hydra.job.config_name, first + run[1]
+        return jobs.make_job(app, [*settings[run[0]].overrides, f"seed={seed}"])  # other keys may refer to the seed
 
     def result(run: Run) -> Result | None:
         summary = job(run).summary
@@ -155,6 +154,5 @@ def report(now: Standing, rules: Rules, names: Sequence[str], metric: str, folde
     lines = [ending(now, rules, names), cost]
     for line in lines:
         say(line)
-    (folder / "race.md").write_text(
-        "\n".join([f"# {folder.name}", "", *lines, "", f"{title}.", "", *markdown_table(header, rows)])
-    )
+    page = [f"# {folder.name}", "", *lines, "", f"{title}.", "", *markdown_table(header, rows)]
+    write_text(folder / "race.md", "\n".join(page))

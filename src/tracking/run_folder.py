@@ -33,7 +33,7 @@ from runtime.files import read_json, remove_partial, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
-from tracking.run_lock import acquire_lock
+from tracking.run_lock import acquire_lock, describe_holder
 from tracking.trial import Trial
 from tracking.wandb_logger import WandbLogger, log_exceptions, run_of_agent
 
@@ -67,9 +67,13 @@ class RunFolder:
         sweep = Path(config.output_dir) / config.sweep
         self.config, self.overrides = config, parse_overrides(overrides)
         self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
-        self.lock = acquire_lock(sweep / ".locks" / f"{self.run_id}.lock") if world.rank == 0 else None
+        path = sweep / ".locks" / f"{self.run_id}.lock"
+        self.lock = acquire_lock(path) if world.rank == 0 else None
         if world.broadcast(self.lock is None):
-            raise RunBusy(f"{self.name} is being trained by another process ({sweep}/*-{self.run_id})")
+            raise RunBusy(
+                f"{self.name} is being trained by another process: {describe_holder(path)} locks {path}. "
+                "Fix: wait for it, or end it"
+            )
         # Not before: the same run may have got its folder from another process, under another name.
         path = next(sweep.glob(f"*-{self.run_id}"), sweep / f"{folder_name(self.name)}-{self.run_id}")
         self.path = Path(world.broadcast(str(path)))
@@ -81,7 +85,7 @@ class RunFolder:
         self.wandb = WandbLogger()
         self.trial: Trial | None = None
         self.is_pruned = False
-        self.log_handler = logging.FileHandler(self.path / "train.log", delay=True)
+        self.log_handler = logging.FileHandler(self.path / "train.log", delay=True, encoding="utf-8")
         self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     @property

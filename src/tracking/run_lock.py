@@ -1,25 +1,46 @@
 """Who trains a run: the process that holds its lock, `.locks/ID.lock` in the sweep's folder.
 
-The system releases the lock when this process ends, however it ends.
+The system releases the lock when this process ends, however it ends. `.locks/ID.holder` says which process that is.
 """
 
 import fcntl
+import os
+import socket
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from config.errors import ConfigError
 
 WAIT_SECONDS = 1.0  # for those who only look; a run is held for longer
 
 
 def acquire_lock(path: Path) -> FileLock | None:
-    """None where another process has it."""
+    """None where another process has it.
+
+    Raises:
+        ConfigError: the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=WAIT_SECONDS)
     except Timeout:
         return None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"output_dir: {path} cannot be locked ({error}). Fix: an output_dir on a file system with flock"
+        ) from error
+    path.with_suffix(".holder").write_text(f"{socket.gethostname()}, process {os.getpid()}")
     return lock
+
+
+def describe_holder(path: Path) -> str:
+    """The process that holds a lock, as far as its file says."""
+    try:
+        return path.with_suffix(".holder").read_text()
+    except OSError:
+        return "unknown"
 
 
 def is_locked(folder: Path) -> bool:

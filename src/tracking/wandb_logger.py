@@ -16,7 +16,7 @@ from config.schema import Config, flatten
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15  # to wait for the server at the start
-FINISH_SECONDS = 20  # and at the end, for the last figures; they stay on disk
+FINISH_SECONDS = 10  # and at the end, for the last figures; they stay on disk
 PROGRESS_SECONDS = 30.0  # at least this long between two rows within an epoch
 EPOCH_METRICS = ("train/*", "val/*", "lr", "images_per_second", "seconds")
 unreachable = False  # once the server could not be had, this process does not wait for it again

@@ -45,7 +45,7 @@ def run(config: Config, overrides: list[str]) -> float | None:
 
     Returns:
         The objective: the best epoch's `trainer.monitor`; None without validation, where its search has pruned the
-        run, while another process trains it, or where the sweep was told to stop; NaN if the run failed.
+        run, or where the sweep was told to stop; NaN if the run failed, or while another process trains it.
 
     Raises:
         SystemExit: a signal has ended the run, or it failed and on_failure=stop.
@@ -58,7 +58,7 @@ def run(config: Config, overrides: list[str]) -> float | None:
         folder = RunFolder(config, overrides, world)
     except RunBusy as busy:
         log.warning(str(busy))
-        return None
+        return math.nan
     status = folder.summary.get("status")
     if status == "completed" or (status == "pruned" and config.trial):
         log.info(f"{folder.name}: {status} before → {folder.path}")
