@@ -18,8 +18,8 @@ from fake_gpu import Counter, count_steps, fake_cuda
 from processes import REPOSITORY, environment_of
 from runtime import timing
 from runtime.device import DTYPES
+from training.layer import Backend
 from training.model import make_model
-from training.selection import Way
 
 SMALL = ["model.d_model=8", "model.depth=2", "model.kernel_size=3", "model.patch_size=2", "data.batch_size=4"]
 NHWC = Implementation("authors", channels_last=True)
@@ -130,19 +130,19 @@ def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatc
     results = tmp_path / "results.jsonl"
     monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(depthwise, "CPU_WAYS", [*depthwise.CPU_WAYS, Way("banded", False)])
+    monkeypatch.setattr(depthwise, "CPU_BACKENDS", [*depthwise.CPU_BACKENDS, Backend("banded", False)])
     settings = ["data=cifar10", "data.image_size=8", "data.batch_size=4", "model.d_model=128", "model.kernel_size=3,7"]
     first, second = depthwise.run(settings, results)
-    out = first["ways"].pop("banded NCHW")
-    assert out["out"]
-    assert set(first["ways"]) == {
+    left_out = first["backends"].pop("banded NCHW")
+    assert left_out["reason"]
+    assert set(first["backends"]) == {
         f"{backend} {layout}" for backend in ("reference", "stacked") for layout in ("NCHW", "NHWC")
     }
-    assert all(way["milliseconds"] > 0 and way["error"] < 0.01 for way in first["ways"].values())
+    assert all(each["milliseconds"] > 0 and each["error"] < 0.01 for each in first["backends"].values())
     assert (first["auto"], second["auto"]) == ("reference NHWC", "stacked NHWC")
     assert list(depthwise.run(settings, results)) == []
     table = report.markdown(report.read(results))
-    assert all(part in table for part in (first["depthwise"], second["depthwise"], out["out"]))
+    assert all(part in table for part in (first["depthwise"], second["depthwise"], left_out["reason"]))
 
 
 # The script for a GPU, which must have been tried before it gets there.

@@ -95,6 +95,11 @@ def test_dropout_rate_reaches_its_places() -> None:
         (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
         (["trainer.precision=int8"], ["trainer.precision=int8", "fp32, bf16, fp16"]),
         (["trainer.accumulation_steps=64"], ["trainer.accumulation_steps=64", "data.batch_size=32"]),
+        *(
+            (["trainer.compile=true", f"trainer.compile_mode={mode}", "trainer.accumulation_steps=2"],
+             [f"trainer.compile_mode={mode}", "trainer.accumulation_steps=2", "trainer.compile_mode=default"])
+            for mode in ("reduce-overhead", "max-autotune")
+        ),
         (["trainer.early_stopping.patience=3", "data.val_fraction=0"], ["data.val_fraction"]),
         (["augmentation.scale=[1.0,0.5]"], ["augmentation.scale=[1.0, 0.5]", "[low, high]"]),
         (["augmentation.auto_augment=strong"], ["augmentation.auto_augment=strong", "rand-m9-mstd0.5-inc1"]),

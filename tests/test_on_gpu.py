@@ -14,20 +14,26 @@ from runtime.distributed import World
 from test_distributed import torchrun
 from test_resume import configured, signal_at_step
 from training import run, selection
-from training.measurements import cache_file
+from training.layer import Backend, Layer
+from training.measurements import Measurements
 from training.model import make_model, wrap
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 GPU = torch.device("cuda")
 SETTING = ("model.d_model=16", "model.depth=2", "trainer.device=cuda", "trainer.figures=false")
-SET = ("model.backend=reference", "trainer.channels_last=false")  # nothing is to be measured
+SET = (
+    "model.backend=reference",
+    "trainer.channels_last=false",
+    "trainer.compile_mode=default",
+)  # nothing is to be measured
 COMPILED = ("trainer.compile=true", *SET)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setattr(selection, "SECONDS", {False: 0, True: 0})  # every run is long enough
     yield
     torch.compiler.reset()
 
@@ -35,13 +41,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("kernel_size", [5, 9])
 @pytest.mark.parametrize("compiled", ["false", "true", "true trainer.compile_mode=reduce-overhead"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_a_layer_is_float64s_in_every_way(precision: str, compiled: str, kernel_size: int) -> None:
+def test_layer_equals_float64_with_every_backend(precision: str, compiled: str, kernel_size: int) -> None:
     trainer = (f"trainer.precision={precision}", *f"trainer.compile={compiled}".split())
     config = checked("model.d_model=64", "model.patch_size=2", f"model.kernel_size={kernel_size}", *trainer)
-    shape = (32, 3, 32, 32)
-    ways = [way for way in selection.WAYS["cuda"] if not selection.unsupported_reason(way, config, shape, GPU)]
-    found = dict(selection.measure(config, shape, GPU, ways))
-    assert {str(way): measurement.out for way, measurement in found.items() if measurement.out} == {}
+    layer = Layer(config, (32, 3, 32, 32), GPU)
+    backends = [backend for backend in selection.CANDIDATES["cuda"] if not layer.unsupported_reason(backend)]
+    found = selection.measure(layer, backends, Measurements())
+    assert {str(backend): known.reason for backend, known in found.items() if known.reason} == {}
     assert len(found) >= 3
     assert all(measurement.milliseconds for measurement in found.values())
 
@@ -60,10 +66,9 @@ def test_auto_takes_the_fastest_and_remembers(train: Train, monkeypatch: pytest.
     first = train(*SETTING, "trainer.epochs=1").summary
     times = first["layer_milliseconds"]
     assert {"reference NCHW", "reference NHWC"} <= times.keys()
-    way = selection.Way(first["backend"], first["channels_last"])
-    assert min(times, key=times.__getitem__) == str(way)
-    assert cache_file(GPU).exists()
-    monkeypatch.setattr(selection, "seconds_of", None)  # would fail
+    backend = Backend(first["backend"], first["channels_last"], first["compile_mode"])
+    assert min(times, key=times.__getitem__) == str(backend)
+    monkeypatch.setattr(selection, "measure", None)  # would fail
     second = train(*SETTING, "trainer.epochs=1", "seed=1").summary
     assert (second["backend"], second["layer_milliseconds"]) == (first["backend"], times)
 

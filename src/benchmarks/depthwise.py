@@ -1,4 +1,4 @@
-"""What `auto` takes, and why: one layer, forward and backward, in every way to compute it, setting by setting."""
+"""What `auto` takes, and why: one layer, forward and backward, with each backend, setting by setting."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -7,18 +7,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.report import Record, describe_machine, keep, read
-from benchmarks.setting import make_configs, shape_of
-from config.schema import Config
+from benchmarks.setting import layer_of, make_configs
 from ops import depthwise
 from runtime.device import autocast, keep_freed_memory
 from training import selection
-from training.measurements import Measurement
-from training.selection import Way
+from training.layer import REFERENCE, Backend, Layer
+from training.measurements import Measurement, Measurements
 
 BASE = ["model=convmixer_256_8", "data=cifar10"]
 CPU = [*BASE, "data.batch_size=64", "model.patch_size=2,4", "model.kernel_size=3,5,7,9,15"]
 GPU = [*BASE, "data.batch_size=512", "trainer.precision=bf16", "model.patch_size=2,1,4", "model.kernel_size=5,9,3,7,15"]
-CPU_WAYS = [Way(backend, nhwc) for backend in ("reference", "stacked") for nhwc in (False, True)]
+CPU_BACKENDS = [Backend(name, channels_last) for name in ("reference", "stacked") for channels_last in (False, True)]
 
 
 def run(overrides: list[str], results: Path | None) -> Iterator[Record]:
@@ -28,7 +27,7 @@ def run(overrides: list[str], results: Path | None) -> Iterator[Record]:
         results: a file of JSON lines; what it has already is not measured again.
 
     Yields:
-        What was measured of a setting's ways, and the one that `auto` takes, as soon as it is there.
+        The measurement of a setting's backends, and the one that `auto` takes, as soon as it is there.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
@@ -36,27 +35,26 @@ def run(overrides: list[str], results: Path | None) -> Iterator[Record]:
     where = describe_machine(device)
     known = {record.get("depthwise") for record in read(results) if record["where"] == where}
     for config in make_configs(overrides or (GPU if device.type == "cuda" else CPU)):
-        setting = describe(config)
-        if setting not in known:
-            yield keep({"where": where, "depthwise": setting, **measure(config, device)}, results)
+        layer = layer_of(config, device)
+        if describe(layer) not in known:
+            yield keep({"where": where, "depthwise": describe(layer), **measure(layer)}, results)
 
 
-def describe(config: Config) -> str:
-    model, trainer, (batch, _, height, width) = config.model, config.trainer, shape_of(config)
-    grid = f"{height // model.patch_size}×{width // model.patch_size}"
+def describe(layer: Layer) -> str:
+    trainer, (batch, channels, height, width) = layer.config.trainer, layer.grid
     compiled = f", compiled {trainer.compile_mode}" if trainer.compile else ""
-    return f"{batch} × {model.d_model} × {grid}, kernel {model.kernel_size}, {trainer.precision}{compiled}"
+    kernel_size = layer.config.model.kernel_size
+    return f"{batch} × {channels} × {height}×{width}, kernel {kernel_size}, {trainer.precision}{compiled}"
 
 
-def measure(config: Config, device: torch.device) -> Record:
-    shape, ways = shape_of(config), selection.WAYS.get(device.type, CPU_WAYS)
-    reasons = {way: selection.unsupported_reason(way, config, shape, device) for way in ways}
-    found = {way: Measurement(out=reason) for way, reason in reasons.items() if reason}
-    found |= selection.measure(config, shape, device, [way for way in ways if way not in found])
-    if device.type in selection.WAYS:
-        times = {way: each.milliseconds for way, each in found.items() if each.milliseconds}
-        auto = min(times, key=times.__getitem__, default=selection.REFERENCE)
-    else:
-        with autocast(device, config.trainer.precision):
-            auto = Way(depthwise.fastest(*selection.operands(config, shape, device)), True)
-    return {"auto": str(auto), "ways": {str(way): asdict(each) for way, each in found.items()}}
+def measure(layer: Layer) -> Record:
+    backends = selection.CANDIDATES.get(layer.device.type, CPU_BACKENDS)
+    reasons = {backend: layer.unsupported_reason(backend) for backend in backends}
+    found = {backend: Measurement(reason=reason) for backend, reason in reasons.items() if reason}
+    found |= selection.measure(layer, [backend for backend in backends if backend not in found], Measurements())
+    times = {backend: known.milliseconds for backend, known in found.items() if known.milliseconds}
+    auto = min(times, key=times.__getitem__, default=REFERENCE)
+    if layer.device.type not in selection.CANDIDATES:
+        with autocast(layer.device, layer.config.trainer.precision):
+            auto = Backend(depthwise.fastest(*layer.operands()), True)
+    return {"auto": str(auto), "backends": {str(backend): asdict(known) for backend, known in found.items()}}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks.setting import shape_of
+from benchmarks.setting import layer_of
 from config import schema
 from config.schema import Config
 from LLMConvMixer import ACTIVATIONS
@@ -65,12 +65,12 @@ def implementations(device: torch.device) -> list[Implementation]:
 
 
 def configured(implementation: Implementation, config: Config, device: torch.device) -> Config:
-    """With the implementation's memory format and mode; ours selects its way as a run does."""
+    """With the implementation's memory format and mode; ours selects its backend as a run does."""
     compiled, mode = implementation.mode is not None, implementation.mode or "default"
     config = replace(config, trainer=replace(config.trainer, compile=compiled, compile_mode=mode))
     if implementation.channels_last is not None:
         return replace(config, trainer=replace(config.trainer, channels_last=implementation.channels_last))
-    return select(config, shape_of(config), device, World()).way.applied_to(config)
+    return select(layer_of(config, device), World()).config
 
 
 def build(implementation: Implementation, config: Config, device: torch.device) -> nn.Module:

@@ -86,26 +86,26 @@ def chapters(records: list[Record]) -> Iterator[Chapter]:
         yield about_depthwise(title, found) if "depthwise" in found[0] else about_steps(title, found)
 
 
-# A layer in every way to compute it.
+# A layer with each backend.
 
 
 def about_depthwise(title: str, settings: list[Record]) -> Chapter:
-    names = list(dict.fromkeys(name for record in settings for name in record["ways"]))
+    names = list(dict.fromkeys(name for record in settings for name in record["backends"]))
 
     def table(what: str, key: str, form: str) -> Table:
         rows = []
         for record in settings:
-            values = [record["ways"].get(name, {}).get(key) for name in names]
+            values = [record["backends"].get(name, {}).get(key) for name in names]
             figures = ("" if value is None else format(value, form) for value in values)
             rows.append((record["depthwise"], *figures, record["auto"]))
         return (what, *names, "auto takes"), rows
 
     tables = [table("milliseconds", "milliseconds", ".2f"), table("error against float64", "error", ".1%")]
     out = [
-        f"{record['depthwise']}, {name} is out: {way['out']}"
+        f"{record['depthwise']}, {name} is left out: {each['reason']}"
         for record in settings
-        for name, way in record["ways"].items()
-        if way["out"]
+        for name, each in record["backends"].items()
+        if each["reason"]
     ]
     return title, tables, out
 

@@ -1,13 +1,14 @@
 """The configs of a benchmark, composed as those of runs."""
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from config.check import check_config
 from config.schema import CONF, Config, register
-from runtime.distributed import World
-from training.selection import Shape, images_at_once
+from training.layer import Layer, Shape
+from training.selection import images_at_once
 
 
 def make_configs(overrides: list[str]) -> list[Config]:
@@ -23,7 +24,11 @@ def make_config(overrides: list[str]) -> Config:
         return check_config(compose("train", overrides))
 
 
+def layer_of(config: Config, device: torch.device) -> Layer:
+    return Layer(config, shape_of(config), device)
+
+
 def shape_of(config: Config) -> Shape:
     """Of the images that are computed at once: colored, and 32×32 where no size is set."""
     side = config.data.image_size or 32
-    return images_at_once(config, 3, (side, side), World())
+    return images_at_once(config, config.data.batch_size, 3, (side, side))

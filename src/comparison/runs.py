@@ -181,7 +181,9 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     dropout was given place by place, `dropout.rate` is what it would have been."""
     places = (config.get(f"dropout.{place}") for place in ("blocks", "head", "stochastic_depth"))
     rates = [rate for rate in places if isinstance(rate, (int, float))]
-    return {**defaults(), **config, **({"dropout.rate": max(rates)} if rates else {})}
+    rate = {"dropout.rate": max(rates)} if rates else {}
+    mode = {"trainer.compile_mode": "auto"} if config.get("trainer.compile_mode") == "default" else {}  # one run ID
+    return {**defaults(), **config, **rate, **mode}
 
 
 @cache

@@ -101,6 +101,15 @@ def check_together(config: Config) -> None:
             f"trainer.accumulation_steps={trainer.accumulation_steps}: "
             f"expected at most data.batch_size={data.batch_size}"
         )
+    if (
+        trainer.compile
+        and trainer.accumulation_steps > 1
+        and trainer.compile_mode in ("reduce-overhead", "max-autotune")
+    ):
+        raise ConfigError(
+            f"trainer.compile_mode={trainer.compile_mode}: its CUDA graphs overwrite the gradients that "
+            f"trainer.accumulation_steps={trainer.accumulation_steps} adds up. Fix: trainer.compile_mode=default"
+        )
     if isinstance(config.scheduler, WarmedUp) and config.scheduler.warmup_epochs >= trainer.epochs:
         raise ConfigError(
             f"scheduler.warmup_epochs={config.scheduler.warmup_epochs}: "

@@ -73,6 +73,7 @@ RAND_AUGMENT = Constraint(
         re.fullmatch(r"rand-m\d[\d.]*(-(n|p|w|mstd|mmax|inc)\d[\d.]*|-t\w+)*|torchvision-n\d+-m([12]?\d|30)", text)
     ),
 )
+COMPILE_MODE = one_of("auto", "default", "reduce-overhead", "max-autotune")  # the last two capture CUDA graphs
 AUTO = Constraint("auto, true or false", lambda value: value in ("auto", True, False))
 FOLDER_NAME = Constraint(
     "the name of a folder: at most 255 bytes, no '/', no '.' in front",
@@ -217,7 +218,7 @@ class Trainer:
     precision: str = key(PRECISION, "fp32")  # fp16 scales the loss
     channels_last: bool | str = key(AUTO, "auto")  # memory format: true NHWC, false NCHW; auto: NHWC, on a GPU measured
     compile: bool = False  # torch.compile
-    compile_mode: str = key(one_of("default", "reduce-overhead", "max-autotune"), "default")  # torch.compile's mode
+    compile_mode: str = key(COMPILE_MODE, "auto")  # torch.compile's mode; auto: default, on a GPU measured
     clip_grad_norm: float | None = key(above(0), None)  # the norm of all gradients at most this
     sync_batch_norm: bool = False  # one run on several GPUs: statistics over all of them
     checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, a third more time

@@ -9,6 +9,7 @@ The others are a file of their own each, depthwise_NAME.py, with the convolution
 grid's size as PyTorch's padding="same" does.
 """
 
+from collections import Counter
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -63,6 +64,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
     """
     if backend == "auto":
         backend = fastest(x, weight)
+    count(backend)
     if backend == "reference" or not x.numel():
         return depthwise_reference.convolution(x, weight, bias)
     if reason := unsupported_reason(backend, x, weight):
@@ -72,6 +74,14 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     operation = WithOwnGradients if torch.compiler.is_compiling() else WithForwardMode
     return operation.apply(x, weight, bias, backend)
+
+
+COMPUTED: Counter[str] = Counter()  # convolutions by backend; those of a compiled graph when it is traced
+
+
+@torch.compiler.assume_constant_result
+def count(backend: str) -> None:
+    COMPUTED[backend] += 1
 
 
 def fastest(x: Tensor, weight: Tensor) -> str:

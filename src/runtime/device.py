@@ -48,6 +48,14 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def driver_version() -> str | None:
+    """NVIDIA's driver; None without one."""
+    with suppress(OSError):
+        found = re.search(r"Module.*?\s(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        return found[1] if found else None
+    return None
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 

@@ -49,5 +49,5 @@ def read_json(path: Path) -> dict[str, Any]:
     """Empty where the file is missing or cut off."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}

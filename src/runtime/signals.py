@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -21,6 +22,25 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+@contextmanager
+def interrupted_at_once(launcher: Launcher) -> Iterator[None]:
+    """Within this context a signal that ends the run raises Interrupted, so that what was begun is cleaned up."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if launcher.ends_run(number):
+            raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():  # others cannot receive signals
+        yield
+        return
+    previous = {number: signal.signal(number, receive) for number in signals_to_obey()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class SignalHandler:

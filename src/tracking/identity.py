@@ -55,8 +55,8 @@ def effect(config: Config) -> dict[str, Any]:
         settings |= {f"trainer.early_stopping.{key}": value for key, value in asdict(EarlyStopping()).items()}
     if not config.optimizer.weight_decay:
         settings["optimizer.decay_norm_and_bias"] = False
-    if not trainer.compile:
-        settings["trainer.compile_mode"] = "default"
+    if not trainer.compile or trainer.compile_mode == "default":  # speed and rounding alone, like the next
+        settings["trainer.compile_mode"] = "auto"
     settings["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
     return settings
 

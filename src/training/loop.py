@@ -71,6 +71,7 @@ class Trainer:
                 train = self.train_epoch()
                 val = self.validate()
                 self.record_epoch(train, val)
+                self.train_step.check_measurement()
                 state.begin_epoch()
                 self.save_or_stop(due=self.is_done or self.folder.checkpoints.is_due(state.epoch - 1))
             self.world.barrier()  # rank 0 has written best.pt

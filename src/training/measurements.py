@@ -1,65 +1,168 @@
-"""What was measured of ways to compute a layer, kept from run to run: a file for each GPU and what computes on it."""
+"""A cache of backend timings per GPU and software version: a file for each layer.
+
+FOLDER/GPU-SOFTWARE/
+    LAYER.json              milliseconds of each backend, or why it computes something else
+    LAYER.GPU.lock          held by the process that measures this layer on this GPU
+    LAYER.GPU.attempt       the backend that it tries; left if the process dies
+    BACKEND.dead            a backend that ended its process or the GPU's context; it is not tried again
+"""
 
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from config.errors import first_line
-from runtime.device import describe
+from runtime.device import describe, driver_version, is_gpu_lost
 from runtime.files import read_json, write_text
+from training.layer import Backend, Layer
 
 log = logging.getLogger(__name__)
+
+SRC = Path(__file__).parents[1]
+CODE = ("LLMConvMixer.py", "ops/*.py", "runtime/*.py", "training/*.py")  # measures, writes the cache and reads it
+WAIT_SECONDS = 600.0  # for another process that measures the same layer on the same GPU
 
 
 @dataclass(frozen=True)
 class Measurement:
     """
     Attributes:
-        milliseconds: forward and backward of a model of one layer.
-        error: of its logits and gradients against float64, relative; the largest.
-        out: why this way must not be taken.
-        retry: whether that may change: the GPU's memory was short.
+        milliseconds: forward and backward of the layer; None if it must not be taken.
+        error: of logits and gradients against float64, relative; the largest.
+        reason: why it must not be taken.
     """
 
     milliseconds: float | None = None
     error: float | None = None
-    out: str | None = None
-    retry: bool = False
+    reason: str | None = None
 
 
-def cache_file(device: torch.device) -> Path:
-    """In $XDG_CACHE_HOME, else ~/.cache; for this GPU, PyTorch, cuDNN and src/ops."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parents[1].glob("ops/*.py")))
-    versions = f"torch{torch.__version__}-cudnn{torch.backends.cudnn.version()}-{hashlib.sha256(code).hexdigest()[:8]}"
-    gpu = re.sub(r"[^\w.+-]+", "_", describe(device))
-    return folder / "convmixer-sweeps" / f"{gpu}-{versions}.json"
+@dataclass
+class Measurements:
+    """Measurements of one layer, by backend.
+
+    Attributes:
+        by_backend: by the backend's words.
+        dead: backends that ended their process, and the files that say so.
+        attempts: the file that names the backend being tried; None without a cache.
+    """
+
+    by_backend: dict[str, Measurement] = field(default_factory=dict)
+    dead: dict[str, Path] = field(default_factory=dict)
+    attempts: Path | None = None
+
+    @contextmanager
+    def attempt(self, backend: Backend) -> Iterator[None]:
+        """Name a backend on disk while it computes. If the process dies or the GPU's context is lost, it stays."""
+        if self.attempts is None or backend.name == "reference":  # a run without a cache has the reference, too
+            yield
+            return
+        self.attempts.write_text(str(backend))
+        is_lost = False
+        try:
+            yield
+        except Exception:
+            is_lost = is_gpu_lost()
+            raise
+        finally:
+            if not is_lost:
+                self.attempts.unlink(missing_ok=True)
 
 
 @contextmanager
-def kept_measurements(path: Path, setting: str) -> Iterator[dict[str, Measurement]]:
-    """What is known of a setting, by way; what is added is kept. Others who ask wait, and need not measure."""
+def cached_measurements(layer: Layer) -> Iterator[Measurements]:
+    """Read a layer's measurements; keep what is added. Others wait that need the same on the same GPU."""
+    path = cache_file(layer)
+    gpu = str(torch.cuda.get_device_properties(layer.device).uuid) if layer.device.type == "cuda" else "cpu"
+    lock = FileLock(path.with_suffix(f".{gpu}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock")).acquire()
-    except OSError as error:
-        log.warning(f"{path.parent} cannot be written, so every run measures for itself: {first_line(error)}")
-        yield {}
+        lock.acquire(timeout=WAIT_SECONDS)
+    except OSError as error:  # a Timeout, too
+        log.warning(f"{path.parent}: cannot be used, so this run measures for itself: {first_line(error)}")
+        yield Measurements()
         return
     with lock:
-        known = read_json(path)
-        of_setting = {way: Measurement(**measurement) for way, measurement in known.get(setting, {}).items()}
+        attempts = Path(lock.lock_file).with_suffix(".attempt")
+        measurements = Measurements(read_measurements(path), dead_backends(path.parent, attempts), attempts)
+        before = dict(measurements.by_backend)
+        yield measurements
+        if measurements.by_backend != before:
+            kept = {backend: asdict(measurement) for backend, measurement in measurements.by_backend.items()}
+            write_text(path, json.dumps({"layer": json.loads(layer.key), "backends": kept}, indent=2) + "\n")
+
+
+def forget(layer: Layer) -> None:
+    """Drop what was measured of a layer."""
+    with suppress(OSError):
+        cache_file(layer).unlink(missing_ok=True)
+
+
+def cache_file(layer: Layer) -> Path:
+    """In $XDG_CACHE_HOME, else ~/.cache; for this GPU, its driver, PyTorch, cuDNN, Triton and our code."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "convmixer-sweeps"
+    files = sorted(path for pattern in CODE for path in SRC.glob(pattern))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
+    versions = f"torch{torch.__version__}-cudnn{torch.backends.cudnn.version()}-triton{triton_version()}"
+    machine = f"{describe(layer.device)}-{driver_version()}-{versions}-{code}"
+    name = hashlib.sha256(layer.key.encode()).hexdigest()[:16]
+    return folder / re.sub(r"[^\w.+-]+", "_", machine) / f"{name}.json"
+
+
+def triton_version() -> str | None:
+    with suppress(ImportError):
+        import triton
+
+        return triton.__version__
+    return None
+
+
+def read_measurements(path: Path) -> dict[str, Measurement]:
+    """Read a layer's file; leave out what is damaged."""
+    content: Any = read_json(path)
+    backends = content.get("backends") if isinstance(content, dict) else None
+    if not isinstance(backends, dict):
+        return {}
+    return {name: Measurement(**values) for name, values in backends.items() if is_measurement(values)}
+
+
+def is_measurement(values: Any) -> bool:
+    """Check for a time and an error, or a reason not to take the backend."""
+    if not isinstance(values, dict) or values.keys() != Measurement.__dataclass_fields__.keys():
+        return False
+    numbers = [values["milliseconds"], values["error"]]
+    if isinstance(values["reason"], str):
+        return numbers[0] is None and (numbers[1] is None or isinstance(numbers[1], float))
+    is_number = (isinstance(number, float) and math.isfinite(number) and number >= 0 for number in numbers)
+    return values["reason"] is None and all(is_number) and numbers[0] > 0
+
+
+def dead_backends(folder: Path, own: Path) -> dict[str, Path]:
+    """Find backends that ended their process: their attempt has been left, and no process has its lock.
+
+    Args:
+        own: the attempt whose lock this process has.
+    """
+    for attempt in folder.glob("*.attempt"):
         try:
-            yield of_setting
-        finally:  # also after an error: what has cost the GPU must not do so again
-            known[setting] = {way: asdict(measurement) for way, measurement in of_setting.items()}
-            write_text(path, json.dumps(known, indent=2) + "\n")
+            with FileLock(attempt.with_suffix(".lock")).acquire(blocking=False) if attempt != own else nullcontext():
+                name = attempt.read_text()
+                attempt.replace(folder / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)[:100]}.dead")
+        except (Timeout, OSError, ValueError):  # another process tries it, or has been quicker here
+            continue
+    dead = {}
+    for path in folder.glob("*.dead"):
+        with suppress(OSError, ValueError):
+            dead[path.read_text()] = path
+    return dead

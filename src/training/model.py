@@ -63,7 +63,8 @@ def compile_options(config: Config) -> dict[str, Any]:
     from torch._inductor import list_mode_options  # where it is documented; takes seconds
 
     keep_format = {"layout_optimization": memory_format(config) == torch.channels_last}
-    return {**list_mode_options(config.trainer.compile_mode), **keep_format}
+    mode = config.trainer.compile_mode
+    return {**list_mode_options("default" if mode == "auto" else mode), **keep_format}
 
 
 def memory_format(config: Config) -> torch.memory_format:

@@ -3,15 +3,17 @@
 import logging
 import math
 import traceback
-from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import torch
 from sklearn.metrics import confusion_matrix
 
 from config.errors import first_line
 from config.schema import Config
 from data import datasets
 from data.batches import make_loaders
+from data.splits import DataSplits
 from runtime.device import (
     choose_device,
     describe,
@@ -23,12 +25,13 @@ from runtime.device import (
 from runtime.distributed import World, init_distributed
 from runtime.launcher import Launcher, detect_launcher
 from runtime.rng import seed_rngs
-from runtime.signals import Interrupted
+from runtime.signals import Interrupted, interrupted_at_once
 from tracking import plots
 from tracking.identity import data_fingerprint
 from tracking.run_folder import RunBusy, RunFolder
 from tracking.trial import Pruned
 from tracking.wandb_logger import log_exceptions
+from training.layer import REFERENCE, Backend, Layer
 from training.loop import Trainer
 from training.model import make_model, memory_format
 from training.optimization import freeze
@@ -81,23 +84,11 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     """Build what the run needs, begin or resume, train, and complete the record."""
     checkpoint = folder.checkpoints.load() or {}
     folder.start(checkpoint.get("rows", []))
-    seed_rngs(config.seed, 0, rank=0)  # the same initial weights on every rank
     device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)
-    shape = images_at_once(config, data.channels, data.image_size, world)
-    selection = select(config, shape, device, world, before=checkpoint.get("selection"))
-    config = selection.way.applied_to(config)
-    model = make_model(config, data.channels, len(data.classes))
-    if config.model.pretrained:
-        weights, taken = load_pretrained(model, config.model, data.channels, data.classes)
-        data = normalize_as_before(data, weights, config.data)
-        folder.update(pretrained=taken)
-        log.info(f"{folder.name}: {taken}")
-    freeze(model, config.trainer.freeze)
-    loaders = make_loaders(data, config, world, device)  # before NCCL starts with the model
-    model = model.to(device).to(memory_format=memory_format(config))
-    state = TrainingState(model, config, world, device, selection)
-    trainer = Trainer(state, data, loaders, folder, launcher)
+    trainer = make_trainer(data, device, folder, launcher, world, checkpoint.get("selection"))
+    state, data, selection = trainer.state, trainer.data, trainer.state.selection
+    assert selection
     if checkpoint:
         state.load_state_dict(checkpoint)
 
@@ -108,7 +99,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         parameters=parameters,
         macs=parts[-1].macs,
         device=describe(device),
-        **asdict(selection),
+        **selection.summary,
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
         **({"remarks": data.remarks} if data.remarks else {}),
         **({"skipped_images": data.skipped} if data.skipped else {}),
@@ -121,7 +112,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     )
     for remark in data.remarks:
         log.info(f"  {remark}")
-    if selection.layer_milliseconds:
+    if selection.milliseconds:
         log.info(f"  {selection}")
     for line in as_lines(parts):
         log.info(f"  {line}", extra={"file_only": True})
@@ -154,6 +145,49 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         f"in {state.clock.seconds:.0f} s → {folder.path}"
     )
     return best[config.trainer.monitor]
+
+
+def make_trainer(
+    data: DataSplits,
+    device: torch.device,
+    folder: RunFolder,
+    launcher: Launcher,
+    world: World,
+    before: dict[str, Any] | None,
+) -> Trainer:
+    """Select a backend, and build all that trains with it. If it fails with the run's own network, select another.
+
+    Args:
+        before: what an interrupted run has kept of its selection.
+    """
+    config, excluded = folder.config, list[Backend]()
+    shape = images_at_once(config, len(data.train), data.channels, data.image_size, world)
+    passes = config.trainer.epochs * config.trainer.accumulation_steps * len(data.train) / config.data.batch_size
+    layer = Layer(config, shape, device, passes)
+    while True:
+        with interrupted_at_once(launcher):
+            selection = select(layer, world, before, excluded)
+        config = selection.config
+        seed_rngs(config.seed, 0, rank=0)  # the same initial weights on every rank
+        model = make_model(config, data.channels, len(data.classes))
+        if config.model.pretrained:
+            weights, taken = load_pretrained(model, config.model, data.channels, data.classes)
+            data = normalize_as_before(data, weights, config.data)
+            folder.update(pretrained=taken)
+            log.info(f"{folder.name}: {taken}")
+        freeze(model, config.trainer.freeze)
+        loaders = make_loaders(data, config, world, device)  # before NCCL starts with the model
+        model = model.to(device).to(memory_format=memory_format(config))
+        trainer = Trainer(TrainingState(model, config, world, device, selection), data, loaders, folder, launcher)
+        if not selection.milliseconds or selection.backend == REFERENCE:
+            return trainer
+        reason = trainer.train_step.rehearsal_error(trainer.sampler)
+        if not any(world.all_reduce_max(bool(reason))):
+            return trainer
+        log.warning(f"{selection.backend}: not taken for this run: {reason or 'it failed on another rank'}")
+        excluded.append(selection.backend)
+        del model, loaders, trainer
+        free_memory()
 
 
 def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher) -> float | None:

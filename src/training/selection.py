@@ -1,251 +1,246 @@
-"""How a GPU computes a ConvMixer where model.backend or trainer.channels_last is `auto`: measured, once for a setting.
+"""The backend of a run: measured on a GPU where the config leaves it open, once for a layer, GPU and software version.
 
-Which is fastest, PyTorch's own depthwise convolution in either memory format or Triton's kernels, depends on kernel,
-grid, width, batch, precision and GPU. So a model of one layer goes forward and backward with as many images as the run
-has in a batch, in every way that there is. A way is out if its logits and gradients are further from float64's than the
-reference's rounding explains.
+Which is fastest depends on kernel, grid, width, batch, precision and GPU. So one layer goes forward and backward with
+each backend, in turns, with as many images as the run has in a batch. A backend is left out if its result differs from
+float64's by more than the reference's rounding explains. Remembered are times, wrong results, and backends that ended
+their process or the GPU's context; never an error that may pass: no compiler, no memory, no space, a busy GPU.
 """
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from config import schema
-from config.errors import first_line
+from config.errors import ConfigError, first_line
 from config.schema import Config
-from ops import depthwise
-from runtime.device import autocast, free_memory, is_gpu_lost
+from runtime.device import describe, free_memory, is_gpu_lost
 from runtime.distributed import World
-from runtime.rng import preserve_rng_state
-from runtime.timing import seconds_of
-from training.measurements import Measurement, cache_file, kept_measurements
-from training.model import make_model, memory_format, wrap
+from runtime.timing import seconds_of, steps_within, timed, warm_up
+from training.layer import CUDA_GRAPHS, REFERENCE, TOLERANCE, Backend, Layer, Shape, Step
+from training.measurements import Measurement, Measurements, cached_measurements
+from training.model import memory_format
 
 log = logging.getLogger(__name__)
 
-Shape = tuple[int, int, int, int]  # batch, channels, height, width
-Step = Callable[[], list[Tensor]]
-
-TOLERANCE = 0.03  # of a relative error; one wrong tap of a 9×9 kernel makes 0.11
-CLASSES = 10
-GRADIENT = 64.0  # of the logits: in fp16 no gradient vanishes or overflows
-
-
-class Way(NamedTuple):
-    """Values of model.backend and trainer.channels_last."""
-
-    backend: str
-    channels_last: bool
-
-    def __str__(self) -> str:
-        return f"{self.backend} {'NHWC' if self.channels_last else 'NCHW'}"
-
-    def applied_to(self, config: Config) -> Config:
-        model, trainer = config.model, config.trainer
-        return replace(
-            config,
-            model=replace(model, backend=self.backend),
-            trainer=replace(trainer, channels_last=self.channels_last),
-        )
-
-
-REFERENCE = Way("reference", False)
-WAYS = {  # by device, to be measured; all but PyTorch's own lay the grid out by themselves
-    "cuda": [REFERENCE, Way("reference", True), Way("banded", False)],
-}
+CANDIDATES = {"cuda": [REFERENCE, Backend("reference", True), Backend("banded", False)]}  # by type of device
+ROUNDS, TRIES = 5, 3  # backends take turns; a set of rounds that spreads too far is repeated
+ROUND_SECONDS = 0.05
+SPREAD = 0.1  # of a backend's rounds, slowest over fastest; beyond it nothing is kept
+SECONDS = {False: 5, True: 40}  # to measure a backend, eager and compiled; estimates
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run takes; milliseconds of forward and backward of one layer by way, where they were measured."""
+    """The backend of a run.
 
-    backend: str
-    channels_last: bool
-    layer_milliseconds: dict[str, float] | None = None
+    Attributes:
+        milliseconds: forward and backward of one layer with each backend; empty if nothing was measured.
+    """
+
+    layer: Layer
+    backend: Backend
+    milliseconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def way(self) -> Way:
-        return Way(self.backend, self.channels_last)
+    def config(self) -> Config:
+        return self.backend.applied_to(self.layer.config)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        name, channels_last, compile_mode = self.backend
+        taken = {"backend": name, "channels_last": channels_last, "compile_mode": compile_mode}
+        return {**taken, "layer_milliseconds": self.milliseconds or None}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to take the same backend."""
+        return {**self.summary, "device": describe(self.layer.device)}
 
     def __str__(self) -> str:
-        times = sorted((self.layer_milliseconds or {}).items(), key=lambda item: item[1])
-        return f"takes {self.way}; one layer: " + ", ".join(f"{way} {time:.2f} ms" for way, time in times)
+        times = sorted(self.milliseconds.items(), key=lambda item: item[1])
+        return f"takes {self.backend}; one layer: " + ", ".join(f"{name} {time:.2f} ms" for name, time in times)
+
+
+def images_at_once(
+    config: Config, images: int, channels: int, image_size: tuple[int, int], world: World | None = None
+) -> Shape:
+    """The shape of a rank's largest micro-batch, with so many images to train on."""
+    parts = (world or World()).size * config.trainer.accumulation_steps
+    return math.ceil(min(images, config.data.batch_size) / parts), channels, *image_size
 
 
 def select(
-    config: Config, shape: Shape, device: torch.device, world: World, before: Mapping[str, Any] | None = None
+    layer: Layer, world: World, before: Mapping[str, Any] | None = None, excluded: Collection[Backend] = ()
 ) -> Selection:
-    """The fastest way that the config leaves open, the same on all ranks.
+    """Choose the fastest backend that the config leaves open, the same on all ranks.
 
     Args:
-        shape: of the images that a rank computes at once.
-        before: the fields of what an interrupted run took: it takes that again if it can.
+        before: the state of an interrupted run's selection: its backend is taken again on the same GPU.
+        excluded: backends that the run's network could not be computed with.
+
+    Raises:
+        ConfigError: the device cannot compute the layer with the config's backend.
     """
-    ways = open_ways(config, device)
-    if before and Selection(**before).way in ways:
-        return Selection(**before)
-    if len(ways) == 1:
-        return Selection(*ways[0])
-    return world.broadcast(fastest(config, shape, device, ways) if world.rank == 0 else None)
+    backends = candidates(layer)
+    reasons = {backend: layer.unsupported_reason(backend) for backend in backends}
+    if all(reasons.values()):
+        name, reason = next(iter(reasons.items()))[0].name, next(iter(reasons.values()))
+        raise ConfigError(f"model.backend={name}: {reason}. Fix: model.backend=auto")
+    backends = [backend for backend in backends if not reasons[backend] and backend not in excluded] or backends[:1]
+    if len(backends) == 1 and not with_cuda_graphs(layer, backends[0]):
+        return Selection(layer, backends[0])
+    chosen = before_or_fastest(layer, backends, before, excluded) if world.rank == 0 else None
+    return Selection(layer, *world.broadcast(chosen))
 
 
-def images_at_once(config: Config, channels: int, image_size: tuple[int, int], world: World) -> Shape:
-    """Of a rank, in the largest micro-batch."""
-    return math.ceil(config.data.batch_size / (world.size * config.trainer.accumulation_steps)), channels, *image_size
-
-
-def open_ways(config: Config, device: torch.device) -> list[Way]:
-    """Those to be measured that fit what is not `auto`, else the config's own."""
-    backend, channels_last = config.model.backend, config.trainer.channels_last
-    ways = [
-        way
-        for way in WAYS.get(device.type, [])
-        if backend in ("auto", way.backend) and channels_last in ("auto", way.channels_last)
+def candidates(layer: Layer) -> list[Backend]:
+    """List the backends to be measured that the config leaves open, else the config's own."""
+    model, trainer = layer.config.model, layer.config.trainer
+    mode = "default" if trainer.compile_mode == "auto" else trainer.compile_mode
+    fitting = [
+        backend._replace(compile_mode=mode)
+        for backend in CANDIDATES.get(layer.device.type, [])
+        if model.backend in ("auto", backend.name) and trainer.channels_last in ("auto", backend.channels_last)
     ]
-    return ways or [Way(backend, memory_format(config) == torch.channels_last)]
+    return fitting or [Backend(model.backend, memory_format(layer.config) == torch.channels_last, mode)]
 
 
-def fastest(config: Config, shape: Shape, device: torch.device, ways: Sequence[Way]) -> Selection:
-    try:
-        found = measured(
-            config, shape, device, [way for way in ways if not unsupported_reason(way, config, shape, device)]
+def with_cuda_graphs(layer: Layer, backend: Backend) -> list[Backend]:
+    """The same backend with CUDA graphs, if the config leaves them open. They overwrite accumulated gradients."""
+    trainer = layer.config.trainer
+    is_open = trainer.compile and trainer.compile_mode == "auto" and trainer.accumulation_steps == 1
+    return [backend._replace(compile_mode=CUDA_GRAPHS)] if is_open and layer.device.type in CANDIDATES else []
+
+
+def before_or_fastest(
+    layer: Layer, backends: Sequence[Backend], before: Mapping[str, Any] | None, excluded: Collection[Backend]
+) -> tuple[Backend, dict[str, float]]:
+    """Take an interrupted run's backend, else the fastest, with what was measured."""
+    if before and not excluded:
+        taken = before.get("backend"), before.get("channels_last"), before.get("compile_mode", "default")
+        open_now = [*backends, *(graphs for backend in backends for graphs in with_cuda_graphs(layer, backend))]
+        if before.get("device") == describe(layer.device) and taken in open_now:
+            return Backend(*taken), before.get("layer_milliseconds") or {}
+        log.warning(
+            f"resumes on {describe(layer.device)}, where {taken[0]} (chosen on {before.get('device')}) is not "
+            "available or not measured: the backend is chosen again"
         )
-        times = {way: known.milliseconds for way, known in found.items() if known.milliseconds and not known.out}
-        best = min(times, key=times.__getitem__, default=ways[0])
-        return Selection(*best, {str(way): time for way, time in times.items()})
+    try:
+        times = measured(layer, backends)
+        if times:
+            best = min(times, key=times.__getitem__)
+            if graphs := [each for each in with_cuda_graphs(layer, best) if each not in excluded]:
+                times |= measured(layer, [best, *graphs])
+        return min(times, key=times.__getitem__, default=backends[0]), {str(each): t for each, t in times.items()}
     except Exception as error:
         if is_gpu_lost():
             raise
-        log.warning(f"{ways[0]} is taken, without measuring: {first_line(error)}")
-    free_memory()  # what the error's frames have held
-    return Selection(*ways[0])
+        log.warning(f"{backends[0]} is taken, without measuring: {first_line(error)}")
+    free_memory()  # held by the error's frames
+    return backends[0], {}
 
 
-def unsupported_reason(way: Way, config: Config, shape: Shape, device: torch.device) -> str | None:
-    """Say why a device cannot take a way for a model; None if it can."""
-    return depthwise.unsupported_reason(way.backend, *operands(config, shape, device))
+def measured(layer: Layer, backends: Sequence[Backend]) -> dict[Backend, float]:
+    """Milliseconds of the layer with each backend that is right; measured now if they are not in the cache.
 
-
-def operands(config: Config, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of a depthwise convolution: its grid and its kernels, without memory of their own."""
-    channels, patch, k = config.model.d_model, config.model.patch_size, config.model.kernel_size
-    batch, _, height, width = shape
-    anything = torch.empty(1, device=device)
-    grid = anything.expand(batch, channels, height // patch, width // patch)
-    return grid, nn.Parameter(anything.expand(channels, 1, k, k))
-
-
-def measured(config: Config, shape: Shape, device: torch.device, ways: Sequence[Way]) -> dict[Way, Measurement]:
-    """What is known of the ways; what is not is measured now and kept, but for a want of memory."""
-    with kept_measurements(cache_file(device), setting_of(config, shape)) as known:
-        found = {way: known[str(way)] for way in ways if str(way) in known}
-        for way, measurement in measure(config, shape, device, [way for way in ways if way not in found]):
-            found[way] = measurement
-            if not measurement.retry:
-                known[str(way)] = measurement
-            if measurement.out:
-                log.warning(f"{way} is out: {measurement.out}")
-                if is_gpu_lost():
-                    raise RuntimeError(f"{way} has cost the GPU, and is not tried again: {measurement.out}")
-        return found
-
-
-def setting_of(config: Config, shape: Shape) -> str:
-    """All that the time of a layer depends on, beside the device."""
-    model, trainer = asdict(config.model), one_layer(config).trainer
-    for key in ("depth", "pretrained", "backend"):
-        del model[key]
-    compiled = trainer.compile and trainer.compile_mode
-    how = {"precision": trainer.precision, "compiled": compiled, "recomputed": trainer.checkpoint_activations}
-    return json.dumps({"images": shape, **model, **how})
-
-
-# Measuring.
-
-
-def measure(
-    config: Config, shape: Shape, device: torch.device, ways: Sequence[Way]
-) -> Iterator[tuple[Way, Measurement]]:
-    """The time and the error of each way, as soon as it is measured."""
-    if not ways:
-        return
-    eager = replace(config, trainer=replace(config.trainer, compile=False))
-    in_float64 = replace(eager, trainer=replace(eager.trainer, precision="fp32"))
-    exact = make_step(REFERENCE, in_float64, shape, device, torch.float64)()
-    own = error_of(make_step(REFERENCE, eager, shape, device)(), exact)
-    values = operands(config, shape, device)[0][:, 0].numel()  # of a channel; one beyond ReLU's kink is not a mistake
-    allowed = 2 * own + TOLERANCE + 2 / math.sqrt(values)
-    for way in ways:
-        yield way, measure_way(way, config, shape, device, exact, allowed)
-        if config.trainer.compile:
-            free_memory()  # CUDA graphs keep theirs until they are forgotten
-    free_memory()
-
-
-def measure_way(
-    way: Way, config: Config, shape: Shape, device: torch.device, exact: list[Tensor], allowed: float
-) -> Measurement:
+    Empty if nothing is known and the run is shorter than measuring would take.
     """
-    Args:
-        exact: logits and gradients in float64.
-        allowed: the largest error that is not a mistake.
-    """
-    try:
-        step = make_step(way, config, shape, device)
-        error = error_of(step(), exact)
-        if not error <= allowed:  # NaN is not
-            return Measurement(error=error, out=f"wrong by {error:.1%} of float64's result; expected {allowed:.1%}")
-        return Measurement(1000 * seconds_of(step, device), error)
-    except Exception as error:  # out of memory, no compiler
-        return Measurement(out=first_line(error), retry=isinstance(error, torch.OutOfMemoryError))
+    with cached_measurements(layer) as cache:
+        for name, file in cache.dead.items():
+            if name in map(str, backends):
+                log.warning(f"{name}: ended its process or lost the GPU before, so it is left out. Fix: delete {file}")
+        backends = [backend for backend in backends if str(backend) not in cache.dead]
+        found = {backend: cache.by_backend[str(backend)] for backend in backends if str(backend) in cache.by_backend}
+        missing = [backend for backend in backends if backend not in found]
+        if missing and is_worth_measuring(layer, missing):
+            usable = {backend: known.milliseconds for backend, known in found.items() if known.milliseconds}
+            rivals = [min(usable, key=usable.__getitem__)] if usable else []  # in the same rounds
+            found |= measure(layer, [*rivals, *missing], cache)
+            free_memory()
+    return {backend: known.milliseconds for backend, known in found.items() if known.milliseconds}
 
 
-def make_step(way: Way, config: Config, shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> Step:
-    """Forward and backward of a model of one layer, to its logits and its weights' gradients; the same each time."""
-    config = one_layer(way.applied_to(config))
-    with preserve_rng_state():
-        torch.random.default_generator.manual_seed(0)
-        model = make_model(config, shape[1], CLASSES)
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d):  # whose ones and zeros hide mistakes
-                nn.init.uniform_(norm.weight, 0.5, 1.5)
-                nn.init.uniform_(norm.bias, 0.5, 1.5)
-        images = torch.randn(shape) + torch.randn(*shape[:2], 1, 1)
-        dlogits = GRADIENT * torch.randn(shape[0], CLASSES)
-    model = model.to(device, dtype).to(memory_format=memory_format(config))
-    network, weights = wrap(model, config, World(), device), list(model.parameters())
-    images = images.to(device, dtype).to(memory_format=memory_format(config))
-    dlogits = dlogits.to(device)
-
-    def step() -> list[Tensor]:
-        if config.trainer.compile:
-            torch.compiler.cudagraph_mark_step_begin()
-        with autocast(device, config.trainer.precision):
-            logits = network(images)
-        return [logits, *torch.autograd.grad(logits, weights, dlogits.to(logits.dtype))]
-
-    return step
-
-
-def one_layer(config: Config) -> Config:
-    """Without dropout, which draws other numbers each way, and the minutes that tuning of matrix products takes."""
-    mode = "reduce-overhead" if config.trainer.compile_mode == "max-autotune" else config.trainer.compile_mode
-    return replace(
-        config,
-        model=replace(config.model, depth=1),
-        dropout=schema.Dropout(),
-        trainer=replace(config.trainer, compile_mode=mode),
+def is_worth_measuring(layer: Layer, backends: Sequence[Backend]) -> bool:
+    """Compare the time to measure backends with the run's, and announce it."""
+    seconds = len(backends) * SECONDS[layer.config.trainer.compile]
+    if layer.passes < math.inf:
+        step = layer.eager.step(REFERENCE, layer.shape[0])
+        run_seconds = seconds_of(step, layer.device, rounds=1) * layer.config.model.depth * layer.passes
+        if run_seconds < seconds:
+            log.info(f"{backends[0]} is taken: the run takes about {run_seconds:.0f} s, measuring about {seconds} s")
+            return False
+    log.info(
+        f"measures {', '.join(map(str, backends))} with one layer, once for this GPU and software: about {seconds} s"
     )
+    return True
 
 
-@torch.no_grad()
-def error_of(found: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest relative error of a tensor, by its norm; where activations have a kink it is not small in bf16."""
-    pairs = zip(found, exact, strict=True)
-    return float(torch.stack([(tensor.double() - true).norm() / true.norm() for tensor, true in pairs]).max())
+def measure(layer: Layer, backends: Sequence[Backend], cache: Measurements) -> dict[Backend, Measurement]:
+    """Check each backend, then time all that are right in turns; remember what will be the same in later runs.
+
+    Raises:
+        RuntimeError: the reference is wrong itself, or a backend has cost the GPU.
+    """
+    exact = layer.in_float64()
+    own = layer.error(layer.eager.step(REFERENCE, layer.checked_images), exact)
+    if not own < 1:
+        raise RuntimeError(f"the reference differs from float64's result by {own:.1%}")
+    values = layer.distinct_images * math.prod(layer.grid[2:])  # of a channel; one beyond ReLU's kink is not a mistake
+    allowed = 2 * own + TOLERANCE + 2 / math.sqrt(values)
+    found: dict[Backend, Measurement] = {}
+    lasting: dict[Backend, Measurement] = {}
+    steps: dict[Backend, Step] = {}
+    errors: dict[Backend, float] = {}
+    for backend in backends:
+        try:
+            with cache.attempt(backend):
+                step = layer.step(backend, layer.checked_images)
+                errors[backend] = layer.error(step, exact)
+                if errors[backend] <= allowed:
+                    if layer.checked_images != layer.shape[0]:
+                        step = layer.step(backend, layer.shape[0])
+                    warm_up(step)
+                    steps[backend] = step
+                    continue
+        except Exception as error:  # no memory, no compiler
+            if is_gpu_lost():
+                raise RuntimeError(
+                    f"{backend} has cost the GPU, and is not tried again: {first_line(error)}"
+                ) from error
+            log.warning(f"{backend}: left out of this run: {first_line(error)}")
+            found[backend] = Measurement(reason=first_line(error))
+            continue
+        reason = f"wrong by {errors[backend]:.1%} of float64's result; expected {allowed:.1%}"  # or NaN
+        log.warning(f"{backend}: left out: {reason}")
+        found[backend] = lasting[backend] = Measurement(reason=reason)
+    seconds = in_turns(layer, steps, cache)
+    timed_now = {each: Measurement(1000 * median(times), errors[each]) for each, times in seconds.items()}
+    if spread(seconds) <= SPREAD:
+        lasting |= timed_now
+    references = [backend for backend in backends if backend.name == "reference"]
+    if not references or any(backend in steps for backend in references):  # else something is wrong with the machine
+        cache.by_backend |= {str(backend): measurement for backend, measurement in lasting.items()}
+    return found | timed_now
+
+
+def in_turns(layer: Layer, steps: Mapping[Backend, Step], cache: Measurements) -> dict[Backend, list[float]]:
+    """Seconds of a step with each backend, round by round, until a set of rounds is even."""
+    numbers = {backend: steps_within(ROUND_SECONDS, step, layer.device) for backend, step in steps.items()}
+    for _ in range(TRIES):
+        seconds: dict[Backend, list[float]] = {backend: [] for backend in steps}
+        for _ in range(ROUNDS):
+            for backend, step in steps.items():
+                with cache.attempt(backend):
+                    seconds[backend].append(timed(step, numbers[backend], layer.device) / numbers[backend])
+        if spread(seconds) <= SPREAD:
+            return seconds
+    log.warning(f"the rounds' times differ by {spread(seconds):.0%}: is the GPU busy? They are not kept for later runs")
+    return seconds
+
+
+def spread(seconds: Mapping[Backend, Sequence[float]]) -> float:
+    return max((max(times) / min(times) - 1 for times in seconds.values()), default=0.0)

@@ -1,7 +1,6 @@
 """What training changes, in one object, whose state_dict is what a checkpoint holds."""
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class TrainingState:
     Attributes:
         model: being trained, on its device.
         config: with the backend and memory format that were selected.
-        selection: of these, with what was measured.
+        selection: of these, with its measurement; None in benchmarks.
         ema: of its weights, or None.
         metrics: of the epoch's images so far, on this rank.
         epoch: the one that is being trained, from 1.
@@ -80,7 +79,7 @@ class TrainingState:
             "metrics": self.metrics.all_reduced(self.world).state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "selection": self.selection and asdict(self.selection),
+            "selection": self.selection and self.selection.state,
             "epoch_seconds": self.epoch_clock.seconds,
             "seconds": self.clock.seconds,
         }
