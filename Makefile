@@ -1,4 +1,6 @@
-PYTHON ?= python3
+# The first Python that is new enough; PYTHON=… names another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done)
 PYTEST = .venv/bin/python -m pytest -n 4 --dist loadgroup
 
 .PHONY: help sweep test test-fast check constraints
@@ -25,6 +27,8 @@ constraints: .venv/testing ## pin requirements again after one has changed: vers
 		--custom-compile-command "make constraints" -o constraints.txt
 
 .venv/running: requirements.txt constraints.txt
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+		{ echo "PYTHON=$(PYTHON): Python 3.11 or newer is needed. Fix: make PYTHON=/path/to/python3.13"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q pip==26.3
 	.venv/bin/pip install -q --require-hashes -r requirements.txt -c constraints.txt

@@ -43,6 +43,8 @@ class ConvPatchEmbeddings(nn.Module):
         self, d_model: int, patch_size: int, in_channels: int, *, activation: str = "relu", norm: str = "batch"
     ) -> None:
         super().__init__()
+        check_sizes(d_model=d_model, patch_size=patch_size, in_channels=in_channels)
+        check_names(activation, norm)
         self.conv = nn.Conv2d(in_channels, d_model, kernel_size=patch_size, stride=patch_size)
         self.act = ACTIVATIONS[activation]()
         self.norm = NORMS[norm](d_model)
@@ -88,6 +90,10 @@ class ConvMixerLayer(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        check_sizes(d_model=d_model, kernel_size=kernel_size)
+        check_names(activation, norm)
+        if not 0 <= stochastic_depth <= 1:
+            raise ValueError(f"stochastic_depth={stochastic_depth}: expected a probability, 0 to 1")
         self.residual_depthwise = residual_depthwise
         self.residual_pointwise = residual_pointwise
         self.dropout = nn.Dropout(dropout)
@@ -121,6 +127,7 @@ class ConvClassificationHead(nn.Module):
 
     def __init__(self, d_model: int, n_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
+        check_sizes(d_model=d_model, n_classes=n_classes)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(d_model, n_classes)
 
@@ -158,8 +165,7 @@ class ConvMixer(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        if n_layers < 1:
-            raise ValueError(f"n_layers={n_layers}: expected at least 1")
+        check_sizes(n_layers=n_layers)
         widths = (
             patch_emb.conv.out_channels,
             conv_mixer_layer.point_wise_conv.in_channels,
@@ -196,6 +202,26 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": ChannelLayerNorm, "none": nn.Identity}
+
+
+def check_sizes(**sizes: int) -> None:
+    """
+    Raises:
+        ValueError: one is below 1, which PyTorch would notice in `forward` at the earliest.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: expected at least 1")
+
+
+def check_names(activation: str, norm: str) -> None:
+    """
+    Raises:
+        ValueError: there is no such activation or norm.
+    """
+    for name, value, options in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
+        if value not in options:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(options)}")
 
 
 def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:

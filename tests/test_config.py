@@ -1,12 +1,16 @@
 """The configuration: everything composes, everything wrong is named before anything is written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from config import schema
+from config.commands import register_commands
 from config.errors import ConfigError, explain
 from config.schema import GROUPS
 from conftest import checked, command, composed
@@ -110,6 +114,8 @@ def test_dropout_rate_reaches_its_places() -> None:
         (["study.name=mine", "study.reference=[{where: {}, value: 0.9}]"], ["study.name=mine", "study.where"]),
         (["+model.width=3"], ["model.width"]),
         (["+batch_size=3"], ["batch_size", "data.batch_size"]),
+        (["hydra/launcher=side_by_side", "hydra.launcher.wait=false"], ["hydra.launcher.wait", "_target_, n_jobs"]),
+        (["hydra/launcher=side_by_side", "hydra.launcher.n_jbs=3"], ["hydra.launcher.n_jobs?"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(overrides: list[str], named: list[str]) -> None:
@@ -213,3 +219,50 @@ def test_every_experiment_goes_with_every_option() -> None:
         for turn in range(max(map(len, options.values()))):
             chosen = [several[turn % len(several)] for several in options.values()]
             assert checked(experiment, *chosen, "data.root=somewhere"), (experiment, chosen)
+
+
+@pytest.mark.parametrize(
+    ("app", "typed", "named"),
+    [
+        ("evaluate", "output_dir=X", "output?"),
+        ("evaluate", "trainer.epochs=3", "device, precision"),
+        ("predict", "wandb.mode=offline", "has checkpoint"),
+        ("export", "modl.activation=gelu", "model?"),
+    ],
+)
+def test_a_command_suggests_only_keys_of_its_own(app: str, typed: str, named: str) -> None:
+    register_commands()
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose(app, ["checkpoint=x", typed])
+    message = explain(caught.value)
+    assert named in message
+    assert f"mean {typed.partition('=')[0]}?" not in message
+
+
+PYTHON_3_14 = """
+import argparse, runpy, sys
+container = argparse._ActionsContainer
+if not hasattr(container, "_check_help"):
+    add_argument = container.add_argument
+    def _check_help(self, action):
+        if action.help and "%" in action.help and hasattr(self, "_get_formatter"):
+            self._get_formatter()._expand_help(action)
+    def checked_argument(self, *names, **options):
+        action = add_argument(self, *names, **options)
+        self._check_help(action)
+        return action
+    container._check_help, container.add_argument = _check_help, checked_argument
+sys.argv = [sys.argv[1], "--cfg", "job"]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_help_that_is_no_text_passes_the_check_of_python_3_14(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", PYTHON_3_14, str(REPOSITORY / "src" / "train.py")],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "kernel_size" in process.stdout

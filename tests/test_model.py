@@ -1,7 +1,9 @@
 """The model keeps the contract: shapes, names, numbers, and what PyTorch does with modules."""
 
 import copy
+import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm.models.convmixer
@@ -226,6 +228,34 @@ def test_state_dict_round_trip_and_deepcopy() -> None:
     other.load_state_dict(model.state_dict())
     assert torch.equal(model(x), other(x))
     assert torch.equal(model(x), copy.deepcopy(model)(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: ConvMixerLayer(8, 0), "kernel_size=0"),
+        (lambda: ConvMixerLayer(0, 3), "d_model=0"),
+        (lambda: ConvPatchEmbeddings(8, 0, 3), "patch_size=0"),
+        (lambda: ConvPatchEmbeddings(8, 2, 0), "in_channels=0"),
+        (lambda: ConvClassificationHead(8, 0), "n_classes=0"),
+        (lambda: ConvMixerLayer(8, 3, activation="tanh"), "activation='tanh': .*relu"),
+        (lambda: ConvPatchEmbeddings(8, 2, 3, norm="group"), "norm='group': .*batch"),
+        (lambda: ConvMixerLayer(8, 3, stochastic_depth=1.5), "stochastic_depth=1.5"),
+    ],
+)
+def test_a_value_that_no_layer_can_have_is_refused(build: Callable[[], Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        build()
+
+
+def test_a_traced_model_can_be_saved() -> None:
+    """The kernels' width is one that `auto` computes by our own gradients."""
+    layer, embedding = ConvMixerLayer(256, 9), ConvPatchEmbeddings(256, 1, 3)
+    model = ConvMixer(layer, 1, embedding, ConvClassificationHead(256, 10)).eval()
+    file, x = io.BytesIO(), torch.randn(2, 3, 8, 8)
+    torch.jit.save(torch.jit.trace(model, x), file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(x), model(x))
 
 
 def test_channels_last_and_autocast() -> None:

@@ -49,8 +49,7 @@ def check_keys(composed: DictConfig) -> Any:
     known = [path for path, _ in flatten(asdict(config))]
     for path, _ in flatten(OmegaConf.to_container(composed)):
         if path not in known:  # appended with +key=value
-            siblings = [other.rpartition(".")[2] for other in known if parent(other) == parent(path)]
-            raise ConfigError(f"{path}: there is no such key; {suggest(path, siblings)}")
+            raise ConfigError(f"{path}: unknown key; {suggest(path, known)}")
     check_constraints(config)
     return config
 
@@ -63,10 +62,6 @@ def check_constraints(section: Any, prefix: str = "") -> None:
     for path, value, constraint in keys_of(section, prefix):
         if constraint and value is not None and not constraint.holds(value):
             raise ConfigError(f"{path}={shown(value)}: expected {constraint.expected}")
-
-
-def parent(path: str) -> str:
-    return path.rpartition(".")[0]
 
 
 def check_together(config: Config) -> None:

@@ -1,5 +1,6 @@
 """Bad input gets one clear error, without a traceback."""
 
+import argparse
 import difflib
 import os
 import shlex
@@ -8,12 +9,13 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -22,7 +24,17 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from config.schema import CONF, GROUPS, Config, keys_of
+from config.schema import CONF, GROUPS, flatten
+
+# Python 3.14 checks the help of every option; of one, Hydra 1.3.8 has no text (facebookresearch/hydra issue 3121).
+if hasattr(argparse.ArgumentParser, "_check_help"):
+    check_help = argparse.ArgumentParser._check_help
+
+    def check_text(parser: Any, action: argparse.Action) -> None:
+        if isinstance(action.help, str):
+            check_help(parser, action)
+
+    argparse.ArgumentParser._check_help = check_text
 
 
 class ConfigError(ValueError):
@@ -101,8 +113,8 @@ def explain(error: Exception) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     key = getattr(cause, "full_key", None)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
-        siblings = [item.name for item in fields(cause.object_type)] if is_dataclass(cause.object_type) else []
-        return f"{key}: there is no such key; {suggest(key, siblings)}"
+        tree = OmegaConf.to_container(cause.parent_node._get_root())
+        return f"{key}: unknown key; {suggest(key, [path for path, _ in flatten(tree)])}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{key}: has no value yet; set it with {key}=VALUE"
     if isinstance(cause, ValidationError) and key and is_dataclass(cause.object_type):
@@ -124,16 +136,19 @@ def described(hint: Any) -> str:
     return words.get(hint) or f"a {(typing.get_origin(hint) or hint).__name__}"
 
 
-def suggest(unknown: str, siblings: Sequence[str] = ()) -> str:
-    """What may have been meant by a key that does not exist; `siblings` are the keys beside it."""
+def suggest(unknown: str, keys: Sequence[str]) -> str:
+    """What may have been meant by an unknown key; `keys` are all that the command has."""
     section, _, name = unknown.rpartition(".")
+    prefix = f"{section}." if section else ""
+    siblings = list(dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)))
     if not section:
-        siblings = [*GROUPS, *(item.name for item in fields(Config) if item.name not in GROUPS)]
-    similar = [f"{section}.{sibling}".lstrip(".") for sibling in difflib.get_close_matches(name, siblings, n=1)]
-    elsewhere = [path for path, *_ in keys_of(Config()) if path.rpartition(".")[2] == name]
+        groups = GROUPS if "seed" in keys else ()  # of train.py
+        siblings = [*groups, *(key for key in siblings if key not in (*groups, "hydra"))]
+    similar = [prefix + sibling for sibling in difflib.get_close_matches(name, siblings, n=1)]
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == name and not key.startswith("hydra.")]
     if meant := similar or elsewhere:
         return f"did you mean {meant[0]}?"
-    return f"{section or 'the config'} has {', '.join(siblings)}"
+    return f"{section or 'the config'} has {', '.join(siblings) or 'no keys'}"
 
 
 def first_line(error: BaseException) -> str:
