@@ -1,28 +1,35 @@
-"""A race instead of a grid: seeds go to the settings that may still be the best (sweeps/race_rules.py).
+"""A race instead of a grid: seeds go to the settings that may still be the best (stats/race.py decides).
 
 A round's runs go to the launcher together. Their results are read from their folders, so the same command resumes a
 race that was stopped, and takes the same decisions.
 """
 
 import math
+import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from comparison.formatting import count, duration, figure_text, number_text
-from comparison.least_squares import Estimate, mean
+from comparison.formatting import count, duration
 from comparison.report import markdown_table
 from config.errors import ConfigError
 from config.sweepers import Race
 from runtime.console import print_table, say
 from runtime.files import write_text
+from stats.race import Result, Rules, Run, Standing, standing
 from sweeps import jobs
 from sweeps.jobs import Job
-from sweeps.race_rules import Result, Rules, Run, Standing, margin, standing
-from tracking.identity import display_name
+from sweeps.race_findings import Racers, cost, dropped_lines, ending, table
+from tracking.identity import as_given
+
+TRIES = 2  # of a run that fails for a reason that is none of training's: memory, node, disk
+DIVERGED = "NotFinite"  # the error of a training that failed by itself (training/metrics.py)
 
 
 def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Race) -> None:
@@ -32,40 +39,47 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         ConfigError: what is asked for cannot be raced; nothing has been started.
     """
     settings = parse(config, arguments, options)
-    keys = jobs.varied_keys(setting.overrides for setting in settings)
-    names = [display_name(setting.overrides, keys) for setting in settings]
     first, metric = settings[0].config.seed, jobs.monitor_of([setting.config for setting in settings])
-    limits = options.first_seeds, options.max_seeds, options.max_hours, options.smallest
-    rules = Rules(len(settings), *limits, lower_is_better=metric == "val/loss")
-    launched: set[Run] = set()  # at this start: one that failed before is tried again
+    launched: Counter[Run] = Counter()  # at this start: a run that failed before is tried again
 
     @cache
     def job(run: Run) -> Job:
-        app, seed = config.hydra.job.config_name, first + run[1]
-        return jobs.make_job(app, [*settings[run[0]].overrides, f"seed={seed}"])  # other keys may refer to the seed
+        """The run with its seed; composed, as other keys may refer to the seed."""
+        return jobs.make_job(config.hydra.job.config_name, [*settings[run[0]].overrides, f"seed={first + run[1]}"])
 
     def result(run: Run) -> Result | None:
         summary = job(run).summary
+        seconds = summary.get("seconds") or 0.0
         match summary.get("status"):
             case "completed":
-                return Result(summary["objective"], summary["seconds"])
-            case "failed" if run in launched:
-                return Result(math.nan, summary.get("seconds", 0.0))
-            case _:
-                return None
+                return Result(summary["objective"], seconds)
+            case "failed" if str(summary.get("error")).startswith(DIVERGED):
+                return Result(None, seconds)
+            case "failed" if launched[run] >= TRIES:
+                return Result(math.nan, seconds)
+        return None
 
+    def stand() -> Standing:
+        return standing(result, replace(rules, resolution=1 / images if (images := images_of(jobs_so_far)) else None))
+
+    jobs_so_far = [job((setting, seed)) for setting in range(len(settings)) for seed in range(2)]
+    limits = options.first_seeds, options.max_seeds, options.max_hours, options.smallest
+    rules = Rules(len(settings), *limits, lower_is_better=metric == "val/loss")
     with jobs.locked_folder(config) as folder:
-        say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds, tests at p < {rules.level:.2g}")
-        while (now := standing(result, rules)).missing:
-            tell_dropped(now, rules, names, metric)
-            say(f"round {now.round + 1}: {count(len(now.missing), 'run')} of {count(len(now.ranked), 'setting')}")
-            launched |= set(now.missing)
-            jobs.launch(launcher, map(job, now.missing), first_number=sum(map(len, now.results.values())))
-            if waiting := sum(result(run) is None for run in now.missing):
+        say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds")
+        racers, started, made = Racers(names_of(settings), metric, None), time.monotonic(), 0
+        while (now := stand()).missing:
+            per_run = (time.monotonic() - started) / made if made else None
+            for line in [*dropped_lines(now, racers), round_line(now, rules, per_run)]:
+                say(line)
+            launched.update(now.missing)
+            jobs.launch(launcher, map(job, now.missing), first_number=len(now.seconds))
+            made += len(now.missing)
+            if waiting := sum(launched[run] >= TRIES and result(run) is None for run in now.missing):
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
                 return
-        tell_dropped(now, rules, names, metric)
-        report(now, rules, names, metric, folder)
+        varies = len({of_seed.config.data.split_seed for of_seed in jobs_so_far}) > 1
+        report(now, rules, replace(racers, images=None if varies else images_of(jobs_so_far)), folder)
 
 
 def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:
@@ -88,70 +102,44 @@ def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[J
     return settings
 
 
-# What it says.
+def images_of(runs: Sequence[Job]) -> int | None:
+    """The validation images of the first run that has begun."""
+    return next((images for run in runs if (images := run.summary.get("images", {}).get("val"))), None)
 
 
-def tell_dropped(now: Standing, rules: Rules, names: Sequence[str], metric: str) -> None:
-    """Which settings were dropped after the last round."""
-    for setting, gone in now.dropped.items():
-        if gone.round == now.round:
-            behind = f"{behind_text(gone.behind, rules, metric)} behind {names[gone.leader]}" if gone.behind else ""
-            say(f"  dropped after {now.seeds} seeds: {names[setting]}, {behind or 'a run failed'}")
-
-
-def behind_text(behind: Estimate, rules: Rules, metric: str, unit: str = " points") -> str:
-    """A distance with the interval at the level of the race's tests."""
-    unit = unit if metric.endswith("accuracy") else ""
-    return f"{figure_text(behind.value, metric, '')} ± {figure_text(margin(behind, rules), metric, unit)}"
-
-
-def ending(now: Standing, rules: Rules, names: Sequence[str]) -> str:
-    """Which setting won, or why none did."""
-    left = f"{count(len(now.ranked), 'setting')} still in question"
-    match now.end:
-        case "winner":
-            return (
-                f"Winner: {names[now.ranked[0]]}. Every other setting is significantly worse, or had a run that failed."
-            )
-        case "smallest":
-            return (
-                f"No winner: the {len(now.ranked)} settings that remain differ by less than smallest={rules.smallest}."
-            )
-        case "max_seeds":
-            return f"No winner: {left} at max_seeds={rules.max_seeds}."
-        case "max_hours":
-            return f"No winner: {left}; another round would exceed max_hours={rules.max_hours}."
-        case _:
-            return "No winner: every setting had a run that failed."
-
-
-def report(now: Standing, rules: Rules, names: Sequence[str], metric: str, folder: Path) -> None:
-    """The outcome and the table, on the terminal and in race.md."""
-    unit = " %" if metric.endswith("accuracy") else ""
-    header = ["setting", "seeds", f"{metric}{unit}", "behind the leader", "outcome"]
-    rows = []
-    for setting in (*now.ranked, *sorted(now.dropped, key=lambda setting: -now.dropped[setting].round)):
-        gone, found = now.dropped.get(setting), now.results[setting]
-        behind = gone.behind if gone else now.behind.get(setting)
-        if gone:
-            outcome = f"{'dropped' if gone.behind else 'failed'} in round {gone.round}"
-        else:
-            outcome = "winner" if now.end == "winner" else "in question"
-        values = [result.value for result in found if not math.isnan(result.value)]
-        rows.append(
-            [
-                names[setting],
-                str(len(found)),
-                number_text(mean(values), metric, ""),
-                behind_text(behind, rules, metric, "") if behind else "",
-                outcome,
-            ]
+def names_of(settings: Sequence[Job]) -> list[str]:
+    """What sets each setting apart, also where it is an experiment."""
+    keys = jobs.varied_keys(setting.overrides for setting in settings)
+    return [
+        " ".join(
+            f"{key.rpartition('.')[2]}={value}" for key, value in as_given(setting.overrides).items() if key in keys
         )
-    runs, grid = len(now.seconds), rules.settings * rules.max_seeds
-    cost = f"{count(runs, 'run')} in {duration(sum(now.seconds))}; all seeds of all settings would have been {grid}."
-    title = f"race by {metric}; ± is the mean's 95 % interval, and of a distance that of the race's tests"
+        or "baseline"
+        for setting in settings
+    ]
+
+
+def round_line(now: Standing, rules: Rules, per_run: float | None) -> str:
+    """E.g. "round 2: 6 runs of 3 settings, run 13 of at most 54; about 4 min, at most 28 min left"."""
+    runs, done = len(now.missing), len(now.seconds)
+    most = done + len(now.ranked) * (rules.max_seeds - now.seeds)
+    line = f"round {now.round + 1}: {count(runs, 'run')} of {count(len(now.ranked), 'setting')}"
+    line += f", run {done + 1} of at most {most}"
+    if per_run is None and now.seconds:
+        per_run = float(np.mean(now.seconds))
+    if per_run is None:
+        return line
+    return f"{line}; about {duration(runs * per_run)}, at most {duration((most - done) * per_run)} left"
+
+
+def report(now: Standing, rules: Rules, racers: Racers, folder: Path) -> None:
+    """Show the outcome and the table, on the terminal and in race.md."""
+    header, rows = table(now, racers)
+    lines = [*ending(now, rules, racers), cost(now, rules)]
+    title = f"race by {racers.metric}; ± is the mean's 95 % interval, and of a distance that of the race's tests"
+    for line in dropped_lines(now, racers):
+        say(line)
     print_table(title, header, rows)
-    lines = [ending(now, rules, names), cost]
     for line in lines:
         say(line)
     page = [f"# {folder.name}", "", *lines, "", f"{title}.", "", *markdown_table(header, rows)]

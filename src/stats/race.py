@@ -1,0 +1,252 @@
+"""The decisions of a race: who is dropped after which round, who runs next, and when it is over.
+
+Every setting gets the first few seeds; each later round adds half of the seeds so far, to the settings still in
+question. After a round each of them is compared with the leader and dropped if it is significantly worse (races: Maron
+and Moore, 1994, NIPS 6, 59-66).
+
+- Looks. The tests after all rounds share a level, each with the same part of it, computed for growing samples (Pocock,
+  1977, Biometrika 64, 191-199); and it is shared among the settings still in question.
+- Spread. Differences and their errors are those of a comparison (stats.seeds), with moderated variances.
+- Failures. A training that failed is worse than every run that completed (stats.failures). A setting with failed runs
+  is dropped only if it is significantly worse so, and is not named the winner. A run that could not be made, e.g. for
+  want of memory, is missing, and is not held against its setting.
+
+What is claimed: where runs scatter normally, or with heavier tails, a race names a setting that is not the best, or not
+the only best, in at most 5 % of cases (experiments/calibration). The best one is that on these validation images. It is
+not claimed of settings that fail now and then and have not done so in the race: stats.prediction.rate_bounds() says how
+often they may.
+
+Decisions depend on the runs' results and on nothing else, so a race that was stopped resumes as if it had not been.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from stats.analysis import analyse, ranking
+from stats.estimates import TIE, Values
+from stats.failures import worst_rank
+from stats.seeds import fit
+from stats.variances import Array
+
+GROWTH = 1.5  # of the seeds from one round to the next
+LEVEL = 0.04  # of a race; the remaining hundredth is for noise that is not normal
+PLACES, WEIGHTS = np.polynomial.legendre.leggauss(80)  # of the integrals
+
+Run = tuple[int, int]  # setting, seed, both counted from 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    Attributes:
+        value: of the metric; None: the training failed. NaN: the run could not be made.
+        seconds: that it trained.
+    """
+
+    value: float | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """
+    Attributes:
+        settings: how many race, at least 2.
+        max_hours: of training, summed over runs.
+        smallest: differences below it do not matter; in the metric's unit.
+        resolution: the smallest difference that two results can have, e.g. 1 / images; None: none is known.
+    """
+
+    settings: int
+    first_seeds: int = 4
+    max_seeds: int = 20
+    max_hours: float | None = None
+    smallest: float | None = None
+    lower_is_better: bool = False
+    resolution: float | None = None
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """The seeds that a setting has after each round in which it is not dropped."""
+        steps = round(math.log(self.max_seeds / self.first_seeds, GROWTH))
+        steps = max(steps, int(self.max_seeds > self.first_seeds))
+        return tuple(np.geomspace(self.first_seeds, self.max_seeds, steps + 1).round().astype(int).tolist())
+
+    def level(self, settings: int) -> float:
+        """The level of one test, two-sided, while so many settings are in question."""
+        return look_level(LEVEL / max(1, settings - 1), self.rounds)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """How far a setting is behind the leader.
+
+    Attributes:
+        value: the difference of their means; of the completed runs alone.
+        margin: half the width of its interval, at the level of the race's tests; None if runs of either failed.
+        is_significant: the failed runs considered.
+    """
+
+    value: float
+    margin: float | None
+    is_significant: bool
+
+
+@dataclass(frozen=True)
+class Dropped:
+    round: int
+    leader: int | None = None  # at that time; None: the setting's runs could not be made
+    behind: Behind | None = None
+
+
+@dataclass
+class Standing:
+    """How a race stands after the results so far."""
+
+    round: int = 0  # the last one that is complete
+    seeds: int = 0  # of the settings in question
+    ranked: list[int] = field(default_factory=list)  # the settings in question, the leader first
+    behind: dict[int, Behind] = field(default_factory=dict)  # how far each of them is behind the leader
+    dropped: dict[int, Dropped] = field(default_factory=dict)
+    results: dict[int, list[Result]] = field(default_factory=dict)  # of each setting, as far as they were decided on
+    missing: list[Run] = field(default_factory=list)  # to be made before the next decision; none at the end
+    end: str = ""  # winner, unsteady, smallest, max_seeds, max_hours, failed; empty: the race goes on
+
+    @property
+    def seconds(self) -> list[float]:
+        """What each run took."""
+        return [result.seconds for results in self.results.values() for result in results]
+
+    def by_seed(self, setting: int) -> dict[int, float | None]:
+        """The values of a setting's runs; None of those that failed, and nothing of those that could not be made."""
+        values = {seed: result.value for seed, result in enumerate(self.results[setting])}
+        return {seed: value for seed, value in values.items() if value is None or not math.isnan(value)}
+
+    def completed(self, setting: int) -> list[float]:
+        return [value for value in self.by_seed(setting).values() if value is not None]
+
+    def failures(self, setting: int) -> int:
+        return sum(value is None for value in self.by_seed(setting).values())
+
+
+def standing(result: Callable[[Run], Result | None], rules: Rules) -> Standing:
+    """Make all decisions again from the runs' results, which are None where there is none yet."""
+    settings = list(range(rules.settings))
+    race = Standing(ranked=settings, results={setting: [] for setting in settings})
+    for number, seeds in enumerate(rules.rounds, 1):
+        runs = [(setting, seed) for seed in range(race.seeds, seeds) for setting in race.ranked]
+        if race.seconds and rules.max_hours is not None:
+            expected = sum(race.seconds) * (1 + len(runs) / len(race.seconds))
+            if expected > 3600 * rules.max_hours:
+                race.end = "max_hours"
+                return race
+        results = {run: result(run) for run in runs}
+        race.missing = [run for run, made in results.items() if made is None]
+        if race.missing:
+            return race
+        for (setting, _), made in results.items():
+            race.results[setting] += [made] if made else []
+        race.round, race.seeds = number, seeds
+        decide(race, rules)
+        if race.end:
+            return race
+    race.end = "max_seeds"
+    return race
+
+
+def decide(race: Standing, rules: Rules) -> None:
+    """Drop settings after a round, and end the race if nothing is left to decide."""
+    lost = [setting for setting in race.ranked if not race.by_seed(setting)]
+    race.dropped |= {setting: Dropped(race.round) for setting in lost}
+    race.ranked = [setting for setting in race.ranked if setting not in lost]
+    if not any(map(race.completed, race.ranked)):
+        race.end = "failed"
+        return
+    race.ranked, behind = compare(race, rules)
+    leader = race.ranked[0]
+    race.dropped |= {
+        a: Dropped(race.round, leader, distance) for a, distance in behind.items() if distance.is_significant
+    }
+    race.ranked = [setting for setting in race.ranked if setting not in race.dropped]
+    race.behind = {setting: behind[setting] for setting in race.ranked[1:]}
+    if not race.behind:
+        race.end = "unsteady" if race.failures(leader) else "winner"
+    elif rules.smallest is not None and all(
+        distance.margin is not None and distance.value + distance.margin < rules.smallest
+        for distance in race.behind.values()
+    ):
+        race.end = "smallest"
+
+
+def compare(race: Standing, rules: Rules) -> tuple[list[int], dict[int, Behind]]:
+    """Rank the settings in question, and compare all others with the first."""
+    sign = -1 if rules.lower_is_better else 1
+    level = rules.level(len(race.ranked))
+    completed = {a: sign * np.array(race.completed(a)) for a in race.ranked}
+    settings = [a for a in race.ranked if len(completed[a])]  # in the model; those of which all runs failed come last
+    table = np.full((len(settings), race.seeds), np.nan)
+    for row, setting in zip(table, settings, strict=True):
+        for seed, value in race.by_seed(setting).items():
+            row[seed] = np.nan if value is None else sign * value
+    model = fit(table, (rules.resolution or 0.0) ** 2 / 12)
+    order = ranking(model.means, [completed[a] for a in settings], [race.failures(a) for a in settings])
+    first, leader = order[0], settings[order[0]]
+    contrasts = np.eye(len(settings))[first] - np.eye(len(settings))
+    errors = model.errors(np.delete(contrasts, first, axis=0)) if len(settings) > 1 else None
+    margins = np.full(len(settings), math.inf)
+    if errors is not None:
+        margins[np.arange(len(settings)) != first] = errors.within(level)
+    margins[model.runs_of < 2] = math.inf  # one run says nothing of its setting's spread
+    behind = {}
+    for i, setting in enumerate(settings):
+        value, margin = float(model.means[first] - model.means[i]), float(margins[i])
+        if race.failures(leader) or race.failures(setting):
+            behind[setting] = Behind(value, None, failures_tell(race, completed, leader, setting, level))
+        else:
+            behind[setting] = Behind(value, margin, value > margin > TIE)
+    for setting in set(race.ranked) - set(settings):
+        behind[setting] = Behind(math.inf, None, failures_tell(race, completed, leader, setting, level))
+    del behind[leader]
+    return [settings[i] for i in order] + sorted(set(race.ranked) - set(settings)), behind
+
+
+def failures_tell(race: Standing, completed: dict[int, Array], leader: int, setting: int, level: float) -> bool:
+    """Test if the leader is better when failed runs count as the worst."""
+    failed = race.failures(leader), race.failures(setting)
+    return worst_rank(completed[leader], failed[0], completed[setting], failed[1]) < level / 2
+
+
+def confidence(race: Standing, rules: Rules) -> float | None:
+    """Return how likely the leader is the best setting; None where no spread is known."""
+    values: Values = {setting: race.by_seed(setting) for setting in race.results if race.completed(setting)}
+    analysis = analyse(values, not rules.lower_is_better, rules.resolution)
+    return analysis.probability_best.get(race.ranked[0])
+
+
+@cache
+def look_level(level: float, rounds: Sequence[int]) -> float:
+    """The level of each of several looks at growing data that have this level together (Pocock, 1977)."""
+    low, high = float(ndtri(1 - level / 2)), float(ndtri(1 - level / 2 / len(rounds))) + 0.01
+    for _ in range(40):
+        bound = (low + high) / 2
+        low, high = (bound, high) if crossing(bound, rounds) > level else (low, bound)
+    return 2 * float(ndtr(-high))
+
+
+def crossing(bound: float, rounds: Sequence[int]) -> float:
+    """The probability that a standardized mean without a true difference exceeds the bound at one of the looks.
+
+    By the recursion of Armitage, McPherson and Rowe, 1969, Journal of the Royal Statistical Society A 132, 235-244.
+    """
+    before, density, step = np.zeros(1), np.ones(1), np.ones(1)  # of the sum so far, while no look has exceeded
+    for seeds, added in zip(rounds, np.diff([0, *rounds]), strict=True):
+        edge = bound * math.sqrt(seeds)
+        now = edge * PLACES
+        kernel = np.exp(-((now[:, None] - before) ** 2) / 2 / added) / math.sqrt(2 * math.pi * added)
+        before, density, step = now, kernel @ (density * step), edge * WEIGHTS
+    return 1 - float(np.sum(density * step))

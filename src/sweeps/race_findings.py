@@ -1,0 +1,150 @@
+"""What a race found, in words: who was dropped and why, the winner and what is claimed of it, a table."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from comparison.formatting import count, duration, figure_text
+from stats import mean
+from stats.prediction import rate_bounds
+from stats.race import Behind, Rules, Standing, confidence
+
+
+@dataclass(frozen=True)
+class Racers:
+    """What a race is about.
+
+    Attributes:
+        names: of the settings.
+        metric: by which they race.
+        images: that it is measured on; None: they vary with the seed.
+    """
+
+    names: Sequence[str]
+    metric: str
+    images: int | None
+
+    @property
+    def is_accuracy(self) -> bool:
+        return self.metric.endswith("accuracy")
+
+    def distance(self, behind: Behind, unit: str = " points") -> str:
+        """A distance with its interval at the level of the race's tests; empty if failed runs decide it."""
+        if behind.margin is None:
+            return ""
+        if not np.isfinite(behind.margin):
+            return figure_text(behind.value, self.metric, unit if self.is_accuracy else "")
+        margin = figure_text(behind.margin, self.metric, unit if self.is_accuracy else "")
+        return f"{figure_text(behind.value, self.metric, '')} ± {margin}"
+
+
+def dropped_lines(race: Standing, racers: Racers) -> list[str]:
+    """Which settings were dropped after the last round."""
+    return [
+        f"  dropped after {race.seeds} seeds: {racers.names[setting]}, {reason(race, setting, racers)}"
+        for setting, dropped in race.dropped.items()
+        if dropped.round == race.round
+    ]
+
+
+def reason(race: Standing, setting: int, racers: Racers) -> str:
+    dropped = race.dropped[setting]
+    if dropped.behind is None or dropped.leader is None:
+        return "none of its runs could be made"
+    if distance := racers.distance(dropped.behind):
+        return f"{distance} behind {racers.names[dropped.leader]}"
+    return f"{failed_text(race, setting)}, {failed_text(race, dropped.leader)} of {racers.names[dropped.leader]}"
+
+
+def failed_text(race: Standing, setting: int) -> str:
+    """E.g. "2 of 6 runs failed"."""
+    return f"{race.failures(setting)} of {count(len(race.by_seed(setting)), 'run')} failed"
+
+
+def ending(race: Standing, rules: Rules, racers: Racers) -> list[str]:
+    """Which setting won, or why none did, and what is claimed of it."""
+    if race.end == "failed":
+        return ["No winner: no setting has a run that completed."]
+    leader, left = racers.names[race.ranked[0]], f"{count(len(race.ranked), 'setting')} still in question"
+    match race.end:
+        case "winner":
+            return [f"Winner: {leader}.", *claims(race, racers)]
+        case "unsteady":
+            failures, runs = race.failures(race.ranked[0]), len(race.by_seed(race.ranked[0]))
+            return [
+                f"No winner: {leader} is ahead of all others, but {failures} of its {runs} runs failed, and up to "
+                f"{rate_bounds(failures, runs)[1]:.0%} of new ones may."
+            ]
+        case "smallest":
+            return [
+                f"No winner: the {len(race.ranked)} settings that remain differ by less than smallest={rules.smallest}."
+            ]
+        case "max_seeds":
+            line = f"No winner: {left} at max_seeds={rules.max_seeds}."
+        case _:
+            line = f"No winner: {left}; another round would exceed max_hours={rules.max_hours}."
+    if (chance := confidence(race, rules)) is not None:
+        line += f" {leader} leads, and is the best with a probability of {min(chance, 0.99):.0%}."
+    return [line]
+
+
+def claims(race: Standing, racers: Racers) -> list[str]:
+    """What is claimed of the winner, and what is not."""
+    winner = race.ranked[0]
+    runs, images = len(race.by_seed(winner)), racers.images
+    on = f"on these {images:,} validation images" if images else "on validation images that change with the seed"
+    lines = [
+        f"It is the best {on}: where results scatter normally over seeds, or with heavier tails, races are wrong in at "
+        "most 5 % of cases."
+    ]
+    leads = [dropped.behind.value for dropped in race.dropped.values() if dropped.behind and dropped.behind.margin]
+    if images and racers.metric.endswith("accuracy") and leads:
+        chance = images_margin(float(np.mean(race.completed(winner))), min(leads), images)
+        if min(leads) < chance:
+            lines.append(
+                f"On other images another setting may be the best: leads of up to {100 * chance:.2f} points can be "
+                "owed to the choice of the images. data.split_seed=${seed} races on many choices."
+            )
+    lines.append(f"None of its {runs} runs failed: up to {rate_bounds(0, runs)[1]:.0%} of new ones may.")
+    if lost := [racers.names[setting] for setting, dropped in race.dropped.items() if dropped.leader is None]:
+        lines.append(f"Not judged, as none of their runs could be made: {', '.join(lost)}.")
+    return lines
+
+
+def images_margin(accuracy: float, lead: float, images: int) -> float:
+    """How large a lead on some images can be where there is none on others, at 95 %; at most.
+
+    Two models differ at most on the images that one of them gets wrong.
+    """
+    return 1.96 * math.sqrt(max(0.0, 2 * (1 - accuracy) + lead) / images)
+
+
+def table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
+    """The header, and a row for each setting: those in question, then those dropped, the last ones first."""
+    unit = " %" if racers.is_accuracy else ""
+    header = ["setting", "seeds", f"{racers.metric}{unit}", "behind the leader", "outcome"]
+    rows = []
+    for setting in (*race.ranked, *sorted(race.dropped, key=lambda setting: -race.dropped[setting].round)):
+        dropped = race.dropped.get(setting)
+        behind = dropped.behind if dropped else race.behind.get(setting)
+        outcome = "winner" if race.end == "winner" else "in question"
+        if dropped:
+            outcome = f"{'dropped' if dropped.behind else 'could not be run'} in round {dropped.round}"
+        if race.failures(setting):
+            outcome += f"; {failed_text(race, setting)}"
+        result, runs = mean_text(race.completed(setting), racers.metric), str(len(race.by_seed(setting)))
+        rows.append([racers.names[setting], runs, result, racers.distance(behind, "") if behind else "", outcome])
+    return header, rows
+
+
+def mean_text(values: Sequence[float], metric: str) -> str:
+    """The mean with the half width of its interval; empty where no run completed."""
+    numbers = [] if (estimate := mean(values)) is None else [estimate.value, estimate.margin]
+    return " ± ".join(figure_text(number, metric, "") for number in numbers if number is not None)
+
+
+def cost(race: Standing, rules: Rules) -> str:
+    runs, grid = len(race.seconds), rules.settings * rules.max_seeds
+    return f"{count(runs, 'run')} in {duration(sum(race.seconds))}; all seeds of all settings would have been {grid}."
