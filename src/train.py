@@ -5,6 +5,7 @@ python src/train.py -m model.kernel_size=5,9 model.depth=8,16
 python src/train.py --help
 """
 
+import math
 import sys
 
 import hydra
@@ -15,15 +16,22 @@ from config.check import check_config
 from config.errors import check_options, report_errors
 from config.process import prepare_process
 from config.schema import register
+from sweeps.launch import is_named, make_folder
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-def main(composed: DictConfig) -> float | None:
-    """One run; Hydra calls this once for every run of a sweep."""
-    checked = check_config(composed)
+def main(composed: DictConfig) -> None:
+    """One run; with -m Hydra calls hydra_plugins/sweeper.py instead."""
+    overrides = list(HydraConfig.get().overrides.task)
+    with report_errors():
+        config = check_config(composed)
+        is_named(overrides)
+        make_folder(config)
     from training.start import run  # torch takes seconds to import: not for --help, tab completion or a misspelt key
 
-    return run(checked, list(HydraConfig.get().overrides.task))
+    objective = run(config, overrides)
+    if objective is not None and math.isnan(objective):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override, Transformer
 
-from config.check import check_config
 from config.errors import ConfigError, report_errors
 from config.process import prepare_process
 from config.schema import CONF, Config, overrides_of, register
 from runtime.console import say
-from sweeps import jobs
+from sweeps import launch, plan
 
 APP = "train"
 
@@ -38,14 +37,14 @@ def wandb_sweep(
         ConfigError: nothing is swept over, or not in a way that the method can do.
     """
     overrides = parse(arguments)
-    swept, fixed = jobs.split_overrides(overrides)
+    swept, fixed = plan.split_overrides(overrides)
     intervals = [override for override in swept.values() if override.is_interval_sweep()]
     if method == "grid":
         if intervals:
             raise ConfigError(
                 f"{intervals[0].input_line}: a grid needs single values; expected --method random or bayes"
             )
-        configs = [check_config(compose(APP, run)) for run in jobs.expand_grid(overrides)]
+        configs = [job.config for job in plan.make_jobs(APP, plan.expand_grid(overrides))]
     else:
         from sweeps.space import check_space, make_space  # takes seconds to import
 
@@ -59,13 +58,13 @@ def wandb_sweep(
     }
     first = configs[0]
     if method == "bayes" or hyperband:
-        jobs.monitor_of(configs)
+        launch.monitor_of(configs)
     if hyperband and hyperband >= first.trainer.epochs:
         raise ConfigError(f"--hyperband {hyperband}: expected fewer than trainer.epochs={first.trainer.epochs}")
     validated = all(config.data.val_fraction for config in configs)
     metric = first.trainer.monitor if validated else "test/accuracy"
     # One name for all, where it is the time of day.
-    fixed = {**fixed, "sweep": first.sweep, "varied": jobs.as_list(swept), "wandb.mode": "online"}
+    fixed = {**fixed, "sweep": first.sweep, "varied": plan.as_list(swept), "wandb.mode": "online"}
     described = {
         "name": first.sweep,
         "description": first.study.question,
@@ -88,13 +87,13 @@ def parse(arguments: Sequence[str]) -> dict[str, Override]:
     Raises:
         ConfigError: one of them is for Hydra's sweeper or launcher.
     """
-    asked = jobs.parse_overrides(arguments).values()
+    asked = plan.parse_overrides(arguments).values()
     for override in asked:
         if override.is_hydra_override():
             raise ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
     single = [str(override.input_line) for override in asked if not override.is_sweep_override()]
     params = compose(APP, single, return_hydra_config=True).hydra.sweeper.params
-    return jobs.parse_overrides(arguments, params)
+    return plan.parse_overrides(arguments, params)
 
 
 def interval(distribution: Any) -> dict[str, Any]:

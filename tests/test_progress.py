@@ -8,7 +8,8 @@ from filelock import FileLock
 
 from comparison.progress import Progress, progress
 from conftest import checked
-from sweeps.jobs import Job, record
+from sweeps.launch import record
+from sweeps.plan import Job
 from training.summary import summarize
 
 DEPTHS = (1, 2, 4, 8)

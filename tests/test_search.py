@@ -21,7 +21,8 @@ from conftest import checked, command, metrics, start, summaries, wait_for
 from processes import REPOSITORY
 from stats.importance import Importance
 from sweeps import search
-from sweeps.jobs import monitor_of, parse_overrides, split_overrides
+from sweeps.launch import monitor_of
+from sweeps.plan import parse_overrides, split_overrides
 from sweeps.search_figure import search_figure
 from sweeps.search_findings import findings, importance
 from sweeps.space import check_space, make_space

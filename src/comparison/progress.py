@@ -11,6 +11,7 @@ import pandas as pd
 
 from comparison.formatting import duration
 from runtime.files import read_json
+from tracking.run_index import RunIndex
 from tracking.run_lock import is_locked
 
 
@@ -48,13 +49,12 @@ def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | No
         at_once: as many are trained at once in any case, though some may not have begun.
     """
     runs = pd.DataFrame.from_dict(read_json(folder / "sweep.json"), orient="index")
-    found = {path.parent.name.rpartition("-")[2]: path for path in folder.glob("*/summary.json")}
-    summaries = [read_json(found[run_id]) if run_id in found else {} for run_id in runs.index]
-    told = pd.DataFrame(summaries, runs.index, ["status", "epochs", "seconds"])
+    index = RunIndex(folder)
+    told = pd.DataFrame(map(index.summary, runs.index), runs.index, ["status", "epochs", "seconds"])
     ended = told.status.isin(["completed", "failed"])
     if ended.all():
         return None
-    running = sum(is_locked(found[run_id].parent) for run_id in runs.index[~ended] if run_id in found)
+    running = sum(is_locked(index.folders[run_id]) for run_id in runs.index[~ended] if run_id in index.folders)
     done = runs.epoch_size * told.epochs.fillna(0)
     left = runs.epoch_size * runs.epochs - done
     completed = told.status == "completed"

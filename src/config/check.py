@@ -42,11 +42,8 @@ def check_keys(composed: DictConfig) -> Any:
     Raises:
         ConfigError: there is no such key, or its value is outside its constraint.
     """
-    composed = composed.copy()
-    OmegaConf.set_struct(composed, False)
-    composed.pop("hydra", None)
     config: Any = OmegaConf.to_object(composed)
-    known = [path for path, _ in flatten(asdict(config))]
+    known = dict(flatten(asdict(config)))
     for path, _ in flatten(OmegaConf.to_container(composed)):
         if path not in known:  # appended with +key=value
             raise ConfigError(f"{path}: unknown key; {suggest(path, known)}")

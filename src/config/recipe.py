@@ -3,9 +3,9 @@
 from functools import cache
 from typing import Any
 
-from hydra import compose
 from omegaconf import OmegaConf
 
+from config.compose import compose_config
 from config.schema import NOT_RECIPE, flatten, is_below
 
 
@@ -16,7 +16,7 @@ def recipe_of(experiment: str) -> dict[str, Any]:
     Raises:
         HydraException: there is no such experiment.
     """
-    keys = dict(flatten(OmegaConf.to_container(compose("train", [f"experiment={experiment}"]), resolve=True)))
+    keys = dict(flatten(OmegaConf.to_container(compose_config("train", [f"experiment={experiment}"]), resolve=True)))
     left_out = [*NOT_RECIPE]
     if not keys["data.val_fraction"]:
         left_out.append("trainer.monitor")

@@ -1,4 +1,4 @@
-"""Every config key of hydra/sweeper=optuna and race; conf/hydra/sweeper has the values and says what they mean."""
+"""Every config key of hydra/sweeper=basic, optuna and race; conf/hydra/sweeper says what those of the last two mean."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,14 @@ SEEDS = Constraint(
 
 
 @dataclass
+class Grid:
+    max_batch_size: int | None = key(at_least(1), None)  # runs handed to the launcher at once; null: all
+    params: dict[str, Any] | None = None
+    method: str = "sweeps.grid.grid"
+    _target_: str = "hydra_plugins.sweeper.Sweeps"
+
+
+@dataclass
 class Search:
     n_trials: int = key(at_least(1))
     n_jobs: int = key(at_least(1))
@@ -22,7 +30,7 @@ class Search:
     finish_pruned: float = key(PROBABILITY)
     params: dict[str, Any] | None = None
     method: str = "sweeps.search.search"
-    _target_: str = "hydra_plugins.adaptive.Adaptive"
+    _target_: str = "hydra_plugins.sweeper.Sweeps"
 
     @property
     def n_seeds(self) -> int:
@@ -38,4 +46,4 @@ class Race:
     smallest: float | None = key(above(0), None)
     params: dict[str, Any] | None = None
     method: str = "sweeps.race.race"
-    _target_: str = "hydra_plugins.adaptive.Adaptive"
+    _target_: str = "hydra_plugins.sweeper.Sweeps"

@@ -1,12 +1,12 @@
 """The launcher of conf/hydra/launcher/side_by_side.yaml: each run in a process of its own, several at once.
 
-A process is forked from one that has imported PyTorch, which takes seconds; apart from that it is the command
-`python src/train.py OVERRIDES`.
+A process is forked from one that has imported PyTorch, which takes seconds, and gets the config that the sweep has
+checked.
 """
 
+import math
 import multiprocessing
 import os
-import runpy
 import signal
 import sys
 import tempfile
@@ -24,9 +24,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from config.errors import ConfigError
+from config.process import prepare_process
 from runtime.console import say
 from runtime.signals import signals_to_obey
-from sweeps import jobs
+from sweeps.launch import Announcer, logging_of, train
+from sweeps.plan import Job, make_job
 
 MAX_TMPDIR = 70  # bytes; the path of the fork server's socket, which is 32 longer, may have 107
 
@@ -40,7 +42,7 @@ class SideBySide(Launcher):
         self.exit_code = 0  # other than 0 when it has been told to stop
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
+        self.config, self.logging = config, logging_of(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all of them, `n_jobs` at once. A run that fails or is killed leaves the others alone.
@@ -49,14 +51,14 @@ class SideBySide(Launcher):
             SystemExit: a signal came, or a run did not complete and on_failure=stop.
         """
         n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs())
-        total = initial_job_idx + len(job_overrides)
+        announcer = Announcer(self.config, initial_job_idx + len(job_overrides), at_once=n_jobs)
         waiting = deque(enumerate(job_overrides, initial_job_idx))
         with self.stop_on_signal():
             context = fork_server(cores() // n_jobs)
             while self.running or (waiting and not self.exit_code):
                 if waiting and len(self.running) < n_jobs and not self.exit_code:
                     number, overrides = waiting.popleft()
-                    say(jobs.announce(self.config, number, total, at_once=n_jobs))
+                    announcer.say(number)
                     self.start(context, overrides)
                     continue
                 wait([process.sentinel for process in self.running])
@@ -71,7 +73,8 @@ class SideBySide(Launcher):
         return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
     def start(self, context: ForkServerContext, overrides: Sequence[str]) -> None:
-        process = context.Process(target=become, args=(arguments_for(self.config, overrides),))
+        job = make_job(self.config.hydra.job.config_name, tuple(overrides))
+        process = context.Process(target=train_beside_others, args=(job, self.logging))
         try:
             process.start()
         except (EOFError, ConnectionError):  # a signal has ended the fork server while it was importing
@@ -99,19 +102,6 @@ class SideBySide(Launcher):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def arguments_for(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """The command line of one run of a sweep."""
-    folders = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
-    of_the_sweep = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.mode=")
-    return [
-        sys.argv[0],
-        f"--config-name={config.hydra.job.config_name}",
-        *(f"--config-dir={folder}" for folder in folders),
-        *(override for override in config.hydra.overrides.hydra if not override.startswith(of_the_sweep)),
-        *overrides,
-    ]
 
 
 def default_n_jobs() -> int:
@@ -142,12 +132,13 @@ def fork_server(threads: int) -> ForkServerContext:
 # In a run's process.
 
 
-def become(arguments: list[str]) -> None:
-    """Turn this process into the command; it stops in order when the sweep's process is gone."""
+def train_beside_others(job: Job, logging: DictConfig) -> None:
+    """Train a run of the sweep; stop in order when the sweep's process is gone."""
+    prepare_process()
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    os.environ.pop("HYDRA_FULL_ERROR", None)  # as config/errors.py has set it in the sweep's process
-    sys.argv = arguments
-    runpy.run_path(arguments[0], run_name="__main__")
+    objective = train(job, logging)
+    if objective is not None and math.isnan(objective):
+        sys.exit(1)
 
 
 def stop_with_parent() -> None:

@@ -1,9 +1,11 @@
-"""The launcher of conf/hydra/launcher/slurm.yaml: submitit's, but it submits only what is missing and not in the queue.
+"""The launcher of conf/hydra/launcher/slurm.yaml: submitit's, but it submits only runs that are not in the queue.
 
 A lost job does not end the wait for the others.
 """
 
+import itertools
 import math
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
@@ -19,7 +20,10 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError, first_line
 from runtime.console import say
-from sweeps.jobs import make_job
+from sweeps.launch import GRID, logging_of, train
+from sweeps.plan import Job, make_job
+
+SIGNAL_EARLY_S = 60  # Slurm may send a signal so much earlier than asked for
 
 
 @dataclass
@@ -31,15 +35,36 @@ class SlurmConf(SlurmQueueConf):
 ConfigStore.instance().store(group="hydra/launcher", name="schema_slurm", node=SlurmConf)
 
 
+class Task:
+    """What a job of Slurm does. Where the time limit stops it, submitit puts it back into the queue."""
+
+    def __init__(self, logging: DictConfig) -> None:
+        self.logging = logging
+
+    def __call__(self, job: Job) -> float | None:
+        return train(job, self.logging)
+
+    def checkpoint(self, job: Job) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
 class Slurm(SlurmLauncher):
     def setup(self, *, config: DictConfig, **context: Any) -> None:
-        if not self.params["wait"] and "method" in config.hydra.sweeper:
+        if not self.params["wait"] and config.hydra.sweeper.method != GRID:
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             raise ConfigError(f"hydra.launcher.wait=false: hydra/sweeper={sweeper} needs the results; expected true")
+        minutes, delay = self.params["timeout_min"], self.params["signal_delay_s"]
+        if 60 * minutes <= delay + SIGNAL_EARLY_S:
+            raise ConfigError(
+                f"hydra.launcher.timeout_min={minutes}: hydra.launcher.signal_delay_s={delay} would stop a job as soon "
+                f"as it begins; expected at least {(delay + SIGNAL_EARLY_S) // 60 + 1}, or a shorter delay"
+            )
         super().setup(config=config, **context)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit the runs that are neither completed nor in the queue.
+        """Submit the runs that are not in the queue.
 
         Returns:
             The results of all that are in the queue then, when they have ended; none with wait=false.
@@ -50,26 +75,27 @@ class Slurm(SlurmLauncher):
         import submitit  # Hydra imports this module at every start
         from submitit.core.utils import JobPaths
 
-        folder, in_queue = self.params["submitit_folder"], ids_in_queue()
-        waiting: list[submitit.Job[JobReturn]] = []
-        missing: dict[Path, tuple[Any, ...]] = {}  # what Hydra calls for a run, by the file that keeps its job's id
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            run = make_job(self.config.hydra.job.config_name, overrides)
+        folder, queue = self.params["submitit_folder"], ids_in_queue()
+        waiting: list[submitit.Job[float | None]] = []
+        missing: dict[Path, Job] = {}  # by the file that keeps the ID of the run's job
+        for overrides in job_overrides:
+            run = make_job(self.config.hydra.job.config_name, tuple(overrides))
             path = JobPaths.get_first_id_independent_folder(folder) / f"{run.run_id}.job"
             job_id = path.read_text() if path.exists() else ""
-            if run.summary.get("status") == "completed":
-                continue
-            if job_id in in_queue:
+            if job_id in queue:
                 waiting.append(submitit.SlurmJob(folder, job_id))
             else:
-                missing[path] = list(overrides), "hydra.sweep.dir", number, f"run {number}", Singleton.get_state()
-        completed = len(job_overrides) - len(waiting) - len(missing)
-        say(f"Slurm: {len(missing)} to submit, {len(waiting)} in the queue already, {completed} completed before")
-        waiting += self.submit(missing) if missing else []
-        return [result_of(job) for job in waiting] if self.params["wait"] else []
+                missing[path] = run
+        say(f"Slurm: {len(missing):,} to submit, {len(waiting):,} in the queue already")
+        waiting += self.submit(missing)
+        return [
+            JobReturn(status=JobStatus.COMPLETED, _return_value=result_of(job))
+            for job in waiting
+            if self.params["wait"]
+        ]
 
-    def submit(self, runs: Mapping[Path, tuple[Any, ...]]) -> Sequence[Any]:
-        """Submit an array of jobs, and write each one's id into its file."""
+    def submit(self, runs: Mapping[Path, Job]) -> Sequence[Any]:
+        """Submit arrays of jobs, each as large as the cluster takes, and write each job's ID into its file."""
         import submitit
         from submitit.core.utils import FailedJobError
 
@@ -78,34 +104,55 @@ class Slurm(SlurmLauncher):
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=max_num_timeout)
         shared = BaseQueueConf.__dataclass_fields__  # by all of submitit's executors
         executor.update_parameters(**{key if key in shared else f"slurm_{key}": options[key] for key in options})
-        try:
-            jobs = executor.map_array(self, *zip(*runs.values(), strict=True))
-        except FailedJobError as error:
-            raise ConfigError(f"hydra/launcher=slurm: {first_line(error)}") from error
-        for path, job in zip(runs, jobs, strict=True):
-            path.write_text(job.job_id)
-        return jobs
+        submitted: list[Any] = []
+        size = max_array_size()
+        for start in range(0, len(runs), size):
+            part = dict(itertools.islice(runs.items(), start, start + size))
+            try:
+                jobs = executor.map_array(Task(logging_of(self.config)), part.values())
+            except FailedJobError as error:
+                if not submitted:
+                    raise ConfigError(f"hydra/launcher=slurm: {first_line(error)}") from error
+                say(
+                    f"Slurm takes no more jobs now ({first_line(error)}): the same command submits the other runs",
+                    "yellow",
+                )
+                break
+            for path, job in zip(part, jobs, strict=True):
+                path.write_text(job.job_id)
+            submitted += jobs
+        return submitted
 
 
-def ids_in_queue() -> set[str]:
-    """This user's jobs that wait or run, as submitit names them: 12, or 12_3 of an array.
+def max_array_size() -> int:
+    """The jobs that the cluster allows in an array."""
+    settings = query("scontrol", "show", "config")
+    return int(re.findall(r"MaxArraySize\s*=\s*(\d+)", settings)[0])
+
+
+def query(*command: str) -> str:
+    """The output of a command of Slurm.
 
     Raises:
         ConfigError: Slurm does not answer.
     """
-    command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
-        return set(subprocess.check_output(command, text=True).split())
+        return subprocess.check_output(command, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ConfigError(f"hydra/launcher=slurm: {error}; expected a node from which jobs are submitted") from error
 
 
-def result_of(job: Any) -> JobReturn:
-    """What the run returned; NaN, as failed ones do, where its job was lost, e.g. killed for its memory."""
+def ids_in_queue() -> set[str]:
+    """This user's jobs that wait or run, as submitit names them: 12, or 12_3 of an array."""
+    return set(query("squeue", "--me", "--array", "--noheader", "--format=%i").split())
+
+
+def result_of(job: Any) -> float | None:
+    """The run's objective; NaN, as of failed ones, where its job was lost, e.g. killed for its memory."""
     from submitit.core.utils import UncompletedJobError
 
     try:
         return job.results()[0]
     except UncompletedJobError:
-        say(f"job {job.job_id} ended without a result; what it said: {job.paths.stderr}", "red")
-        return JobReturn(status=JobStatus.COMPLETED, _return_value=math.nan)
+        say(f"job {job.job_id} ended without a result; its error log: {job.paths.stderr}", "red")
+        return math.nan

@@ -4,13 +4,17 @@ import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich import box, get_console
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+Item = TypeVar("Item")
+SAY_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -64,6 +68,23 @@ class RunProgress(Progress):
             epoch=epoch,
             figures=f"loss {loss:.3f}  accuracy {accuracy:.1%}  lr {lr:.2g}  {rate:,.0f} images/s",
         )
+
+
+def track(items: Sequence[Item], activity: str) -> Iterator[Item]:
+    """The items, with a progress bar on a terminal; elsewhere a line every ten seconds says how far it is."""
+    columns = (
+        TextColumn(f"  {activity}"),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    started = said = time.monotonic()
+    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
+        for done, item in enumerate(progress.track(items)):
+            if progress.disable and (now := time.monotonic()) - said >= SAY_SECONDS:
+                say(f"{activity}: {done:,} of {len(items):,}, {(now - started) * (len(items) / done - 1):.0f} s left")
+                said = now
+            yield item
 
 
 def si(number: float) -> str:

@@ -23,10 +23,11 @@ from config.sweepers import Race
 from runtime.console import print_table, say
 from runtime.files import write_text
 from stats.race import Result, Rules, Run, Standing, standing
-from sweeps import jobs
-from sweeps.jobs import Job
+from sweeps import launch, plan
+from sweeps.plan import Job
 from sweeps.race_findings import Racers, cost, dropped_lines, ending, table
 from tracking.identity import as_given
+from tracking.run_index import RunIndex
 
 TRIES = 2  # of a run that fails for a reason that is none of training's: memory, node, disk
 DIVERGED = "NotFinite"  # the error of a training that failed by itself (training/metrics.py)
@@ -39,16 +40,16 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         ConfigError: what is asked for cannot be raced; nothing has been started.
     """
     settings = parse(config, arguments, options)
-    first, metric = settings[0].config.seed, jobs.monitor_of([setting.config for setting in settings])
+    first, metric = settings[0].config.seed, launch.monitor_of([setting.config for setting in settings])
     launched: Counter[Run] = Counter()  # at this start: a run that failed before is tried again
 
     @cache
     def job(run: Run) -> Job:
         """The run with its seed; composed, as other keys may refer to the seed."""
-        return jobs.make_job(config.hydra.job.config_name, [*settings[run[0]].overrides, f"seed={first + run[1]}"])
+        return plan.make_job(config.hydra.job.config_name, (*settings[run[0]].overrides, f"seed={first + run[1]}"))
 
     def result(run: Run) -> Result | None:
-        summary = job(run).summary
+        summary = index.summary(job(run).run_id)
         seconds = summary.get("seconds") or 0.0
         match summary.get("status"):
             case "completed":
@@ -65,7 +66,8 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
     jobs_so_far = [job((setting, seed)) for setting in range(len(settings)) for seed in range(2)]
     limits = options.first_seeds, options.max_seeds, options.max_hours, options.smallest
     rules = Rules(len(settings), *limits, lower_is_better=metric == "val/loss")
-    with jobs.locked_folder(config) as folder:
+    with launch.locked_folder(config) as folder:
+        index = RunIndex(folder)
         say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds")
         racers, started, made = Racers(names_of(settings), metric, None), time.monotonic(), 0
         while (now := stand()).missing:
@@ -73,7 +75,7 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
             for line in [*dropped_lines(now, racers), round_line(now, rules, per_run)]:
                 say(line)
             launched.update(now.missing)
-            jobs.launch(launcher, map(job, now.missing), first_number=len(now.seconds))
+            launch.launch(launcher, map(job, now.missing), index, first_number=len(now.seconds))
             made += len(now.missing)
             if waiting := sum(launched[run] >= TRIES and result(run) is None for run in now.missing):
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
@@ -90,13 +92,13 @@ def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[J
     """
     if options.max_seeds < options.first_seeds:
         raise ConfigError(f"hydra.sweeper.max_seeds={options.max_seeds}: expected at least first_seeds")
-    overrides = jobs.parse_overrides(arguments, options.params)
+    overrides = plan.parse_overrides(arguments, options.params)
     if "seed" in overrides and overrides["seed"].is_sweep_override():
         raise ConfigError(f"{overrides['seed'].input_line}: a race chooses the seeds; expected one value, the first")
-    runs = jobs.expand_grid(overrides)
-    varied = jobs.as_list([*jobs.varied_keys(runs), "seed"])
+    runs = plan.expand_grid(overrides)
+    varied = plan.as_list([*plan.varied_keys(runs), "seed"])
     app = config.hydra.job.config_name
-    settings = [jobs.make_job(app, [*run, f"sweep={config.sweep}", f"varied={varied}"]) for run in runs]
+    settings = plan.make_jobs(app, [[*run, f"varied={varied}"] for run in runs])
     if len({setting.run_id for setting in settings}) < max(2, len(settings)):
         raise ConfigError("hydra/sweeper=race: expected several settings that differ, e.g. model.kernel_size=3,5,7,9")
     return settings
@@ -109,7 +111,7 @@ def images_of(runs: Sequence[Job]) -> int | None:
 
 def names_of(settings: Sequence[Job]) -> list[str]:
     """What sets each setting apart, also where it is an experiment."""
-    keys = jobs.varied_keys(setting.overrides for setting in settings)
+    keys = plan.varied_keys(setting.overrides for setting in settings)
     return [
         " ".join(
             f"{key.rpartition('.')[2]}={value}" for key, value in as_given(setting.overrides).items() if key in keys

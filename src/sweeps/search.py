@@ -22,13 +22,14 @@ from config.errors import ConfigError
 from config.schema import Config, overrides_of
 from config.sweepers import Search
 from runtime.console import say
-from sweeps import jobs
+from sweeps import launch, plan
 from sweeps.search_figure import search_figure
 from sweeps.search_findings import findings, importance
 from sweeps.space import Space, check_space, make_space
 from sweeps.trials import complete, is_hopeless, make_sampler, not_retried, propose, seed_values, sign, try_again
 from tracking import plots
 from tracking.identity import run_id
+from tracking.run_index import RunIndex
 from tracking.trial import PRUNER, open_storage
 
 log = logging.getLogger(__name__)
@@ -42,14 +43,15 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     app: str = config.hydra.job.config_name
-    searched, fixed = jobs.split_overrides(jobs.parse_overrides(arguments, options.params))
+    searched, fixed = plan.split_overrides(plan.parse_overrides(arguments, options.params))
     space = make_space(app, searched, fixed)
     check_options(options, space, fixed)
     varied = [*space, *(["seed"] if options.seeds else [])]
-    fixed = {"sweep": config.sweep, **fixed, "varied": jobs.as_list(varied)}
+    fixed = {"sweep": config.sweep, **fixed, "varied": plan.as_list(varied)}
     configs = check_space(app, space, fixed)
-    monitor = jobs.monitor_of(configs)
-    with jobs.locked_folder(config) as folder:
+    monitor = launch.monitor_of(configs)
+    with launch.locked_folder(config) as folder:
+        index = RunIndex(folder)
         study = optuna.create_study(
             storage=open_storage(folder / "search.db"),
             study_name=study_name(configs[0], space, options.seeds),
@@ -70,7 +72,7 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
             + f"; {study.direction.name.lower()} {monitor} → {folder}"
         )
         while batch or (batch := propose(study, space, options)):
-            run_batch(app, study, batch, fixed, launcher, options)
+            run_batch(app, study, batch, fixed, launcher, index, options)
             batch = []
         importances = importance(study)
         for line in findings(study, monitor, options.n_seeds, importances):
@@ -107,6 +109,7 @@ def run_batch(
     batch: Sequence[FrozenTrial],
     fixed: Mapping[str, str],
     launcher: Launcher,
+    index: RunIndex,
     options: Search,
 ) -> None:
     """Launch the runs, of all trials one seed after the other, and keep how they did.
@@ -118,21 +121,21 @@ def run_batch(
     values: dict[int, list[float]] = {trial.number: [] for trial in batch}  # a seed each, until now
     waiting, done = list(batch), len(not_retried(study)) - len(batch)
     for turn, seed in enumerate(options.seeds or [None]):
-        runs: list[tuple[FrozenTrial, jobs.Job]] = []  # two trials may be the same run
+        runs: list[tuple[FrozenTrial, plan.Job]] = []  # two trials may be the same run
         for trial in waiting:
             own = {**trial.params, **fixed} | ({} if seed is None else {"seed": seed})
             if turn == 0 and options.pruner != "none":  # which goes by a trial's first run
                 own["trial"] = f"{study.study_name.rpartition('-')[2]}/{trial.number}"
             try:
-                runs.append((trial, jobs.make_job(app, overrides_of(own))))
+                runs.append((trial, plan.make_job(app, tuple(overrides_of(own)))))
             except ConfigError as error:  # values, each right by itself, that do not fit together
                 log.error(f"FAILED {' '.join(overrides_of(own))}: {error}")
                 study.tell(trial.number, state=TrialState.FAIL)
         first_number = done * options.n_seeds + turn * len(batch)
-        jobs.launch(launcher, [run for _, run in runs], first_number)
+        launch.launch(launcher, [run for _, run in runs], index, first_number)
         waiting = []
         for trial, run in runs:
-            summary, found = run.summary, values[trial.number]
+            summary, found = index.summary(run.run_id), values[trial.number]
             match summary.get("status"):
                 case "pruned":
                     study.tell(trial.number, state=TrialState.PRUNED)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from hydra import compose
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from config.check import check_config
+from config.compose import compose_config
 from config.errors import ConfigError
 from config.schema import Config, overrides_of
 
@@ -46,7 +46,7 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
         assert values.end is not None
         low, high, log_scale = values.start, values.end, "log" in values.tags
         whole = low == int(low) and high == int(high)
-        composed = compose(app, overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
+        composed = compose_config(app, overrides_of({**fixed, override.get_key_element(): int(low) if whole else low}))
         typed = OmegaConf.select(composed, override.key_or_group)
         if isinstance(typed, float):
             return FloatDistribution(low, high, log=log_scale)
@@ -78,7 +78,7 @@ def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> list[Config
     }
     first = {**{key: values[0] for key, values in ends.items()}, **fixed}
     return [
-        check_config(compose(app, overrides_of({**first, key: value})))
+        check_config(compose_config(app, overrides_of({**first, key: value})))
         for key, values in ends.items()
         for value in values
     ]

@@ -17,7 +17,7 @@ import json
 import logging
 import secrets
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class RunFolder:
         is_pruned: the search that the run is a trial of stops it.
     """
 
-    def __init__(self, config: Config, overrides: list[str], world: World) -> None:
+    def __init__(self, config: Config, overrides: Sequence[str], world: World) -> None:
         """Lock the run and find its folder: the one that the sweep has for its ID, under whatever name, or a new one.
 
         Raises:

@@ -3,6 +3,7 @@
 import logging
 import math
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from weights.pretrained import load_pretrained, normalize_as_before
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, overrides: list[str]) -> float | None:
+def run(config: Config, overrides: Sequence[str]) -> float | None:
     """Train one ConvMixer and record it; resume where it was interrupted; do nothing where it is completed.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The sweeper of conf/hydra/sweeper/{optuna,race}.yaml, which choose runs by the results of those before.
+"""The sweeper of all sweeps: a grid, and those of conf/hydra/sweeper that choose runs by the results of earlier ones.
 
 Hydra looks for it in a package of this name and in no other.
 """
@@ -7,24 +7,27 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.core.utils import env_override
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from config.check import check_constraints
-from config.sweepers import Race, Search
+from config.sweepers import Grid, Race, Search
+from sweeps.launch import conclude, is_named
 
+ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=Grid)  # in place of Hydra's
 for name, options in (("optuna", Search), ("race", Race)):
     ConfigStore.instance().store(group="hydra/sweeper/schema", name=name, node=options)
 
 
-class Adaptive(Sweeper):
+class Sweeps(Sweeper):
     def __init__(self, method: str, **options: Any) -> None:
         self.method = method
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
+        self.config: DictConfig = config
         self.options: Any = OmegaConf.to_object(config.hydra.sweeper)
         check_constraints(self.options, "hydra.sweeper.")
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -32,5 +35,9 @@ class Adaptive(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        if not is_named(arguments):  # or the time of day of each run would be another
+            arguments = [*arguments, f"sweep={self.config.sweep}"]
         sweep = get_method(self.method)  # not before: Hydra imports this module at every start, and Optuna takes long
-        sweep(self.config, self.launcher, arguments, self.options)
+        with env_override(self.config.hydra.job.env_set):
+            run_ids = sweep(self.config, self.launcher, arguments, self.options)
+        conclude(self.config, run_ids or ())

@@ -1,0 +1,39 @@
+"""A grid: every combination of the values, apart from those that were completed before."""
+
+from collections.abc import Sequence
+
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from config.sweepers import Grid
+from runtime.console import say
+from sweeps.launch import is_first, launch, make_folder, not_completed, record
+from sweeps.plan import as_list, describe, expand_grid, make_jobs, parse_overrides, varied_keys
+from tracking.run_index import RunIndex
+
+
+def grid(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Grid) -> set[str]:
+    """Check all runs, then launch those that are not completed.
+
+    Returns:
+        The IDs of all runs.
+
+    Raises:
+        ConfigError: a run is invalid; nothing has been started.
+    """
+    runs = expand_grid(parse_overrides(arguments, options.params))
+    varied = varied_keys(runs)
+    if is_first():
+        say(f"sweep {config.sweep}: {describe(runs)} → {config.output_dir}/{config.sweep}")
+    jobs = make_jobs(config.hydra.job.config_name, [[*run, f"varied={as_list(varied)}"] for run in runs])
+    folder = make_folder(config)
+    if is_first():
+        record(folder, jobs, varied)
+    index = RunIndex(folder)
+    missing, run_ids = not_completed(jobs, index), {job.run_id for job in jobs}
+    if completed := len(run_ids) - len(missing):
+        say(f"{completed:,} of {len(run_ids):,} runs completed before; {len(missing):,} to run")
+    size = options.max_batch_size or len(missing)
+    for start in range(0, len(missing), size or 1):
+        launch(launcher, missing[start : start + size], index, first_number=start)
+    return run_ids

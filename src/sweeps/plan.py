@@ -1,0 +1,123 @@
+"""From a command line to the runs that it asks for: each composed and checked once, before the first starts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from config.check import check_config
+from config.compose import compose_config
+from config.errors import ConfigError, explain
+from config.schema import Config
+from runtime.console import track
+from tracking.identity import IMAGE_SIZES, as_given, in_short, run_id
+
+MOST_VALUES = 8  # of a key, shown in a line
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be launched: its overrides, and the config that they compose to."""
+
+    overrides: Sequence[str]
+    config: Config
+    run_id: str
+
+    @property
+    def epoch_size(self) -> float:
+        """The layers' multiply-accumulates in an epoch, as if the data set had one image."""
+        model, data = self.config.model, self.config.data
+        positions = ((data.image_size or IMAGE_SIZES.get(data.name, 224)) // model.patch_size) ** 2
+        macs = positions * model.depth * model.d_model * (model.kernel_size**2 + model.d_model)
+        return macs * data.train_fraction * (1 - data.val_fraction)
+
+
+def parse_overrides(arguments: Sequence[str], params: Mapping[str, Any] | None = None) -> dict[str, Override]:
+    """Overrides by their keys: the sweeper's own params, then the command line's; of several for a key the last."""
+    declared = [f"{key}={value}" for key, value in (params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    return {override.get_key_element(): override for override in parser.parse_overrides([*declared, *arguments])}
+
+
+def split_overrides(overrides: Mapping[str, Override]) -> tuple[dict[str, Override], dict[str, str]]:
+    """The keys that are given several values, and the others with their value.
+
+    Raises:
+        ConfigError: no key is given several values.
+    """
+    several = {key: override for key, override in overrides.items() if override.is_sweep_override()}
+    if not several:
+        raise ConfigError("there is nothing to choose from; give a key several values, e.g. model.depth=4,8")
+    return several, {key: overrides[key].get_value_element_as_str() for key in overrides if key not in several}
+
+
+def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
+    """The overrides of every run of a grid, as Hydra's own sweeper makes them.
+
+    Raises:
+        ConfigError: a key is given an interval.
+    """
+    for override in overrides.values():
+        if override.is_interval_sweep():
+            raise ConfigError(
+                f"{override.input_line}: a grid needs single values; for a search add hydra/sweeper=optuna"
+            )
+    return BasicSweeper.split_arguments(list(overrides.values()), None)[0]
+
+
+def varied_keys(runs: Iterable[Sequence[str]]) -> list[str]:
+    """The keys that differ between runs, in the order of their overrides."""
+    given = [as_given(run) for run in runs]
+    keys = dict.fromkeys(key for run in given for key in run)
+    return [key for key in keys if len({run.get(key) for run in given}) > 1]
+
+
+def as_list(values: Iterable[Any]) -> str:
+    """A list as it is typed, e.g. for `varied`."""
+    return f"[{','.join(map(str, values))}]"
+
+
+def describe(runs: Sequence[Sequence[str]]) -> str:
+    """A grid in a line, e.g. "4 runs of kernel_size=5,9 × depth=8,16, all with epochs=5"."""
+    given = [as_given(run) for run in runs]
+    varied = varied_keys(runs)
+    axes = []
+    for key in varied:
+        values = list(dict.fromkeys(run[key] for run in given))
+        few = len(values) <= MOST_VALUES
+        axes.append(f"{key.rpartition('.')[2]}={','.join(values)}" if few else f"{len(values)} values of {key}")
+    shared = in_short({key: value for key, value in given[0].items() if key not in varied})
+    return f"{len(runs):,} runs{' of ' if axes else ''}{' × '.join(axes)}{f', all with {shared}' if shared else ''}"
+
+
+@cache
+def make_job(app: str, overrides: tuple[str, ...]) -> Job:
+    """A run, composed and checked: what a sweep has checked is what its launcher starts.
+
+    Raises:
+        ConfigError: the run's values are invalid, or do not fit together.
+    """
+    config = check_config(compose_config(app, overrides))
+    return Job(overrides, config, run_id(config))
+
+
+def make_jobs(app: str, runs: Sequence[Sequence[str]]) -> list[Job]:
+    """All runs, with a progress bar.
+
+    Raises:
+        ConfigError: one is invalid; the message names it.
+    """
+    jobs = []
+    for run in track(runs, "checking the runs"):
+        try:
+            jobs.append(make_job(app, tuple(run)))
+        except (HydraException, OmegaConfBaseException, ConfigError) as error:
+            raise ConfigError(f"{explain(error)} (run: {' '.join(run)})") from error
+    return jobs
