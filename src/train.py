@@ -7,6 +7,7 @@ python src/train.py --help
 
 import math
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,7 @@ from config.errors import check_options, report_errors
 from config.process import prepare_process
 from config.schema import register
 from sweeps.launch import is_named, make_folder
+from sweeps.preview import preview
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -26,10 +28,13 @@ def main(composed: DictConfig) -> None:
     with report_errors():
         config = check_config(composed)
         is_named(overrides)
+        if config.plan:
+            preview("train", Path(config.output_dir, config.sweep), [overrides], note="", as_json=config.plan == "json")
+            return
         make_folder(config)
-    from training.start import run  # torch takes seconds to import: not for --help, tab completion or a misspelt key
+        from training.start import run  # torch takes seconds to import: not for --help or a misspelt key
 
-    objective = run(config, overrides)
+        objective = run(config, overrides)
     if objective is not None and math.isnan(objective):
         sys.exit(1)
 

@@ -198,7 +198,8 @@ def test_the_processes_must_share_a_name(tmp_path: Path) -> None:
 
 def test_batch_norm_over_processes_without_gpus_is_an_error(tmp_path: Path) -> None:
     ranks = start_ranks(*ARGUMENTS, "trainer.sync_batch_norm=true", "sweep=s", cwd=tmp_path)
-    assert "trainer.sync_batch_norm=true: PyTorch has it for GPUs only" in outputs(ranks)[0]
+    assert "error: trainer.sync_batch_norm=true: PyTorch has it for GPUs only" in outputs(ranks)[0]
+    assert not list(tmp_path.glob("outputs/s/*")), "said before the run has a folder"
     assert [process.returncode for process in ranks] == [1, 1]
 
 

@@ -75,6 +75,10 @@ def check_options(arguments: Sequence[str]) -> None:
     """
     check_folders(arguments)
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    if is_sweep and {"--cfg", "-c"} & set(arguments):
+        raise ConfigError(
+            "--cfg: shows the config of one run; with -m, plan=true lists the runs, plan=json with all keys"
+        )
     for override in OverridesParser.create().parse_overrides(
         [text for text in arguments if "=" in text and text[0] != "-"]
     ):

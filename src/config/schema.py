@@ -74,6 +74,7 @@ RAND_AUGMENT = Constraint(
     ),
 )
 COMPILE_MODE = one_of("auto", "default", "reduce-overhead", "max-autotune")  # the last two capture CUDA graphs
+PLAN = Constraint("true, false or json", lambda value: value in ("json", True, False))
 AUTO = Constraint("auto, true or false", lambda value: value in ("auto", True, False))
 FOLDER_NAME = Constraint(
     "the name of a folder: at most 255 bytes, no '/', no '.' in front",
@@ -273,6 +274,7 @@ class Config:
     wandb: Wandb = field(default_factory=Wandb)
     study: Study = field(default_factory=Study)
     seed: int = key(at_least(0), 0)
+    plan: bool | str = key(PLAN, False)  # list the runs and train none: true as a table, or json
     on_failure: str = key(one_of("continue", "stop"), "continue")  # what a sweep does when a run fails
     output_dir: str = "outputs"
     sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
@@ -284,7 +286,7 @@ class Config:
 NOT_IDENTITY = (
     "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures",
     "trainer.checkpoint_activations", "checkpoint", "wandb",
-    "study", "on_failure", "output_dir", "sweep", "varied", "trial",
+    "study", "plan", "on_failure", "output_dir", "sweep", "varied", "trial",
 )  # fmt: skip
 
 # Keys that a recipe leaves open, and a reference holds whatever they are: chance, speed, precision, what acts through

@@ -41,13 +41,7 @@ def prepare(
     if config.image_size is not None:
         image_size = (config.image_size, config.image_size)
     data = replace(data, image_size=image_size or data.image_size)
-    height, width = data.image_size
-    if height % patch_size or width % patch_size:
-        fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
-        raise DataError(
-            f"model.patch_size={patch_size}: does not divide the {height}x{width} images of "
-            f"data={config.name}; expected one of {', '.join(map(str, fitting))}"
-        )
+    check_patch_size(patch_size, data.image_size, config.name)
     if not config.val_fraction:
         if data.val:
             data = replace(data, remarks=(*data.remarks, "data.val_fraction=0: no validation, its folder is not used"))
@@ -68,6 +62,20 @@ def prepare(
     except DataError as error:
         raise unreadable_error(data.train.images.tolist(), error) from error
     return replace(data, mean=mean, std=std)
+
+
+def check_patch_size(patch_size: int, image_size: tuple[int, int], name: str) -> None:
+    """
+    Raises:
+        DataError: the patches do not cover the images.
+    """
+    height, width = image_size
+    if height % patch_size or width % patch_size:
+        fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
+        raise DataError(
+            f"model.patch_size={patch_size}: does not divide the {height}x{width} images of "
+            f"data={name}; expected one of {', '.join(map(str, fitting))}"
+        )
 
 
 def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

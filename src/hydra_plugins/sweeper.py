@@ -3,6 +3,7 @@
 Hydra looks for it in a package of this name and in no other.
 """
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from config.check import check_constraints
 from config.sweepers import Grid, Race, Search
 from sweeps.launch import conclude, is_named
+from sweeps.preview import planned_overrides, preview
 
 ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=Grid)  # in place of Hydra's
 for name, options in (("optuna", Search), ("race", Race)):
@@ -37,6 +39,11 @@ class Sweeps(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         if not is_named(arguments):  # or the time of day of each run would be another
             arguments = [*arguments, f"sweep={self.config.sweep}"]
+        if self.config.plan:
+            folder = Path(self.config.output_dir, self.config.sweep)
+            runs, note = planned_overrides(self.config, arguments, self.options)
+            preview(self.config.hydra.job.config_name, folder, runs, note, as_json=self.config.plan == "json")
+            return
         sweep = get_method(self.method)  # not before: Hydra imports this module at every start, and Optuna takes long
         with env_override(self.config.hydra.job.env_set):
             run_ids = sweep(self.config, self.launcher, arguments, self.options)

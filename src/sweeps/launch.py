@@ -25,6 +25,8 @@ from runtime.files import write_text
 from sweeps.plan import Job
 from tracking.identity import display_name
 from tracking.run_index import RunIndex
+from tracking.run_lock import is_locked
+from tracking.wandb_logger import remove_empty_runs
 
 if TYPE_CHECKING:
     from comparison.progress import Progress
@@ -184,6 +186,9 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
         return
     from comparison import report, results
 
+    for run in RunIndex(folder).folders.values():
+        if not is_locked(run):
+            remove_empty_runs(run)
     try:
         comparison = results.read([folder])
         report.publish(comparison, folder)

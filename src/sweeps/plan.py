@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from config.check import check_config
 from config.compose import compose_config
 from config.errors import ConfigError, explain
-from config.schema import Config
+from config.schema import Config, Model
 from runtime.console import track
 from tracking.identity import IMAGE_SIZES, as_given, in_short, run_id
 
@@ -35,8 +35,12 @@ class Job:
         """The layers' multiply-accumulates in an epoch, as if the data set had one image."""
         model, data = self.config.model, self.config.data
         positions = ((data.image_size or IMAGE_SIZES.get(data.name, 224)) // model.patch_size) ** 2
-        macs = positions * model.depth * model.d_model * (model.kernel_size**2 + model.d_model)
-        return macs * data.train_fraction * (1 - data.val_fraction)
+        return positions * layer_macs(model) * data.train_fraction * (1 - data.val_fraction)
+
+
+def layer_macs(model: Model) -> int:
+    """Multiply-accumulates of all layers at one position."""
+    return model.depth * model.d_model * (model.kernel_size**2 + model.d_model)
 
 
 def parse_overrides(arguments: Sequence[str], params: Mapping[str, Any] | None = None) -> dict[str, Override]:

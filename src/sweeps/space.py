@@ -1,6 +1,7 @@
 """What is searched: the keys that are given choices, a range or an interval, as Optuna's distributions."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
@@ -72,13 +73,14 @@ def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> list[Config
     Raises:
         ConfigError: one of them is invalid.
     """
+    return [check_config(compose_config(app, overrides_of(values))) for values in space_ends(space, fixed)]
+
+
+def space_ends(space: Space, fixed: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Every choice and both ends of every interval, each with the first value of the other keys."""
     ends = {
         key: values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
         for key, values in space.items()
     }
     first = {**{key: values[0] for key, values in ends.items()}, **fixed}
-    return [
-        check_config(compose_config(app, overrides_of({**first, key: value})))
-        for key, values in ends.items()
-        for value in values
-    ]
+    return [{**first, key: value} for key, values in ends.items() for value in values]

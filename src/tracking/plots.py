@@ -50,9 +50,10 @@ def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """
     epochs = [row["epoch"] for row in rows]
     few = len(rows) < 3
-    figure = Figure(figsize=(PAGE, 2.8), layout="constrained")
+    figure = Figure(figsize=(PAGE, 2.8))
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    grid = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.99, "bottom": 0.15, "top": 0.88, "wspace": 0.18})
+    for axes, metric in zip(grid, ("loss", "accuracy"), strict=True):
         for part, color in zip(("train", "val"), COLORS, strict=False):
             values = [row[f"{part}/{metric}"] for row in rows]
             if None not in values:
@@ -91,8 +92,8 @@ def patch_embedding_filters(weight: ArrayLike) -> Figure:
         tiles = ((filters - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
     else:
         tiles = filters.mean(1)
-    figure = Figure(figsize=(3.3, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(3.3, 3.6))
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.9))
     show_tiles(axes, tiles)
     size = f"{filters.shape[2]}×{filters.shape[3]}"
     axes.set_title(f"Patch embedding: {len(filters)} filters, {size}")
@@ -110,8 +111,10 @@ def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
     """
     columns = min(4, len(weights))
     rows = math.ceil(len(weights) / columns)
-    figure = Figure(figsize=(PAGE * columns / 4, rows * 1.95 + 0.3), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    height = rows * 1.95 + 0.3
+    figure = Figure(figsize=(PAGE * columns / 4, height))
+    margins = {"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 1 - 0.42 / height, "wspace": 0.08, "hspace": 0.12}
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins).flat
     for axes in grid:
         axes.set_axis_off()
     for i, (axes, weight) in enumerate(zip(figure.axes, weights, strict=False), start=1):
@@ -164,23 +167,28 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
     images = np.asarray(counts)
     shares = 100 * images / np.maximum(images.sum(1, keepdims=True), 1)
     n = len(images)
-    side = min(PAGE, max(3.3, 0.8 + 0.32 * n))
-    figure = Figure(figsize=(side + 0.4, side), layout="compressed")
-    axes = figure.subplots()
+    named = range(0, n, math.ceil(n / 25))
+    names = [name if len(name := str(classes[i])) <= 20 else f"{name[:19]}…" for i in named]
+    longest = max(map(len, names))
+    label = 0.45 + 0.065 * longest  # inches that a name takes beside the matrix
+    below = label if longest > 2 else 0.5
+    side = min(PAGE - label - 0.85, max(2.5, 0.32 * n))
+    width, height = label + side + 0.85, below + side + 0.3
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((label / width, below / height, side / width, side / height))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     if n <= 20:
         for i, j in np.ndindex(images.shape):
             if images[i, j]:
                 axes.text(j, i, f"{images[i, j]}", ha="center", va="center", fontsize=7,
                           color="white" if shares[i, j] > 50 else "black")  # fmt: skip
-    named = range(0, n, math.ceil(n / 25))
-    names = [name if len(name := str(classes[i])) <= 20 else f"{name[:19]}…" for i in named]
-    axes.set_xticks(named, names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_xticks(named, names, rotation=90 if longest > 2 else 0)
     axes.set_yticks(named, names)
     accuracy = np.trace(images) / max(images.sum(), 1)
     axes.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2%} of {images.sum():,} images right")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, label="share of the true class, %", fraction=0.05, pad=0.02)
+    beside = figure.add_axes(((label + side + 0.1) / width, below / height, 0.12 / width, side / height))
+    bar = figure.colorbar(image, cax=beside, label="share of the true class, %")
     bar.outline.set_visible(False)
     return figure

@@ -35,7 +35,7 @@ from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
 from tracking.run_lock import acquire_lock, describe_holder
 from tracking.trial import Trial
-from tracking.wandb_logger import WandbLogger, log_exceptions, run_of_agent
+from tracking.wandb_logger import WandbLogger, log_exceptions, remove_empty_runs, run_of_agent
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +67,18 @@ class RunFolder:
         sweep = Path(config.output_dir) / config.sweep
         self.config, self.overrides = config, parse_overrides(overrides)
         self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
-        path = sweep / ".locks" / f"{self.run_id}.lock"
-        self.lock = acquire_lock(path) if world.rank == 0 else None
+        lock = sweep / ".locks" / f"{self.run_id}.lock"
+        has_lock = lock.exists()  # or no process has had the run, and its folder need not be searched for
+        self.lock = acquire_lock(lock) if world.rank == 0 else None
         if world.broadcast(self.lock is None):
             raise RunBusy(
-                f"{self.name} is being trained by another process: {describe_holder(path)} locks {path}. "
+                f"{self.name} is being trained by another process: {describe_holder(lock)} locks {lock}. "
                 "Fix: wait for it, or end it"
             )
         # Not before: the same run may have got its folder from another process, under another name.
-        path = next(sweep.glob(f"*-{self.run_id}"), sweep / f"{folder_name(self.name)}-{self.run_id}")
+        path = sweep / f"{folder_name(self.name)}-{self.run_id}"
+        if has_lock and not path.exists():
+            path = next(sweep.glob(f"*-{self.run_id}"), path)
         self.path = Path(world.broadcast(str(path)))
         if self.writes:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -116,6 +119,7 @@ class RunFolder:
         logging.getLogger().addHandler(self.log_handler)
         for folder in (self.path, self.checkpoints.folder):
             remove_partial(folder)
+        remove_empty_runs(self.path)
         wandb_id = run_of_agent() or self.summary.get("wandb_id") or secrets.token_hex(4)
         # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
@@ -157,9 +161,11 @@ class RunFolder:
             return
         folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
+        files = {name: folder / f"{name}.png" for name in figures}
         for name, figure in figures.items():
-            plots.save(figure, folder / name)
-        self.wandb.log_figures([folder / f"{name}.png" for name in figures], self.rows[-1]["images"])
+            with whole(files[name]) as temporary:
+                figure.savefig(temporary, dpi=150)
+        self.wandb.log_figures(files, self.rows[-1]["images"])
 
     def fail(self, error: BaseException) -> None:
         """Keep the error; its traceback goes to the summary and the log file."""

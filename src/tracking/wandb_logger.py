@@ -2,9 +2,10 @@
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 from config.errors import first_line
 from config.schema import Config, flatten
+from runtime.files import whole
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15  # to wait for the server at the start
 FINISH_SECONDS = 10  # and at the end, for the last figures; they stay on disk
 PROGRESS_SECONDS = 30.0  # at least this long between two rows within an epoch
+HEADER_BYTES = 7  # of a .wandb file; records follow
 EPOCH_METRICS = ("train/*", "val/*", "lr", "images_per_second", "seconds")
 unreachable = False  # once the server could not be had, this process does not wait for it again
 
@@ -64,11 +67,17 @@ class WandbLogger:
             self.run.log({"images": images, **progress}, step=images)
 
     @log_exceptions()
-    def log_figures(self, files: Iterable[Path], images: int) -> None:
-        if self.run:
-            import wandb
+    def log_figures(self, files: Mapping[str, Path], images: int) -> None:
+        """Log PNG files by their names; W&B's copies become hard links to them."""
+        if not self.run:
+            return
+        import wandb
 
-            self.run.log({f"figures/{file.stem}": wandb.Image(str(file)) for file in files}, step=images)
+        self.run.log({f"figures/{name}": wandb.Image(str(file)) for name, file in files.items()}, step=images)
+        for name, file in files.items():
+            for copy in Path(self.run.dir, "media", "images", "figures").glob(f"{name}_*.png"):
+                with suppress(OSError), whole(copy) as link:  # a file system may have no hard links
+                    link.hardlink_to(file)
 
     @log_exceptions()
     def relog(self, rows: Iterable[Mapping[str, str]]) -> None:
@@ -87,6 +96,16 @@ class WandbLogger:
             self.run.log({}, commit=True)  # or the last row would come after the summary and change it
             self.run.summary.update({key: value for key, value in summary.items() if key != "traceback"})
             self.run.finish(exit_code=exit_code)
+
+
+def remove_empty_runs(folder: Path) -> None:
+    """Remove W&B runs without content from a run's folder, as a process leaves that is killed while W&B starts.
+
+    One such among others stops `wandb sync` for all of them. No process may be training the run.
+    """
+    for run in (folder / "wandb").glob("*run-*"):
+        if all(file.stat().st_size <= HEADER_BYTES for file in run.glob("*.wandb")):
+            shutil.rmtree(run)
 
 
 def run_of_agent() -> str | None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config.errors import ConfigError
 from config.schema import Config
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from runtime.distributed import World
@@ -37,15 +36,9 @@ def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
 
 
 def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
-    """The model as training calls it: compiled if asked for, its gradients averaged over the ranks.
-
-    Raises:
-        ConfigError: synchronized BatchNorm without GPUs.
-    """
+    """The model as training calls it: compiled if asked for, its gradients averaged over the ranks."""
     wrapped = model
     if world.size > 1 and config.trainer.sync_batch_norm:
-        if device.type != "cuda":
-            raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only")
         wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
     if config.trainer.compile:
         wrapped = cast(nn.Module, torch.compile(wrapped, dynamic=False, options=compile_options(config)))

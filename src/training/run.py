@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
-from config.errors import first_line
+from config.errors import ConfigError, first_line
 from config.schema import Config
 from data import datasets
 from data.batches import make_loaders
@@ -52,10 +52,14 @@ def run(config: Config, overrides: Sequence[str]) -> float | None:
         run, or where the sweep was told to stop; NaN if the run failed, or while another process trains it.
 
     Raises:
+        ConfigError: this machine cannot train such a run.
         SystemExit: a signal has ended the run, or it failed and on_failure=stop.
     """
     world = init_distributed()
     launcher = detect_launcher(world)
+    on_gpu = config.trainer.device in ("auto", "cuda") and torch.cuda.is_available()
+    if world.size > 1 and config.trainer.sync_batch_norm and not on_gpu:
+        raise ConfigError("trainer.sync_batch_norm=true: PyTorch has it for GPUs only; leave it out on the CPU")
     if world.rank:
         logging.getLogger().setLevel(logging.ERROR)  # log on rank 0 only
     try:
