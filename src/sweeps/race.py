@@ -61,7 +61,9 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         return None
 
     def stand() -> Standing:
-        return standing(result, replace(rules, resolution=1 / images if (images := images_of(jobs_so_far)) else None))
+        return standing(
+            result, replace(rules, resolution=1 / images if (images := images_of(jobs_so_far, index)) else None)
+        )
 
     jobs_so_far = [job((setting, seed)) for setting in range(len(settings)) for seed in range(2)]
     limits = options.first_seeds, options.max_seeds, options.max_hours, options.smallest
@@ -81,7 +83,7 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
                 return
         varies = len({of_seed.config.data.split_seed for of_seed in jobs_so_far}) > 1
-        report(now, rules, replace(racers, images=None if varies else images_of(jobs_so_far)), folder)
+        report(now, rules, replace(racers, images=None if varies else images_of(jobs_so_far, index)), folder)
 
 
 def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:
@@ -104,9 +106,9 @@ def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[J
     return settings
 
 
-def images_of(runs: Sequence[Job]) -> int | None:
+def images_of(runs: Sequence[Job], index: RunIndex) -> int | None:
     """The validation images of the first run that has begun."""
-    return next((images for run in runs if (images := run.summary.get("images", {}).get("val"))), None)
+    return next((images for run in runs if (images := index.summary(run.run_id).get("images", {}).get("val"))), None)
 
 
 def names_of(settings: Sequence[Job]) -> list[str]:
