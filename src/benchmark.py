@@ -2,8 +2,9 @@
 
 python src/benchmark.py                         training step and inference: the authors' plain model, timm's, ours
 python src/benchmark.py model.kernel_size=5     of another model, batch, precision
-python src/benchmark.py depthwise               a layer in every way to compute it, and what `auto` takes; of a run: its
+python src/benchmark.py doctor                  what this machine can do, in ten lines, for a bug report; of a run: its
                                                 overrides, e.g. experiment=paper_cifar10
+python src/benchmark.py depthwise               a layer with each backend, and what `auto` takes
 python src/benchmark.py data                    batches: ours beside timm's loader
 python src/benchmark.py kernels target=sm_90    Triton's kernels, compiled for a GPU that need not be there
 python src/benchmark.py report results.jsonl    what --results has collected, as Markdown
@@ -17,7 +18,7 @@ from pathlib import Path
 from config.errors import ConfigError, report_errors
 from config.process import prepare_process
 
-MEASURED, PRINTED = ("steps", "depthwise"), ("data", "kernels", "report")  # each a file in benchmarks/
+MEASURED, PRINTED = ("steps", "depthwise"), ("data", "kernels", "report", "doctor")  # each a file in benchmarks/
 
 
 def main() -> None:
@@ -31,11 +32,11 @@ def main() -> None:
     name, *arguments = given.arguments if named else ["steps", *given.arguments]
     if name not in (*MEASURED, *PRINTED):
         raise ConfigError(f"{name}: there is no such benchmark; expected {', '.join((*MEASURED, *PRINTED))}")
-    if given.json and name in PRINTED:
+    if given.json and name in PRINTED and name != "doctor":
         raise ConfigError(f"--json: {name} has a table only")
     benchmark = import_module(f"benchmarks.{name}")
     if name in PRINTED:
-        benchmark.run(arguments)
+        benchmark.run(arguments, *([given.json] if name == "doctor" else []))
         return
     from benchmarks import report
 

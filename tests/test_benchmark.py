@@ -1,5 +1,6 @@
 """The benchmark compares like with like, and says what it measured."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import depthwise, implementations, report, steps
+from benchmarks import depthwise, doctor, implementations, report, steps
 from benchmarks.implementations import Implementation
 from conftest import checked, command, summaries
 from fake_gpu import Counter, count_steps, fake_cuda
 from processes import REPOSITORY, environment_of
 from runtime import timing
-from runtime.device import DTYPES
+from runtime.device import DTYPES, missing_kernels
+from training import selection
 from training.layer import Backend
 from training.model import make_model
 
@@ -143,6 +145,62 @@ def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatc
     assert list(depthwise.run(settings, results)) == []
     table = report.markdown(report.read(results))
     assert all(part in table for part in (first["depthwise"], second["depthwise"], left_out["reason"]))
+
+
+# The doctor.
+
+LINES = ["software", "GPU", "driver", "compiler", "memory", "cores", "disk", "W&B", "layer", "run"]
+
+
+def test_doctor_gives_ten_lines_and_the_same_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
+    monkeypatch.setattr(selection, "ROUND_SECONDS", 0.001)
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    doctor.run([*SMALL, "data.image_size=8"])
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines()] == LINES
+    doctor.run([*SMALL, "data.image_size=8", "model.backend=banded", "model.kernel_size=33"], as_json=True)
+    shown = capsys.readouterr().out
+    report = json.loads(shown)
+    assert list(report) == [*LINES, "auto", "backends"]
+    assert all("/nonexistent/cc: " in each for each in (text, report["compiler"]))
+    assert "kernels of at most 31" in report["run"]
+    assert "0123456789" not in text + shown
+
+
+def test_doctor_answers_where_nothing_can_be_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(depthwise.selection, "measure", full)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", full)
+    doctor.run([*SMALL, "data.image_size=8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == LINES
+    assert sum("No space left" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("capability", "wheel", "runs"),
+    [
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((8, 9), ["sm_75", "sm_80", "sm_86"], True),
+        ((8, 0), ["sm_86"], False),
+        ((10, 3), ["sm_90a", "sm_100"], True),
+        ((12, 1), ["sm_90", "compute_90"], True),
+        ((7, 0), ["sm_80", "compute_80"], False),
+    ],
+)
+def test_gpu_without_kernels_in_the_wheel_is_one_line(
+    capability: tuple[int, int], wheel: list[str], runs: bool
+) -> None:
+    reason = missing_kernels(capability, wheel)
+    assert (reason is None) if runs else all(each in str(reason) for each in wheel)
 
 
 # The script for a GPU, which must have been tried before it gets there.

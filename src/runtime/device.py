@@ -5,7 +5,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,8 @@ def choose_device(name: str, precision: str = "fp32") -> torch.device:
     if name == "cuda":
         rank = os.environ.get("LOCAL_RANK")  # of one run on several GPUs; each may see all of them, or its own alone
         torch.cuda.set_device(assign_gpu() if rank is None else int(rank) % torch.cuda.device_count())
+        if problem := missing_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()):
+            raise ConfigError(f"trainer.device=cuda: {problem}. Fix: another build of PyTorch, or trainer.device=cpu")
         if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             gpu = torch.cuda.get_device_name()
             raise ConfigError(f"trainer.precision=bf16: {gpu} has none; expected trainer.precision=fp16 or fp32")
@@ -42,6 +44,21 @@ def choose_device(name: str, precision: str = "fp32") -> torch.device:
     if name == "cpu":
         keep_freed_memory()
     return torch.device(name)
+
+
+def missing_kernels(capability: tuple[int, int], wheel: Sequence[str]) -> str | None:
+    """Say why a GPU of a compute capability runs no kernel of this PyTorch; None if it does.
+
+    Args:
+        wheel: the architectures that PyTorch was built for, as torch.cuda.get_arch_list() has them.
+    """
+    major, minor = capability
+    for architecture in wheel:  # machine code runs on later minor versions, "compute_" on all later ones
+        kind, _, digits = architecture.partition("_")
+        built = int(re.sub(r"\D", "", digits)[:-1] or 0), int(re.sub(r"\D", "", digits)[-1:] or 0)
+        if built <= capability and (kind == "compute" or built[0] == major):
+            return None
+    return f"compute capability {major}.{minor}: this PyTorch has kernels for {', '.join(wheel)} only"
 
 
 def describe(device: torch.device) -> str:

@@ -1,0 +1,172 @@
+"""What this machine can do, in ten lines: the first thing to ask for in a bug report.
+
+python src/benchmark.py doctor                             a layer of ConvMixer-256/8 in batches of CIFAR-10's size
+python src/benchmark.py doctor experiment=paper_cifar10    of a run: its overrides
+"""
+
+import json
+import netrc
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from benchmarks import depthwise
+from benchmarks.setting import layer_of, make_config
+from config.errors import first_line
+from config.schema import Config
+from data.batches import spare_cores
+from runtime.console import say, si
+from runtime.device import describe, driver_version, keep_freed_memory, missing_kernels
+from training.layer import Layer
+from training.measurements import cache_file, triton_version
+from training.selection import CANDIDATES, candidates
+
+BASE = ["model=convmixer_256_8", "model.kernel_size=9", "data=cifar10"]
+CPU = [*BASE, "model.patch_size=2", "data.batch_size=16"]
+GPU = [*BASE, "model.patch_size=1", "data.batch_size=512", "trainer.precision=bf16"]
+
+
+def run(overrides: list[str], as_json: bool = False) -> None:
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    config = make_config([*(GPU if on_gpu else CPU), *overrides])
+    layer = layer_of(config, device)
+    torch.backends.cudnn.benchmark = True
+    keep_freed_memory()
+    probes: dict[str, Callable[[], str]] = {
+        "software": software, "GPU": gpu, "driver": driver, "compiler": compiler, "memory": memory, "cores": cores,
+        "disk": lambda: disk(config, layer), "W&B": lambda: wandb(config),
+    }  # fmt: skip
+    report: dict[str, Any] = {}
+    for name, probe in probes.items():
+        report[name] = answer(probe)
+        if not as_json:
+            say(f"{name:<9} {report[name]}")
+    measured: dict[str, Any] = {}
+
+    def measure() -> str:
+        measured.update(depthwise.measure(layer))
+        return f"{depthwise.describe(layer)}: {times(measured['backends'])}"
+
+    for name, probe in {"layer": measure, "run": lambda: choice(layer, measured.get("auto"))}.items():
+        report[name] = answer(probe)
+        if not as_json:
+            say(f"{name:<9} {report[name]}")
+    if as_json:
+        print(json.dumps({**report, **measured}, indent=2))
+
+
+def answer(probe: Callable[[], str]) -> str:
+    """Ask; what goes wrong is part of the answer, in one line."""
+    try:
+        return probe()
+    except Exception as error:
+        return f"cannot be told: {type(error).__name__}: {first_line(error)}"
+
+
+def software() -> str:
+    versions = f"torch {torch.__version__}, triton {triton_version() or 'missing'}, hydra-core {version('hydra-core')}"
+    return f"Python {platform.python_version()}, {versions}; {platform.platform()}"
+
+
+def gpu() -> str:
+    if not torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hint = f"; CUDA_VISIBLE_DEVICES={visible}" if visible is not None else ""
+        return f"none that PyTorch can use (built for CUDA {torch.version.cuda}){hint}"
+    cards = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        problem = missing_kernels((major, minor), torch.cuda.get_arch_list())
+        if not problem:
+            (torch.ones(2, device=f"cuda:{index}") + 1).sum().item()  # a kernel, for real
+        cards.append(f"{torch.cuda.get_device_name(index)}, {problem or f'compute capability {major}.{minor}'}")
+    return "; ".join(cards)
+
+
+def driver() -> str:
+    return f"{driver_version() or 'none'}; PyTorch's CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+
+
+def compiler() -> str:
+    """The C compiler that Triton takes for its launcher, and Python's headers, which that includes."""
+    path = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if not path:
+        return "none. Fix: install gcc, or set CC"
+    try:
+        shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{path}: {first_line(error)}. Fix: install gcc, or set CC"
+    has_headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()
+    missing = "" if has_headers else "; Python.h is missing. Fix: install python3-dev"
+    return f"{path}, {shown.splitlines()[0]}{missing}"
+
+
+def memory() -> str:
+    parts = []
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        parts.append(f"GPU {si(free)}B free of {si(total)}B")
+    with suppress(OSError, ValueError, AttributeError):
+        page = os.sysconf("SC_PAGE_SIZE")
+        free, total = os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+        parts.append(f"RAM {si(free)}B free of {si(total)}B")
+    with suppress(OSError):
+        parts.append(f"/dev/shm {si(shutil.disk_usage('/dev/shm').free)}B free")
+    return ", ".join(parts)
+
+
+def cores() -> str:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{usable} of {os.cpu_count()}, {torch.get_num_threads()} threads, {spare_cores()} to load images with"
+
+
+def disk(config: Config, layer: Layer) -> str:
+    folders = {"results": Path(config.output_dir), "cache": cache_file(layer), "temporary": Path(tempfile.gettempdir())}
+    parts = []
+    for name, folder in folders.items():
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+        note = "" if os.access(place, os.W_OK) else ", not writable"
+        parts.append(f"{name} {si(shutil.disk_usage(place).free)}B free in {place}{note}")
+    return ", ".join(parts)
+
+
+def wandb(config: Config) -> str:
+    """Mode and whether there is a key; never the key."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    has_key = "WANDB_API_KEY" in os.environ
+    with suppress(OSError, netrc.NetrcParseError):
+        has_key = has_key or netrc.netrc().authenticators(host) is not None
+    return f"wandb {version('wandb')}, mode {config.wandb.mode}, {'a' if has_key else 'no'} key for {host}"
+
+
+def times(backends: dict[str, dict[str, Any]]) -> str:
+    return "; ".join(
+        f"{name} {known['reason'] or '{milliseconds:.2f} ms, error {error:.1%}'.format(**known)}"
+        for name, known in backends.items()
+    )
+
+
+def choice(layer: Layer, auto: str | None) -> str:
+    """The backend that a run takes, and why."""
+    if layer.config.model.backend != "auto":
+        (backend, *_) = candidates(layer)
+        return f"model.backend={backend.name}: {layer.unsupported_reason(backend) or f'takes {backend}, as set'}"
+    if auto is None:
+        return "takes the reference: nothing could be measured"
+    if layer.device.type not in CANDIDATES:
+        return f"takes {auto} on {layer.device.type}: by shape, without measuring"
+    file = cache_file(layer)
+    known = f"known from {file}" if file.exists() else f"it will measure for itself, and keep the times in {file}"
+    return f"takes {auto} on {describe(layer.device)}: the fastest that is right; {known}"
