@@ -1,5 +1,6 @@
 """Which images the best setting and each factor win and lose, from the predictions that runs keep."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,26 +39,38 @@ def sweep(
     return found
 
 
-def test_two_tests_for_two_questions(tmp_path: Path) -> None:
+def test_three_questions_have_an_interval_each(tmp_path: Path) -> None:
     correct = sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7})
     best, other = correct[5, 8], correct[3, 8]
     comparison = read([tmp_path])
     predictions = read_predictions(comparison)
-    (found,) = image_differences(comparison, predictions)  # the only effect is the same difference
-    assert found.on_these_images.p_holm == pytest.approx(ttest_rel(best.mean(0), other.mean(0)).pvalue)
-    assert found.for_another_run.p_holm == pytest.approx(ttest_rel(best.mean(1), other.mean(1)).pvalue)
+    (difference,) = image_differences(comparison, predictions)  # the only effect is the same difference
+    found = difference.found
+    assert found.other_images.p == pytest.approx(ttest_rel(best.mean(0), other.mean(0)).pvalue, abs=1e-6)
+    assert difference.p_new_runs == pytest.approx(ttest_rel(best.mean(1), other.mean(1)).pvalue, abs=1e-6)
+    assert found.both.margin and found.new_runs.margin and found.both.margin >= found.new_runs.margin
     wrong_in_one_way = np.mean([a != b for a in best for b in other])
-    assert predictions.disagreement([(0, 1)]) == pytest.approx(wrong_in_one_way)
+    assert predictions.disagreement(difference.pairs) == pytest.approx(wrong_in_one_way)
     of_seeds = np.mean([best[0] != best[1], other[0] != other[1]])
-    assert predictions.disagreement_of_seeds([0, 1]) == pytest.approx(of_seeds)
+    assert predictions.disagreement_of_seeds(difference.settings) == pytest.approx(of_seeds)
 
 
 def test_nothing_differs_where_all_runs_predict_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, {(5, 8): 1.0, (3, 8): 1.0})
     (found,) = image_differences(comparison := read([tmp_path]), read_predictions(comparison))
-    assert found.on_these_images.p_holm == 1 and found.for_another_run.change.is_exact
+    assert found.p_new_runs == found.p_both == 1 and found.clear == 0
     compare_images(comparison, tmp_path)
     assert "one seed" not in capsys.readouterr().out
+
+
+def test_a_row_agrees_with_itself_where_a_seed_is_missing(tmp_path: Path) -> None:
+    """Points, images and intervals are those of the seeds that both have."""
+    correct = sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=3)
+    shutil.rmtree(tmp_path / "3-8-2")
+    (difference,) = image_differences(comparison := read([tmp_path]), read_predictions(comparison))
+    gains = correct[5, 8][:2].mean(0) - correct[3, 8][:2].mean(0)
+    assert difference.found.gains == pytest.approx(gains)
+    assert difference.found.both.value == difference.found.new_runs.value == pytest.approx(gains.mean())
 
 
 def test_a_factor_wins_and_loses_images_with_all_else_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +88,7 @@ def test_a_factor_wins_and_loses_images_with_all_else_equal(tmp_path: Path, caps
         assert name in out
         own = table[table["comparison"] == name].set_index("image")
         assert own["gain"].to_dict() == pytest.approx({i: gain for i, gain in enumerate(of_images) if gain})
+        assert own["false_discovery_rate"].between(0, 1).all()
         assert own["gain"].is_monotonic_increasing and (own["label"] == LABELS[own.index]).all()
 
 
@@ -102,13 +116,16 @@ def test_the_clearest_images_are_shown_with_what_the_runs_say(tmp_path: Path) ->
 
 def test_of_two_equal_gains_the_surer_is_clearer(tmp_path: Path) -> None:
     def runs(prediction: int, probabilities: list[float]) -> np.ndarray:
-        records = np.zeros((1, 3), RECORD)
+        records = np.zeros(3, RECORD)
         records["prediction"], records["probability"] = prediction, probabilities
         return records
 
     sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=1)
     labels = np.zeros(3, np.uint16)
-    (found,) = image_differences(read([tmp_path]), Predictions(labels, [runs(1, [0, 0, 0]), runs(0, [0.6, 0.9, 0.7])]))
+    comparison = read([tmp_path])
+    best, other = comparison.valued
+    records = {best: {0: runs(0, [0.6, 0.9, 0.7])}, other: {0: runs(1, [0, 0, 0])}}
+    (found,) = image_differences(comparison, Predictions(labels, records))
     assert found.won.tolist() == [1, 2, 0] and not len(found.lost)
 
 

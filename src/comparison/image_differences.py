@@ -1,60 +1,57 @@
-"""What a setting or a factor does to each test image, from the runs' predictions.npy.
+"""What a setting or a factor does to each test image, from the runs' predictions.npy (stats/images.py).
 
-Two questions that are easily mixed up have a test each. On these images: the trained models are given, and the images
-are the sample, so the test is paired by image (McNemar's for two runs; here the t test of the differences, for any
-number of them). For another training run: the images are given, and the runs are the sample, paired by seed. Both are
-corrected as in the comparison: for all effects, or for all pairs of settings, of which the best two are picked.
+P values are corrected as in the comparison: for all effects, or for all pairs of settings, of which the best two are
+picked.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
-from comparison.effects import Effect, Pair, contrast, difference, holm
 from comparison.findings import effect_name
 from comparison.formatting import label
-from comparison.least_squares import Estimate, SeedModel, mean
 from comparison.results import Comparison
+from comparison.settings import Setting
 from config.errors import ConfigError
+from stats.families import holm
+from stats.images import ImageGains, Runs, Sampled, image_gains
+
+LISTED = 0.1  # false discovery rate of the images that are called clear
+
+Pair = tuple[Setting, Setting]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of all settings, in the order of the comparison's model.
-
+    """
     Attributes:
         labels: [images].
-        records: of each setting, [runs, images] of label, prediction, probability of the label.
+        records: of each setting and seed, [images] of label, prediction, probability of the label.
     """
 
     labels: NDArray[np.uint16]
-    records: list[NDArray[np.void]]
+    records: Mapping[Setting, Mapping[int, NDArray[np.void]]]
 
-    @cached_property
-    def correct(self) -> NDArray[np.float64]:
-        """[settings, images]: the share of the runs that classify each correctly."""
-        return np.stack([np.mean(runs["prediction"] == self.labels, axis=0) for runs in self.records])
+    def predicted(self, setting: Setting) -> NDArray[np.uint16]:
+        """[runs, images]"""
+        return np.stack([run["prediction"] for run in self.records[setting].values()])
 
-    @cached_property
-    def probability(self) -> NDArray[np.float32]:
-        """[settings, images]: of the label, on average over the runs."""
-        return np.stack([runs["probability"].mean(0) for runs in self.records])
+    def probability(self, setting: Setting) -> NDArray[np.float64]:
+        """[images]: of the label, on average over the runs."""
+        return np.mean([run["probability"] for run in self.records[setting].values()], axis=0)
 
     def disagreement(self, pairs: Sequence[Pair]) -> float:
         """The share of the images that two runs classify differently, one of each setting of a pair."""
-        predicted = [(self.records[a]["prediction"], self.records[b]["prediction"]) for a, b in pairs]
+        predicted = [(self.predicted(a), self.predicted(b)) for a, b in pairs]
         return float(np.mean([np.mean(a[:, None] != b[None]) for a, b in predicted]))
 
-    def disagreement_of_seeds(self, settings: Sequence[int]) -> float | None:
+    def disagreement_of_seeds(self, settings: Sequence[Setting]) -> float | None:
         """The share that two runs of the same setting classify differently; None with one seed."""
-        of_settings = [list(combinations(self.records[i]["prediction"], 2)) for i in settings]
+        of_settings = [list(combinations(self.predicted(setting), 2)) for setting in settings]
         shares = [np.mean([np.mean(a != b) for a, b in pairs]) for pairs in of_settings if pairs]
         return float(np.mean(shares)) if shares else None
 
@@ -65,67 +62,99 @@ class ImageDifference:
 
     Attributes:
         name: "A instead of B".
-        gains, probability_gains: [images], of the share of correct runs and of the label's mean probability.
-        on_these_images, for_another_run: the change of test accuracy, tested in two ways.
+        pairs: the settings compared.
+        found: gains by image, and the change of the accuracy.
+        probability_gains: [images], of the label's mean probability.
+        p_new_runs, p_both: corrected for the comparisons made; None with one seed.
     """
 
     name: str
-    gains: NDArray[np.float64]
+    pairs: Sequence[Pair]
+    found: ImageGains
     probability_gains: NDArray[np.float64]
-    on_these_images: Effect
-    for_another_run: Effect
+    p_new_runs: float | None = None
+    p_both: float | None = None
+
+    @property
+    def settings(self) -> list[Setting]:
+        return list(dict.fromkeys(setting for pair in self.pairs for setting in pair))
 
     @property
     def won(self) -> NDArray[np.int64]:
         """The images, the clearest first."""
-        return np.lexsort((-self.probability_gains, -self.gains))[: np.sum(self.gains > 0)]
+        gains = self.found.gains
+        return np.lexsort((-self.probability_gains, -gains))[: np.sum(gains > 0)]
 
     @property
     def lost(self) -> NDArray[np.int64]:
-        return np.lexsort((self.probability_gains, self.gains))[: np.sum(self.gains < 0)]
+        gains = self.found.gains
+        return np.lexsort((self.probability_gains, gains))[: np.sum(gains < 0)]
+
+    @property
+    def clear(self) -> int:
+        """The images in the longest list of which at most one in ten is won or lost by chance."""
+        return int(np.sum(self.found.rates <= LISTED))
 
 
 def read_predictions(comparison: Comparison) -> Predictions:
+    """
+    Raises:
+        ConfigError: there are no two settings, no predictions, or they are of different images.
+    """
     if len(comparison.valued) < 2:
         raise ConfigError("--images: expected two settings at least that have a result")
     try:
-        records = [[np.load(run.folder / "predictions.npy") for run in setting.completed]
-                   for setting in comparison.position]  # fmt: skip
+        records = {
+            setting: {run.config.get("seed", 0): np.load(run.folder / "predictions.npy") for run in setting.completed}
+            for setting in comparison.valued
+        }
     except (OSError, ValueError) as error:
         raise ConfigError(f"--images: {error}; expected the predictions.npy of every completed run") from error
-    labels = records[0][0]["label"]
-    if any(not np.array_equal(run["label"], labels) for runs in records for run in runs):
+    runs = [run for of_setting in records.values() for run in of_setting.values()]
+    if any(not np.array_equal(run["label"], runs[0]["label"]) for run in runs):
         raise ConfigError("--images: the runs were tested on different images")
-    return Predictions(labels, [np.stack(runs) for runs in records])
+    return Predictions(runs[0]["label"], records)
 
 
 def image_differences(comparison: Comparison, predictions: Predictions) -> list[ImageDifference]:
-    """Of the best setting against the next, and of every effect that is not the same."""
-    model = SeedModel(pd.DataFrame([setting.by_seed("test/accuracy") for setting in comparison.position]))
-    best, other = (comparison.position[setting] for setting in comparison.valued[:2])
-    two = f"{label(comparison.valued[0], comparison)} instead of {label(comparison.valued[1], comparison)}"
-    others = [effect for effect in comparison.effects if {*effect.compared} != {best, other}]
-    families = [
-        ([two], [difference("setting", best, other, [(best, other)], model)], math.comb(len(comparison.valued), 2)),
-        ([effect_name(effect, comparison) for effect in others], others, None),
+    """Compare the best setting with the next, and the levels of every factor, apart from what is the same."""
+    correct: dict[Hashable, Runs] = {
+        setting: {seed: run["prediction"] == predictions.labels for seed, run in runs.items()}
+        for setting, runs in predictions.records.items()
+    }
+
+    def difference(name: str, pairs: Sequence[Pair]) -> ImageDifference:
+        gains = np.mean([predictions.probability(a) - predictions.probability(b) for a, b in pairs], axis=0)
+        return ImageDifference(name, pairs, image_gains(correct, pairs), gains)
+
+    best, other = comparison.valued[:2]
+    two = difference(f"{label(best, comparison)} instead of {label(other, comparison)}", [(best, other)])
+    others = [
+        difference(name, pairs) for name, pairs in factors(comparison) if {*pairs[0]} != {best, other} or len(pairs) > 1
     ]
-    found: list[ImageDifference] = []
-    for names, effects, comparisons in families:
-        weights = [contrast(effect.paired, len(model.values)) for effect in effects]
-        gains = [np.round(of_settings @ predictions.correct, 9) for of_settings in weights]
-        probability_gains = [of_settings @ predictions.probability for of_settings in weights]
-        by_image, by_seed = (
-            holm([replace(effect, change=change) for effect, change in zip(effects, changes, strict=True)], comparisons)
-            for changes in (map(paired_by_image, gains), map(model.difference, weights))
-        )
-        found += map(ImageDifference, names, gains, probability_gains, by_image, by_seed)
-    return found
+    return [*corrected([two], math.comb(len(comparison.valued), 2)), *corrected(others)]
 
 
-def paired_by_image(gains: NDArray[np.float64]) -> Estimate:
-    """The mean gain with its t test."""
-    found = mean(gains)
-    assert found
-    if not found.error:  # the same for every image; where nothing differs, p is 1
-        return replace(found, p=float(not found.value))
-    return replace(found, p=2 * float(stdtr(found.freedom, -abs(found.value / found.error))))
+def factors(comparison: Comparison) -> list[tuple[str, list[Pair]]]:
+    """The name of every effect, and the settings that it compares."""
+    settings = list(comparison.position)
+    return [
+        (effect_name(effect, comparison), [(settings[a], settings[b]) for a, b in effect.paired])
+        for effect in comparison.effects
+    ]
+
+
+def corrected(differences: Sequence[ImageDifference], comparisons: int | None = None) -> list[ImageDifference]:
+    """Correct the p values for each other, or for so many comparisons that they are picked from."""
+
+    def of(samples: Sequence[Sampled]) -> list[float | None]:
+        p = holm(np.array([np.nan if sampled.p is None else sampled.p for sampled in samples]), comparisons)
+        return [None if math.isnan(value) else float(value) for value in p]
+
+    new_runs, both = (
+        of([getattr(difference.found, kind) for difference in differences]) for kind in ("new_runs", "both")
+    )
+    return [
+        ImageDifference(one.name, one.pairs, one.found, one.probability_gains, p_new_runs, p_both)
+        for one, p_new_runs, p_both in zip(differences, new_runs, both, strict=True)
+    ]

@@ -58,9 +58,12 @@ def image_sheet(
 
 def caption(image: int, one: ImageDifference, predictions: Predictions, classes: Sequence[str]) -> str:
     predicted, right = [], []
-    for settings in zip(*one.for_another_run.paired, strict=True):
-        votes = np.concatenate([predictions.records[i]["prediction"][:, image] for i in settings])
+    for settings in zip(*one.pairs, strict=True):
+        votes = np.concatenate([predictions.predicted(setting)[:, image] for setting in settings])
         predicted.append(shorten(classes[Counter(votes.tolist()).most_common(1)[0][0]], CLASS))
-        right.append(f"{100 * np.mean([predictions.correct[i, image] for i in settings]):.0f}")
+        shares = [
+            np.mean(predictions.predicted(setting)[:, image] == predictions.labels[image]) for setting in settings
+        ]
+        right.append(f"{100 * np.mean(shares):.0f}")
     name = shorten(classes[predictions.labels[image]], 2 * CLASS)
     return f"{name}\n{predicted[1]} → {predicted[0]}\n{right[1]} → {right[0]} % right"

@@ -6,21 +6,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from comparison.effects import Effect
 from comparison.formatting import change_text, p_text
 from comparison.image_differences import ImageDifference, Predictions, image_differences, read_predictions
 from comparison.results import Comparison
 from config.errors import ConfigError
 from runtime.console import print_table, say
+from stats.images import Sampled
 
 HEADER = (
-    "", "won", "lost", "points", "on these\nimages", "for another\ntraining run",
-    "settings\ndisagree", "seeds\ndisagree",
+    "", "won", "lost", "by seeds\nalone", "clear", "points", "these models,\nother images",
+    "new training runs,\nthese images", "both", "settings\ndisagree", "seeds\ndisagree",
 )  # fmt: skip
 NOTES = (
-    "Won, lost: images that more, or fewer, of the runs classify correctly.",
-    "On these images: p of the difference between these trained models, over images. For another training run: over "
-    "seeds. Both are corrected for the comparisons made.",
+    "Won, lost: images that more, or fewer, of the runs classify correctly. By seeds alone: so many would be won or "
+    "lost if the settings were the same. Clear: in a list of which at most 10 % are won or lost by chance.",
+    "±: 95 % intervals of the points, for these trained models on other images, for new training runs on these images, "
+    "and for both. p, corrected for the comparisons made: how likely such points are if the settings are the same.",
     "Disagree: images that two runs classify differently, of the two settings, or of one setting with two seeds.",
 )
 ROWS = 20
@@ -55,7 +56,7 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
         except DataError as error:
             say(f"→ {folder}/images.csv; no images.png: {error}")
             return
-        largest = sorted(found[1:], key=lambda one: -abs(one.for_another_run.change.value))
+        largest = sorted(found[1:], key=lambda one: -abs(one.found.both.value))
         sheet = image_sheet([found[0], *largest[: PICTURED - 1]], predictions, images, classes)
         sheet.savefig(folder / "images.png", dpi=150)
     except OSError as error:
@@ -65,29 +66,45 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
 
 def row(one: ImageDifference, predictions: Predictions) -> list[str]:
     """Of the table on the terminal."""
-    paired, compared = one.for_another_run.paired, one.for_another_run.compared
-    between, within = predictions.disagreement(paired), predictions.disagreement_of_seeds(compared)
+    found = one.found
+    between, within = predictions.disagreement(one.pairs), predictions.disagreement_of_seeds(one.settings)
     return [
         one.name,
         f"{len(one.won):,}",
         f"{len(one.lost):,}",
-        change_text(one.for_another_run.change.value, "accuracy", ""),
-        *map(test_text, (one.on_these_images, one.for_another_run)),
+        f"{found.by_chance:,.0f}",
+        f"{one.clear:,}",
+        change_text(found.both.value, "accuracy", ""),
+        sampled_text(found.other_images),
+        sampled_text(found.new_runs, one.p_new_runs),
+        sampled_text(found.both, one.p_both),
         f"{100 * between:.1f} %",
         "one seed" if within is None else f"{100 * within:.1f} %",
     ]
 
 
-def test_text(tested: Effect) -> str:
-    if tested.p_holm is not None:
-        return p_text(tested.p_holm)
-    return "same in all" if tested.change.is_exact else "one seed"
+def sampled_text(sampled: Sampled, p: float | None = None) -> str:
+    """E.g. "± 1.20, p = 0.31"."""
+    if sampled.margin is None:
+        return "one seed"
+    return f"± {100 * sampled.margin:.2f}" + ("" if p is None else f", {p_text(p)}")
 
 
 def table(found: Sequence[ImageDifference], predictions: Predictions) -> pd.DataFrame:
-    """images.csv: a row for each image that is won or lost, the most clearly lost first."""
+    """images.csv: a row for each image that is won or lost, the most clearly lost first.
+
+    Its false discovery rate is that of the list of all images with such a gain.
+    """
     rows = [
-        pd.DataFrame({"comparison": one.name, "image": own, "label": predictions.labels[own], "gain": one.gains[own]})
+        pd.DataFrame(
+            {
+                "comparison": one.name,
+                "image": own,
+                "label": predictions.labels[own],
+                "gain": one.found.gains[own],
+                "false_discovery_rate": one.found.rates[own],
+            }
+        )
         for one in found
         for own in [np.concatenate([one.lost, one.won[::-1]])]
     ]
