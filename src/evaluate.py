@@ -12,17 +12,23 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from config.commands import run_command
+from config.errors import ConfigError
 from runtime.files import check_new
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: not for --help or a misspelt key
     from inference import evaluation, report
-    from inference.checkpoint import load_checkpoint
+    from inference.checkpoint import complete, load_checkpoint
+    from weights.files import read_weights
 
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_new([folder], composed.overwrite)
-    settings, checkpoint = load_checkpoint(composed, overrides)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").exists():
+        raise ConfigError(f"output={folder}: holds files that are no evaluation; expected another name")
+    weights = read_weights(composed.checkpoint)
+    settings = complete(composed, weights, overrides)
+    checkpoint = load_checkpoint(weights, settings)
     data, split = evaluation.load_data(checkpoint, settings.split)
     if settings.summary:
         report.print_summary(checkpoint, data.image_size)

@@ -14,10 +14,13 @@ from config.commands import run_command
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: not for --help or a misspelt key
-    from inference.checkpoint import load_checkpoint
+    from inference.checkpoint import complete, load_checkpoint
     from inference.export import export
+    from weights.files import read_weights
 
-    settings, checkpoint = load_checkpoint(composed, overrides)
+    weights = read_weights(composed.checkpoint)
+    settings = complete(composed, weights, overrides)
+    checkpoint = load_checkpoint(weights, settings)
     export(checkpoint, settings)
 
 

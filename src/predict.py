@@ -16,10 +16,13 @@ SKIPPED = 2  # exit code: some images could not be read
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> int:
     # torch takes seconds to import: not for --help or a misspelt key
-    from inference.checkpoint import load_checkpoint
+    from inference.checkpoint import complete, load_checkpoint
     from inference.prediction import predict
+    from weights.files import read_weights
 
-    settings, checkpoint = load_checkpoint(composed, overrides)
+    weights = read_weights(composed.checkpoint)
+    settings = complete(composed, weights, overrides)
+    checkpoint = load_checkpoint(weights, settings)
     return SKIPPED if predict(checkpoint, settings) else 0
 
 

@@ -22,6 +22,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch import nn
 
 import evaluate as evaluate_command
+import export as export_command
 from config.commands import register_commands
 from config.errors import ConfigError
 from conftest import Finished, command
@@ -29,6 +30,8 @@ from data import datasets
 from inference.evaluation import evaluate_logits
 from processes import REPOSITORY
 from test_weights import by_the_authors, by_timm, randomized
+from weights.files import PUBLISHED
+from weights.layouts import Architecture
 
 Train = Callable[..., Finished]
 
@@ -142,8 +145,9 @@ TINY_IMAGENET = (16, 2, 3, 7, 1000)
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """Noise of several sizes, as an image folder of three of ImageNet's classes."""
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Noise of several sizes, as an image folder of three of ImageNet's classes; as if TINY_IMAGENET were published."""
+    monkeypatch.setitem(PUBLISHED, "convmixer_768_32", (Architecture(16, 2, 3, 7, 3, 1000, "batch"), "relu"))
     rng = np.random.default_rng(0)
     for i, name in enumerate(SYNSETS):
         for part in ("train", "val"):
@@ -166,9 +170,9 @@ def as_timm_does(model: nn.Module, photographs: Path) -> torch.Tensor:
 @torch.no_grad()
 def test_published_weights_are_evaluated_as_timm_does(build: Callable, photographs: Path, tmp_path: Path) -> None:
     model = randomized(build(*TINY_IMAGENET, "relu"))
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "convmixer_768_32_ks7_p7_relu.pth.tar")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth.tar")
     found = evaluate(
-        tmp_path / "e", f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pth.tar", "data=image_folder",
+        tmp_path / "e", f"checkpoint={tmp_path}/mine.pth.tar", "data=image_folder",
         f"data.root={photographs}", "data.num_workers=0",
     )  # fmt: skip
     expected = as_timm_does(model, photographs)
@@ -179,6 +183,31 @@ def test_published_weights_are_evaluated_as_timm_does(build: Callable, photograp
     np.testing.assert_array_equal(records["prediction"], expected.argmax(1))
     assert found["architecture"]["activation"] == "relu"
     assert "tench, Tinca tinca" in (tmp_path / "e" / "classes.csv").read_text()
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_classes_without_names_count_by_position(exported: bool, tmp_path: Path) -> None:
+    """Of twelve folders "10" and "11" come before "2"; the model has their order and no names."""
+    names = sorted(map(str, range(12)))
+    for name, part in itertools.product(names, ("train", "test")):
+        (tmp_path / "images" / part / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * int(name), np.uint8)).save(tmp_path / "images" / part / name / "0.png")
+    file = tmp_path / "relu.pt"
+    torch.save(randomized(by_the_authors(8, 1, 3, 4, 12, "relu")).state_dict(), file)
+    if exported:
+        file = tmp_path / "ours.safetensors"
+        overrides = [f"checkpoint={tmp_path}/relu.pt", "format=safetensors", f"output={file}", "data.image_size=8"]
+        register_commands()
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            export_command.run(compose("export", overrides), overrides)
+    on_folder = (f"checkpoint={file}", f"data.root={tmp_path}/images", "data.num_workers=0")
+    evaluate(tmp_path / "e", *on_folder)
+    np.testing.assert_array_equal(np.load(tmp_path / "e" / "predictions.npy")["label"], range(12))
+    shutil.rmtree(tmp_path / "images" / "train" / "3")
+    shutil.rmtree(tmp_path / "images" / "test" / "3")
+    datasets.read.cache_clear()
+    with pytest.raises(ConfigError, match="11 classes"):
+        evaluate(tmp_path / "e2", *on_folder)
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -3,8 +3,10 @@
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -22,11 +24,13 @@ import export as export_command
 import inference.export
 from config.commands import register_commands
 from config.errors import ConfigError
-from conftest import TINY, Finished, checked
+from conftest import TINY, Finished, Train, checked
+from inference.checkpoint import complete
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from processes import REPOSITORY
 from test_evaluate import evaluate
 from test_weights import CIFAR, PUBLISHED, by_the_authors, by_timm, randomized
+from tracking.identity import parse_overrides, run_id
 from training.model import make_model
 from weights.files import read_weights
 from weights.folding import fold_batch_norm
@@ -126,11 +130,74 @@ def test_safetensors_evaluate_as_the_run_did_and_have_a_card(digits_run: Path, t
     summary = json.loads((digits_run / "summary.json").read_text())
     found = evaluate(tmp_path / "e", f"checkpoint={tmp_path}/card/model.safetensors")
     assert found["test/accuracy"] == summary["test/accuracy"]
-    card = ModelCard.load(tmp_path / "card" / "README.md")
+    card = ModelCard.load(tmp_path / "card" / "model.md")
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results["test accuracy"] == summary["test/accuracy"]
     (config,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
     assert yaml.safe_load(config) == yaml.safe_load((digits_run / "config.yaml").read_text())
+
+
+def test_a_card_is_of_the_weights_that_it_is_beside(train: Train, tmp_path: Path) -> None:
+    done = train(
+        "data.train_fraction=0.3", "trainer.epochs=3", "trainer.monitor=val/loss", "augmentation.scale=[0.5,1]"
+    )
+    summary = done.summary
+    last, best = done.folder / "checkpoints" / "last.pt", done.folder / "checkpoints" / "best.pt"
+    content = torch.load(best, weights_only=True)
+    torch.save({**content, "metrics": {**content["metrics"], "epoch": 9, "val/accuracy": 0.125}}, best)
+    export(tmp_path, f"checkpoint={best}", "format=safetensors", "output=other/model.safetensors")
+    export(tmp_path, f"checkpoint={last}", "format=safetensors", "output=a b/last.safetensors", "data.image_size=12")
+    card = (tmp_path / "a b" / "last.md").read_text()
+    assert f"validation accuracy: {summary['last/val/accuracy']:.2%}" in card and "12×12" in card
+    assert ("test accuracy" in card) == (summary["best/epoch"] == 3)
+    other = (tmp_path / "other" / "model.md").read_text()
+    assert "12.50%" in other and "test accuracy" not in other
+
+    commands = [line.partition("  #")[0] for line in card.splitlines() if line.startswith("python ")]
+    train_command, evaluate_command, *_ = map(shlex.split, commands)
+    assert run_id(checked(*TINY, *train_command[2:])) == run_id(checked(*TINY, *parse_back(summary)))
+    (checkpoint,) = parse_overrides(evaluate_command[2:]).values()
+    assert (tmp_path / "a b" / checkpoint).exists()
+    register_commands()
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        overrides = [f"checkpoint='{tmp_path}/a b/last.safetensors'"]
+        settings = complete(compose("evaluate", overrides), read_weights(f"{tmp_path}/a b/last.safetensors"), overrides)
+    assert settings.data.image_size == 12
+
+
+def parse_back(summary: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in summary["overrides"].items()]
+
+
+def test_files_of_others_are_never_replaced(digits_run: Path, tmp_path: Path) -> None:
+    given = (f"checkpoint={digits_run}", "format=safetensors", "output=model.safetensors")
+    (tmp_path / "README.md").write_text("mine")
+    export(tmp_path, *given)
+    export(tmp_path, *given, "overwrite=true")
+    assert (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "model.md").write_text("mine")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"model\.md"):
+        export(tmp_path, *given, "data.image_size=16", "overwrite=true")
+    assert (tmp_path / "model.md").read_text() == "mine"
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (("data.mean=[0.5,0.5]", "data.std=[0.2,0.2]"), r"data\.mean=\[0\.5, 0\.5\]: expected 1"),
+        (("data.mean=null",), r"data\.mean=null"), (("data.std=[0.1,0.1]",), r"data\.std=\[0\.1, 0\.1\]"),
+        (("output=file/model.safetensors",), "output=file/model.safetensors"),
+    ],
+)  # fmt: skip
+def test_what_predict_would_refuse_is_not_written(
+    overrides: tuple[str, ...], names: str, digits_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=names):
+        export(tmp_path, f"checkpoint={digits_run}", "format=safetensors", "output=new/model.safetensors", *overrides)
+    assert not (tmp_path / "new").exists()
 
 
 @torch.no_grad()

@@ -130,19 +130,44 @@ def test_published_weights_say_imagenet_s_words(photographs: Path, tmp_path: Pat
         (("images={digits}", "output=table.xlsx"), "output=table.xlsx"),
         (("images={digits}", "top=0"), "top=0"),
         (("images={digits}", "checkpoint={foreign}"), "data.image_size"),
+        (
+            ("images={digits}", "checkpoint={foreign}", "data.image_size=8", "data.mean=[0.5,1]", "data.std=[1]"),
+            "mean=",
+        ),
+        (("images={digits}", "checkpoint={four}", "data.image_size=8"), "4 channels"),
+        (("images={digits}", "output=digits/000.png/table.csv"), "not a folder"),
         (("images={digits}", "checkpoint={foreign}", "data.image_size=9", "data.mean=[0.5]", "data.std=[0.5]"), "=9"),
     ],
 )
 def test_what_does_not_fit_is_named(
-    overrides: tuple[str, ...], names: str, digits_run: Path, digits: Path, tmp_path: Path
+    overrides: tuple[str, ...],
+    names: str,
+    digits_run: Path,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     foreign = tmp_path / "gelu.pt"
     torch.save(by_timm(8, 1, 3, 2, 10, "gelu", channels=1).state_dict(), foreign)
-    given = [override.format(digits=digits, foreign=foreign) for override in overrides]
+    four = tmp_path / "four-gelu.pt"
+    torch.save(by_timm(8, 1, 3, 2, 10, "gelu", channels=4).state_dict(), four)
+    monkeypatch.chdir(tmp_path)
+    given = [override.format(digits=digits, foreign=foreign, four=four) for override in overrides]
     if not any(override.startswith("checkpoint") for override in given):
         given.append(f"checkpoint={digits_run}")
     with pytest.raises(ConfigError, match=names):
         predict(*given)
+
+
+def test_a_picture_of_others_is_never_replaced(digits_run: Path, digits: Path, tmp_path: Path) -> None:
+    given = (f"checkpoint={digits_run}", f"images={digits}/000.png", f"output={tmp_path}/p.csv")
+    predict(*given)
+    assert predict(*given, "overwrite=true") == 0
+    (tmp_path / "p.png").write_bytes((digits / "001.png").read_bytes())
+    with pytest.raises(ConfigError, match=r"p\.png"):
+        predict(*given, "overwrite=true")
+    assert (tmp_path / "p.png").read_bytes() == (digits / "001.png").read_bytes()
+    predict(*given, "overwrite=true", "sheet=0")
 
 
 @pytest.mark.slow

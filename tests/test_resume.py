@@ -203,6 +203,18 @@ def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:
     assert len(summaries(tmp_path / "s")) == 1
 
 
+@pytest.mark.parametrize("damage", ["missing", "cannot be read"])
+def test_best_weights_that_were_lost_are_named(tmp_path: Path, damage: str) -> None:
+    run.run(configured(tmp_path), [])
+    (best,) = tmp_path.rglob("best.pt")
+    best.unlink() if damage == "missing" else best.write_bytes(b"cut")
+    summary = best.parents[1] / "summary.json"  # as if it had been interrupted before the test
+    summary.write_text(summary.read_text().replace('"completed"', '"interrupted"'))
+    assert math.isnan(run.run(configured(tmp_path), []) or 0)
+    error = summaries(tmp_path / "s")[0]["error"]
+    assert str(best) in error and damage in error and str(best.parent) in error
+
+
 def test_on_failure_stop_ends_the_sweep(tmp_path: Path) -> None:
     done = command("-m", "patch=p7,p1", *SMALL, "sweep=s", "on_failure=stop", cwd=tmp_path)
     assert done.returncode == 1

@@ -2,12 +2,18 @@
 
 import argparse
 import pickle
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm.models.convmixer
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -143,14 +149,18 @@ def test_safetensors(peer: nn.Module, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "activation"),
     [
-        *((f"{name}.pth.tar", shape[-1]) for name, shape in PUBLISHED.items()),
+        ("convmixer_768_32_ks7_p7_relu.pth.tar", "relu"),
+        ("convmixer_1536_20_ks9_p7.pth.tar", None),
         ("mine.pt", None),
         ("mine-gelu.pt", "gelu"),
+        ("relu-or-gelu.pt", None),
     ],
 )
 def test_the_activation_is_known_by_the_name(file: str, activation: str | None, tmp_path: Path) -> None:
     torch.save(by_timm(8, 1, 3, 2, 10, "relu").state_dict(), tmp_path / file)
-    assert read_weights(str(tmp_path / file)).activation == activation
+    weights = read_weights(str(tmp_path / file))
+    assert weights.activation == activation
+    assert weights.published is None and weights.normalization is None
 
 
 def test_the_same_content_has_one_fingerprint(peer: nn.Module, tmp_path: Path) -> None:
@@ -219,6 +229,75 @@ def test_foreign_weights_and_files_that_are_not_there(tmp_path: Path) -> None:
         assert str(raised.value).startswith(f"model.pretrained={tmp_path / name}")
     with pytest.raises(ConfigError, match="no weights"):
         read_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "empty"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:1f\n", "Git LFS"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "PNG"), (b"\xff\xd8\xff\xe0" + b"\0" * 50, "JPEG"),
+        (b"<!DOCTYPE html><html></html>", "web page"), (b"epoch,loss\n1,2\n" * 9, "text"), (b"e", "text"),
+        (b"\x1f\x8b" + b"\0" * 50, "gzip"), (b"\x93NUMPY\x01\0", "NumPy"), (b"\0" * 600, "another format"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_without_weights_is_named_for_what_it_is(content: bytes, kind: str, suffix: str, tmp_path: Path) -> None:
+    (file := tmp_path / f"file{suffix}").write_bytes(content)
+    with pytest.raises(ConfigError, match=kind) as error:
+        read_weights(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_programs_are_no_weights(peer: nn.Module, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "program.pt2")
+    for name, kind in (("script.pt", "TorchScript"), ("program.pt2", r"torch\.export")):
+        with pytest.raises(ConfigError, match=kind):
+            read_weights(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("extra", [OmegaConf.create({"a": 1}), np.float64(1.0)])
+def test_an_object_that_could_run_code_is_named(extra: object, peer: nn.Module, tmp_path: Path) -> None:
+    torch.save({"state_dict": peer.state_dict(), "extra": extra}, tmp_path / "a b.ckpt")
+    with pytest.raises(ConfigError, match=r"omegaconf|numpy") as error:
+        read_weights(str(tmp_path / "a b.ckpt"))
+    assert "\n" not in str(error.value)
+    fix = shlex.split(str(error.value).partition("alone: ")[2])
+    subprocess.run([sys.executable, *fix[1:]], cwd=tmp_path, check=True)  # what it says to do
+    assert read_weights(str(tmp_path / "weights.pt")).layout == "timm"
+
+
+@pytest.mark.parametrize("config", [{"lr": 0.1}, "mine", {"model": {"activation": "relu"}, "data": {}, "trainer": {}}])
+def test_a_strangers_file_may_have_keys_of_our_names(config: object, peer: nn.Module, tmp_path: Path) -> None:
+    torch.save({"model": peer.state_dict(), "config": config, "classes": 10, "mean": "m"}, tmp_path / "theirs.pt")
+    assert read_weights(str(tmp_path / "theirs.pt")).description is None
+
+
+def test_the_content_tells_safetensors_from_others(peer: nn.Module, tmp_path: Path) -> None:
+    save_file(peer.state_dict(), tmp_path / "weights.pt")
+    torch.save(peer.state_dict(), tmp_path / "weights.safetensors")
+    assert all(read_weights(str(path)).layout == "timm" for path in list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"classes": ["a"]}, "1 classes"), ({"mean": [0.5, 0.5]}, "2 mean"),
+        ({"model.kernel_size": 7}, r"model\.kernel_size=7"), ({"model.gate": True}, r"model\.gate"),
+        ({"model.activation": "tanh"}, r"model\.activation=tanh"),
+    ],
+)  # fmt: skip
+def test_a_file_that_contradicts_its_weights_is_refused(
+    change: dict[str, Any], names: str, digits_run: Path, tmp_path: Path
+) -> None:
+    content = torch.load(digits_run / "checkpoints" / "best.pt", weights_only=True)
+    for key, value in change.items():
+        section, _, name = key.rpartition(".")
+        (content["config"][section] if section else content)[name] = value
+    torch.save(content, tmp_path / "best.pt")
+    with pytest.raises(ConfigError, match=names) as error:
+        read_weights(str(tmp_path / "best.pt"))
+    assert str(error.value).startswith("checkpoint=")
 
 
 def test_a_sweep_of_one_run_stands_for_it(peer: nn.Module, tmp_path: Path) -> None:

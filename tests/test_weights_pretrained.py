@@ -8,7 +8,7 @@ import torch
 from timm.models import adapt_input_conv
 
 from config.errors import ConfigError
-from conftest import Finished, checked, command
+from conftest import TINY, Finished, checked, command
 from test_weights import by_timm, randomized
 from tracking.identity import run_id
 from training.model import make_model
@@ -75,6 +75,32 @@ def test_the_content_of_the_weights_is_part_of_the_id(published: Path, tmp_path:
     torch.save(weights, published)
     assert identity(published) != original
     assert run_id(checked("model.depth=1", "trainer.epochs=1")) == "3b09320a"
+
+
+def test_what_a_file_says_beside_its_weights_is_part_of_the_id(digits_run: Path, tmp_path: Path) -> None:
+    content = torch.load(digits_run / "checkpoints" / "best.pt", weights_only=True)
+
+    def identity(**changes: object) -> str:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
+        torch.save({key: value for key, value in {**content, **changes}.items() if value is not None}, path)
+        return run_id(checked(*TINY, "model.kernel_size=4", f"model.pretrained={path}"))
+
+    same = run_id(checked(*TINY, "model.kernel_size=4", f"model.pretrained={digits_run}"))
+    assert identity() == identity(metrics=None) == same
+    others = {identity(config=None), identity(mean=[0.25]), identity(classes=list("abcdefghij"))}
+    assert len(others) == 3 and same not in others
+
+
+def test_the_whole_model_must_be_that_of_the_weights(train: Train) -> None:
+    """Also where the shapes of the weights do not tell."""
+    done = train("model.residual_pointwise=true", "trainer.epochs=1")
+    config = checked(*TINY, f"model.pretrained={done.folder}")
+    with pytest.raises(ConfigError, match=r"set model\.residual_pointwise=true$"):
+        load_pretrained(make_model(config, 1, 10), config.model, 1, list("0123456789"))
+    config = checked(
+        *TINY, f"model.pretrained={done.folder}", "model.residual_pointwise=true", "model.backend=reference"
+    )
+    load_pretrained(make_model(config, 1, 10), config.model, 1, list("0123456789"))
 
 
 @pytest.mark.parametrize("freeze", ["none", "all_but_head", "depthwise", "patch_emb"])

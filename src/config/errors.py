@@ -61,6 +61,10 @@ def report_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         sys.exit(f"error: {explain(error)}")
+    except OSError as error:  # no permission, no such folder, no space left
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

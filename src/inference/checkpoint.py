@@ -1,9 +1,15 @@
-"""A checkpoint ready to use: its model, its classes, and the images that it expects."""
+"""A checkpoint ready to use: its model, its classes, and the images that it expects.
 
+weights = read_weights(composed.checkpoint)             the file, and what it says
+settings = complete(composed, weights, overrides)       the command's keys: defaults, file, chosen group, overrides
+checkpoint = load_checkpoint(weights, settings)         the model
+"""
+
+import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -12,12 +18,13 @@ from timm.data.imagenet_info import ImageNetInfo
 from config import schema
 from config.check import check_keys
 from config.commands import Command
-from config.errors import ConfigError
+from config.errors import ConfigError, shown
 from config.schema import Config, flatten
 from LLMConvMixer import ConvMixer
 from runtime.device import choose_device
+from tracking.identity import parse_overrides
 from training.model import make_model, memory_format
-from weights.files import Weights, read_weights
+from weights.files import Weights
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +46,8 @@ class Checkpoint:
     Attributes:
         model: in evaluation mode, on the device.
         config: of a run that would train such a model on such images.
-        classes: their names, as a data set has them; numbers where they are not known.
-        labels: the same for people to read.
+        classes: their names, as a data set has them; None where they are not known.
+        labels: the same for people to read; numbers where they are not known.
         image_size: height and width of the images that it was trained on, where the checkpoint knows.
     """
 
@@ -48,63 +55,72 @@ class Checkpoint:
     weights: Weights
     config: Config
     device: torch.device
-    classes: list[str]
+    classes: list[str] | None
     labels: list[str]
     image_size: tuple[int, int] | None
 
 
-def load_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> tuple[Any, Checkpoint]:
-    """The command's keys, as objects of its class in config/commands.py, and the checkpoint.
+def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:
+    """The command's keys as objects of its class in config/commands.py, with what the file says.
+
+    An override goes before the file, and so does a chosen data set, but for what the model's images are like.
 
     Args:
         composed: the command's config.
         overrides: what was typed.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, or what was typed does not fit it.
+        ConfigError: there is no such key, or its value is outside its constraint.
     """
-    weights = read_weights(composed.checkpoint)
-    fill_in(composed, settings_of(weights), overrides)
-    settings = check_keys(composed)
-    config = make_config(settings, weights)
+    typed = parse_overrides(overrides)
+    of_command = {key for key, _ in flatten(OmegaConf.to_container(composed))}
+    typed_keys = {key for name, value in typed.items() for key, _ in flatten(value, name)} - {"data"}
+    completed = copy.deepcopy(composed)
+    for key, value in said_by(weights).items():  # without keys that are no more, in an old run's config
+        is_chosen = "data" in typed and key.startswith("data.") and key not in PREPROCESSING
+        if key in of_command and key not in typed_keys and not is_chosen:
+            OmegaConf.update(completed, key, value)
+    return check_keys(completed)
+
+
+def said_by(weights: Weights) -> dict[str, Any]:
+    """What the file says of the command's config, by key."""
+    values: dict[str, Any] = {"data.name": "image_folder"}
+    if weights.description:
+        saved = weights.description.config
+        precision = saved["trainer"].get("precision", "fp32")
+        values |= dict(flatten({"data": saved["data"], "trainer": {"precision": precision}}))
+    elif weights.published:
+        values |= IMAGENET
+    if weights.normalization:
+        mean, std = map(list, weights.normalization)
+        values |= {"data.mean": mean, "data.std": std}
+    return values
+
+
+def load_checkpoint(weights: Weights, settings: Command) -> Checkpoint:
+    """
+    Raises:
+        ConfigError: what was typed does not fit the weights.
+    """
+    description, architecture = weights.description, weights.architecture
+    config = make_config(weights, settings)
     device = choose_device(settings.trainer.device, settings.trainer.precision)
+    size = description.image_size if description else None
+    if side := settings.data.image_size:
+        size = (side, side)
+    check_images(settings.data, weights, size)
     with torch.device("meta"):
-        model = make_model(config, weights.architecture.channels, weights.architecture.n_classes)
+        model = make_model(config, architecture.channels, architecture.n_classes)
     model.load_state_dict(weights.tensors, assign=True)
     model = model.requires_grad_(False).eval().to(device)
     model = model.to(memory_format=memory_format(config))
     classes, labels = class_names(weights)
-    size = settings.data.image_size
-    known = (size, size) if size else tuple(weights.about.get("image_size") or ()) or None
-    log.info(f"{weights.path}: {weights.architecture}, {len(classes):,} classes")
-    return settings, Checkpoint(model, weights, config, device, classes, labels, cast(tuple[int, int] | None, known))
+    log.info(f"{weights.path}: {architecture}, {architecture.n_classes:,} classes")
+    return Checkpoint(model, weights, config, device, classes, labels, size)
 
 
-def settings_of(weights: Weights) -> dict[str, Any]:
-    """What the checkpoint says of the config, by key."""
-    values: dict[str, Any] = {"data.name": "image_folder"}
-    if weights.about:
-        saved = weights.about["config"]
-        values = dict(flatten({"data": saved["data"], "trainer": {"precision": saved["trainer"]["precision"]}}))
-    elif weights.is_imagenet:
-        values = IMAGENET
-    if weights.normalization:
-        mean, std = map(list, weights.normalization)
-        values = values | {"data.mean": mean, "data.std": std}
-    return values
-
-
-def fill_in(composed: DictConfig, values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set the keys that were not typed; keys that are no more, in a run's old config, are left out."""
-    known = {key for key, _ in flatten(OmegaConf.to_container(composed))}
-    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    for key, value in values.items():
-        chosen_by_group = key.partition(".")[0] in typed and key not in PREPROCESSING
-        if key in known and key not in typed and not chosen_by_group:
-            OmegaConf.update(composed, key, value)
-
-
-def make_config(settings: Command, weights: Weights) -> Config:
+def make_config(weights: Weights, settings: Command) -> Config:
     """
     Raises:
         ConfigError: the activation is not known, or another one than was typed.
@@ -114,25 +130,55 @@ def make_config(settings: Command, weights: Weights) -> Config:
         raise ConfigError(f"model.activation={typed}: the checkpoint's is {known}")
     if not (typed or known):
         raise ConfigError("model.activation: weights cannot tell; expected model.activation=relu or gelu")
-    saved = weights.about.get("config", {"model": {}, "trainer": {}})
-    model = schema.Model(
-        **weights.architecture.model_keys,
-        activation=typed or known or "",
-        residual_depthwise=saved["model"].get("residual_depthwise", True),
-        residual_pointwise=saved["model"].get("residual_pointwise", False),
-    )
     trainer = schema.Trainer(epochs=1, device=settings.trainer.device, precision=settings.trainer.precision)
-    if "channels_last" in saved["trainer"]:
-        trainer.channels_last = saved["trainer"]["channels_last"]
+    if weights.description is None:
+        model = schema.Model(**weights.architecture.model_keys, activation=typed or known or "")
+    else:
+        model = weights.description.model
+        saved = weights.description.config["trainer"]
+        trainer = replace(trainer, channels_last=saved.get("channels_last", trainer.channels_last))
     return Config(model=model, data=settings.data, trainer=trainer)
 
 
-def class_names(weights: Weights) -> tuple[list[str], list[str]]:
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What weights/description.py reads, for the files that a checkpoint is exported to."""
+    description, data = checkpoint.weights.description, checkpoint.config.data
+    images = {"image_size": data.image_size, "crop_fraction": data.crop_fraction}
+    if description:
+        config = {**description.config, "data": {**description.config["data"], **images}}
+    else:
+        config = {"model": asdict(checkpoint.config.model), "data": images, "trainer": {}}
+    return {
+        "config": config,
+        "classes": checkpoint.classes,
+        "labels": checkpoint.labels if checkpoint.classes else None,
+        "image_size": checkpoint.image_size,
+        "mean": data.mean,
+        "std": data.std,
+        "metrics": description.epoch if description else {},
+    }
+
+
+def check_images(data: schema.Data, weights: Weights, size: tuple[int, int] | None) -> None:
+    """
+    Raises:
+        ConfigError: the model cannot take such images.
+    """
+    architecture = weights.architecture
+    if (data.mean is None) != (data.std is None):
+        raise ConfigError(f"data.mean={shown(data.mean)}, data.std={shown(data.std)}: expected both, or null for both")
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if values is not None and len(values) != architecture.channels:
+            raise ConfigError(f"{key}={values}: expected {architecture.channels} numbers, one for each channel")
+    if size and any(side % architecture.patch_size for side in size):
+        raise ConfigError(f"data.image_size={size[0]}: expected a multiple of {architecture.patch_size}, the patch")
+
+
+def class_names(weights: Weights) -> tuple[list[str] | None, list[str]]:
     """As a data set has them, and for people to read: ImageNet's are WordNet's numbers and words."""
-    if weights.about:
-        return weights.about["classes"], weights.about.get("labels", weights.about["classes"])
-    if weights.is_imagenet and weights.architecture.n_classes == 1000:
+    if weights.published:
         imagenet = ImageNetInfo()
         return imagenet.label_names(), list(imagenet.label_descriptions())
+    description = weights.description
     numbers = [str(i) for i in range(weights.architecture.n_classes)]
-    return numbers, numbers
+    return (description.classes, description.labels or numbers) if description else (None, numbers)

@@ -154,17 +154,20 @@ def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]
     Raises:
         ConfigError: the model does not know a class.
     """
+    data, n_classes = f"data.name={checkpoint.config.data.name}", checkpoint.weights.architecture.n_classes
+    if checkpoint.classes is None:
+        if len(names) == n_classes:
+            return np.arange(n_classes)
+        raise ConfigError(
+            f"{data}: its {len(names)} classes cannot be the checkpoint's {n_classes}, whose names are not known"
+        )
     known = {name: number for number, name in enumerate(checkpoint.classes)}
-    unknown = [name for name in names if name not in known]
-    if not unknown:
-        return np.array([known[name] for name in names], dtype=np.int64)
-    has_names = checkpoint.weights.about or checkpoint.weights.is_imagenet
-    if not has_names and len(names) == len(known):
-        return np.arange(len(names))
-    raise ConfigError(
-        f"data.name={checkpoint.config.data.name}: its class {unknown[0]} is none of the checkpoint's {len(known)}, "
-        f"{', '.join(checkpoint.classes[:3])}, …"
-    )
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(
+            f"{data}: its class {unknown[0]} is none of the checkpoint's {n_classes}, "
+            f"{', '.join(checkpoint.classes[:3])}, …"
+        )
+    return np.array([known[name] for name in names], dtype=np.int64)
 
 
 def compute_logits(checkpoint: Checkpoint, batches: Iterable[Any], data: DataSplits) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,7 +2,7 @@
 
     onnx          with a batch of any size; checked with onnxruntime on photographs
     torch_export  a program that torch.export.load reads, likewise
-    safetensors   our weights with what they need to be used again, and a model card beside them
+    safetensors   our weights with what they need to be used again, and a model card, NAME.md, beside them
     timm, authors the two published layouts (weights/layouts.py), for timm and locuslab/convmixer
 
 A file appears whole or not at all: it gets its name once it has been written and checked.
@@ -11,7 +11,6 @@ A file appears whole or not at all: it gets its name once it has been written an
 import json
 import logging
 import timeit
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,9 @@ from torch.nn import functional as F
 
 from config.commands import Export
 from config.errors import ConfigError
-from inference.checkpoint import Checkpoint
-from inference.model_card import model_card
-from runtime.files import check_new, whole, write_text
+from inference.checkpoint import Checkpoint, describe
+from inference.model_card import CARD, model_card
+from runtime.files import check_new, check_ours, whole, write_text
 from weights.files import METADATA
 from weights.folding import fold_batch_norm
 from weights.layouts import to_layout
@@ -49,9 +48,11 @@ def export(checkpoint: Checkpoint, settings: Export) -> None:
     """
     check_published(checkpoint, settings.format)
     path = output_path(checkpoint, settings)
-    card = path.with_name("README.md")
+    card = path.with_suffix(".md")
     written = [path, card] if settings.format == "safetensors" else [path]
     check_new(written, settings.overwrite)
+    if card in written:
+        check_ours(card, CARD)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         if settings.format == "onnx":
@@ -101,16 +102,8 @@ def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """What evaluate and predict need besides the weights, for a safetensors file's header."""
-    about = {
-        "config": checkpoint.weights.about.get("config", asdict(checkpoint.config)),
-        "classes": checkpoint.classes,
-        "labels": checkpoint.labels,
-        "image_size": checkpoint.image_size,
-        "mean": checkpoint.config.data.mean,
-        "std": checkpoint.config.data.std,
-    }
-    return {METADATA: json.dumps(about)}
+    """What evaluate and predict need besides the weights, for a file's header."""
+    return {METADATA: json.dumps(describe(checkpoint))}
 
 
 # Programs.

@@ -1,20 +1,23 @@
 """A model card for the Hugging Face hub: what the model is, what it was trained on and reached, how to use it."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from inference.checkpoint import Checkpoint
+from config.command_line import command_line, override
+from config.schema import GROUPS
+from inference.checkpoint import Checkpoint, describe
 from runtime.files import read_json
 from training.summary import as_lines, summarize
+from weights.files import Weights
 
-RESULTS = {  # of summary.json, and how people read them
-    "best/val/accuracy": "validation accuracy",
+CARD = "Written by export.py."  # in a comment: files without it are not replaced
+RESULTS = {  # and how people read them
+    "val/accuracy": "validation accuracy",
     "test/accuracy": "test accuracy",
-    "best/val/loss": "validation loss",
+    "val/loss": "validation loss",
     "test/loss": "test loss",
 }
 
@@ -26,17 +29,17 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
         path: of the exported weights, for the commands.
     """
     weights, config = checkpoint.weights, checkpoint.config
-    saved = weights.about.get("config", asdict(config))
+    saved = describe(checkpoint)["config"]
     summary = read_json(weights.run / "summary.json") if weights.run else {}
-    data_name = saved["data"]["name"] if weights.about else "ImageNet-1k" if weights.published else "unknown"
-    results = {key: summary[key] for key in RESULTS if isinstance(summary.get(key), float)}
+    data_name = saved["data"].get("name") or ("ImageNet-1k" if weights.published else "unknown")
+    results = results_of(weights, summary)
     header = ModelCardData(
         model_name=f"ConvMixer-{config.model.d_model}/{config.model.depth}",
         library_name="pytorch",
         pipeline_tag="image-classification",
         tags=["convmixer", "image-classification"],
         eval_results=[
-            EvalResult("image-classification", data_name, data_name, "accuracy", summary[key], metric_name=RESULTS[key])
+            EvalResult("image-classification", data_name, data_name, "accuracy", results[key], metric_name=RESULTS[key])
             for key in results if key.endswith("accuracy")
         ],
     )  # fmt: skip
@@ -46,12 +49,13 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     classes = ", ".join(checkpoint.labels[:20]) + (", …" if len(checkpoint.labels) > 20 else "")
     sections = [
         f"---\n{header.to_yaml()}\n---",
+        f"<!-- {CARD} -->",
         f"# {architecture}",
         f'ConvMixer ("Patches Are All You Need?", arXiv 2201.09792) with {config.model.activation}, from '
         f"`{weights.path.name}`. Images of {size[0]}×{size[1]}, {architecture.channels} channels.",
         "```text\n" + "\n".join(as_lines(parts)) + "\n```",
         "## Results",
-        "\n".join(f"- {RESULTS[key]}: {describe(key, value)}" for key, value in results.items())
+        "\n".join(f"- {RESULTS[key]}: {result_text(key, value)}" for key, value in results.items())
         or "Not known from the checkpoint alone.",
         "## Data",
         f"{data_name}, {len(checkpoint.labels):,} classes: {classes}. Pixels are scaled to 0 … 1 and normalized with "
@@ -64,15 +68,31 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def describe(key: str, value: float) -> str:
+def results_of(weights: Weights, summary: dict[str, Any]) -> dict[str, float]:
+    """The validation results of the weights' own epoch; the run's test results if it is the epoch that was tested."""
+    epoch = weights.description.epoch if weights.description else {}
+    figures = {key: epoch.get(key) for key in ("val/accuracy", "val/loss")}
+    if epoch and summary.get("status") == "completed" and summary.get("best/epoch") == epoch["epoch"]:
+        figures |= {key: summary.get(key) for key in ("test/accuracy", "test/loss")}
+    return {key: value for key in RESULTS if isinstance(value := figures.get(key), float)}
+
+
+def result_text(key: str, value: float) -> str:
     return f"{value:.2%}" if key.endswith("accuracy") else f"{value:.4f}"
 
 
 def commands(summary: dict[str, Any], path: Path) -> list[str]:
-    overrides = " ".join(f"{key}={value}" for key, value in summary.get("overrides", {}).items())
+    checkpoint, overrides = override("checkpoint", path.name), summary.get("overrides")
+    trained = [command_line("train", *map(typed, overrides.items())) + "   # trained it"] if overrides else []
     return [
-        *([f"python src/train.py {overrides}".rstrip() + "   # trained it"] if summary else []),
-        f"python src/evaluate.py checkpoint={path.name}",
-        f"python src/predict.py checkpoint={path.name} images=FOLDER",
-        f"python src/export.py checkpoint={path.name} format=onnx",
+        *trained,
+        command_line("evaluate", checkpoint),
+        command_line("predict", checkpoint, "images=FOLDER"),
+        command_line("export", checkpoint, "format=onnx"),
     ]
+
+
+def typed(item: tuple[str, Any]) -> str:
+    """A recorded override; nothing is chosen from a group only by ~GROUP."""
+    key, value = item
+    return f"~{key}" if key in GROUPS and value is None else override(key, value)

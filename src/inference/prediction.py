@@ -31,13 +31,14 @@ from data.transforms import Transform, evaluation_transform
 from data.workers import Workers
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
-from runtime.files import check_new, write_text
+from runtime.files import check_new, check_ours, write_text
 from tracking.plots import PAGE, STYLE, show_images
 
 log = logging.getLogger(__name__)
 
 SHOWN = 20  # lines on the terminal
 COLUMNS = 6  # of the contact sheet
+SHEET = "ConvMixer, predict.py"  # the program that its PNG file names: a picture of others is not replaced
 
 
 def predict(checkpoint: Checkpoint, settings: Predict) -> int:
@@ -65,7 +66,9 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     if settings.sheet:
         shown = rows[: settings.sheet]
         images = [open_image(row["image"], data.test.mode) for row in shown]
-        contact_sheet(images, [caption(row["predictions"][0]) for row in shown]).savefig(sheet, dpi=150)
+        contact_sheet(images, [caption(row["predictions"][0]) for row in shown]).savefig(
+            sheet, dpi=150, metadata={"Software": SHEET}
+        )
     for row in rows[:SHOWN]:
         likely = ", ".join(f"{one['class']} {one['probability']:.1%}" for one in row["predictions"][:3])
         log.info(f"  {printable(row['image'])}: {likely}")
@@ -85,6 +88,8 @@ def output_paths(settings: Predict) -> tuple[Path, Path]:
     if table.suffix not in (".csv", ".json"):
         raise ConfigError(f"output={table}: expected a name that ends in .csv or .json")
     check_new((table, sheet) if settings.sheet else (table,), settings.overwrite)
+    if settings.sheet:
+        check_ours(sheet, SHEET)
     return table, sheet
 
 
@@ -123,19 +128,20 @@ def as_data(paths: list[str], checkpoint: Checkpoint) -> DataSplits:
         ConfigError: neither the checkpoint nor the command says what its images look like.
     """
     config, architecture = checkpoint.config.data, checkpoint.weights.architecture
+    if architecture.channels not in (1, 3):
+        raise ConfigError(
+            f"checkpoint={checkpoint.weights.path}: its model takes {architecture.channels} channels; "
+            "expected 1 (grey) or 3 (RGB), as image files have"
+        )
     if checkpoint.image_size is None:
         raise ConfigError("data.image_size: the checkpoint does not say what it was trained on; expected pixels")
     if config.mean is None or config.std is None:
         raise ConfigError(
             "data.mean, data.std: the checkpoint does not say; expected a number for each channel, of 0 … 1"
         )
-    if any(side % architecture.patch_size for side in checkpoint.image_size):
-        raise ConfigError(
-            f"data.image_size={config.image_size}: expected a multiple of {architecture.patch_size}, the patch"
-        )
     split = Split(np.array(paths), np.zeros(len(paths), np.int64), "L" if architecture.channels == 1 else "RGB")
     return DataSplits(
-        split, None, split, checkpoint.classes, architecture.channels, checkpoint.image_size,
+        split, None, split, checkpoint.labels, architecture.channels, checkpoint.image_size,
         tuple(config.mean), tuple(config.std),
     )  # fmt: skip
 

@@ -32,11 +32,23 @@ def remove_partial(folder: Path) -> None:
 def check_new(paths: Iterable[Path], overwrite: bool) -> None:
     """
     Raises:
-        ConfigError: a file or folder that a command is to write is there already.
+        ConfigError: a file or folder that a command is to write is there already, or cannot be written.
     """
     for path in paths:
         if path.exists() and not overwrite:
             raise ConfigError(f"output={path}: is there already; expected another name, or overwrite=true")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"output={path}: {folder} is not a folder to write to; expected another name")
+
+
+def check_ours(path: Path, mark: str) -> None:
+    """
+    Raises:
+        ConfigError: a file of somebody else has the name of one that a command writes beside its output.
+    """
+    if path.exists() and mark.encode() not in path.read_bytes()[:4096]:
+        raise ConfigError(f"{path}: is there already and was not written by this command; expected another output=NAME")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from config import schema
-from config.errors import first_line
+from config.errors import ConfigError, first_line
 from data.splits import DataSplits
 from runtime.files import whole
 
@@ -81,7 +81,19 @@ class Checkpoints:
         return None
 
     def load_best(self) -> dict[str, Any]:
-        return torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
+        """
+        Raises:
+            ConfigError: somebody has deleted or damaged the file.
+        """
+        path = self.folder / "best.pt"
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a cut-off file fails in many ways
+            problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
+            raise ConfigError(
+                f"{path}: {problem}, and with it the best epoch's weights, which are to be tested; put it back, or "
+                f"delete {self.folder} to train the run again"
+            ) from error
 
 
 def describe_model(config: schema.Config, data: DataSplits) -> dict[str, Any]:

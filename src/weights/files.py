@@ -4,31 +4,48 @@ import argparse
 import hashlib
 import json
 import re
+import shlex
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from config.errors import ConfigError, first_line
+from weights.description import Description, read_description
 from weights.layouts import Architecture, LayoutError, from_layout
 
-# What timm has published on the Hugging Face hub, by timm's name, with the activation; the authors' files have names
-# that begin with these. Source: timm's convmixer.py and locuslab/convmixer.
-PUBLISHED = {"convmixer_1536_20": "gelu", "convmixer_768_32": "relu", "convmixer_1024_20_ks9_p14": "gelu"}
+# What timm has published on the Hugging Face hub, by timm's name, with the model's shape and activation. Source: timm's
+# convmixer.py and locuslab/convmixer.
+PUBLISHED = {
+    "convmixer_1536_20": (Architecture(1536, 20, 9, 7, 3, 1000, "batch"), "gelu"),
+    "convmixer_768_32": (Architecture(768, 32, 7, 7, 3, 1000, "batch"), "relu"),
+    "convmixer_1024_20_ks9_p14": (Architecture(1024, 20, 9, 14, 3, 1000, "batch"), "gelu"),
+}
 
 # Where a training script may have put the weights, an average over steps (EMA) before the plain ones.
 WRAPPERS = ("average", "state_dict_ema", "model_ema", "ema", "module", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and averages, torch.compile, Lightning
 
-# What our checkpoints say beside the weights (training/run.py).
-ABOUT = ("config", "classes", "labels", "channels", "image_size", "mean", "std", "metrics")
 METADATA = "convmixer"  # the key of a safetensors file's header under which ours say what they are
+FOREIGN = {  # how files begin that are no weights
+    b"version https://git-lfs": "a Git LFS pointer; git lfs pull fetches the file itself",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"%PDF": "a PDF document",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x1f\x8b": "compressed by gzip",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"<": "a web page",
+}
 
 
 @dataclass(frozen=True)
@@ -40,36 +57,38 @@ class Weights:
         architecture: what they tell about their model.
         layout: "ours", "authors" or "timm".
         path: the file.
-        published: the name of the published model, where it is one.
-        about: what our files say beside the weights: config, classes, image_size, mean, std, …
+        description: what one of our files says beside the weights; None for others.
     """
 
     tensors: dict[str, Tensor] = field(repr=False)
     architecture: Architecture
     layout: str
     path: Path
-    published: str | None
-    about: dict[str, Any] = field(repr=False)
+    description: Description | None = field(repr=False)
+
+    @property
+    def published(self) -> str | None:
+        """The published ImageNet model that these are weights of, by their shape and number of classes alone."""
+        if self.description:
+            return None
+        return next((name for name, (shape, _) in PUBLISHED.items() if shape == self.architecture), None)
 
     @property
     def activation(self) -> str | None:
-        """As far as it is known."""
-        if "config" in self.about:
-            return self.about["config"]["model"]["activation"]
-        named = re.search(r"(?<![a-z])(relu|gelu)(?![a-z])", self.path.stem.lower())
-        return named[1] if named else PUBLISHED.get(self.published or "")
-
-    @property
-    def is_imagenet(self) -> bool:
-        """Whether these are weights for ImageNet-1k that the authors or timm have published, as far as one can see."""
-        return self.published is not None or (self.layout != "ours" and self.architecture.n_classes == 1000)
+        """As far as it is known; the authors' files have it in their name."""
+        if self.description:
+            return self.description.model.activation
+        if self.published:
+            return PUBLISHED[self.published][1]
+        named = set(re.findall(r"(?<![a-z])(relu|gelu)(?![a-z])", self.path.stem.lower()))
+        return named.pop() if len(named) == 1 else None
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and deviation of each channel that images were normalized with, as far as they are known."""
-        if self.about.get("mean"):
-            return tuple(self.about["mean"]), tuple(self.about["std"])
-        return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if self.is_imagenet else None
+        if self.description and self.description.mean and self.description.std:
+            return self.description.mean, self.description.std
+        return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if self.published else None
 
     @property
     def run(self) -> Path | None:
@@ -97,15 +116,14 @@ def read_weights(given: str, key: str = "checkpoint") -> Weights:
     """
     path = find_file(given, key)
     try:
-        tensors, about = read_file(path)
+        tensors, content = read_file(path)
     except Exception as error:  # a truncated or foreign file fails in many ways
-        raise ConfigError(f"{key}={given}: {path} cannot be read as weights: {reason(error)}") from error
+        raise ConfigError(f"{key}={given}: {path} cannot be read as weights: {reason(error, path)}") from error
     try:
         layout, architecture, ours = from_layout(tensors)
-    except LayoutError as error:
+        return Weights(ours, architecture, layout, path, read_description(content, architecture))
+    except (LayoutError, ConfigError) as error:
         raise ConfigError(f"{key}={given}: {error}") from error
-    published = published_name(given) or next(filter(path.name.startswith, PUBLISHED), None)
-    return Weights(ours, architecture, layout, path, None if about else published, about)
 
 
 def published_name(given: str) -> str | None:
@@ -113,12 +131,48 @@ def published_name(given: str) -> str | None:
     return next((name for name in PUBLISHED if given in (name, name.removesuffix("_ks9_p14"))), None)
 
 
-def reason(error: Exception) -> str:
-    if isinstance(error, UnpicklingError):
-        return "it is no file of tensors, or holds objects that could run code"
-    if isinstance(error, EOFError | SafetensorError) or "PytorchStreamReader" in str(error):
-        return "it is truncated, or of another format"
-    return first_line(error)
+def reason(error: Exception, path: Path) -> str:
+    """Why a file cannot be read, in one line that says what it is."""
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if kind := kind_of(path):
+        return f"it is {kind}"
+    if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        code = f"import torch; torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'weights.pt')"
+        return (
+            f"it holds {forbidden[1]}, an object that could run code. If you trust the file, keep its weights alone: "
+            f"{shlex.join(['python', '-c', code])}"
+        )
+    if isinstance(error, NoWeights):
+        return str(error)
+    return "it is truncated, or of another format"
+
+
+class NoWeights(ValueError):
+    """A file that can be read, but holds no named tensors."""
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file is that holds no weights, by its content; None where nothing tells."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "empty"
+    if kind := next((kind for magic, kind in FOREIGN.items() if start.lstrip().startswith(magic)), None):
+        return kind
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    if path.suffix == ".onnx":
+        return "an ONNX program"
+    if zipfile.is_zipfile(path):
+        names = {Path(name).name for name in zipfile.ZipFile(path).namelist()}
+        if "constants.pkl" in names:
+            return "a TorchScript program"
+        if any(name.startswith(("serialized_exported_program", "archive_format")) for name in names):
+            return "a program of torch.export"
+        return None if "data.pkl" in names else "a zip archive without tensors"
+    is_text = all(byte >= 32 or byte in b"\t\r\n" for byte in start) and start.isascii()
+    return "a text file" if is_text else None
 
 
 def find_file(given: str, key: str) -> Path:
@@ -155,19 +209,25 @@ def fetch(name: str, key: str) -> Path:
         ) from error
 
 
-def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights as they are named in the file, and what one of ours says beside them."""
-    if path.suffix == ".safetensors":
+def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The weights as they are named in the file, and what stands beside them."""
+    if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            return strip({name: file.get_tensor(name) for name in file.keys()}), about  # noqa: SIM118
-    with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script keeps its arguments
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            return strip({name: file.get_tensor(name) for name in file.keys()}), content  # noqa: SIM118
+    # timm's training script keeps its arguments; and of a path PyTorch would believe the suffix
+    with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+        content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
-        raise ValueError(f"it holds a {type(content).__name__}, not named tensors")
-    is_ours = "config" in content and "classes" in content
-    about = {name: content[name] for name in ABOUT if name in content} if is_ours else {}
-    return unwrap(content), about
+        raise NoWeights(f"it holds a {type(content).__name__}, not named tensors")
+    return unwrap(content), content
+
+
+def is_safetensors(path: Path) -> bool:
+    """By the file's content: a header's length, then the header."""
+    with path.open("rb") as file:
+        length, first = int.from_bytes(file.read(8), "little"), file.read(1)
+    return first == b"{" and length <= path.stat().st_size
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:

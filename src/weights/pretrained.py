@@ -1,5 +1,7 @@
 """Weights that a run starts from: what of them fits a new model, and what begins anew."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -13,6 +15,7 @@ from config import schema
 from config.errors import ConfigError
 from data.splits import DataSplits
 from LLMConvMixer import ConvMixer
+from weights.description import described, differences
 from weights.files import Weights, find_file, read_weights
 
 KEY = "model.pretrained"
@@ -59,9 +62,12 @@ def check_same_model(weights: Weights, config: schema.Model) -> None:
     Raises:
         ConfigError: the weights are of another model; the message says what to set.
     """
-    known = weights.architecture.model_keys | {"activation": weights.activation or config.activation}
-    differing = [f"model.{name}={value}" for name, value in known.items() if getattr(config, name) != value]
-    if differing:
+    if weights.description:
+        theirs = weights.description.model
+    else:
+        shape, activation = weights.architecture.model_keys, weights.activation or config.activation
+        theirs = schema.Model(**shape, activation=activation)
+    if differing := differences(theirs, described(config)):
         raise ConfigError(f"{KEY}={config.pretrained}: is of another model; set {' '.join(differing)}")
 
 
@@ -75,8 +81,8 @@ def normalize_as_before(data: DataSplits, weights: Weights, config: schema.Data)
 
 def same_classes(weights: Weights, classes: Sequence[str]) -> bool:
     """By name; where the file has no names, by their number."""
-    if weights.about:
-        return list(weights.about["classes"]) == list(classes)
+    if weights.description and weights.description.classes:
+        return list(weights.description.classes) == list(classes)
     return weights.architecture.n_classes == len(classes)
 
 
@@ -96,7 +102,10 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def content_of(given: str) -> str:
-    """A hash of the weights, which stands for their path in a run's ID.
+    """A hash of all in a file that changes what is trained, which stands for its path in a run's ID.
+
+    That is the weights, and what one of our files says beside them: the classes that decide whether the classifier is
+    kept, and the mean and deviation of the images.
 
     Raises:
         ConfigError: they cannot be read.
@@ -108,4 +117,8 @@ def content_of(given: str) -> str:
 
 @lru_cache(maxsize=64)
 def hash_file(path: Path, changed: int, size: int) -> str:
-    return read_weights(str(path), KEY).fingerprint()
+    weights = read_weights(str(path), KEY)
+    if weights.description is None:
+        return weights.fingerprint()
+    beside = json.dumps([weights.description.classes, weights.normalization])
+    return hashlib.sha256(f"{weights.fingerprint()}{beside}".encode()).hexdigest()[:16]

@@ -1,0 +1,99 @@
+"""What a file of ours says beside its weights: the config that trained them, their classes, the images they expect."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from config import schema
+from config.check import check_constraints
+from config.command_line import override
+from weights.layouts import Architecture, LayoutError
+
+# Keys of `model` that say how a model is made or computed, not what it is.
+NOT_THE_MODEL = ("pretrained", "backend")
+SECTIONS = ("model", "data", "trainer")
+MODEL_KEYS = {"d_model", "depth", "kernel_size", "patch_size", "activation"}  # in every config of ours
+
+
+@dataclass(frozen=True)
+class Description:
+    """
+    Attributes:
+        config: the run's, with the sections model, data and trainer.
+        model: its section of the config.
+        classes: their names, as the data set has them; None where they are not known.
+        labels: the same for people to read.
+        image_size: height and width of the images that the weights were trained on.
+        mean, std: of each channel, that the images were normalized with.
+        epoch: the row of metrics.csv of the weights' epoch; empty between two epochs.
+    """
+
+    config: dict[str, Any]
+    model: schema.Model
+    classes: list[str] | None
+    labels: list[str] | None
+    image_size: tuple[int, int] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    epoch: dict[str, Any]
+
+
+def read_description(content: Mapping[str, Any], architecture: Architecture) -> Description | None:
+    """What the file says; None for a file of others, which may have keys of these names, too.
+
+    Raises:
+        LayoutError: the file contradicts its own weights, or is of a version with another model.
+    """
+    config: Any = content.get("config")
+    if not isinstance(config, Mapping) or not all(isinstance(config.get(section), Mapping) for section in SECTIONS):
+        return None
+    if not config["model"].keys() >= MODEL_KEYS:
+        return None
+    size = content.get("image_size")
+    description = Description(
+        config=dict(config),
+        model=read_model(config["model"], architecture),
+        classes=content.get("classes"),
+        labels=content.get("labels") or content.get("classes"),
+        image_size=(size[0], size[1]) if size else None,
+        mean=tuple(content["mean"]) if content.get("mean") else None,
+        std=tuple(content["std"]) if content.get("std") else None,
+        epoch=epoch_of(content),
+    )
+    for name, values, expected in (
+        ("classes", description.classes, architecture.n_classes),
+        ("labels", description.labels, architecture.n_classes),
+        ("mean", description.mean, architecture.channels),
+        ("std", description.std, architecture.channels),
+    ):
+        if values is not None and len(values) != expected:
+            raise LayoutError(f"it names {len(values)} {name}, but its weights have {expected}")
+    return description
+
+
+def read_model(saved: Mapping[str, Any], architecture: Architecture) -> schema.Model:
+    known = {item.name for item in fields(schema.Model)}
+    if unknown := [key for key in saved if key not in known]:
+        raise LayoutError(f"its model has model.{unknown[0]}, which this version does not know")
+    model = schema.Model(**{key: value for key, value in saved.items() if key not in NOT_THE_MODEL})
+    if differing := differences(model, architecture.model_keys):
+        raise LayoutError(f"it says {differing[0]} of a {architecture}")
+    check_constraints(model, "model.")
+    return model
+
+
+def epoch_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Best weights have the row of their epoch; a training state has all rows, the last is its own after an epoch."""
+    if "rows" not in content:
+        return dict(content.get("metrics") or {})
+    return dict(content["rows"][-1]) if content["rows"] and not content.get("step") else {}
+
+
+def described(model: schema.Model) -> dict[str, Any]:
+    """The keys of `model` that say what it is."""
+    return {key: value for key, value in asdict(model).items() if key not in NOT_THE_MODEL}
+
+
+def differences(model: schema.Model, expected: Mapping[str, Any]) -> list[str]:
+    """The overrides that the model has instead of the expected ones."""
+    return [override(f"model.{key}", getattr(model, key)) for key in expected if getattr(model, key) != expected[key]]
