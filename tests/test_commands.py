@@ -15,7 +15,7 @@ from config.check import check_config
 from config.command_line import override
 from config.schema import CONF, Config
 from run_folders import write_run
-from sweeps import jobs
+from sweeps import plan
 from tracking.identity import parse_overrides
 
 
@@ -24,11 +24,11 @@ def expanded(command: str) -> list[Config]:
     python, script, multirun, *arguments = shlex.split(command)
     assert (python, script, multirun) == ("python", "src/train.py", "-m")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        typed = jobs.parse_overrides(arguments)
+        typed = plan.parse_overrides(arguments)
         single = [str(one.input_line) for one in typed.values() if not one.is_sweep_override()]
         params = compose("train", single, return_hydra_config=True).hydra.sweeper.params
         task = [argument for argument in arguments if "hydra." not in argument]
-        runs = jobs.expand_grid(jobs.parse_overrides(task, params))
+        runs = plan.expand_grid(plan.parse_overrides(task, params))
         return [check_config(compose("train", run)) for run in runs]
 
 

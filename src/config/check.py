@@ -46,7 +46,7 @@ def check_keys(composed: DictConfig) -> Any:
     known = dict(flatten(asdict(config)))
     for path, _ in flatten(OmegaConf.to_container(composed)):
         if path not in known:  # appended with +key=value
-            raise ConfigError(f"{path}: unknown key; {suggest(path, known)}")
+            raise ConfigError(f"{path}: unknown key; {suggest(path, list(known))}")
     check_constraints(config)
     return config
 
