@@ -5,6 +5,7 @@ python src/evaluate.py checkpoint=convmixer_768_32 data=imagenet data.root=DIR
 python src/evaluate.py --help
 """
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,8 @@ from omegaconf import DictConfig
 from config.commands import run_command
 from config.errors import ConfigError
 from runtime.files import check_new
+
+log = logging.getLogger(__name__)
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -30,6 +33,8 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     settings = complete(composed, weights, overrides)
     checkpoint = load_checkpoint(weights, settings)
     data, split = evaluation.load_data(checkpoint, settings.split)
+    for remark in data.remarks:
+        log.info(f"  {remark}")
     if settings.summary:
         report.print_summary(checkpoint, data.image_size)
     result = evaluation.evaluate(checkpoint, data, split)

@@ -1,6 +1,7 @@
 """Folders of images: their classes, sizes and modes, and what is wrong with them."""
 
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import LETTERS, Train, checked
 from data import datasets, image_folder
 from data.batches import make_eval_loader, make_train_loader
 from data.fingerprint import fingerprint
+from tracking.identity import run_id
 
 
 def load_folder(root: Path, *overrides: str, patch_size: int = 2) -> datasets.DataSplits:
@@ -48,6 +50,40 @@ def test_a_validation_folder_beside_test_is_used(folder: Path, names: tuple[str,
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [36, 3, 12]
     assert (loaded.val.images == np.array([1, 2, 3])).all()
     assert fingerprint.__wrapped__(folder) != before
+
+
+@pytest.mark.parametrize("kind", ["classes alone", "train alone"])
+def test_a_folder_without_a_test_set_is_divided(folder: Path, kind: str, train: Train) -> None:
+    shutil.rmtree(folder / "val")
+    root = folder if kind == "train alone" else folder / "train"
+
+    def test_files(*overrides: str) -> set[str]:
+        datasets.read.cache_clear()
+        loaded = load_folder(root, *overrides)
+        assert loaded.val is not None and loaded.train.files is not None and loaded.test.files is not None
+        parts = [part.files.tolist() for part in (loaded.train, loaded.val, loaded.test) if part.files is not None]
+        assert len({*chain(*parts)}) == sum(map(len, parts)) == 36
+        assert len(set(np.bincount(loaded.test.labels))) == 1
+        return set(loaded.test.files)
+
+    options = ("data.test_fraction=0.25", "data.val_fraction=0.2")
+    assert len(test_files(*options)) == 9
+    assert test_files(*options) == test_files(*options, "seed=5") != test_files(*options, "data.split_seed=1")
+
+    def identity(*overrides: str) -> str:
+        return run_id(checked("data=image_folder", f"data.root={root}", "data.val_fraction=0", *overrides))
+
+    assert len({identity(), identity("data.split_seed=1"), identity("data.test_fraction=0.3")}) == 3
+    datasets.read.cache_clear()
+    done = train("data=image_folder", f"data.root={root}", "data.train_fraction=1", "data.test_fraction=0.25")
+    assert done.summary["images"]["test"] == 9
+    assert "data.test_fraction=0.25" in done.summary["remarks"][0]
+
+
+def test_a_test_fraction_counts_only_where_it_is_used(folder: Path) -> None:
+    config = ("data=image_folder", f"data.root={folder}")
+    assert run_id(checked(*config, "data.test_fraction=0.5")) == run_id(checked(*config))
+    assert run_id(checked("data.test_fraction=0.5")) == run_id(checked())
 
 
 def test_folders_that_are_not_used_are_named(folder: Path) -> None:
@@ -216,9 +252,6 @@ def spoil(folder: Path, what: str) -> list[str]:
         return [str(folder / "train" / "cat" / "gone.png")]
     if what == "bomb":
         return [str(folder / "train" / "cat" / "0.png"), "decompression bomb"]
-    if what == "no test set":
-        (folder / "val").rename(folder / "extra")
-        return ["neither test nor val"]
     if what == "two validation sets":
         shutil.copytree(folder / "val", folder / "Valid")
         return ["both Valid and val", "data.root="]
@@ -235,7 +268,6 @@ def spoil(folder: Path, what: str) -> list[str]:
         "corrupt image",
         "dangling link",
         "bomb",
-        "no test set",
         "no train set",
         "two validation sets",
     ],

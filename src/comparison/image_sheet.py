@@ -28,7 +28,8 @@ def read_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]
         DataError: they are not where the run found them, or they are others now.
     """
     name, root = run.config["data.name"], run.config["data.root"]
-    data = datasets.read(name, root, download=False)
+    options = [run.config[f"data.{key}"] for key in ("skip_unreadable", "test_fraction", "split_seed")]
+    data = datasets.read(name, root, False, *options)
     if not np.array_equal(data.test.labels, labels):
         raise DataError(f"data.root={root}: the test images are no longer those of the runs")
     return data.test, data.classes

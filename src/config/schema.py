@@ -53,6 +53,7 @@ PRECISION = one_of("fp32", "bf16", "fp16")
 PROBABILITY = Constraint("a probability, 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Constraint("at least 0 and below 1", lambda value: 0 <= value < 1)
 SHARE = Constraint("a share, above 0 and at most 1", lambda value: 0 < value <= 1)
+INNER_SHARE = Constraint("a share, above 0 and below 1", lambda value: 0 < value < 1)
 HALF = Constraint("at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
 BETAS = Constraint(
     "two numbers, at least 0 and below 1",
@@ -131,6 +132,7 @@ class Data:
     mean: list[float] | None = key(MEAN, None)  # null: measured on training images
     std: list[float] | None = key(STD, None)
     hflip: float = key(PROBABILITY, 0.5)  # how often to mirror; 0 where that makes another class
+    test_fraction: float = key(INNER_SHARE, 0.2)  # of a folder without test images, stratified by split_seed
     skip_unreadable: bool = False  # train without the images of a folder that cannot be read
 
 
@@ -300,6 +302,7 @@ NOT_RECIPE = (
 # Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.
 LATER_KEYS = (
     "trainer.compile_mode", "model.pretrained", "trainer.freeze", "optimizer.layer_decay", "data.skip_unreadable",
+    "data.test_fraction",
 )  # fmt: skip
 
 GROUPS = (

@@ -24,7 +24,11 @@ def load(config: schema.Data, patch_size: int) -> DataSplits:
     Raises:
         DataError: the images are missing, corrupt, or do not fit the config.
     """
-    return prepare(read(config.name, config.root, skip_unreadable=config.skip_unreadable), config, patch_size)
+    return prepare(read_configured(config), config, patch_size)
+
+
+def read_configured(config: schema.Data, download: bool = True) -> DataSplits:
+    return read(config.name, config.root, download, config.skip_unreadable, config.test_fraction, config.split_seed)
 
 
 def prepare(
@@ -100,11 +104,18 @@ def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...]
 
 
 @lru_cache(maxsize=1)
-def read(name: str, root: str, download: bool = True, skip_unreadable: bool = False) -> DataSplits:
+def read(
+    name: str,
+    root: str,
+    download: bool = True,
+    skip_unreadable: bool = False,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+) -> DataSplits:
     if name == "digits":
         return read_digits()
     if name == "image_folder":
-        return read_image_folder(Path(root), skip_unreadable)
+        return read_image_folder(Path(root), skip_unreadable, test_fraction, split_seed)
     return read_cifar(name, Path(root), download)
 
 

@@ -14,9 +14,9 @@ MOST_FILES, MOST_BYTES = 100_000, 2**30
 
 @cache
 def fingerprint(root: Path) -> str:
-    """Of all images in the folders of `root`'s splits; never raises, since the run reports what it cannot read.
+    """Of all images in the folders of `root`'s splits, or of its classes.
 
-    Computed once per process, as the images are read once.
+    Never raises, since the run reports what it cannot read. Computed once per process, as the images are read once.
     """
     sizes = {path: size_of(path) for path in files_below(root)}
     with_content = len(sizes) <= MOST_FILES and sum(sizes.values()) <= MOST_BYTES
@@ -31,7 +31,7 @@ def fingerprint(root: Path) -> str:
 
 def files_below(root: Path) -> Iterator[str]:
     with suppress(DataError):  # missing, or not to be read: the run will say so
-        for split in sorted(split_folders(root).values()):
+        for split in sorted(split_folders(root).values()) or [""]:
             for name in class_folders(root / split):
                 yield from image_files(root / split / name)
 

@@ -62,6 +62,14 @@ def split_folders(root: Path) -> dict[str, str]:
     return found
 
 
+def is_divided(root: Path) -> bool:
+    """Whether the folder has no test images of its own, so that a run takes a part of all for them."""
+    try:
+        return not split_folders(root).keys() & {"test", "val"}
+    except DataError:
+        return False
+
+
 def class_folders(folder: Path) -> list[str]:
     """The names of a folder's subfolders, except those that hold no images.
 

@@ -1,4 +1,4 @@
-"""Folders of images, ROOT/train/CLASS/* with test, val or both beside train: splits, classes, size and channels."""
+"""Folders of images, ROOT/train/CLASS/* with test, val or both beside train, or ROOT/CLASS/* to be divided."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,37 +16,48 @@ from data.image_files import (
     unreadable_error,
     unreadable_images,
 )
-from data.splits import DataSplits, Split
+from data.splits import DataSplits, Split, divide
 
 DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
 USES = ("training", "the test", "validation")
 SAMPLE_SIZE = 500  # images that are looked at for what they have in common
 
 
-def read_image_folder(root: Path, skip_unreadable: bool = False) -> DataSplits:
+def read_image_folder(
+    root: Path, skip_unreadable: bool = False, test_fraction: float = 0.2, split_seed: int = 0
+) -> DataSplits:
     """All images of a folder. Where there is no test folder, the validation folder holds the test set.
+
+    Without either, a part of the images becomes the test set: `test_fraction` of each class, drawn by `split_seed`.
 
     Raises:
         DataError: a split or a class is missing, or an image cannot be read.
     """
     folders = split_folders(root)
-    if "train" not in folders:
+    if "train" not in folders and (folders or not class_folders(root)):
         others = ", ".join(class_folders(root)[:5]) or "no folders"
         raise DataError(
-            f"data.root={root}: expected a folder with train/CLASS/* and test/CLASS/* or val/CLASS/*; it has {others}"
+            f"data.root={root}: expected train/CLASS/* and test/CLASS/* or val/CLASS/*, or CLASS/* alone; "
+            f"it has {others}"
         )
     held_out = [folders[split] for split in ("test", "val") if split in folders]
-    if not held_out:
-        raise DataError(f"data.root={root}: there is a {folders['train']} folder but neither test nor val")
-    names = [folders["train"], *held_out]
+    names = [folders.get("train", "."), *held_out]
     classes = class_folders(root / names[0])
     if len(classes) < 2:
-        raise DataError(f"data.root={root}: expected two or more classes in {names[0]}/CLASS/*; found {classes}")
+        raise DataError(
+            f"data.root={root}: expected two or more classes in {Path(names[0], 'CLASS/*')}; found {classes}"
+        )
     for name in held_out:
         check_same_classes(root, names[0], name)
     splits = [list_images(root / name, classes) for name in names]
-    remarks = [f"data.root={root}: {', '.join(f'{name} for {use}' for name, use in zip(names, USES, strict=False))}"]
-    if unused := [name for name in class_folders(root) if name not in names]:
+    uses = zip(names, USES, strict=False)
+    remarks = [f"data.root={root}: {', '.join(f'{name} for {use}' for name, use in uses if name != '.')}"]
+    if not held_out:
+        remarks = [
+            f"data.root={root}: no test folder; data.test_fraction={test_fraction} of each class is the test set, "
+            f"drawn by data.split_seed={split_seed}"
+        ]
+    if folders and (unused := [name for name in class_folders(root) if name not in names]):
         remarks.append(f"data.root={root}: not used: {', '.join(map(printable, unused))}")
     skipped: list[str] = []
     if skip_unreadable:
@@ -54,6 +65,8 @@ def read_image_folder(root: Path, skip_unreadable: bool = False) -> DataSplits:
         remarks += [f"data.skip_unreadable=true: {len(skipped):,} skipped: {listed(skipped)}"] if skipped else []
     for name, split in zip(names, splits, strict=True):
         check_no_class_is_empty(root / name, split, classes)
+    if not held_out:
+        splits = [*divide(splits[0], test_fraction, split_seed, "data.test_fraction", classes)]
     train, test, *val = splits
     data = DataSplits(train, val[0] if val else None, test, [*map(printable, classes)], 0, (0, 0))
     return decoded(replace(data, remarks=tuple(remarks), skipped=tuple(skipped)))

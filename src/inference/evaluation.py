@@ -17,7 +17,7 @@ from config import schema
 from config.errors import ConfigError
 from data import datasets
 from data.batches import make_eval_loader
-from data.image_files import class_folders, split_folders
+from data.image_files import class_folders, is_divided, split_folders
 from data.image_folder import read_one_split
 from data.splits import DataSplits, Split
 from data.transforms import Normalize
@@ -109,7 +109,7 @@ def load_data(checkpoint: Checkpoint, name: str) -> tuple[DataSplits, Split]:
     if folder := folder_of(config, name):
         data = read_one_split(folder, "L" if channels == 1 else "RGB", config.skip_unreadable)
     else:
-        data = datasets.read(config.name, config.root, skip_unreadable=config.skip_unreadable)
+        data = datasets.read_configured(config)
     if data.channels != channels:
         raise ConfigError(f"data.name={config.name}: {data.channels} channels, but the model takes {channels}")
     if name == "test" or folder:
@@ -131,6 +131,8 @@ def folder_of(config: schema.Data, name: str) -> Path | None:
         return None
     root = Path(config.root)
     folders = split_folders(root)
+    if is_divided(root):
+        return None
     if "train" in folders:
         validates = config.val_fraction and not {"val", "test"} <= folders.keys()  # with a part of the training images
         divided = {"train": validates or config.train_fraction < 1, "val": validates, "test": False}[name]

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from config import schema
 from config.schema import LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_below, keys_of
 
 # Overrides that say where and how, not what: no part of a run's name.
@@ -49,8 +50,11 @@ def effect(config: Config) -> dict[str, Any]:
     settings["data.hflip"] = config.augmentation.hflip or (0.0 if data.name == "digits" else 0.5)  # likewise
     if not data.val_fraction:
         settings["trainer.monitor"] = "val/accuracy"
-    if not data.val_fraction and data.train_fraction == 1:
+    takes_test_images = divides_folder(config)
+    if not data.val_fraction and data.train_fraction == 1 and not takes_test_images:
         settings["data.split_seed"] = 0
+    if not takes_test_images:
+        settings["data.test_fraction"] = schema.Data.test_fraction
     if trainer.early_stopping.patience is None:
         settings |= {f"trainer.early_stopping.{key}": value for key, value in asdict(EarlyStopping()).items()}
     if not config.optimizer.weight_decay:
@@ -59,6 +63,15 @@ def effect(config: Config) -> dict[str, Any]:
         settings["trainer.compile_mode"] = "auto"
     settings["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
     return settings
+
+
+def divides_folder(config: Config) -> bool:
+    """Whether the test images are a part of a folder's, drawn by data.split_seed."""
+    if config.data.name != "image_folder":
+        return False
+    from data.image_files import is_divided  # NumPy and Pillow take long to import
+
+    return is_divided(Path(config.data.root))
 
 
 def data_fingerprint(config: Config) -> str | None:
