@@ -76,6 +76,25 @@ def write_dropout(folder: Path, options: tuple[str, ...], rates: tuple[float, ..
     return folder
 
 
+def test_a_split_that_follows_the_seed_is_part_of_it(tmp_path: Path) -> None:
+    """As of data.split_seed=${seed}: runs of one setting stay one row; beside a sweep with one split they do not."""
+    for kernel in (3, 5):
+        for seed in (0, 1):
+            overrides = f"{KERNEL}={kernel}", f"seed={seed}", f"data.split_seed={seed}"
+            write_run(tmp_path / "s" / f"{kernel}-{seed}", *overrides, best__val__accuracy=0.9 + seed / 100)
+    comparison = read([tmp_path / "s"])
+    assert len(comparison.settings) == 2 and comparison.keys == [KERNEL]
+    write_run(tmp_path / "t" / "3-1", f"{KERNEL}=3", "seed=1", "data.split_seed=0", best__val__accuracy=0.9)
+    assert "data.split_seed" in read([tmp_path / "s", tmp_path / "t"]).keys
+
+
+def test_a_search_is_said_to_have_selected(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", {(5, 8): [0.9, 0.92], (9, 8): [0.95, 0.96]})
+    assert not any("search" in line for line in caveats(read([folder])))
+    (folder / "search.db").touch()
+    assert any("search" in line for line in caveats(read([folder])))
+
+
 @pytest.mark.parametrize("is_told", [True, False])
 @pytest.mark.parametrize(
     ("options", "rates"), [(("blocks", "head", "all"), (0.05, 0.15, 0.3)), (("blocks", "head"), (0.1, 0.2))]

@@ -169,6 +169,11 @@ def caveats(comparison: Comparison) -> list[str]:
             "A race chose the seeds of each setting by its results. Its own tests (race.md) allow for that; the "
             "intervals and p values here do not."
         )
+    if any(run.folder.with_name("search.db").exists() for run in comparison.runs):
+        lines.append(
+            "A search chose these settings, and the seeds of each, by their results: the best of them look better than "
+            "they are, and the intervals and p values here do not allow for that. Fresh seeds of the best would tell."
+        )
     part = metric.partition("/")[0]
     numbers = {(run.summary.get("images") or {}).get(part) for setting in settings for run in setting.completed}
     images = numbers.pop() if len(numbers) == 1 else None

@@ -81,7 +81,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     def level(run: Run, key: str) -> Any:
         return images[run] if key == "data.root" else run.config.get(key)
 
-    differing = [key for key in keys if len({level(run, key) for run in readable}) > 1]
+    differing = [key for key in keys if len({level(run, key) for run in readable}) > 1 and not is_seed(key, readable)]
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in readable:
         groups[tuple(level(run, key) for key in differing)].append(run)
@@ -91,6 +91,11 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 def decides(key: str) -> bool:
     """Whether runs that differ in a key are of different settings."""
     return not is_below(key, (*NOT_IDENTITY, "seed", "trainer.channels_last"))  # the last one changes the speed alone
+
+
+def is_seed(key: str, runs: Sequence[Run]) -> bool:
+    """Return if a key follows the seed in all runs, as data.split_seed=${seed} does: then it varies with it."""
+    return key.endswith("seed") and all(run.config.get(key) == run.config.get("seed") for run in runs)
 
 
 def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
