@@ -121,8 +121,8 @@ def test_a_run_that_is_killed_leaves_those_beside_it_alone(tmp_path: Path) -> No
 def claimant(folder: Path) -> subprocess.Popen[str]:
     """A process that claims one of two GPUs and keeps it."""
     claim = (
-        "import pathlib; from runtime.gpu_lock import lock_gpu; "
-        f"print(lock_gpu(['a', 'b'], pathlib.Path({str(folder)!r})), flush=True)"
+        "import pathlib; from runtime.claims import claim; "
+        f"print(claim(['a', 'b'], pathlib.Path({str(folder)!r})), flush=True)"
     )
     return subprocess.Popen(
         [sys.executable, "-c", f"{claim}; input()"],

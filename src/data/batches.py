@@ -23,6 +23,7 @@ from data.gpu_transforms.batch import BatchTransform, exact_division
 from data.image_files import DataError, unreadable_error
 from data.splits import DataSplits, Split
 from data.workers import Workers
+from runtime.claims import cores
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
 
@@ -285,9 +286,8 @@ def loader(
 
 def spare_cores() -> int:
     """Cores for loading images: all but one of this process's share, at least 1 and at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has set OMP_NUM_THREADS=1, whatever there is
-        share = cores // int(os.environ["LOCAL_WORLD_SIZE"])
+        share = cores() // int(os.environ["LOCAL_WORLD_SIZE"])
     else:
-        share = min(cores, torch.get_num_threads())
+        share = min(cores(), torch.get_num_threads())
     return min(16, max(1, share - 1))

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from config.errors import ConfigError, first_line
+from runtime.claims import cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 GREY = ("1", "L")  # Pillow's modes without color
@@ -159,7 +160,7 @@ def unreadable_images(paths: Sequence[str], seconds: float | None = None) -> dic
             return reason_of(error)
         return None
 
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    pool = ThreadPoolExecutor(cores())
     try:
         return {path: error for path, error in zip(paths, pool.map(reason, paths), strict=True) if error}
     finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -9,8 +10,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sweeps.launch import Announcer, logging_of, train
-from sweeps.plan import make_job
+from runtime.claims import is_held, processes_of
+from runtime.console import say
+from sweeps.launch import Announcer, is_alone, logging_of, train
+from sweeps.plan import Job, make_job
+from tracking.run_lock import lock_of
 
 
 @dataclass
@@ -31,8 +35,21 @@ class OneByOne(Launcher):
         Raises:
             SystemExit: a signal came, or a run failed and on_failure=stop.
         """
+        import torch  # takes seconds
+
         announcer = Announcer(self.config, initial_job_idx + len(job_overrides))
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            announcer.say(number)
-            train(make_job(self.config.hydra.job.config_name, tuple(overrides)), logging_of(self.config))
+        sweep, threads, sharing = Path(self.config.output_dir, self.config.sweep), torch.get_num_threads(), 1
+        jobs = [make_job(self.config.hydra.job.config_name, tuple(overrides)) for overrides in job_overrides]
+        busy: list[tuple[int, Job]] = []  # with other processes; tried again after the others
+        for numbered in (list(enumerate(jobs, initial_job_idx)), busy):
+            for number, job in numbered:
+                if numbered is not busy and is_alone() and is_held(lock_of(sweep, job.run_id)):
+                    busy.append((number, job))
+                    continue
+                announcer.say(number)
+                if (now := processes_of(sweep)) != sharing:
+                    sharing, share = now, max(1, threads // now)
+                    torch.set_num_threads(share)
+                    say(f"{now} processes of this sweep share the cores: {share} of {threads} threads for this one")
+                train(job, logging_of(self.config))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, env_override
 from hydra.plugins.launcher import Launcher
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError
 from config.process import prepare_process
+from runtime.claims import cores, processes_of
 from runtime.console import say
 from runtime.signals import signals_to_obey
 from sweeps.launch import Announcer, logging_of, train
@@ -50,11 +52,12 @@ class SideBySide(Launcher):
         Raises:
             SystemExit: a signal came, or a run did not complete and on_failure=stop.
         """
-        n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs())
+        processes = processes_of(Path(self.config.output_dir, self.config.sweep))  # of the sweep; they share the cores
+        n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs(processes))
         announcer = Announcer(self.config, initial_job_idx + len(job_overrides), at_once=n_jobs)
         waiting = deque(enumerate(job_overrides, initial_job_idx))
         with self.stop_on_signal():
-            context = fork_server(cores() // n_jobs)
+            context = fork_server(cores() // (n_jobs * processes))
             while self.running or (waiting and not self.exit_code):
                 if waiting and len(self.running) < n_jobs and not self.exit_code:
                     number, overrides = waiting.popleft()
@@ -104,15 +107,11 @@ class SideBySide(Launcher):
                 signal.signal(number, handler)
 
 
-def default_n_jobs() -> int:
-    """A run on each GPU, without a GPU on each core."""
+def default_n_jobs(processes: int) -> int:
+    """A run on each GPU, without a GPU on each core, shared with the other processes of the sweep."""
     import torch  # takes seconds
 
-    return torch.cuda.device_count() or cores()
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or max(1, cores() // processes)
 
 
 def fork_server(threads: int) -> ForkServerContext:

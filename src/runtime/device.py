@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from config.errors import ConfigError
-from runtime.gpu_lock import assign_gpu
+from runtime.claims import assign_gpu
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by trainer.precision
 

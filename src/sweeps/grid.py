@@ -1,11 +1,13 @@
 """A grid: every combination of the values, apart from those that were completed before."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from config.sweepers import Grid
+from runtime.claims import join_sweep
 from runtime.console import say
 from sweeps.launch import is_first, launch, make_folder, not_completed, record
 from sweeps.plan import as_list, describe, expand_grid, make_jobs, parse_overrides, varied_keys
@@ -24,6 +26,7 @@ def grid(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
     runs = expand_grid(parse_overrides(arguments, options.params))
     varied = varied_keys(runs)
     if is_first():
+        join_sweep(Path(config.output_dir, config.sweep))
         say(f"sweep {config.sweep}: {describe(runs)} → {config.output_dir}/{config.sweep}")
     jobs = make_jobs(config.hydra.job.config_name, [[*run, f"varied={as_list(varied)}"] for run in runs])
     folder = make_folder(config)

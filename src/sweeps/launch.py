@@ -39,6 +39,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_alone() -> bool:
+    """Whether the runs are no ranks', which look at different times and must all take the same decisions."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1
+
+
 def is_named(overrides: Iterable[str]) -> bool:
     """Whether the sweep has a name, not the time of day.
 
@@ -46,7 +51,7 @@ def is_named(overrides: Iterable[str]) -> bool:
         ConfigError: several processes were started for one run, without a name that they share.
     """
     named = any(override.startswith("sweep=") for override in overrides)
-    if not named and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if not named and not is_alone():
         raise ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
     return named
 
@@ -74,7 +79,7 @@ def locked_folder(config: DictConfig) -> Iterator[Path]:
     Raises:
         ConfigError: there can be no such folder, or another process has it.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if not is_alone():
         raise ConfigError("hydra/sweeper: several processes were started; expected one, which starts the others")
     folder = make_folder(config)
     try:
@@ -102,9 +107,7 @@ def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
 def not_completed(jobs: Iterable[Job], index: RunIndex) -> list[Job]:
     """Each run once, apart from those completed before."""
     unique = list({job.run_id: job for job in jobs}.values())
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # ranks look at different times, and must all take the same runs
-        return unique
-    return [job for job in unique if index.summary(job.run_id).get("status") != "completed"]
+    return [job for job in unique if not (is_alone() and index.summary(job.run_id).get("status") == "completed")]
 
 
 def launch(launcher: Launcher, jobs: Iterable[Job], index: RunIndex, first_number: int) -> None:

@@ -33,7 +33,7 @@ from runtime.files import read_json, remove_partial, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
-from tracking.run_lock import acquire_lock, describe_holder
+from tracking.run_lock import acquire_lock, describe_holder, lock_of
 from tracking.trial import Trial
 from tracking.wandb_logger import WandbLogger, log_exceptions, remove_empty_runs, run_of_agent
 
@@ -67,7 +67,7 @@ class RunFolder:
         sweep = Path(config.output_dir) / config.sweep
         self.config, self.overrides = config, parse_overrides(overrides)
         self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
-        lock = sweep / ".locks" / f"{self.run_id}.lock"
+        lock = lock_of(sweep, self.run_id)
         has_lock = lock.exists()  # or no process has had the run, and its folder need not be searched for
         self.lock = acquire_lock(lock) if world.rank == 0 else None
         if world.broadcast(self.lock is None):

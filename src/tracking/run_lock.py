@@ -3,7 +3,6 @@
 The system releases the lock when this process ends, however it ends. `.locks/ID.holder` says which process that is.
 """
 
-import fcntl
 import os
 import socket
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from config.errors import ConfigError
+from runtime.claims import is_held
 
 WAIT_SECONDS = 1.0  # for those who only look; a run is held for longer
 
@@ -44,16 +44,9 @@ def describe_holder(path: Path) -> str:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process, on any machine that shares the file system, is training the run of this folder.
+    """Whether a process is training the run of this folder."""
+    return is_held(lock_of(folder.parent, folder.name.rpartition("-")[2]))
 
-    Looking takes a shared lock for some microseconds, as several may do at once, and creates no file.
-    """
-    path = folder.parent / ".locks" / f"{folder.name.rpartition('-')[2]}.lock"
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+
+def lock_of(sweep: Path, run_id: str) -> Path:
+    return sweep / ".locks" / f"{run_id}.lock"
