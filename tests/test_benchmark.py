@@ -194,6 +194,7 @@ def test_doctor_answers_where_nothing_can_be_measured(
         ((10, 3), ["sm_90a", "sm_100"], True),
         ((12, 1), ["sm_90", "compute_90"], True),
         ((7, 0), ["sm_80", "compute_80"], False),
+        ((9, 4), ["gfx90a", "gfx942"], True),
     ],
 )
 def test_gpu_without_kernels_in_the_wheel_is_one_line(

@@ -567,7 +567,8 @@ def test_resuming_elsewhere_chooses_again_and_says_so(
     clock: Clock, caplog: pytest.LogCaptureFixture, changed: dict[str, Any]
 ) -> None:
     before = Selection(layer(), NHWC, {"reference NHWC": 2.0}).state
-    assert select(layer(), World(), before).backend == NHWC
+    assert select(layer(), World(), before).milliseconds == {"reference NHWC": 2.0}
+    assert select(layer(), World(), {**before, "layer_milliseconds": [1]}) == Selection(layer(), NHWC)
     assert warnings(caplog) == []
     assert select(layer(), World(), {**before, **changed}).backend == STACKED
     assert len(warnings(caplog)) == 1

@@ -56,8 +56,8 @@ def missing_kernels(capability: tuple[int, int], wheel: Sequence[str]) -> str | 
     for architecture in wheel:  # machine code runs on later minor versions, "compute_" on all later ones
         kind, _, digits = architecture.partition("_")
         built = int(re.sub(r"\D", "", digits)[:-1] or 0), int(re.sub(r"\D", "", digits)[-1:] or 0)
-        if built <= capability and (kind == "compute" or built[0] == major):
-            return None
+        if kind not in ("sm", "compute") or (built <= capability and (kind == "compute" or built[0] == major)):
+            return None  # AMD's have other names
     return f"compute capability {major}.{minor}: this PyTorch has kernels for {', '.join(wheel)} only"
 
 

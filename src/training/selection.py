@@ -123,8 +123,12 @@ def before_or_fastest(
     if before and not excluded:
         taken = before.get("backend"), before.get("channels_last"), before.get("compile_mode", "default")
         open_now = [*backends, *(graphs for backend in backends for graphs in with_cuda_graphs(layer, backend))]
+        times = before.get("layer_milliseconds")
         if before.get("device") == describe(layer.device) and taken in open_now:
-            return Backend(*taken), before.get("layer_milliseconds") or {}
+            backend = Backend(*taken)
+            if isinstance(times, dict) and isinstance(times.get(str(backend)), float):
+                return backend, times
+            return backend, {}
         log.warning(
             f"resumes on {describe(layer.device)}, where {taken[0]} (chosen on {before.get('device')}) is not "
             "available or not measured: the backend is chosen again"
