@@ -239,7 +239,7 @@ def test_a_race_needs_no_name_and_follows_its_seeds(tmp_path: Path) -> None:
     unnamed = [word for word in DIGITS if not word.startswith("sweep=")]
     done = command(*unnamed, *small, "optimizer.lr=0.03,0.04", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "run 1 of at most 6" in done.stdout
+    assert "run 1 of at most 6" in done.stdout and "run 6 of 6 by the end of this round" in done.stdout
     assert "| in question |" in next(tmp_path.glob("outputs/*/race.md")).read_text()
 
 

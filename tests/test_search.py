@@ -93,6 +93,7 @@ def test_a_search_goes_on_and_goes_further(tmp_path: Path) -> None:
     first = tiny(tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "run 3 of 3" in first.stdout
+    assert re.search(r"1 of 3 trials ended, about .* left", first.stdout)
     assert "maximize val/accuracy" in first.stdout
     done = trials(sweep)
     highest = max(trial.value for trial in done if trial.value is not None)

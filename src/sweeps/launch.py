@@ -150,13 +150,15 @@ class Announcer:
     def __init__(self, config: DictConfig, total: int, at_once: int = 1) -> None:
         self.folder = Path(config.output_dir) / config.sweep
         self.total, self.at_once = runs_of_search(config) or total, at_once
+        self.until = " by the end of this round" if "max_seeds" in config.hydra.sweeper else ""  # of a race
         self.progress: Progress | None = None
         self.looked_at, self.next_look = 0.0, 0.0 if config.hydra.sweeper.method == GRID else math.inf
 
     def say(self, number: int) -> None:
         """Before the run of this number, from 0."""
         if is_first():
-            say(f"run {number + 1:,} of {self.total:,}" + (f", {left}" if (left := self.time_left()) else ""))
+            left = self.time_left()
+            say(f"run {number + 1:,} of {self.total:,}{self.until}" + (f", {left}" if left else ""))
 
     def time_left(self) -> str:
         now = time.monotonic()

@@ -10,6 +10,7 @@ Everything that it knows is in OUTPUT_DIR/SWEEP/search.db, so that the same comm
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 
 import optuna
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
+from comparison.formatting import duration
 from config.errors import ConfigError
 from config.schema import Config, overrides_of
 from config.sweepers import Search
@@ -71,9 +73,15 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
             + (f", {failed} failed and tried again" if failed else "")
             + f"; {study.direction.name.lower()} {monitor} → {folder}"
         )
+        started, made = time.monotonic(), 0
         while batch or (batch := propose(study, space, options)):
             run_batch(app, study, batch, fixed, launcher, index, options)
+            made += len(batch)
             batch = []
+            ended = len(not_retried(study)) - len(study.get_trials(states=[TrialState.RUNNING]))
+            if left := max(0, options.n_trials - ended):
+                seconds = left * (time.monotonic() - started) / made
+                say(f"{ended} of {options.n_trials} trials ended, about {duration(seconds)} left")
         importances = importance(study)
         for line in findings(study, monitor, options.n_seeds, importances):
             say(line)
