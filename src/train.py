@@ -14,27 +14,31 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from config.check import check_config
+from config.command_line import task_overrides
 from config.errors import check_options, report_errors
 from config.process import prepare_process
-from config.schema import register
-from sweeps.launch import is_named, make_folder
+from config.schema import GROUPS, register
+from sweeps.launch import is_named, is_named_by_time, make_folder, name_by_time
 from sweeps.preview import preview
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(composed: DictConfig) -> None:
     """One run; with -m Hydra calls hydra_plugins/sweeper.py instead."""
-    overrides = list(HydraConfig.get().overrides.task)
+    hydra_config = HydraConfig.get()
+    overrides = task_overrides(hydra_config)
     with report_errors():
         config = check_config(composed)
         is_named(overrides)
         if config.plan:
             preview("train", Path(config.output_dir, config.sweep), [overrides], note="", as_json=config.plan == "json")
             return
+        if is_named_by_time(composed):
+            name_by_time(config)
         make_folder(config)
         from training.start import run  # torch takes seconds to import: not for --help or a misspelt key
 
-        objective = run(config, overrides)
+        objective = run(config, overrides, {group: hydra_config.runtime.choices.get(group) for group in GROUPS})
     if objective is not None and math.isnan(objective):
         sys.exit(1)
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from comparison import options
 from comparison.findings import caveats
 from comparison.notes import notes
 from comparison.results import Comparison, read
@@ -206,8 +208,24 @@ def test_options_are_seen_also_where_they_were_not_typed(tmp_path: Path, conditi
     write_run(folder / "blocks", "dropout.blocks=0.1", "dropout.rate=0.1", name="dropout=blocks rate=0.1")
     write_run(folder / "by_place", "dropout.blocks=0.2", name="blocks=0.2")
     typed = {"experiment": "paper_cifar10", "dropout": "head"}
-    write_run(folder / "head", f"{KERNEL}=9", "dropout.head=0.1", "augmentation.auto_augment=rand-m9", overrides=typed)
+    chosen = {"model": "convmixer_256_8", "augmentation": "paper", "hardware": "gpu", "optimizer": "paper", **typed}
+    told = {"overrides": typed, "choices": chosen}
+    write_run(folder / "head", f"{KERNEL}=9", "dropout.head=0.1", "augmentation.auto_augment=rand-m9", **told)
     assert names(read([folder], filters=[condition])) == kept
+
+
+def test_an_option_is_what_was_chosen_whatever_the_default_is_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = shutil.copytree(options.CONF, tmp_path / "conf")
+    train = (conf / "train.yaml").read_text()
+    assert "optimizer: adamw" in train
+    (conf / "train.yaml").write_text(train.replace("optimizer: adamw", "optimizer: sgd"))
+    monkeypatch.setattr(options, "CONF", conf)
+    write_run(tmp_path / "s" / "new", overrides={}, choices={"optimizer": "adamw"})
+    write_run(tmp_path / "s" / "old", name="baseline")
+    assert names(read([tmp_path / "s"], filters=["optimizer=adamw"])) == {"new", "old"}
+    assert not names(read([tmp_path / "s"], filters=["optimizer=sgd"]))
 
 
 def test_words_of_the_summary_are_filtered_by(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from conftest import Finished, checked
 from data import datasets
 from data.fingerprint import fingerprint
 from tracking.identity import display_name, run_id
+from tracking.run_index import RunIndex
 
 
 def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
@@ -65,6 +66,15 @@ def test_a_run_is_named_by_what_varies_in_its_sweep_and_alone_by_its_overrides()
     assert display_name(overrides) == "data=digits kernel_size=5 lr=0.1 seed=1"
     assert display_name(overrides, ["model.kernel_size", "seed"]) == "kernel_size=5 seed=1"
     assert display_name(["sweep=s"]) == "baseline"
+    for key in ("experiment", "data.root"):
+        assert display_name([f"{key}=a", "sweep=s"], [key]) == f"{key.rpartition('.')[2]}=a"
+
+
+def test_of_copies_of_a_folder_the_completed_one_is_the_runs(tmp_path: Path) -> None:
+    for name, summary in (("a", '{"status": "interrupted", "epochs": 1}'), ("m", '{"status": "completed"}'), ("z", "")):
+        (tmp_path / f"{name}-1f").mkdir()
+        (tmp_path / f"{name}-1f" / "summary.json").write_text(summary)
+    assert RunIndex(tmp_path).folders == {"1f": tmp_path / "m-1f"}
 
 
 # Which images a run is of.

@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from conftest import command
 
 SMALL = (
@@ -77,6 +79,39 @@ def test_a_larger_grid_takes_up_the_runs_of_the_smaller_one(tmp_path: Path) -> N
     assert "2 of 4 runs completed before" in done.stdout and "run 2 of 2" in done.stdout
     assert len(statuses(tmp_path / "outputs" / "s")) == 4
     assert len(times) == 2 and all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+@pytest.mark.parametrize("sweeper", ["basic", "race"])
+def test_a_sweep_has_one_folder(tmp_path: Path, sweeper: str) -> None:
+    for place in ("sweep=k${model.kernel_size}", "sweep=a,b", "output_dir=a,b"):
+        arguments = ("-m", "model.kernel_size=3,5", *SMALL, place, f"hydra/sweeper={sweeper}")
+        done = command(*arguments, cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert f"error: {place.partition('=')[0]}=" in done.stderr
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_unnamed_sweeps_of_the_same_second_have_their_own_folders(tmp_path: Path) -> None:
+    name = "sweep=${now:%Y}"  # as good as the same second
+    for _ in range(2):
+        assert command("-m", "seed=0,1", *SMALL, name, cwd=tmp_path).returncode == 0
+    assert command(*SMALL, name, cwd=tmp_path).returncode == 0
+    folders = sorted((tmp_path / "outputs").iterdir(), key=lambda path: len(path.name))
+    assert len(folders) == 3 and all(path.name.startswith(folders[0].name) for path in folders)
+    assert sorted(len(statuses(path)) for path in folders) == [1, 2, 2]
+
+
+def test_a_run_records_the_options_that_hydra_chose(tmp_path: Path) -> None:
+    race = ("hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=3", "data.val_fraction=0.1")
+    on_digits = ("data=digits", "hardware=any", "data.batch_size=16", "patch=p1", "augmentation=none")
+    done = command("-m", "experiment=annotated,short_cifar10", *on_digits, *SMALL, *race, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    read = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/s/*/summary.json")]
+    assert {summary["choices"]["experiment"] for summary in read} == {"annotated", "short_cifar10"}
+    assert {summary["choices"]["augmentation"] for summary in read} == {"none"}
+    assert all(f"experiment={summary['choices']['experiment']}" in summary["name"] for summary in read)
+    table = (tmp_path / "outputs" / "s" / "race.md").read_text()
+    assert "annotated" in table and "short_cifar10" in table
 
 
 def test_the_terminal_is_quiet_when_it_is_none(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
 from comparison.effects import order
@@ -74,8 +76,9 @@ def named_keys(run: Run) -> list[str] | None:
 def swept_by(experiment: str) -> tuple[str, ...] | None:
     """The keys that `-m experiment=…` sweeps over by itself; None if there is no such experiment."""
     register()
+    is_sweep = GlobalHydra.instance().is_initialized()  # at the end of one, and not for compare.py
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with nullcontext() if is_sweep else initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("train", [override("experiment", experiment)], return_hydra_config=True)
     except HydraException:
         return None

@@ -1,8 +1,8 @@
-"""Which option of each config group a run has, also where nobody typed it.
+"""Which option of each config group a run has.
 
-What was composed follows from the defaults lists of conf/train.yaml and of the experiment, and from
-what was typed. `none` is judged by its effect instead: a run has dropout=none when it has no dropout,
-whatever was typed, and not when dropout.blocks=0.1 was.
+It is what Hydra chose, as the run recorded it; runs of older versions know only what they were started with. An
+option also fits a run whose config has all values that the option sets: model.kernel_size=5 is kernel=k5, and a run
+with dropout.blocks=0.1 is not dropout=none.
 """
 
 from functools import cache
@@ -19,33 +19,20 @@ ACROSS = ("patch", "kernel", "hardware")  # these set keys of other sections; th
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """Group → option, None where there is none."""
-    typed = {group: run.overrides[group] for group in GROUPS if group in run.overrides}
-    of_experiment = defaults_of(f"experiment/{typed.get('experiment')}")
-    options = {**dict.fromkeys(GROUPS), **defaults_of("train"), **of_experiment, **typed}
+    """Group → option; None where nothing was chosen, or where it is not recorded."""
+    chosen = {group: run.overrides[group] for group in GROUPS if group in run.overrides}
+    options = {**dict.fromkeys(GROUPS), **chosen, **(run.summary.get("choices") or {})}
     for group in GROUPS:
-        if (CONF / group / "none.yaml").exists():
+        if effect_of(group, "none"):
             composed = options[group] if options[group] != "none" else None
             options[group] = "none" if has_effect_of(group, "none", run) else composed
     return options
 
 
 def has_option(run: Run, group: str, option: str | None) -> bool:
-    """Whether a run was composed with an option, or has all that it sets: kernel=k5 is model.kernel_size=5."""
+    """Whether a run was composed with an option, or has all that it sets."""
     own = options_of(run)[group]
     return own == option or bool(option and own != "none" and has_effect_of(group, option, run))
-
-
-@cache
-def defaults_of(name: str) -> dict[str, str | None]:
-    """The options that the defaults list of a file below conf/ chooses; none where there is no such file."""
-    chosen: dict[str, str | None] = {}
-    for default in yaml_of(name).get("defaults", []):
-        if isinstance(default, str):  # another file of the same group
-            chosen |= defaults_of(f"{name.rpartition('/')[0]}/{default}")
-        else:
-            chosen |= {key.removeprefix("override /"): option for key, option in default.items()}
-    return {group: option for group, option in chosen.items() if group in GROUPS}
 
 
 def has_effect_of(group: str, option: str, run: Run) -> bool:
@@ -59,7 +46,8 @@ def has_effect_of(group: str, option: str, run: Run) -> bool:
 @cache
 def effect_of(group: str, option: str) -> dict[str, Any]:
     """The keys and values that an option alone decides; nothing of an unknown one."""
-    tree = yaml_of(f"{group}/{option}")
+    path = CONF / group / f"{option}.yaml"
+    tree = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
     tree.pop("defaults", None)
     if group in RECORDS or not tree:
         return {}
@@ -71,8 +59,3 @@ def effect_of(group: str, option: str) -> dict[str, Any]:
         for key, value in (defaults | flat(tree)).items()
         if key != "dropout.rate" and not is_below(key, NOT_IDENTITY)
     }
-
-
-def yaml_of(name: str) -> dict[str, Any]:
-    path = CONF / f"{name}.yaml"
-    return yaml.safe_load(path.read_text()) or {} if path.exists() else {}

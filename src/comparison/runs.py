@@ -33,6 +33,11 @@ class Run:
         return self.summary.get("status", "unreadable")
 
     @property
+    def run_id(self) -> str:
+        """As it hashes its config; runs of older versions have it at the end of their folder's name."""
+        return self.summary.get("run_id") or self.folder.name.rpartition("-")[2]
+
+    @property
     def reason(self) -> str:
         """Why it has no result, in one line."""
         if self.status in ("interrupted", "running", "pruned"):

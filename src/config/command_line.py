@@ -3,13 +3,19 @@
 import shlex
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from config.errors import shown
+
+
+def task_overrides(hydra: Any) -> list[str]:
+    """The overrides as they were typed: reading them one by one would resolve ${…} in them."""
+    return cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
 
 
 def command_line(script: str, *words: str) -> str:

@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
+from config.command_line import task_overrides
 from config.errors import check_folders, report_errors
 from config.process import prepare_process
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
@@ -76,7 +77,7 @@ def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None
     @functools.wraps(run)  # Hydra looks for conf/ from the file of this function
     def main(composed: DictConfig) -> None:
         with report_errors():
-            if code := run(composed, HydraConfig.get().overrides.task):
+            if code := run(composed, task_overrides(HydraConfig.get())):
                 sys.exit(code)
 
     prepare_process()

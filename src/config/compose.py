@@ -13,8 +13,10 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from config.schema import GROUPS
 
 
 def compose_config(app: str, overrides: Sequence[str]) -> DictConfig:
@@ -32,7 +34,7 @@ def compose_config(app: str, overrides: Sequence[str]) -> DictConfig:
             values.append(override)
         else:  # adds or deletes a key, which depends on the order of the overrides
             return compose(app, [*overrides])
-    config: DictConfig = pickle.loads(compose_groups(loader, app, tuple(groups)))
+    config: DictConfig = pickle.loads(compose_groups(loader, app, tuple(groups))[0])
     try:
         for override in values:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -41,10 +43,24 @@ def compose_config(app: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
+def chosen_options(app: str, overrides: Sequence[str]) -> dict[str, str | None]:
+    """The option that Hydra chooses from each config group for these overrides."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = tuple(override for override in overrides if chooses_files(loader, parse(override)))
+    return compose_groups(loader, app, groups)[1]
+
+
 @lru_cache(maxsize=1024)
-def compose_groups(loader: ConfigLoader, app: str, groups: tuple[str, ...]) -> bytes:
-    """The config of a choice of groups, pickled: reading it takes a sixth of the time of a deep copy."""
-    return pickle.dumps(compose(app, [*groups]))
+def compose_groups(loader: ConfigLoader, app: str, groups: tuple[str, ...]) -> tuple[bytes, dict[str, str | None]]:
+    """The config of a choice of groups, and the choice.
+
+    The config is pickled: reading it takes a sixth of the time of a deep copy.
+    """
+    config = compose(app, [*groups], return_hydra_config=True)
+    choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
+    with open_dict(config):
+        del config["hydra"]
+    return pickle.dumps(config), choices
 
 
 @lru_cache(maxsize=65536)

@@ -3,6 +3,7 @@
 Hydra looks for it in a package of this name and in no other.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from config.check import check_constraints
+from config.command_line import override
+from config.errors import ConfigError
 from config.sweepers import Grid, Race, Search
-from sweeps.launch import conclude, is_named
+from sweeps.launch import conclude, is_named, is_named_by_time, name_by_time
+from sweeps.plan import check_one_folder, parse_overrides
 from sweeps.preview import planned_overrides, preview
 
 ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=Grid)  # in place of Hydra's
@@ -37,8 +41,12 @@ class Sweeps(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        if not is_named(arguments):  # or the time of day of each run would be another
-            arguments = [*arguments, f"sweep={self.config.sweep}"]
+        check_one_folder(parse_overrides(arguments, self.options.params))
+        is_by_time, has_name = is_named_by_time(self.config), is_named(arguments)
+        if is_by_time and not self.config.plan:
+            name_by_time(self.config)
+        if is_by_time or not has_name:  # or the time of day of each run would be another
+            arguments = [*arguments, override("sweep", self.config.sweep)]
         if self.config.plan:
             folder = Path(self.config.output_dir, self.config.sweep)
             runs, note = planned_overrides(self.config, arguments, self.options)
@@ -46,5 +54,10 @@ class Sweeps(Sweeper):
             return
         sweep = get_method(self.method)  # not before: Hydra imports this module at every start, and Optuna takes long
         with env_override(self.config.hydra.job.env_set):
-            run_ids = sweep(self.config, self.launcher, arguments, self.options)
+            try:
+                run_ids = sweep(self.config, self.launcher, arguments, self.options)
+            except ConfigError:
+                with suppress(OSError):  # the folder is empty where nothing has been started
+                    Path(self.config.output_dir, self.config.sweep).rmdir()
+                raise
         conclude(self.config, run_ids or ())

@@ -1,5 +1,6 @@
 """What every sweep does around its runs: make its folder, launch them, say how far it is, compare them at the end."""
 
+import errno
 import json
 import math
 import os
@@ -10,8 +11,9 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra.core.utils import configure_log
@@ -56,6 +58,26 @@ def is_named(overrides: Iterable[str]) -> bool:
     return named
 
 
+def is_named_by_time(config: DictConfig) -> bool:
+    unresolved: Any = OmegaConf.to_container(config, resolve=False)
+    return "${now:" in str(unresolved["sweep"])
+
+
+def name_by_time(config: DictConfig | Config) -> None:
+    """Give a sweep that is named by the time of day a new folder, also if another started within the same second."""
+    base = config.sweep
+    for number in count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        try:
+            Path(config.output_dir, name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # make_folder says what is wrong
+            pass
+        config.sweep = name
+        return
+
+
 def make_folder(config: DictConfig | Config) -> Path:
     """Make the sweep's folder.
 
@@ -66,6 +88,8 @@ def make_folder(config: DictConfig | Config) -> Path:
     for key, path in (("output_dir", folder.parent), ("sweep", folder)):
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             value = config.output_dir if key == "output_dir" else config.sweep
             raise ConfigError(f"{key}={value}: {path}: {error.strerror}; expected a folder to write to") from error
@@ -131,7 +155,7 @@ def train(job: Job, logging: DictConfig) -> float | None:
     from training.start import run  # torch takes seconds to import: not for --help or a misspelt key
 
     configure_log(logging.job_logging, logging.verbose)
-    return run(job.config, job.overrides)
+    return run(job.config, job.overrides, job.choices)
 
 
 def logging_of(config: DictConfig) -> DictConfig:
@@ -186,7 +210,7 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
     folder = make_folder(config)
     if not config.hydra.launcher.get("wait", True):
         script = Path(sys.argv[0]).with_name("compare.py")
-        say(f"to compare the runs: python {script} {shlex.quote(str(folder))}")
+        say(f"to compare the runs: {shlex.join(['python', str(script), str(folder)])}")
         say(f"the same command with sweep={config.sweep} submits those that are missing then")
         return
     from comparison import report, results
@@ -203,7 +227,7 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
         traceback.print_exc()
         sys.exit(f"the runs are kept in {folder}, but could not be compared")
     statuses = [run.status for run in comparison.runs]
-    begun = {run.folder.name.rpartition("-")[2] for run in comparison.runs}
+    begun = {run.run_id for run in comparison.runs}
     statuses += ["interrupted"] * len({*run_ids} - begun)  # they ended before they began
     running = statuses.count("running")
     if total := sum(status not in ("completed", "pruned") for status in statuses):

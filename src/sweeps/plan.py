@@ -1,7 +1,7 @@
 """From a command line to the runs that it asks for: each composed and checked once, before the first starts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -13,22 +13,24 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from config.check import check_config
-from config.compose import compose_config
+from config.compose import chosen_options, compose_config
 from config.errors import ConfigError, explain
 from config.schema import Config, Model
 from runtime.console import track
-from tracking.identity import IMAGE_SIZES, as_given, in_short, run_id
+from tracking.identity import IMAGE_SIZES, as_given, in_short, run_id, without_unnamed
 
+ONE_FOLDER = ("output_dir", "sweep")  # the keys that say where the runs of a sweep are
 MOST_VALUES = 8  # of a key, shown in a line
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be launched: its overrides, and the config that they compose to."""
+    """A run to be launched: its overrides, the config that they compose to, the option chosen from each group."""
 
     overrides: Sequence[str]
     config: Config
     run_id: str
+    choices: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def epoch_size(self) -> float:
@@ -48,6 +50,31 @@ def parse_overrides(arguments: Sequence[str], params: Mapping[str, Any] | None =
     declared = [f"{key}={value}" for key, value in (params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     return {override.get_key_element(): override for override in parser.parse_overrides([*declared, *arguments])}
+
+
+def check_one_folder(overrides: Mapping[str, Override]) -> None:
+    """
+    Raises:
+        ConfigError: the runs of the sweep would get folders in several places.
+    """
+    for key in ONE_FOLDER:
+        if key in overrides and overrides[key].is_sweep_override():
+            raise one_folder_error(key, overrides[key].get_value_string())
+
+
+def check_one_place(configs: Iterable[Config]) -> None:
+    """
+    Raises:
+        ConfigError: the runs would get folders in several places, as with sweep=k${model.kernel_size}.
+    """
+    configs = list(configs)
+    for key in ONE_FOLDER:
+        if len(places := sorted({getattr(config, key) for config in configs})) > 1:
+            raise one_folder_error(key, ", ".join(places[:3]))
+
+
+def one_folder_error(key: str, value: str) -> ConfigError:
+    return ConfigError(f"{key}={value}: the runs of a sweep share one folder; expected one value for all of them")
 
 
 def split_overrides(overrides: Mapping[str, Override]) -> tuple[dict[str, Override], dict[str, str]]:
@@ -97,7 +124,7 @@ def describe(runs: Sequence[Sequence[str]]) -> str:
         values = list(dict.fromkeys(run[key] for run in given))
         few = len(values) <= MOST_VALUES
         axes.append(f"{key.rpartition('.')[2]}={','.join(values)}" if few else f"{len(values)} values of {key}")
-    shared = in_short({key: value for key, value in given[0].items() if key not in varied})
+    shared = in_short(without_unnamed({key: value for key, value in given[0].items() if key not in varied}))
     return f"{len(runs):,} runs{' of ' if axes else ''}{' × '.join(axes)}{f', all with {shared}' if shared else ''}"
 
 
@@ -109,7 +136,7 @@ def make_job(app: str, overrides: tuple[str, ...]) -> Job:
         ConfigError: the run's values are invalid, or do not fit together.
     """
     config = check_config(compose_config(app, overrides))
-    return Job(overrides, config, run_id(config))
+    return Job(overrides, config, run_id(config), chosen_options(app, overrides))
 
 
 def make_jobs(app: str, runs: Sequence[Sequence[str]]) -> list[Job]:
@@ -124,4 +151,5 @@ def make_jobs(app: str, runs: Sequence[Sequence[str]]) -> list[Job]:
             jobs.append(make_job(app, tuple(run)))
         except (HydraException, OmegaConfBaseException, ConfigError) as error:
             raise ConfigError(f"{explain(error)} (run: {' '.join(run)})") from error
+    check_one_place(job.config for job in jobs)
     return jobs

@@ -26,7 +26,7 @@ from stats.race import Result, Rules, Run, Standing, standing
 from sweeps import launch, plan
 from sweeps.plan import Job
 from sweeps.race_findings import Racers, cost, dropped_lines, ending, table
-from tracking.identity import as_given
+from tracking.identity import display_name
 from tracking.run_index import RunIndex
 
 TRIES = 2  # of a run that fails for a reason that is none of training's: memory, node, disk
@@ -114,13 +114,7 @@ def images_of(runs: Sequence[Job], index: RunIndex) -> int | None:
 def names_of(settings: Sequence[Job]) -> list[str]:
     """What sets each setting apart, also where it is an experiment."""
     keys = plan.varied_keys(setting.overrides for setting in settings)
-    return [
-        " ".join(
-            f"{key.rpartition('.')[2]}={value}" for key, value in as_given(setting.overrides).items() if key in keys
-        )
-        or "baseline"
-        for setting in settings
-    ]
+    return [display_name(setting.overrides, keys) for setting in settings]
 
 
 def round_line(now: Standing, rules: Rules, per_run: float | None) -> str:

@@ -20,6 +20,7 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from comparison.formatting import duration
+from config.command_line import as_text
 from config.errors import ConfigError
 from config.schema import Config, overrides_of
 from config.sweepers import Search
@@ -49,8 +50,9 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
     space = make_space(app, searched, fixed)
     check_options(options, space, fixed)
     varied = [*space, *(["seed"] if options.seeds else [])]
-    fixed = {"sweep": config.sweep, **fixed, "varied": plan.as_list(varied)}
+    fixed = {"sweep": as_text(config.sweep), **fixed, "varied": plan.as_list(varied)}
     configs = check_space(app, space, fixed)
+    plan.check_one_place(configs)
     monitor = launch.monitor_of(configs)
     with launch.locked_folder(config) as folder:
         index = RunIndex(folder)

@@ -101,12 +101,19 @@ def display_name(overrides: Iterable[str], varied: Collection[str] = ()) -> str:
         varied: the keys that vary in the run's sweep.
     """
     given = as_given(overrides)
-    return in_short({key: given[key] for key in given if key in varied} if varied else given) or "baseline"
+    if varied:
+        return in_short({key: given[key] for key in given if key in varied}) or "baseline"
+    return in_short(without_unnamed(given)) or "baseline"
+
+
+def without_unnamed(given: Mapping[str, str]) -> dict[str, str]:
+    """Overrides without those that say where and how, not what."""
+    return {key: value for key, value in given.items() if not is_below(key, UNNAMED)}
 
 
 def in_short(given: Mapping[str, str]) -> str:
-    """Overrides without their sections, and without those that say where and how, not what."""
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in given.items() if not is_below(key, UNNAMED))
+    """Overrides without their sections."""
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in given.items())
 
 
 def folder_name(name: str) -> str:

@@ -33,6 +33,7 @@ from runtime.files import read_json, remove_partial, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
+from tracking.run_index import RunIndex
 from tracking.run_lock import acquire_lock, describe_holder, lock_of
 from tracking.trial import Trial
 from tracking.wandb_logger import WandbLogger, log_exceptions, remove_empty_runs, run_of_agent
@@ -58,14 +59,19 @@ class RunFolder:
         is_pruned: the search that the run is a trial of stops it.
     """
 
-    def __init__(self, config: Config, overrides: Sequence[str], world: World) -> None:
+    def __init__(
+        self, config: Config, overrides: Sequence[str], world: World, choices: Mapping[str, str | None] | None = None
+    ) -> None:
         """Lock the run and find its folder: the one that the sweep has for its ID, under whatever name, or a new one.
+
+        Args:
+            choices: the option that Hydra chose from each config group.
 
         Raises:
             RunBusy: another process has the run.
         """
         sweep = Path(config.output_dir) / config.sweep
-        self.config, self.overrides = config, parse_overrides(overrides)
+        self.config, self.overrides, self.choices = config, parse_overrides(overrides), dict(choices or {})
         self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
         lock = lock_of(sweep, self.run_id)
         has_lock = lock.exists()  # or no process has had the run, and its folder need not be searched for
@@ -77,8 +83,8 @@ class RunFolder:
             )
         # Not before: the same run may have got its folder from another process, under another name.
         path = sweep / f"{folder_name(self.name)}-{self.run_id}"
-        if has_lock and not path.exists():
-            path = next(sweep.glob(f"*-{self.run_id}"), path)
+        if has_lock:
+            path = RunIndex(sweep).folders.get(self.run_id, path)
         self.path = Path(world.broadcast(str(path)))
         if self.writes:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -123,7 +129,8 @@ class RunFolder:
         wandb_id = run_of_agent() or self.summary.get("wandb_id") or secrets.token_hex(4)
         # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
-        self.summary |= {"overrides": self.overrides, "varied": self.config.varied}
+        self.summary |= {"run_id": self.run_id, "overrides": self.overrides, "varied": self.config.varied}
+        self.summary |= {"choices": self.choices} if self.choices else {}
         write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=0)
         self.wandb.start(self.config, self.path, self.name, wandb_id)

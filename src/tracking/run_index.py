@@ -26,7 +26,9 @@ class RunIndex:
                 for entry in entries:
                     stem, _, run_id = entry.name.rpartition("-")
                     if stem:
-                        self.folders[run_id] = Path(entry.path)
+                        path = Path(entry.path)
+                        known = self.folders.get(run_id, path)
+                        self.folders[run_id] = path if known == path else min(known, path, key=rank)
 
     def summary(self, run_id: str) -> dict[str, Any]:
         """The run's summary.json; empty where it has none."""
@@ -40,3 +42,9 @@ class RunIndex:
         if self.summaries.get(run_id, (0,))[0] != changed:
             self.summaries[run_id] = changed, read_json(path)
         return self.summaries[run_id][1]
+
+
+def rank(folder: Path) -> tuple[bool, bool, int, int]:
+    """Of copies of a run's folder the completed one comes first, then the longest."""
+    summary = read_json(folder / "summary.json")
+    return not folder.exists(), summary.get("status") != "completed", -summary.get("epochs", 0), len(folder.name)

@@ -3,7 +3,7 @@
 import logging
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,12 @@ from weights.pretrained import load_pretrained, normalize_as_before
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, overrides: Sequence[str]) -> float | None:
+def run(config: Config, overrides: Sequence[str], choices: Mapping[str, str | None] | None = None) -> float | None:
     """Train one ConvMixer and record it; resume where it was interrupted; do nothing where it is completed.
+
+    Args:
+        overrides: what was set for this run.
+        choices: the option that Hydra chose from each config group.
 
     Returns:
         The objective: the best epoch's `trainer.monitor`; None without validation, where its search has pruned the
@@ -63,7 +67,7 @@ def run(config: Config, overrides: Sequence[str]) -> float | None:
     if world.rank:
         logging.getLogger().setLevel(logging.ERROR)  # log on rank 0 only
     try:
-        folder = RunFolder(config, overrides, world)
+        folder = RunFolder(config, overrides, world, choices)
     except RunBusy as busy:
         log.warning(str(busy))
         return math.nan
