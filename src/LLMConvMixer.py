@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ops.depthwise import DepthwiseConv2d
+from ops.pointwise import PointwiseConv2d
 
 
 class ConvPatchEmbeddings(nn.Module):
@@ -45,6 +46,7 @@ class ConvPatchEmbeddings(nn.Module):
         super().__init__()
         check_sizes(d_model=d_model, patch_size=patch_size, in_channels=in_channels)
         check_names(activation, norm)
+        self.d_model = d_model
         self.conv = nn.Conv2d(in_channels, d_model, kernel_size=patch_size, stride=patch_size)
         self.act = ACTIVATIONS[activation]()
         self.norm = NORMS[norm](d_model)
@@ -73,7 +75,7 @@ class ConvMixerLayer(nn.Module):
         dropout: probability of dropping a value of the layer's input.
         stochastic_depth: probability of dropping a residual branch, for an image as a whole
             (Huang et al., arXiv 1603.09382).
-        backend: how the depthwise convolution is computed (ops/depthwise.py); parameters are the same for all.
+        backend: how the convolutions are computed (ops/depthwise.py); parameters are the same for all.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ConvMixerLayer(nn.Module):
         check_names(activation, norm)
         if not 0 <= stochastic_depth <= 1:
             raise ValueError(f"stochastic_depth={stochastic_depth}: expected a probability, 0 to 1")
+        self.d_model = d_model
         self.residual_depthwise = residual_depthwise
         self.residual_pointwise = residual_pointwise
         self.dropout = nn.Dropout(dropout)
@@ -103,7 +106,7 @@ class ConvMixerLayer(nn.Module):
         self.act1 = ACTIVATIONS[activation]()
         self.norm1 = NORMS[norm](d_model)
 
-        self.point_wise_conv = nn.Conv2d(d_model, d_model, kernel_size=1)
+        self.point_wise_conv = PointwiseConv2d(d_model, backend=backend)
         self.act2 = ACTIVATIONS[activation]()
         self.norm2 = NORMS[norm](d_model)
 
@@ -128,6 +131,7 @@ class ConvClassificationHead(nn.Module):
     def __init__(self, d_model: int, n_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         check_sizes(d_model=d_model, n_classes=n_classes)
+        self.d_model = d_model
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(d_model, n_classes)
 
@@ -166,11 +170,7 @@ class ConvMixer(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(n_layers=n_layers)
-        widths = (
-            patch_emb.conv.out_channels,
-            conv_mixer_layer.point_wise_conv.in_channels,
-            classification.linear.in_features,
-        )
+        widths = patch_emb.d_model, conv_mixer_layer.d_model, classification.d_model
         if len(set(widths)) > 1:
             raise ValueError(f"d_model: the embedding, the layer and the head must agree, got {widths}")
         self.patch_emb = patch_emb

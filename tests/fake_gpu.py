@@ -9,7 +9,7 @@ counter.operations, counter.synchronizations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,6 +151,7 @@ def fake_cuda() -> Iterator[None]:
             # Autocast for CUDA asks whether there is a GPU and whether it knows bf16.
             stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
+            stack.enter_context(mock.patch("torch.cuda.device_of", lambda _: nullcontext()))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 

@@ -231,7 +231,7 @@ def test_parts_of_the_gpu_script_pass_overrides_on_and_say_when_there_is_more_to
     )
     done = on_a_gpu(tmp_path / "found", "check", PYTHON=str(python))
     assert done.stdout.split()[-1] == "--deselect=tests/test_a.py::test_b"
-    for part in ("check", "choose", "steps", "train"):
+    for part in ("first", "check", "choose", "steps", "train"):
         assert on_a_gpu(tmp_path / "found", part, PYTHON=str(python), LIMIT="0").returncode == 3
         assert on_a_gpu(tmp_path / "found", part, PYTHON=str(python), LIMIT="1", SLEEP="1").returncode == 3
     assert on_a_gpu(tmp_path / "found", "chek").returncode == 1

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from benchmarks import kernels
 from config.errors import ConfigError
 from ops.depthwise import IMPLEMENTATION, TRITON, depthwise, unsupported_reason
+from ops.pointwise import PointwiseConv2d
 from processes import REPOSITORY
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,8 +27,16 @@ SHAPES = [  # batch, channels, height, width, kernel
     (2, 3, 8, 8, 5),
     (5, 1, 17, 12, 9),  # rows that do not fill the last strip, columns that do not fill a power of two
     *(pytest.param(shape, marks=LARGER) for shape in ((2, 1, 1, 7, 31), (1, 1, 32, 32, 9), (1, 1, 64, 33, 4))),
-    pytest.param((33, 1, 16, 16, 1), marks=LARGER),  # more strips than one program takes
+    pytest.param((33, 1, 16, 16, 1), marks=LARGER),  # more images than one program takes
+    pytest.param((14, 2, 20, 32, 6), marks=LARGER),  # strips of an image that do not fill a program's
+    *(pytest.param((2, 1, side, side, k), marks=LARGER) for side, k in ((8, 15), (16, 3), (16, 7), (14, 8), (7, 3))),
 ]
+
+
+@pytest.fixture(autouse=True)
+def without_tf32() -> Iterator[None]:
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 def tensors(shape: tuple[int, ...], dtype: torch.dtype, device: str = DEVICE) -> list[Tensor]:
@@ -58,8 +68,8 @@ def check(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [backend for backend in TRITON if backend in IMPLEMENTATION])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_depthwise_equals_float64(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     low = tensors(shape, dtype)
     found = with_gradients(backend, *low)
@@ -80,32 +90,119 @@ def test_float64_is_none_of_its_types() -> None:
     assert "64" in str(unsupported_reason("banded", x, weight))
 
 
-@pytest.mark.slow
-def test_kernels_compile_for_an_absent_gpu_without_spills() -> None:
-    options = ["target=sm_90,sm_80", "model.kernel_size=9", "model.patch_size=1"]
-    compiled = subprocess.run(
-        [sys.executable, "src/benchmark.py", "kernels", *options],
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="the order of a sum is the GPU's")
+def test_gradients_are_the_same_bits_each_time() -> None:
+    low = tensors((64, 8, 32, 32, 9), torch.bfloat16)
+    once, again = with_gradients("banded", *low), with_gradients("banded", *low)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_float32_is_tf32_where_cudnn_may_use_it(allowed: bool) -> None:
+    with torch.backends.cudnn.flags(allow_tf32=allowed):
+        launches = kernels.layer_kernels(2, 2, 8, 3, torch.float32)
+    assert {launch.arguments["PRECISION"] for launch in launches.values()} == {"tf32" if allowed else "tf32x3"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pointwise_as_a_product_equals_float64(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    product, x = PointwiseConv2d(6, backend="banded").to(dtype), torch.randn(3, 6, 4, 5).to(dtype).requires_grad_()
+    exact, true_x = PointwiseConv2d(6).double(), x.detach().double().requires_grad_()
+    exact.load_state_dict(product.state_dict())
+    dy = torch.randn(3, 6, 4, 5).to(dtype)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        y, true = product(x.contiguous(memory_format=memory_format)), exact(true_x)
+        found = y, *torch.autograd.grad(y, (x, *product.parameters()), dy)
+        check(found, (true, *torch.autograd.grad(true, (true_x, *exact.parameters()), dy.double())), dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        assert PointwiseConv2d(6, backend="banded")(x.float()).dtype == dtype
+
+
+# Without a GPU, in a process of its own, where kernels are not interpreted.
+
+
+def python(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": "src:tests"},
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout
-    rows = [
-        line.split()
-        for line in compiled.splitlines()
-        if re.match(r" (convolution|input_gradient|weight_gradient) ", line)
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_absent_gpus_without_spills() -> None:
+    options = ["target=sm_80,sm_86,sm_89,sm_90", "model.kernel_size=9", "model.patch_size=1"]
+    table = python("src/benchmark.py", "kernels", *options)
+    rows = [line.split() for line in table.splitlines() if re.match(r" (convolution|\w+_gradient) ", line)]
+    assert len(rows) == 4 * 3
+    for i, (_, _, spilled, _, _, blocks, product, *_, memory, products, instructions) in enumerate(rows):
+        assert spilled == "0"
+        assert int(blocks) >= 1
+        assert product == ("HGMMA" if i >= 9 else "HMMA")
+        assert float(instructions) < max(float(memory), float(products))  # they bound no kernel
+
+
+ON_A_FAKE_GPU = """
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from benchmarks.kernels import compile_ahead, layer_kernels
+from benchmarks.setting import make_config
+from fake_gpu import count_steps
+from LLMConvMixer import ConvMixerLayer
+from ops import launch
+
+one, other = layer_kernels(500, 16, 8, 3, torch.bfloat16), layer_kernels(512, 16, 8, 3, torch.bfloat16)
+compiled = compile_ahead(one["weight_gradient"], "sm_90")  # names the GPU to Triton as well
+for name in one:
+    kernels = [each[name].kernel.warmup(**each[name].arguments, grid=each[name].grid) for each in (one, other)]
+    print("a kernel for every batch", kernels[0] is kernels[1])
+
+launch.unavailable = lambda device: None
+graphs = []
+
+def keep(graph, inputs):  # it runs on no CPU, so that anything of the same shape is the result
+    graphs.append(graph)
+    values = [value and value.meta["val"] for value in graph.graph.output_node().args[0]]
+    return make_boxed_func(lambda *_: [None if v is None else torch.zeros(v.shape, dtype=v.dtype) for v in values])
+
+x = torch.empty(8, 32, 16, 16, dtype=torch.bfloat16, requires_grad=True)
+layer = ConvMixerLayer(32, 9, backend="banded").to(torch.bfloat16)
+torch.compile(layer, backend=aot_autograd(fw_compiler=keep), fullgraph=True)(x).sum().backward()
+targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+print("kernels in the graph", sum("triton_kernel_wrapper" in target for target in targets))
+print("products in the graph", sum("bmm" in target for target in targets))
+print("convolutions in the graph", sum("conv" in target or "banded" in target for target in targets))
+
+for precision in ("bf16", "fp16", "fp32"):
+    small = ["model.d_model=16", "model.depth=1", "data.batch_size=8", "hardware=any", "model.backend=banded"]
+    config = make_config(["experiment=paper_cifar10", *small, f"trainer.precision={precision}"])
+    print("waits", *[counter.synchronizations for counter in count_steps(config, steps=2)])
+"""
+
+
+@pytest.mark.slow
+def test_banded_is_part_of_the_graph_and_waits_for_nothing() -> None:
+    lines = python("-c", ON_A_FAKE_GPU).splitlines()
+    assert lines[:3] == ["a kernel for every batch True"] * 3
+    assert lines[3:] == [
+        "kernels in the graph 5",  # two of them write bands
+        "products in the graph 3",
+        "convolutions in the graph 0",
+        *["waits [] []"] * 3,
     ]
-    assert len(rows) == 2 * 3
-    for row in rows:
-        assert row[2] == "0"  # bytes spilled
-        assert "wgmma" in row or "mma" in row
-        assert int(row[6]) >= 8  # warps that fit on a multiprocessor
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
-    [("target=sm_70", "target=sm_70"), ("model.kernel_size=33", "33")],
+    [("target=sm_70", "target=sm_70"), ("target=sm_75", "8.0"), ("model.kernel_size=33", "33")],
 )
 def test_what_cannot_be_compiled_for_is_an_error(override: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # All that is to be known of this code's speed on a GPU, in parts of less than four minutes. A part that is not done in
 # time goes on when it is called again, and says so with exit code 3; what it has found is kept in FOLDER.
-#   PYTHON=.venv/bin/python experiments/speed/on_a_gpu.sh FOLDER check
+#   PYTHON=.venv/bin/python experiments/speed/on_a_gpu.sh FOLDER first
+#     first     the machine, whether Triton's kernels are right there, a layer in every way with kernels 9 and 5
+#     check     all tests that need a GPU
 #     choose    a layer in every way to compute it, and what `auto` takes: setting by setting, then of the runs of `train`
 #     steps     training and inference beside the authors' form and timm's, kernels 9 and 5, patches 1 and 2
 #     train     short_cifar10 over three seeds, then paper_cifar10; e.g. data=image_folder data.root=DIR
 #     report    all of it as Markdown
 # What follows the part are overrides of its configs. LIMIT=60 ends a part after a minute.
 set -uo pipefail
-folder=$(realpath -m "${1:?the folder for the results}") part=${2:?check, choose, steps, train or report}
+folder=$(realpath -m "${1:?the folder for the results}") part=${2:?first, check, choose, steps, train or report}
 shift 2
 mkdir -p "$folder"
 cd "$(dirname "$0")/../.."
@@ -23,6 +25,14 @@ in_time() { # run a command for what is left of the time
 }
 
 case $part in
+first) # four minutes on a machine that nothing has run on yet
+  paper="model=convmixer_256_8 data=cifar10 data.batch_size=512 trainer.precision=bf16"
+  in_time "$python" src/benchmark.py doctor | tee "$folder/doctor.txt"
+  in_time "$python" -m pytest -m gpu -n 8 -q --color=no tests/test_kernels.py -k "bfloat16 or float32" | tee "$folder/first.txt"
+  # shellcheck disable=SC2086 # several arguments
+  in_time "$python" src/benchmark.py depthwise $paper model.kernel_size=9,5 model.patch_size=1,2 "$@" --results "$folder/results.jsonl"
+  code=$?
+  ;;
 check) # is it right there? Tests that have passed are not run again.
   mapfile -t passed < <(sed -n 's/^\(tests.*\) PASSED .*/--deselect=\1/p' "$folder/check.txt" 2>/dev/null)
   in_time "$python" -m pytest -m gpu -vv --color=no "${passed[@]}" | tee -a "$folder/check.txt"
@@ -55,7 +65,7 @@ report)
   code=0
   ;;
 *)
-  echo "$part: there is no such part; expected check, choose, steps, train or report" >&2
+  echo "$part: there is no such part; expected first, check, choose, steps, train or report" >&2
   code=1
   ;;
 esac

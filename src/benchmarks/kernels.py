@@ -1,17 +1,17 @@
-"""The banded depthwise convolution's kernels, compiled for a GPU that need not be there: what they use and move.
+"""The Triton kernels of the depthwise convolution, compiled for a GPU that need not be there, and what bounds them.
 
-python src/benchmark.py kernels target=sm_90,sm_80 trainer.precision=bf16,fp16,fp32
-python src/benchmark.py kernels target=sm_90 model.kernel_size=7 data.batch_size=256
+python src/benchmark.py kernels target=sm_90,sm_86 trainer.precision=bf16,fp32 model.kernel_size=3,9 model.patch_size=1
 
-Kernels are recorded with tensors that have no data (ops/launch.py) and compiled as they would be launched. Registers
-and spills are those of the machine code; how many warps fit on a multiprocessor follows from registers and shared
-memory.
+Nothing is measured. Kernels are recorded with tensors that have no data (ops/launch.py), compiled as they would be
+launched, and disassembled: registers, spills and shared memory are those of the machine code, and say how many blocks
+fit on a multiprocessor. A kernel takes at least the longest of three times, each at the rate of the GPU's data sheet:
+reading and writing its tensors once, its matrix products, and issuing its instructions.
 """
 
-import math
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -35,48 +35,94 @@ GRID = ["model.patch_size=2,1", "model.kernel_size=5,9"]
 
 @dataclass(frozen=True)
 class Target:
-    """From NVIDIA's data sheets and its CUDA programming guide."""
+    """A GPU in figures of NVIDIA's data sheets and CUDA programming guide."""
 
     name: str
     bandwidth: float  # bytes/s
-    half: float  # FLOP/s of dense matrix products in bf16 and fp16
+    half: float  # FLOP/s of dense matrix products in bf16 and fp16, accumulated in fp32
     tf32: float
-    shared: int  # bytes on a multiprocessor
-    most_shared: int  # bytes of a block
+    multiprocessors: int
+    clock: float  # 1/s
+    warps: int  # on a multiprocessor
+    shared: int  # bytes on a multiprocessor; a block can have 1 KiB less
 
 
+# Those of PyTorch's wheel from 8.0 on, and sm_89, which runs what is compiled for sm_86.
 TARGETS = {
-    "sm_90": Target("H100 SXM", 3.35e12, 989e12, 494e12, 233_472, 232_448),
-    "sm_80": Target("A100 40 GB", 1.555e12, 312e12, 156e12, 167_936, 166_912),
+    "sm_80": Target("A100 SXM 80 GB", 2.04e12, 312e12, 156e12, 108, 1.41e9, 64, 164 * 1024),
+    "sm_86": Target("RTX 3090", 0.936e12, 71e12, 35.6e12, 82, 1.70e9, 48, 100 * 1024),
+    "sm_89": Target("RTX 4090", 1.008e12, 165e12, 82.6e12, 128, 2.52e9, 48, 100 * 1024),
+    "sm_90": Target("H200 SXM", 4.8e12, 989e12, 494e12, 132, 1.83e9, 64, 228 * 1024),
+    "sm_100": Target("B200", 8.0e12, 2250e12, 1125e12, 148, 1.85e9, 64, 228 * 1024),
+    "sm_120": Target("RTX 5090", 1.792e12, 209e12, 105e12, 170, 2.41e9, 48, 100 * 1024),
 }
+HALF_RATE = re.compile(  # integers, logic, comparisons and conversions: 16 lanes of a scheduler's 32
+    r"I?MOV|U?SEL|FSEL|LOP3|SHF|PRMT|IADD|IABS|[IF]SETP|LEA|PLOP3|V?[IF]M(NM|AX)|F2F|I2F|F2I|SGXT|BMSK|FLO|POPC|IMAD"
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's machine code.
+
+    Attributes:
+        registers: of a thread.
+        spilled: bytes of a thread.
+        shared: bytes of a block.
+        product: the instruction that multiplies matrices.
+        issued: scheduler slots that a warp takes at least.
+        requested: bytes that a warp loads and stores, from whatever cache.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+    product: str
+    issued: float
+    requested: float
 
 
 def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dtype) -> dict[str, Launch]:
-    """The kernels of a depthwise convolution in training as they would be launched."""
+    """Record the kernels of a depthwise convolution in training as they would be launched."""
     with torch.device("meta"), torch.no_grad(), record() as launches:
         x, dy = torch.empty(2, batch, channels, side, side, dtype=dtype)
         weight, bias = torch.empty(channels, 1, k, k, dtype=dtype), torch.empty(channels, dtype=dtype)
         depthwise_banded.run_convolution(x, weight, bias, before(k))
         depthwise_banded.run_convolution(dy, weight, None, after(k), flip=True)
-        depthwise_banded.run_weight_gradient(x, dy, k)
-    _, forward, _, backward_input, backward_weight = launches  # bands are built before either convolution
-    return {"convolution": forward, "input_gradient": backward_input, "weight_gradient": backward_weight}
+        depthwise_banded.run_correlation(x, dy, k)
+    _, convolution, _, input_gradient, weight_gradient = launches  # bands are built before either convolution
+    return {"convolution": convolution, "input_gradient": input_gradient, "weight_gradient": weight_gradient}
 
 
-def tensors_of(launch: Launch) -> list[Tensor]:
-    return list({id(value): value for value in launch.arguments.values() if isinstance(value, Tensor)}.values())
+def programs(launch: Launch) -> int:
+    return torch.Size(launch.grid).numel()
+
+
+def moved(launch: Launch) -> int:
+    """Bytes of its tensors."""
+    tensors = {id(value): value for value in launch.arguments.values() if isinstance(value, Tensor)}
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+
+
+def turns(launch: Launch) -> int:
+    """Products of a program, one after the other."""
+    return launch.arguments.get("STEPS") or launch.arguments["blocks"]
 
 
 def operations(launch: Launch) -> float:
-    """Floating point operations of its matrix products, those with zeros of a band included."""
+    """Floating point operations of its products, including those with the zeros of a band and with padding."""
     given = launch.arguments
-    steps = -(-(given["ROWS"] + given["K"] - 1) // given["STEP"])
-    strips = given["batch"] * -(-given["HEIGHT"] // given["ROWS"])
-    return 2.0 * given["channels"] * strips * steps * given["STEP"] * given["ROWS"] * given["COLUMNS"] ** 2
+    size = given["STRIPS"] * given["STEP"] * given["ROWS"] * given["COLUMNS"] ** 2
+    return 2.0 * programs(launch) * turns(launch) * size * (3 if precision_of(launch) == "tf32x3" else 1)
 
 
-def compile_ahead(launch: Launch, target: str) -> dict[str, int | str]:
-    """What a launch's kernel uses as machine code for a GPU of that compute capability, by column of the table.
+def precision_of(launch: Launch) -> str:
+    half = next(value for value in launch.arguments.values() if isinstance(value, Tensor)).itemsize == 2
+    return "half" if half else launch.arguments["PRECISION"]
+
+
+def compile_ahead(launch: Launch, target: str) -> Compiled:
+    """Compile a launch's kernel for a GPU of that compute capability.
 
     Raises:
         Exception: Triton cannot compile it.
@@ -92,21 +138,71 @@ def compile_ahead(launch: Launch, target: str) -> dict[str, int | str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        tool = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        usage = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+        usage, code = (
+            subprocess.run([tool.path, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (
+                (triton.knobs.nvidia.cuobjdump, "--dump-resource-usage"),
+                (triton.knobs.nvidia.nvdisasm, "--print-code"),
+            )
+        )
     (registers, stack) = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
-    found = re.search(r"(wgmma)\.mma_async|(mma)\.sync", compiled.asm["ptx"])
-    shared, warps, device = compiled.metadata.shared, launch.arguments["num_warps"], TARGETS[target]
-    by_registers = 65_536 // (math.ceil(registers / 8) * 256 * warps)
-    by_shared = device.shared // (shared + 1024) if shared <= device.most_shared else 0
-    blocks = min(by_registers, by_shared, 64 // warps)
-    return {
-        "registers": registers,  # of a thread
-        "spilled": stack,  # bytes of a thread
-        "shared": f"{si(shared)}B",  # of a block
-        "instruction": found[found.lastindex or 0] if found else "none",  # that multiplies matrices
-        "warps/SM": blocks * warps,  # that fit on a multiprocessor at once
-    }
+    executed = executions(code, operations(launch) / programs(launch) / launch.arguments["num_warps"], turns(launch))
+    product = next((name.partition(".")[0] for name in executed if "MMA" in name), "none")
+    return Compiled(
+        registers, stack, compiled.metadata.shared, product,
+        max(executed.total(), sum(2 * n for name, n in executed.items() if HALF_RATE.match(name))),
+        sum(32 * n * width(name) for name, n in executed.items() if re.match(r"LDG|STG", name)),
+    )  # fmt: skip
+
+
+def executions(code: str, operations: float, turns: int) -> Counter[str]:
+    """How often a warp executes each instruction.
+
+    The loop with matrix products in it is gone through as often as these need for so many operations; in `turns` where
+    the machine code does not show their shape (sm_100). Loops that wait for something are gone through once.
+
+    Raises:
+        ValueError: there are several loops with products.
+    """
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[Counter[str]] = []
+    for line in code.splitlines():
+        if label := re.match(r"\.(L_\w+):", line):
+            labels[label[1]] = len(names)
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*);", line):
+            names.append(instruction[1])
+            to = re.search(r"\(\.(L_\w+)\)", instruction[2])
+            if to and instruction[1].startswith("BRA") and to[1] in labels:
+                loops.append(Counter(names[labels[to[1]] :]))
+    executed, loops = Counter(names), [loop for loop in loops if any("MMA" in name for name in loop)]
+    if len(loops) > 1:
+        raise ValueError(f"{len(loops)} loops with matrix products in a kernel's machine code, expected one at most")
+    for loop in loops:
+        shown = products(loop)
+        rounds = 1 + (operations - products(executed)) / shown if shown else turns
+        for name, n in loop.items():
+            executed[name] += round(n * (rounds - 1))
+    return executed
+
+
+def products(instructions: Counter[str]) -> float:
+    """Floating point operations of a warp's matrix products; four warps share an HGMMA."""
+    total = 0.0
+    for name, n in instructions.items():
+        if shape := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", name):
+            total += 2 * n * int(shape[1]) * int(shape[2]) * int(shape[3]) / 4
+        elif shape := re.match(r"HMMA\.16(8)(\d+)", name):
+            total += 2 * n * 16 * 8 * int(shape[2])
+    return total
+
+
+def width(name: str) -> int:
+    """Bytes that a thread loads or stores."""
+    for bits, size in ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1)):
+        if bits in name:
+            return size
+    return 4
 
 
 def run(overrides: list[str]) -> None:
@@ -115,7 +211,7 @@ def run(overrides: list[str]) -> None:
     configs = make_configs([*BASE, *GRID, *(each for each in overrides if not each.startswith("target="))])
     for target in targets.split(","):
         if target not in TARGETS:
-            raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}")
+            raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}; no kernel is for less than 8.0")
         for config in configs:
             show(config, target)
 
@@ -123,19 +219,37 @@ def run(overrides: list[str]) -> None:
 def show(config: Config, name: str) -> None:
     target, model, (batch, _, height, _) = TARGETS[name], config.model, shape_of(config)
     dtype, side, k = DTYPES[config.trainer.precision], height // model.patch_size, model.kernel_size
-    x = torch.empty(1, dtype=dtype).expand(batch, model.d_model, side, side)
-    if reason := unsupported_reason(side, side, k, x.numel(), dtype):
+    if reason := unsupported_reason(side, side, k, batch * model.d_model * side**2, dtype):
         raise ConfigError(f"model.kernel_size={k}: there are no kernels: {reason}")
-    rate = target.half if dtype.itemsize == 2 else target.tf32 / 3  # three products in TF32 for one in float32
-    rows, time = [], 0.0
+    rows, total = [], 0.0
     for kernel, launch in layer_kernels(batch, model.d_model, side, k, dtype).items():
-        moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors_of(launch))
-        seconds = max(moved / target.bandwidth, operations(launch) / rate)
-        time += seconds
+        compiled, warps = compile_ahead(launch, name), launch.arguments["num_warps"]
+        milliseconds = times(launch, compiled, target)
+        total += max(milliseconds.values())
         rows.append({
-            "kernel": kernel, **compile_ahead(launch, name), "moved": f"{si(moved)}B",
-            "FLOP": si(operations(launch)), "roofline, ms": f"{1000 * seconds:.3f}",
+            "kernel": kernel, "registers": compiled.registers, "spilled": compiled.spilled,
+            "shared": f"{si(compiled.shared)}B", "blocks": blocks_at_once(compiled, warps, target),
+            "product": compiled.product, "requested": f"{si(compiled.requested * warps * programs(launch))}B",
+            **{f"{what}, ms": f"{time:.3f}" for what, time in milliseconds.items()},
         })  # fmt: skip
-    say(f"{name} ({target.name}), {config.trainer.precision}; not measured")
+    say(f"{name} ({target.name}), {config.trainer.precision}; counted, not measured")
     cells = [[str(value) for value in row.values()] for row in rows]
-    print_table(f"{batch} × {model.d_model} × {side}×{side}, kernel {k}: {1000 * time:.2f} ms", list(rows[0]), cells)
+    print_table(f"{batch} × {model.d_model} × {side}×{side}, kernel {k}: {total:.2f} ms", list(rows[0]), cells)
+
+
+def times(launch: Launch, compiled: Compiled, target: Target) -> dict[str, float]:
+    """Milliseconds that a kernel takes at least, by what bounds it."""
+    slots = 4 * target.multiprocessors * target.clock
+    rate = target.half if precision_of(launch) == "half" else target.tf32
+    return {
+        "memory": 1000 * moved(launch) / target.bandwidth,
+        "products": 1000 * operations(launch) / rate,
+        "instructions": 1000 * compiled.issued * launch.arguments["num_warps"] * programs(launch) / slots,
+    }
+
+
+def blocks_at_once(compiled: Compiled, warps: int, target: Target) -> int:
+    """Blocks that fit on a multiprocessor."""
+    by_registers = 65_536 // (-(-compiled.registers // 8) * 8 * 32 * warps)
+    by_shared = target.shared // (compiled.shared + 1024) if compiled.shared <= target.shared - 1024 else 0
+    return min(by_registers, by_shared, target.warps // warps)

@@ -2,7 +2,7 @@
 
     reference   PyTorch's own, cuDNN or oneDNN underneath; what the others are tested against
     stacked     PyTorch's own, but the gradient of the kernel as a convolution over all images at once (CPU)
-    banded      Triton: rows of the grid times banded matrices, on tensor cores; images contiguous (CUDA)
+    banded      Triton: rows of the grid times banded matrices, on tensor cores, in NCHW (CUDA); ops/pointwise.py
     auto        by shape on the CPU, elsewhere the reference; a run on a GPU measures (training/selection.py)
 
 The others are a file of their own each, depthwise_NAME.py, with the convolution and its two gradients. All keep the

@@ -1,24 +1,24 @@
 # mypy: disable-error-code=no-untyped-def
 """Depthwise convolution on tensor cores, in Triton: rows of the grid times banded matrices.
 
-For one channel the images are a matrix of rows, and an output row is the sum over the kernel's rows i of the input
-row i - before further down, times the banded matrix B_i[u, v] = kernel[i, u - v + before] of width × width (a
-Toeplitz matrix). Rows beyond the image and columns beyond the grid are masked; nothing is padded or copied.
+For one channel the images are a matrix of rows. An output row is the sum over the kernel's rows i of the input row
+i - before further down, times the banded matrix B_i[u, v] = kernel[i, u - v + before] of width × width (a Toeplitz
+matrix). Rows beyond the image and columns beyond the grid are masked; nothing is padded or copied.
 
-    forward           a program: one channel, STRIPS strips of ROWS output rows each. It goes through the ROWS + k - 1
-                      input rows of the strips, STEP at a time: [STRIPS, STEP · width] × [STEP · width, ROWS · width],
-                      the right side being B_i of the kernel row i that lies between input and output row, or zero.
-    input gradient    the same with the kernel turned round.
-    weight gradient   a program: one channel, STEP input rows of every strip, a share of the strips:
-                      [STEP · width, STRIPS] × [STRIPS, ROWS · width], accumulated in registers; its diagonals are the
-                      kernel's gradient. The shares' parts are added in order.
+    convolve     A program computes, for one channel, STRIPS strips of ROWS output rows each. It goes through the input
+                 rows of the strips, STEP at a time: [STRIPS, STEP · width] × [STEP · width, ROWS · width], the right
+                 side being B_i of the kernel row i that lies between input and output row, or zero. The gradient of
+                 the input is the same with the kernel turned round.
+    correlate    A program computes, for one channel and STEP input rows of every strip, the kernel's gradient over a
+                 share of the strips: [STEP · width, STRIPS] × [STRIPS, ROWS · width], accumulated in registers; the
+                 sums of its diagonals are the gradient. The shares' parts are added in order, without atomics.
 
-All accumulate in float32. Memory holds B as [channels, k, width, width] in the tensors' type (4.7 MB for 256 channels,
-kernel 9, width 32, bf16), written once a call; a tile of it stays in the L1 or L2 cache.
+All accumulate in float32. The bands of a channel lie in memory next to each other, [u, i, v] with i descending and
+zeros on either side, so that the right side of every product is a rectangle of it.
 
-Cost for n = batch · channels · height · width: n elements read and n written (the weight gradient: 2n read), each input
-element requested (ROWS + k - 1) / ROWS times, mostly from the L1 cache; (ROWS + k - 1) · width multiply-accumulates an
-output, 384 for kernel 9, width 32 and ROWS 4 instead of 81, at ten times the rate.
+Cost for n = batch · channels · height · width: n elements read and n written (correlate: 2n read), each input element
+requested (ROWS + k - 1) / ROWS times, mostly from a cache; (ROWS + k - 1) · width multiply-accumulates an output, 384
+for kernel 9, width 32 and ROWS 4 instead of 81, at ten times the rate. `python src/benchmark.py kernels` counts them.
 """
 
 from typing import Any
@@ -33,186 +33,195 @@ from ops.launch import launch
 
 
 @triton.jit
-def build_bands(weight, bands, K: tl.constexpr, COLUMNS: tl.constexpr, LEFT: tl.constexpr, FLIP: tl.constexpr):
-    """A program: B_i of one channel and kernel row; FLIP turns the kernel round."""
-    i, channel = tl.program_id(0), tl.program_id(1)
+def build_bands(
+    weight, bands,
+    K: tl.constexpr, COLUMNS: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, BANDS: tl.constexpr,
+    FLIP: tl.constexpr,
+):  # fmt: skip
+    """Write bands [channels, COLUMNS, BANDS, COLUMNS] of kernel rows LAST, LAST - 1, …; FLIP turns the kernel round."""
+    band, channel = tl.program_id(0), tl.program_id(1)
     u = tl.arange(0, COLUMNS)[:, None]
     v = tl.arange(0, COLUMNS)[None, :]
-    j = u - v + LEFT
+    i, j = LAST - band, u - v + LEFT
     tap = i * K + j
     if FLIP:
         tap = K * K - 1 - tap
-    band = tl.load(weight + channel * K * K + tap, mask=(j >= 0) & (j < K), other=0.0)
-    at = bands + (channel * K + i) * COLUMNS * COLUMNS + u * COLUMNS + v
-    tl.store(at, band.to(bands.dtype.element_ty))
-
-
-@triton.jit
-def band_tile(bands, channel, step, K: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr):
-    """[STEP · COLUMNS, ROWS · COLUMNS]: from the step's input rows to the strip's output rows."""
-    u = tl.arange(0, STEP * COLUMNS)[:, None]
-    v = tl.arange(0, ROWS * COLUMNS)[None, :]
-    i = step * STEP + u // COLUMNS - v // COLUMNS
-    at = bands + ((channel * K + i) * COLUMNS + u % COLUMNS) * COLUMNS + v % COLUMNS
-    return tl.load(at, mask=(i >= 0) & (i < K), other=0.0)
+    values = tl.load(weight + channel * K * K + tap, mask=(i >= 0) & (i < K) & (j >= 0) & (j < K), other=0.0)
+    at = bands + ((channel * COLUMNS + u) * BANDS + band) * COLUMNS + v
+    tl.store(at, values.to(bands.dtype.element_ty))
 
 
 @triton.jit
 def place(
-    strip, first, column, batch, channels,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    column, channels,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, STRIPS: tl.constexpr,
 ):  # fmt: skip
-    """Offsets of strips [STRIPS, 1], in rows counted from `first` of the strip, and whether they are in the image."""
-    strips: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS
-    image = strip // strips
-    row = strip % strips * ROWS + first + column // COLUMNS
-    inside = (image < batch) & (row >= 0) & (row < HEIGHT) & (column % COLUMNS < WIDTH)
-    return image * channels * HEIGHT * WIDTH + row * WIDTH + column % COLUMNS, inside
+    """Image, row and offset of positions [STRIPS, columns] of a block of images; the row is far outside for none."""
+    strips: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS  # of an image
+    strip = tl.arange(0, STRIPS)[:, None]
+    image, row = strip // strips, strip % strips * ROWS + column // COLUMNS
+    at = image * channels * HEIGHT * WIDTH + row * WIDTH + column % COLUMNS
+    if STRIPS % strips or WIDTH < COLUMNS:
+        row = tl.where((image < STRIPS // strips) & (column % COLUMNS < WIDTH), row, -65536)
+    return image, row, at
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def convolve(
     x, bands, bias, y, batch, channels,
-    K: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    STEP: tl.constexpr, STRIPS: tl.constexpr, LEFT: tl.constexpr, PRECISION: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+    STEPS: tl.constexpr, FIRST: tl.constexpr, STRIPS: tl.constexpr, IMAGES: tl.constexpr, BANDS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y = convolution(x) + bias, with LEFT zeros before the grid."""
+    """y = convolution(x) + bias for a block of IMAGES, from the strips' input rows FIRST, FIRST + 1, …"""
     block, channel = tl.program_id(0), tl.program_id(1)
-    strip = block * STRIPS + tl.arange(0, STRIPS)[:, None]
-    x += channel * HEIGHT * WIDTH
-    y += channel * HEIGHT * WIDTH
+    start = (block * IMAGES * channels + channel) * HEIGHT * WIDTH
+    column = tl.arange(0, STEP * COLUMNS)
+    out = tl.arange(0, ROWS * COLUMNS)[None, :]
+    band = (STEPS * STEP - 1 - column // COLUMNS)[:, None]  # where the first step's rectangle begins
+    bands += ((channel * COLUMNS + column % COLUMNS)[:, None] * BANDS + band) * COLUMNS + out
+    image, row, at = place(column[None, :], channels, HEIGHT, WIDTH, COLUMNS, ROWS, STRIPS)
+    row = tl.where(image < batch - block * IMAGES, row + FIRST, -65536)
+    x += start + at + FIRST * WIDTH
     total = tl.zeros((STRIPS, ROWS * COLUMNS), tl.float32)
-    for step in range((ROWS + K - 1 + STEP - 1) // STEP):
-        column = tl.arange(0, STEP * COLUMNS)[None, :]
-        at, inside = place(strip, step * STEP - LEFT, column, batch, channels, HEIGHT, WIDTH, COLUMNS, ROWS)
-        tile = tl.load(x + at, mask=inside, other=0.0)
-        band = band_tile(bands, channel, step, K, COLUMNS, ROWS, STEP)
-        total = tl.dot(tile, band, total, input_precision=PRECISION)
+    for step in range(STEPS):
+        inside = (row + step * STEP >= 0) & (row + step * STEP < HEIGHT)
+        rows = tl.load(x + step * STEP * WIDTH, mask=inside, other=0.0)
+        total = tl.dot(rows, tl.load(bands - step * STEP * COLUMNS), total, input_precision=PRECISION)
     if bias is not None:
         total += tl.load(bias + channel).to(tl.float32)
-    column = tl.arange(0, ROWS * COLUMNS)[None, :]
-    at, inside = place(strip, 0, column, batch, channels, HEIGHT, WIDTH, COLUMNS, ROWS)
-    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
+    image, row, at = place(out, channels, HEIGHT, WIDTH, COLUMNS, ROWS, STRIPS)
+    inside = (image < batch - block * IMAGES) & (row >= 0) & (row < HEIGHT)
+    tl.store(y + start + at, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "blocks"])
 def correlate(
     x, dy, parts, batch, channels, blocks,
     K: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    STEP: tl.constexpr, STRIPS: tl.constexpr, TAPS: tl.constexpr, LEFT: tl.constexpr, PRECISION: tl.constexpr,
+    STEP: tl.constexpr, FIRST: tl.constexpr, LEFT: tl.constexpr, STRIPS: tl.constexpr, IMAGES: tl.constexpr,
+    TAPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """parts [shares, ROWS, channels, K, K] of the kernel's gradient."""
+    """Write parts [shares, ROWS, channels, K, K] of the kernel's gradient, each of so many blocks of IMAGES."""
     step, channel, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    x += channel * HEIGHT * WIDTH
-    dy += channel * HEIGHT * WIDTH
+    first = FIRST + step * STEP
+    stride = IMAGES * channels * HEIGHT * WIDTH
+    remaining = batch - share * blocks * IMAGES
+    x += share * blocks * stride + channel * HEIGHT * WIDTH
+    dy += share * blocks * stride + channel * HEIGHT * WIDTH
     column = tl.arange(0, STEP * COLUMNS)[None, :]
+    image, row, at = place(column, channels, HEIGHT, WIDTH, COLUMNS, ROWS, STRIPS)
+    images_in = tl.where((row + first >= 0) & (row + first < HEIGHT), remaining - image, 0)
+    x += at + first * WIDTH
     out = tl.arange(0, ROWS * COLUMNS)[None, :]
+    image, row, at = place(out, channels, HEIGHT, WIDTH, COLUMNS, ROWS, STRIPS)
+    images_out = tl.where((row >= 0) & (row < HEIGHT), remaining - image, 0)
+    dy += at
     total = tl.zeros((STEP * COLUMNS, ROWS * COLUMNS), tl.float32)
     for block in range(blocks):
-        strip = (share * blocks + block) * STRIPS + tl.arange(0, STRIPS)[:, None]
-        at, inside = place(strip, step * STEP - LEFT, column, batch, channels, HEIGHT, WIDTH, COLUMNS, ROWS)
-        tile = tl.load(x + at, mask=inside, other=0.0)
-        at, inside = place(strip, 0, out, batch, channels, HEIGHT, WIDTH, COLUMNS, ROWS)
-        gradient = tl.load(dy + at, mask=inside, other=0.0)
-        total = tl.dot(tl.trans(tile), gradient, total, input_precision=PRECISION)
+        rows = tl.load(x + block * stride, mask=block * IMAGES < images_in, other=0.0)
+        gradients = tl.load(dy + block * stride, mask=block * IMAGES < images_out, other=0.0)
+        total = tl.dot(tl.trans(rows), gradients, total, input_precision=PRECISION)
     # Diagonal j of a block of the product is where its input column is its output column + j - LEFT.
     u = tl.arange(0, STEP * COLUMNS)[:, None] % COLUMNS
-    j = tl.arange(0, TAPS)[None, :]
+    tap = tl.arange(0, ROWS * TAPS)[None, :]
+    row, j = tap // TAPS, tap % TAPS
     v = u - j + LEFT
     inside = (v >= 0) & (v < COLUMNS) & (j < K)
-    i = step * STEP + tl.arange(0, STEP)[:, None]
-    for row in range(ROWS):
-        diagonals = tl.gather(total, tl.where(inside, row * COLUMNS + v, 0), axis=1)
-        taps = tl.sum(tl.reshape(tl.where(inside, diagonals, 0.0), (STEP, COLUMNS, TAPS)), axis=1)
-        to = parts + ((share * ROWS + row) * channels + channel) * K * K + (i - row) * K + j
-        tl.store(to, taps, mask=(i >= row) & (i < row + K) & (j < K))
+    diagonals = tl.gather(total, tl.where(inside, row * COLUMNS + v, 0), axis=1)
+    taps = tl.sum(tl.reshape(tl.where(inside, diagonals, 0.0), (STEP, COLUMNS, ROWS * TAPS)), axis=1)
+    i = first + LEFT + tl.arange(0, STEP)[:, None] - row
+    to = parts + ((share * ROWS + row) * channels + channel) * K * K + i * K + j
+    tl.store(to, taps, mask=(i >= 0) & (i < K) & (j < K))
 
 
 # Launching. What a program takes is chosen by shape and type alone: a resumed run must add up in the same order. The
-# choice keeps all in registers on compute capability 8.0 and 9.0 (src/benchmark.py kernels).
+# choice keeps all in registers from compute capability 8.0 to 9.0 (src/benchmark.py kernels).
 
 
-def tiles(x: Tensor, k: int, rows: int, step: int) -> dict[str, Any]:
-    """The grid, and how it is cut: `rows` and `step` are positions, in the output and the input of a product."""
+def tiles(x: Tensor, k: int, left: int, rows: int, step: int, strips: int, warps: int) -> dict[str, Any]:
+    """Cut the grid: `rows` and `step` are positions in the output and the input of a product of so many strips."""
     height, width = x.shape[2:]
-    columns = triton.next_power_of_2(width)
+    columns = max(4, triton.next_power_of_2(width))
+    rows = max(triton.cdiv(16, columns), min(rows // columns, triton.next_power_of_2(height)))
+    whole = rows >= height  # a strip is an image: only rows within it are input
+    step = max(triton.cdiv(16, columns), min(step // columns, triton.next_power_of_2(height)))
     return {
-        "K": k,
         "HEIGHT": height,
         "WIDTH": width,
         "COLUMNS": columns,
-        "ROWS": max(triton.cdiv(16, columns), min(rows // columns, triton.next_power_of_2(height))),
-        "STEP": max(1, step // columns),
-        "STRIPS": 64 if x.element_size() == 2 else 32,
-        "PRECISION": "tf32x3",  # of float32, which nothing else depends on
+        "ROWS": rows,
+        "STEP": step,
+        "STEPS": triton.cdiv(height if whole else rows + k - 1, step),
+        "FIRST": 0 if whole else -left,
+        "STRIPS": strips,
+        "IMAGES": strips // triton.cdiv(height, rows),
+        "PRECISION": "tf32" if cudnn_precision() == "tf32" else "tf32x3",  # of float32
         "batch": x.shape[0],
         "channels": x.shape[1],
-        "num_warps": 8,
-        "num_stages": 2,
+        "num_warps": warps,
     }
 
 
-def strips_in(x: Tensor, cut: dict[str, Any]) -> int:
-    return x.shape[0] * triton.cdiv(x.shape[2], cut["ROWS"])
-
-
-def bands_of(weight: Tensor, columns: int, dtype: torch.dtype, left: int, flip: bool = False) -> Tensor:
-    """[channels, 1, k, k] → [channels, k, columns, columns]."""
-    channels, _, k, _ = weight.shape
-    bands = weight.new_empty(channels, k, columns, columns, dtype=dtype)
-    launch(
-        build_bands, (k, channels), num_warps=4, num_stages=1,
-        weight=weight.contiguous(), bands=bands, K=k, COLUMNS=columns, LEFT=left, FLIP=flip,
-    )  # fmt: skip
-    return bands
+def cudnn_precision() -> str:
+    """Of PyTorch's own convolutions in float32."""
+    return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
 
 
 def run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, flip: bool = False) -> Tensor:
-    k = weight.shape[-1]
-    cut = tiles(x, k, rows=128 if x.element_size() == 2 else 64, step=32)
-    y = torch.empty_like(x)
+    """Convolve with `left` zeros on the left and on top of the grid, the other k - 1 on the right and below."""
+    channels, _, k, _ = weight.shape
+    half = x.element_size() == 2
+    cut = tiles(x, k, left, *CONVOLVE[half])
+    columns, input_rows = cut["COLUMNS"], cut["STEPS"] * cut["STEP"]
+    bands = x.new_empty(channels, columns, input_rows + cut["ROWS"] - 1, columns)
     launch(
-        convolve, (triton.cdiv(strips_in(x, cut), cut["STRIPS"]), x.shape[1]), **cut, LEFT=left,
-        x=x, bands=bands_of(weight, cut["COLUMNS"], x.dtype, left, flip), bias=bias, y=y,
+        build_bands, (bands.shape[2], channels), num_warps=4, num_stages=1,
+        weight=weight.contiguous(), bands=bands, K=k, COLUMNS=columns, LEFT=left,
+        LAST=cut["FIRST"] + left + input_rows - 1, BANDS=bands.shape[2], FLIP=flip,
+    )  # fmt: skip
+    y = torch.empty_like(x)
+    blocks = triton.cdiv(x.shape[0], cut["IMAGES"])
+    launch(
+        convolve, (blocks, channels), **cut, num_stages=1, x=x, bands=bands, bias=bias, y=y, BANDS=bands.shape[2]
     )  # fmt: skip
     return y
 
 
-def run_weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """The shares' parts are added in a fixed order, without atomics: the same run gives the same bits."""
-    cut = tiles(x, k, rows=64, step=128 if x.element_size() == 2 else 64)
-    channels, steps = x.shape[1], triton.cdiv(cut["ROWS"] + k - 1, cut["STEP"])
-    blocks = triton.cdiv(strips_in(x, cut), cut["STRIPS"])
+def run_correlation(x: Tensor, dy: Tensor, k: int) -> Tensor:
+    """The kernel's gradient [channels, 1, k, k]; the shares' parts are added in a fixed order."""
+    half = x.element_size() == 2
+    cut = tiles(x, k, before(k), *CORRELATE[half])
+    channels, steps = x.shape[1], cut.pop("STEPS")
+    blocks = triton.cdiv(x.shape[0], cut["IMAGES"])
     shares = min(blocks, triton.cdiv(PROGRAMS, channels * steps))
-    parts = x.new_empty(shares, cut["ROWS"], channels, k, k, dtype=torch.float32)
+    parts = x.new_zeros(shares, cut["ROWS"], channels, k, k, dtype=torch.float32)
     launch(
-        correlate, (steps, channels, shares), **cut, TAPS=triton.next_power_of_2(k), LEFT=before(k),
+        correlate, (steps, channels, shares), **cut, num_stages=3, K=k, TAPS=triton.next_power_of_2(k), LEFT=before(k),
         x=x, dy=dy, parts=parts, blocks=triton.cdiv(blocks, shares),
     )  # fmt: skip
     return parts.sum((0, 1)).unsqueeze(1).to(x.dtype)
 
 
-PROGRAMS = 2048  # enough for every GPU to be busy, few enough that the parts are small
+# Output positions, input positions and strips of a product, and warps; for values of 2 bytes (True) and of 4.
+CONVOLVE = {True: (128, 64, 128, 8), False: (64, 32, 128, 8)}
+CORRELATE = {True: (128, 128, 64, 8), False: (64, 64, 64, 4)}
+PROGRAMS = 512  # enough for every GPU to be busy, few enough that summing up diagonals takes no time
 
 
 # The backend.
 
 
-@torch.library.custom_op("convmixer::banded", mutates_args=())
+@torch.library.triton_op("convmixer::banded", mutates_args=())
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return run_convolution(x.contiguous(), weight, bias, before(weight.shape[-1]))
 
 
-@torch.library.custom_op("convmixer::banded_input_gradient", mutates_args=())
+@torch.library.triton_op("convmixer::banded_input_gradient", mutates_args=())
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     return run_convolution(dy.contiguous(), weight, None, after(weight.shape[-1]), flip=True)
 
 
-@torch.library.custom_op("convmixer::banded_weight_gradient", mutates_args=())
+@torch.library.triton_op("convmixer::banded_weight_gradient", mutates_args=())
 def weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    return run_weight_gradient(x.contiguous(), dy.contiguous(), k)
-
-
-for operator in (convolution, input_gradient):
-    operator.register_fake(lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
-weight_gradient.register_fake(lambda x, _, k: x.new_empty(x.shape[1], 1, k, k))
+    return run_correlation(x.contiguous(), dy.contiguous(), k)

@@ -1,4 +1,4 @@
-"""How Triton's kernels are started, or only written down, for a table of them that needs no GPU."""
+"""How Triton's kernels are started: by PyTorch, within a graph that it compiles, or only written down for a table."""
 
 import os
 from collections.abc import Iterator
@@ -24,21 +24,28 @@ recording: list[Launch] | None = None
 def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     if recording is not None:
         recording.append(Launch(kernel, grid, arguments))
-        return
-    a_tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device_of(a_tensor):  # Triton starts kernels on the current device, wherever the tensors are
+    elif is_interpreted():  # which torch.library does not know
         kernel[grid](**arguments)
+    else:
+        a_tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
+        with torch.cuda.device_of(a_tensor):  # Triton starts kernels on the current device, wherever the tensors are
+            torch.library.wrap_triton(kernel)[grid](**arguments)
 
 
 @contextmanager
 def record() -> Iterator[list[Launch]]:
-    """Within it kernels are written down instead of started, so that tensors may be on the device "meta"."""
+    """Write kernels down instead of starting them, so that tensors may be on the device "meta"."""
     global recording
     recording = []
     try:
         yield recording
     finally:
         recording = None
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, slowly: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unsupported_reason(height: int, width: int, k: int, values: int, dtype: torch.dtype) -> str | None:
@@ -57,7 +64,7 @@ def unavailable(device: torch.device) -> str | None:
     """Why Triton's kernels cannot run on a device; None where they can."""
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if device.type == "meta" or os.environ.get("TRITON_INTERPRET") == "1":  # on the CPU, slowly: for tests
+    if device.type == "meta" or is_interpreted():
         return None
     if device.type != "cuda":
         return f"needs a CUDA GPU, not {device.type}"
