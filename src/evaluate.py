@@ -38,7 +38,7 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     if settings.summary:
         report.print_summary(checkpoint, data.image_size)
     result = evaluation.evaluate(checkpoint, data, split)
-    report.write(result, folder, checkpoint, settings)
+    report.write(result, folder, checkpoint, settings, split)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ def test_the_split_alone_is_enough_to_evaluate(photographs: Path, tmp_path: Path
         shutil.rmtree(photographs / "val" / name)
     assert evaluate(tmp_path / "single", *options)["images"] == 3
     assert set(np.load(tmp_path / "single" / "predictions.npy")["label"]) == {388}
+    flat = [option.replace(f"root={photographs}", f"root={photographs}/val") for option in options]
+    assert evaluate(tmp_path / "flat", *flat)["images"] == 3
     with pytest.raises(ConfigError, match=r"split=train: .*val"):
         evaluate(tmp_path / "none", *options, "split=train")
 

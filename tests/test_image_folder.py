@@ -1,19 +1,24 @@
 """Folders of images: their classes, sizes and modes, and what is wrong with them."""
 
+import json
 import shutil
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from comparison.images import compare_images
+from comparison.results import read
 from config.errors import first_line
 from conftest import LETTERS, Train, checked
 from data import datasets, image_folder
 from data.batches import make_eval_loader, make_train_loader
 from data.fingerprint import fingerprint
+from test_evaluate import evaluate
 from tracking.identity import run_id
 
 
@@ -414,3 +419,27 @@ def test_a_class_of_one_image_cannot_be_split(folder: Path) -> None:
     with pytest.raises(datasets.DataError, match=r"data.val_fraction=0.1: .*dog"):
         load_folder(folder)
     assert load_folder(folder, "data.val_fraction=0").val is None
+
+
+def test_test_images_are_traced_by_path_and_class(folder: Path, tmp_path: Path, train: Train) -> None:
+    options = ("data=image_folder", f"data.root={folder}", "data.train_fraction=1")
+    runs = [train(*options, f"model.kernel_size={kernel}", "model.d_model=2").folder for kernel in (3, 5)]
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    assert summary["classes"] == list(LETTERS)
+    records = np.load(runs[0] / "predictions.npy")
+    table = pd.read_csv(runs[0] / "predictions.csv")
+    assert list(table["image"]) == [f"val/{name}/{i}.png" for name in LETTERS for i in range(4)]
+    assert [LETTERS[i] for i in records["prediction"]] == list(table["prediction"])
+    wrong = pd.read_csv(runs[0] / "wrong_images.csv")
+    assert set(wrong["image"]) == set(table["image"][table["label"] != table["prediction"]])
+    assert wrong["probability"].is_monotonic_increasing
+    evaluate(tmp_path / "e", f"checkpoint={runs[0]}")
+    evaluated = pd.read_csv(tmp_path / "e" / "predictions.csv")
+    assert evaluated["image"].equals(table["image"]) and evaluated["prediction"].equals(table["prediction"])
+    for kernel, run in zip((3, 5), runs, strict=True):  # so that there is an image to win
+        records["prediction"] = records["label"] if kernel == 3 else 0
+        np.save(run / "predictions.npy", records)
+    compare_images(read(runs), tmp_path)
+    images = pd.read_csv(tmp_path / "images.csv")
+    assert set(images["path"]) == {f"val/{name}/{i}.png" for name in LETTERS[1:] for i in range(4)}
+    assert (images["class"] == images["path"].str.split("/").str[1]).all()

@@ -9,8 +9,10 @@ import pandas as pd
 from comparison.formatting import change_text, p_text
 from comparison.image_differences import ImageDifference, Predictions, image_differences, read_predictions
 from comparison.results import Comparison
+from comparison.runs import Run
 from config.errors import ConfigError
 from runtime.console import print_table, say
+from runtime.files import write_text
 from stats.images import Sampled
 
 HEADER = (
@@ -50,7 +52,8 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
     from data.image_files import DataError
 
     try:
-        table(found, predictions).to_csv(folder / "images.csv", index=False)
+        named = with_names(table(found, predictions), comparison.valued[0].completed[0])
+        write_text(folder / "images.csv", named.to_csv(index=False))
         try:
             images, classes = read_images(comparison.valued[0].completed[0], predictions.labels)
         except DataError as error:
@@ -88,6 +91,16 @@ def sampled_text(sampled: Sampled, p: float | None = None) -> str:
     if sampled.margin is None:
         return "one seed"
     return f"± {100 * sampled.margin:.2f}" + ("" if p is None else f", {p_text(p)}")
+
+
+def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """The table with each image's path and class, where the run has kept them."""
+    try:
+        names = pd.read_csv(run.folder / "predictions.csv", dtype=str, keep_default_na=False)
+    except OSError:  # a run of an older version
+        return images
+    names = names.loc[images["image"]]
+    return images.assign(path=names["image"].to_numpy(), **{"class": names["label"].to_numpy()})
 
 
 def table(found: Sequence[ImageDifference], predictions: Predictions) -> pd.DataFrame:

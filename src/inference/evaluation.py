@@ -13,7 +13,6 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import schema
 from config.errors import ConfigError
 from data import datasets
 from data.batches import make_eval_loader
@@ -106,7 +105,7 @@ def load_data(checkpoint: Checkpoint, name: str) -> tuple[DataSplits, Split]:
         ConfigError: there is no such split, or the checkpoint cannot be evaluated on it.
     """
     config, channels = checkpoint.config.data, checkpoint.weights.architecture.channels
-    if folder := folder_of(config, name):
+    if folder := folder_of(checkpoint, name):
         data = read_one_split(folder, "L" if channels == 1 else "RGB", config.skip_unreadable)
     else:
         data = datasets.read_configured(config)
@@ -121,17 +120,20 @@ def load_data(checkpoint: Checkpoint, name: str) -> tuple[DataSplits, Split]:
     return data, split
 
 
-def folder_of(config: schema.Data, name: str) -> Path | None:
+def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
     """The folder with a split's images and no others; None where it takes the training images to tell.
+
+    Classes without folders of splits are all evaluated, except by a model that may have trained on a part of them.
 
     Raises:
         ConfigError: there is no such folder.
     """
+    config, description = checkpoint.config.data, checkpoint.weights.description
     if config.name != "image_folder":
         return None
     root = Path(config.root)
     folders = split_folders(root)
-    if is_divided(root):
+    if description and description.config["data"].get("name") == "image_folder" and is_divided(root):
         return None
     if "train" in folders:
         validates = config.val_fraction and not {"val", "test"} <= folders.keys()  # with a part of the training images
@@ -143,7 +145,7 @@ def folder_of(config: schema.Data, name: str) -> Path | None:
             f"data.mean, data.std: the checkpoint does not say, and {root} has no train folder to measure them; "
             "expected a number for each channel, of 0 … 1"
         )
-    used = folders.get(name) or (name == "test" and folders.get("val"))
+    used = folders.get(name) or (name == "test" and folders.get("val")) or (not folders and class_folders(root) and ".")
     if not used:
         names = ", ".join(class_folders(root)[:5]) or "no folders"
         raise ConfigError(f"split={name}: data.root={root} has no such folder with CLASS/*; it has {names}")

@@ -4,6 +4,8 @@ evaluation.json         accuracy, loss and calibration; the checkpoint and the d
 classes.csv             images and accuracy of each class that has images
 confusion_matrix.csv    images of each true class (row) and predicted class (column), and the same as a picture
 predictions.npy         label, prediction and the label's probability of each image, in the data set's order
+predictions.csv         the same by path and class
+wrong_images.csv        the misclassified images, the most clearly wrong first
 reliability.png         accuracy over confidence
 """
 
@@ -19,10 +21,12 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from config.commands import Evaluate
+from data.splits import Split
 from inference.checkpoint import Checkpoint
 from inference.evaluation import Evaluation
 from runtime.files import write_text
 from tracking import plots
+from tracking.predictions import write_predictions
 from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)
@@ -35,7 +39,7 @@ def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
         log.info(f"  {line}")
 
 
-def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate) -> None:
+def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate, evaluated: Split) -> None:
     """All files of an evaluation, and its figures on the terminal."""
     split, data = settings.split, settings.data
     figures = {
@@ -64,6 +68,7 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
         folder / "confusion_matrix.csv", pd.DataFrame(confusion, index=names, columns=names).to_csv(index_label="class")
     )
     np.save(folder / "predictions.npy", result.predictions)
+    write_predictions(folder, result.predictions, evaluated, data.root, checkpoint.labels)
     plots.save(plots.confusion_matrix(confusion, names), folder / "confusion_matrix")
     plots.save(reliability_diagram(result), folder / "reliability")
     write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")

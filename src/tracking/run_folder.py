@@ -5,7 +5,7 @@ OUTPUT_DIR/SWEEP/RUN/
     metrics.csv       a row per epoch
     summary.json      status, best and last figures; always true, also after a crash
     checkpoints/      last.pt, best.pt
-    predictions.npy   of the test images
+    predictions.npy   of the test images; predictions.csv: by path and class; wrong_images.csv: the misclassified ones
     history.png       the curves
     figures/          of the trained model: filters, kernels, confusion matrix
     train.log         what the terminal said, and tracebacks
@@ -28,11 +28,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from config.schema import Config
+from data.splits import Split
 from runtime.distributed import World
 from runtime.files import read_json, remove_partial, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
+from tracking.predictions import write_predictions
 from tracking.run_index import RunIndex
 from tracking.run_lock import acquire_lock, describe_holder, lock_of
 from tracking.trial import Trial
@@ -157,10 +159,11 @@ class RunFolder:
         if self.writes:
             write_text(self.path / "summary.json", json.dumps(self.summary, indent=2) + "\n")
 
-    def save_predictions(self, predictions: NDArray[np.void]) -> None:
+    def save_predictions(self, predictions: NDArray[np.void], test: Split, classes: Sequence[str]) -> None:
         if self.writes:
             with whole(self.path / "predictions.npy") as temporary:
                 np.save(temporary, predictions)
+            write_predictions(self.path, predictions, test, self.config.data.root, classes)
 
     def save_figures(self, figures: Mapping[str, Figure]) -> None:
         """In the run's folder and in W&B, by their names."""

@@ -110,6 +110,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         device=describe(device),
         **selection.summary,
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
+        classes=data.classes,
         **({"remarks": data.remarks} if data.remarks else {}),
         **({"skipped_images": data.skipped} if data.skipped else {}),
     )
@@ -131,7 +132,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     tested = trainer.fit()
 
     # What came of it.
-    folder.save_predictions(tested.predictions)
+    folder.save_predictions(tested.predictions, data.test, data.classes)
     if config.trainer.figures and world.rank == 0:
         with log_exceptions():
             labels, predictions = tested.predictions["label"], tested.predictions["prediction"]

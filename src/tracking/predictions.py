@@ -1,0 +1,38 @@
+"""What a model takes each image for, by path and by the classes' names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.image_files import printable
+from data.splits import Split
+from runtime.files import write_text
+
+
+def write_predictions(
+    folder: Path, predictions: NDArray[np.void], split: Split, root: str, classes: Sequence[str]
+) -> None:
+    """predictions.csv: a row for each image; wrong_images.csv: the misclassified ones, the most clearly wrong first.
+
+    Args:
+        predictions: label, prediction and probability of the label, in the split's order.
+        root: of the data set; paths are relative to it. Where images are no files, the column has their numbers.
+    """
+    import pandas as pd  # takes long, and a run needs it at its end alone
+
+    table = pd.DataFrame({"image": image_names(split, root)})
+    for column in ("label", "prediction"):
+        table[column] = np.asarray(classes, dtype=object)[predictions[column]]
+    table["probability"] = predictions["probability"]
+    wrong = table[predictions["label"] != predictions["prediction"]].sort_values("probability", kind="stable")
+    write_text(folder / "predictions.csv", table.to_csv(index=False))
+    write_text(folder / "wrong_images.csv", wrong.to_csv(index=False))
+
+
+def image_names(split: Split, root: str) -> Sequence[str] | Sequence[int]:
+    """The files' paths below the data set's root; numbers where images are no files."""
+    if split.files is None:
+        return range(len(split))
+    return [printable(Path(path).relative_to(root).as_posix()) for path in split.files.tolist()]
