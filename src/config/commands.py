@@ -59,6 +59,7 @@ class Predict(Command):
 class Export(Command):
     format: str = key(one_of("onnx", "torch_export", "safetensors", "timm", "authors"))
     fold: bool = True  # BatchNorm into the convolutions, where that is exact; onnx and torch_export only
+    normalize: bool = True  # within the program, which takes pixels / 255; onnx and torch_export only
 
 
 COMMANDS = {"evaluate": Evaluate, "predict": Predict, "export": Export}

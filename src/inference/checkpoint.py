@@ -24,6 +24,7 @@ from LLMConvMixer import ConvMixer
 from runtime.device import choose_device
 from tracking.identity import parse_overrides
 from training.model import make_model, memory_format
+from weights.description import described
 from weights.files import Weights
 
 log = logging.getLogger(__name__)
@@ -141,20 +142,25 @@ def make_config(weights: Weights, settings: Command) -> Config:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What weights/description.py reads, for the files that a checkpoint is exported to."""
-    description, data = checkpoint.weights.description, checkpoint.config.data
-    images = {"image_size": data.image_size, "crop_fraction": data.crop_fraction}
-    if description:
-        config = {**description.config, "data": {**description.config["data"], **images}}
-    else:
-        config = {"model": asdict(checkpoint.config.model), "data": images, "trainer": {}}
+    """Describe an exported file's weights, as weights/description.py reads: no path, no key that only trained them."""
+    description, data = checkpoint.weights.description, asdict(checkpoint.config.data)
+    for key in ("num_workers", "pipeline", "root"):
+        del data[key]
+    if data["name"] != "image_folder":
+        data["root"] = "data"  # where it is downloaded to
+    trainer = asdict(checkpoint.config.trainer)
+    config = {
+        "model": described(checkpoint.config.model),
+        "data": data,
+        "trainer": {key: trainer[key] for key in ("precision", "channels_last")},
+    }
     return {
         "config": config,
         "classes": checkpoint.classes,
         "labels": checkpoint.labels if checkpoint.classes else None,
         "image_size": checkpoint.image_size,
-        "mean": data.mean,
-        "std": data.std,
+        "mean": data["mean"],
+        "std": data["std"],
         "metrics": description.epoch if description else {},
     }
 

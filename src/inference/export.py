@@ -1,6 +1,6 @@
 """A checkpoint in the formats that others read.
 
-    onnx          with a batch of any size; checked with onnxruntime on photographs
+    onnx          with normalization and a batch of any size; checked with onnxruntime on photographs
     torch_export  a program that torch.export.load reads, likewise
     safetensors   our weights with what they need to be used again, and a model card, NAME.md, beside them
     timm, authors the two published layouts (weights/layouts.py), for timm and locuslab/convmixer
@@ -11,6 +11,7 @@ A file appears whole or not at all: it gets its name once it has been written an
 import json
 import logging
 import timeit
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from config.commands import Export
 from config.errors import ConfigError
 from inference.checkpoint import Checkpoint, describe
 from inference.model_card import CARD, model_card
+from inference.usage import Usage
+from LLMConvMixer import ConvMixer
 from runtime.files import check_new, check_ours, whole, write_text
 from weights.files import METADATA
 from weights.folding import fold_batch_norm
@@ -32,7 +35,7 @@ from weights.layouts import to_layout
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of logits computed by another program, relative to the largest where that is above 1
-DYNAMIC_BATCH = ({0: torch.export.Dim("batch")},)
+DYNAMIC_BATCH = {0: torch.export.Dim("batch")}
 
 
 class ExportError(RuntimeError):
@@ -47,6 +50,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> None:
         ExportError: it computes something else.
     """
     check_published(checkpoint, settings.format)
+    check_normalization(checkpoint, settings)
     path = output_path(checkpoint, settings)
     card = path.with_suffix(".md")
     written = [path, card] if settings.format == "safetensors" else [path]
@@ -55,10 +59,8 @@ def export(checkpoint: Checkpoint, settings: Export) -> None:
         check_ours(card, CARD)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
-        if settings.format == "onnx":
-            write_onnx(checkpoint, inference_model(checkpoint, settings), temporary)
-        elif settings.format == "torch_export":
-            write_program(checkpoint, inference_model(checkpoint, settings), temporary)
+        if settings.format in ("onnx", "torch_export"):
+            write_program(checkpoint, settings, temporary)
         elif settings.format == "safetensors":
             temporary.write_bytes(save(checkpoint.weights.tensors, metadata(checkpoint)))
             write_text(card, model_card(checkpoint, path))
@@ -67,6 +69,9 @@ def export(checkpoint: Checkpoint, settings: Export) -> None:
         else:
             torch.save(to_layout(checkpoint.weights.tensors, "authors"), temporary)
     log.info(f"  → {' and '.join(map(str, written))}")
+    if settings.format in ("onnx", "torch_export"):
+        usage = Usage(checkpoint, settings.normalize)
+        log.info(f"{usage.input_text}\n\n{usage.snippet(path)}")
 
 
 def check_published(checkpoint: Checkpoint, form: str) -> None:
@@ -77,6 +82,18 @@ def check_published(checkpoint: Checkpoint, form: str) -> None:
             f"format={form}: holds models with BatchNorm and the residual around the depthwise convolution alone; this "
             f"one has model.norm={model.norm}, model.residual_depthwise={str(model.residual_depthwise).lower()}, "
             f"model.residual_pointwise={str(model.residual_pointwise).lower()}"
+        )
+
+
+def check_normalization(checkpoint: Checkpoint, settings: Export) -> None:
+    """
+    Raises:
+        ConfigError: a program shall normalize its images, and the weights do not say how.
+    """
+    if settings.format in ("onnx", "torch_export") and settings.normalize and checkpoint.config.data.mean is None:
+        raise ConfigError(
+            "normalize=true: the weights do not say how images were normalized. Fix: data.mean=[…] data.std=[…], or "
+            "normalize=false for a program of normalized images"
         )
 
 
@@ -109,13 +126,26 @@ def metadata(checkpoint: Checkpoint) -> dict[str, str]:
 # Programs.
 
 
-def inference_model(checkpoint: Checkpoint, settings: Export) -> nn.Module:
-    """On the CPU, with BatchNorm folded unless that was not wanted; its speed is logged beside the unfolded one's."""
-    model = checkpoint.model.cpu()
-    if not settings.fold:
-        return model
+class NormalizedModel(nn.Module):
+    """A model of pixels, 0 to 1: it normalizes them first."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, channels, height, width] → logits [batch, classes]"""
+        return self.model((images - self.mean) / self.std)
+
+
+def inference_model(model: ConvMixer, images: Tensor) -> nn.Module:
+    """Fold BatchNorm, and log the speed of both models."""
     folded = fold_batch_norm(model)
-    images = photographs(checkpoint, 8)
     check(folded(images), model(images), "folded BatchNorm")
     plain_rate, folded_rate = images_per_second([model, folded], images)
     norms = [sum(isinstance(module, nn.BatchNorm2d) for module in m.modules()) for m in (model, folded)]
@@ -134,31 +164,57 @@ def images_per_second(models: list[nn.Module], images: Tensor, rounds: int = 3) 
     return (len(images) / np.median(seconds, axis=0)).tolist()
 
 
-def write_onnx(checkpoint: Checkpoint, model: nn.Module, path: Path) -> None:
-    import onnx
-    import onnxruntime
+def write_program(checkpoint: Checkpoint, settings: Export, path: Path) -> None:
+    """Write a program, and compare its logits with the checkpoint's."""
+    model, data = checkpoint.model.cpu(), checkpoint.config.data
+    pixels = photographs(checkpoint, 8)
+    mean, std = torch.tensor(data.mean or [0.5]), torch.tensor(data.std or [0.25])
+    images = (pixels - mean[:, None, None]) / std[:, None, None]
+    program: nn.Module = inference_model(model, images) if settings.fold else model
+    program, inputs = (NormalizedModel(program, mean, std), pixels) if settings.normalize else (program, images)
+    write, load = (write_onnx, load_onnx) if settings.format == "onnx" else (write_torch_export, load_torch_export)
+    write(program.eval(), inputs[:2], Usage(checkpoint, settings.normalize), path)
+    loaded = load(path)
+    for n in (len(images), 1):
+        check(loaded(inputs[:n]), model(images[:n]), settings.format)
 
-    images = photographs(checkpoint, 8)
+
+def write_onnx(model: nn.Module, images: Tensor, usage: Usage, path: Path) -> None:
+    import onnx
+
     torch.onnx.export(
-        model, (images[:2],), path, input_names=["images"], output_names=["logits"], dynamic_shapes=DYNAMIC_BATCH,
+        model, (images,), path, input_names=["images"], output_names=["logits"],
+        dynamic_shapes=(DYNAMIC_BATCH,),
         dynamo=True, external_data=False, verbose=False,
     )  # fmt: skip
     program = onnx.load(path)
-    onnx.helper.set_model_props(program, metadata(checkpoint))
+    del program.metadata_props[:], program.graph.metadata_props[:]
+    for part in (*program.graph.node, *program.graph.value_info, *program.graph.initializer):
+        del part.metadata_props[:]  # stack traces, with this machine's paths
+        part.doc_string = ""
+    program.doc_string = program.graph.doc_string = usage.text(Path("model.onnx"))
+    program.graph.input[0].doc_string, program.graph.output[0].doc_string = usage.input_text, usage.output_text
+    onnx.helper.set_model_props(program, usage.metadata)
     onnx.save(program, path)
+
+
+def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for batch in (images, images[:1]):
-        logits = session.run(["logits"], {"images": batch.numpy()})[0]
-        check(torch.from_numpy(logits), checkpoint.model(batch), "onnxruntime")
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def write_program(checkpoint: Checkpoint, model: nn.Module, path: Path) -> None:
-    images = photographs(checkpoint, 8)
-    program = torch.export.export(model, (images[:2],), dynamic_shapes=DYNAMIC_BATCH)
-    torch.export.save(program, path, extra_files=metadata(checkpoint))
-    loaded = torch.export.load(path).module()
-    for batch in (images, images[:1]):
-        check(loaded(batch), checkpoint.model(batch), "torch.export")
+def write_torch_export(model: nn.Module, images: Tensor, usage: Usage, path: Path) -> None:
+    program = torch.export.export(model, (images,), dynamic_shapes=(DYNAMIC_BATCH,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with this machine's paths
+    documentation = {"documentation": usage.text(Path("model.pt2"))}
+    torch.export.save(program, path, extra_files={**usage.metadata, **documentation})
+
+
+def load_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(path).module()
 
 
 def check(logits: Tensor, expected: Tensor, program: str) -> None:
@@ -173,10 +229,9 @@ def check(logits: Tensor, expected: Tensor, program: str) -> None:
 
 
 def photographs(checkpoint: Checkpoint, n: int) -> Tensor:
-    """Crops of scikit-learn's two photographs as the model takes images: [n, channels, height, width], normalized."""
-    config, channels = checkpoint.config.data, checkpoint.weights.architecture.channels
+    """Crops of scikit-learn's two photographs at the model's size: [n, channels, height, width], 0 to 1."""
+    channels = checkpoint.weights.architecture.channels
     photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2) / 255
     crops = torch.stack([photos[i % 2, :, 30 * i : 30 * i + 200, 50 * i : 50 * i + 200] for i in range(n)])
     images = F.interpolate(crops, checkpoint.image_size or (224, 224), mode="bilinear", antialias=True)
-    mean, std = torch.tensor(config.mean or [0.5]), torch.tensor(config.std or [0.25])
-    return (images[:, torch.arange(channels) % 3] - mean[:, None, None]) / std[:, None, None]
+    return images[:, torch.arange(channels) % 3]

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from config.command_line import command_line, override
-from config.schema import GROUPS
+from config.schema import GROUPS, NOT_IDENTITY, is_below
 from inference.checkpoint import Checkpoint, describe
 from runtime.files import read_json
 from training.summary import as_lines, summarize
@@ -62,7 +62,7 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
         f"mean {config.data.mean} and deviation {config.data.std}.",
         "## Use",
         "```bash\n" + "\n".join(commands(summary, path)) + "\n```",
-        "## Config",
+        "## Model and images",
         "```yaml\n" + yaml.safe_dump(saved, sort_keys=False, allow_unicode=True) + "```",
     ]
     return "\n\n".join(sections) + "\n"
@@ -83,7 +83,8 @@ def result_text(key: str, value: float) -> str:
 
 def commands(summary: dict[str, Any], path: Path) -> list[str]:
     checkpoint, overrides = override("checkpoint", path.name), summary.get("overrides")
-    trained = [command_line("train", *map(typed, overrides.items())) + "   # trained it"] if overrides else []
+    shared = {key: value for key, value in (overrides or {}).items() if not is_below(key, NOT_IDENTITY)}
+    trained = [command_line("train", *map(typed, shared.items())) + "   # trained it"] if overrides else []
     return [
         *trained,
         command_line("evaluate", checkpoint),
@@ -93,6 +94,8 @@ def commands(summary: dict[str, Any], path: Path) -> list[str]:
 
 
 def typed(item: tuple[str, Any]) -> str:
-    """A recorded override; nothing is chosen from a group only by ~GROUP."""
+    """A recorded override; nothing is chosen from a group only by ~GROUP, and of a path its last part is enough."""
     key, value = item
+    if key == "model.pretrained":
+        value = Path(value).name
     return f"~{key}" if key in GROUPS and value is None else override(key, value)
