@@ -9,12 +9,13 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from stats import EVERY, analyse
 from stats.analysis import tabulate
 from stats.failures import beats, worst_rank
 from stats.families import holm
-from stats.sample_size import power
+from stats.sample_size import SampleSize, power, seeds_for
 from stats.seeds import fit
 
 Table = Mapping[object, Mapping[int, float | None]]
@@ -56,6 +57,14 @@ def test_p_values_of_a_family_are_corrected_by_holms_method() -> None:
 def test_power_with_a_known_spread_is_the_noncentral_t_tests() -> None:
     expected = scipy_stats.nct.sf(2.3, 8, 3.1)
     assert power(3.1, 2.3, np.inf, 8) == pytest.approx(expected, abs=0.003)
+
+
+@pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
+def test_new_seeds_are_those_of_the_paired_t_test(effect: float) -> None:
+    """Two settings, the spread of their difference known."""
+    now = SampleSize(seeds=10, settings=2, level=0.05, error=1 / np.sqrt(10), freedom=9, critical=2.3)
+    seeds = seeds_for(effect, now)
+    assert seeds and abs(seeds - np.ceil(TTestPower().solve_power(effect, alpha=0.05, power=0.8))) <= 1
 
 
 def test_ranks_of_failed_runs_are_tested_by_permutation() -> None:

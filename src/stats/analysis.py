@@ -147,7 +147,8 @@ def floor(table: Array, resolution: float | None) -> float:
     if resolution is None:
         gaps = np.diff(np.unique(table[~np.isnan(table)]))
         resolution = float(gaps[gaps > TIE].min(initial=math.inf))
-    return resolution**2 / 12 if math.isfinite(resolution) else 0.0
+    square = resolution * resolution / 12
+    return square if math.isfinite(square) else 0.0
 
 
 def ranking(means: Array, samples: Sequence[Array], failures: Sequence[int]) -> list[int]:

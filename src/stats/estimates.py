@@ -1,7 +1,7 @@
 """What an analysis gives: estimates with their intervals, differences, effects and sample sizes, all frozen."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 ERROR = 1 - CONFIDENCE
 TIE = 1e-9  # differences below it are rounding
 
-Setting = Hashable
+Setting = Any  # whatever identifies one; it must be hashable
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Estimate:
     def margin(self) -> float | None:
         """Half the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def contains(self, value: float) -> bool | None:
+        """Return if the interval contains a value; None without an interval."""
+        return None if self.low is None or self.high is None else self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def mean(values: Iterable[float]) -> Estimate | None:
     if not freedom:
         return Estimate(center, 1)
     std = float(sample.std(ddof=1))
+    if std < TIE * max(1.0, abs(center)):  # runs that all show the same say nothing of how others vary
+        return Estimate(center, sample.size, 0.0)
     error = std / math.sqrt(sample.size)
     margin = quantile(freedom) * error
     return Estimate(center, sample.size, std, center - margin, center + margin, error, freedom)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from stats.sample_size import SampleSize, sample_size
 from stats.seeds import SeedModel
 from stats.variances import Array, Errors
 
+BLOCK = 500  # contrasts of which the intervals are found at once
 T = TypeVar("T")
 
 
@@ -74,10 +75,11 @@ class Family:
         return (self.p < ERROR) & ~self.is_vetoed  # NaN is not below
 
     @cached_property
-    def margins(self) -> Array:
-        """[contrasts]: half the widths of the 95 % intervals, each for itself."""
+    def margins(self) -> Callable[[int], Array]:
+        """Half the widths of the 95 % intervals, each for itself; found in blocks, when one is asked for."""
         assert self.errors is not None
-        return self.errors.within(ERROR)
+        errors = self.errors
+        return cache(lambda block: errors[block * BLOCK : (block + 1) * BLOCK].within(ERROR))
 
     def difference(self, i: int, sign: int = 1) -> Difference:
         """One of the contrasts, or its reverse."""
@@ -86,7 +88,7 @@ class Family:
         is_tied, runs = abs(estimate) < TIE, int(self.runs[i])
         if self.errors is None or np.isnan(self.p[i]):
             return Difference(estimate, n=runs, is_tied=is_tied, is_negligible=negligible)
-        margin, errors = float(self.margins[i]), self.errors[i]
+        margin, errors = float(self.margins(i // BLOCK)[i % BLOCK]), self.errors[i : i + 1]
         return Difference(
             estimate, estimate - margin, estimate + margin, float(self.p[i]), bool(self.significant[i]),
             float(self.p_alone[i]), float(errors.error[0]), float(errors.freedom[0]), runs, is_tied, negligible,
@@ -99,12 +101,11 @@ class Family:
         """
         if self.errors is None or np.isnan(self.p[i]):
             return None
-        errors, level = self.errors[i], ERROR / max(1, self.comparisons - int(self.significant.sum()))
+        errors, level = self.errors[i : i + 1], ERROR / max(1, self.comparisons - int(self.significant.sum()))
         error, freedom = float(errors.error[0]), float(errors.freedom[0])
         critical = float(errors.within(level)[0]) / error
-        return sample_size(
-            sign * float(self.estimates[i]), error, freedom, critical, self.runs[i] / self.settings[i], level
-        )
+        estimate, settings = sign * float(self.estimates[i]), int(self.settings[i])
+        return sample_size(estimate, error, freedom, critical, float(self.runs[i]) / settings, settings, level)
 
 
 def test_family(
@@ -122,7 +123,7 @@ def test_family(
     )
     runs = np.array([model.runs_of[own].sum() for own in places])
     testable = np.array([len(own) > 2 or bool((model.runs_of[own] > 1).all()) for own in places], dtype=bool)
-    errors = model.errors(contrasts_matrix(contrasts, len(model.means))) if contrasts and testable.any() else None
+    errors = model.errors(*matrices(contrasts, len(model.means))) if contrasts and testable.any() else None
     p_alone = np.full(len(contrasts), np.nan)
     negligible = None if smallest is None else p_alone
     if errors is not None:
@@ -136,12 +137,14 @@ def test_family(
     )  # fmt: skip
 
 
-def contrasts_matrix(contrasts: Sequence[Contrast], settings: int) -> Array:
-    """[contrasts, settings]: the weights."""
-    matrix = np.zeros((len(contrasts), settings))
-    for row, contrast in zip(matrix, contrasts, strict=True):
-        row[list(contrast.weights)] = list(contrast.weights.values())
-    return matrix
+def matrices(contrasts: Sequence[Contrast], settings: int) -> tuple[Array, NDArray[np.int64]]:
+    """[contrasts, settings]: the weights; and [contrasts, parts]: the settings compared, filled up with -1."""
+    weights = np.zeros((len(contrasts), settings))
+    parts = np.full((len(contrasts), max(len(contrast.weights) for contrast in contrasts)), -1)
+    for i, contrast in enumerate(contrasts):
+        weights[i, list(contrast.weights)] = list(contrast.weights.values())
+        parts[i, : len(contrast.weights)] = list(contrast.weights)
+    return weights, parts
 
 
 class ByPair(Mapping[tuple[Setting, Setting], T]):

@@ -1,6 +1,6 @@
 """Means of settings, adjusted for the seeds that some of them lack: value ~ setting + seed.
 
-Where settings share seeds, a seed may be a hard one, and runs of one seed are compared with each other (the two-way
+Where settings share seeds and these matter, runs of one seed are compared with each other (the two-way
 layout without interaction; Searle, Speed and Milliken, 1980, The American Statistician 34, 216-221). Where they share
 too few, they are independent samples. Runs count by the precision of their setting, so that a noisy setting does not
 blur what is known of the seeds (weighted least squares; its variances by restricted maximum likelihood's equations).
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import fdtrc
 
 from stats.estimates import TIE
-from stats.variances import Array, Errors, Spreads, errors_of, moderate
+from stats.variances import Array, Errors, Spreads, errors_of, joined, moderate
 
+SEEDS_MATTER = 0.25  # below this p value
 SETTINGS_PER_SEED = 1.5  # on average, or too few are shared; of two settings: half of them
 AT_ONCE = 2_000_000  # weights of runs in contrasts
 ROUNDS = 12  # of estimating variances and weights in turn; more change nothing that matters
@@ -52,17 +54,19 @@ class SeedModel:
         """Missing runs make means differ from the plain ones."""
         return not np.allclose(self.means, self.raw_means, rtol=0, atol=TIE)
 
-    def errors(self, contrasts: Array) -> Errors | None:
-        """Compute the standard errors of linear combinations of the means, [contrasts, settings] with sums 0."""
+    def errors(self, contrasts: Array, parts: NDArray[np.int64] | None = None) -> Errors | None:
+        """Compute the standard errors of linear combinations of the means.
+
+        Args:
+            contrasts: [contrasts, settings], with sums 0.
+            parts: [contrasts, parts], the settings compared, and -1, to consider the tail of each one's spread.
+        """
         if self.spreads is None:
             return None
-        parts = np.array_split(contrasts, 1 + contrasts.size // AT_ONCE)
-        errors = [errors_of(self.spreads, self.shares(part)) for part in parts]
-        return Errors(
-            self.spreads.weights,
-            np.concatenate([part.errors for part in errors], axis=1),
-            np.concatenate([part.freedoms for part in errors], axis=1),
-        )
+        parts = np.empty((len(contrasts), 0), dtype=np.int64) if parts is None else parts
+        shares = (self.shares(part) for part in np.array_split(contrasts, 1 + contrasts.size // AT_ONCE))
+        places = np.array_split(parts, 1 + contrasts.size // AT_ONCE)
+        return joined([errors_of(self.spreads, *both) for both in zip(shares, places, strict=True)])
 
     def shares(self, contrasts: Array) -> Array:
         """[contrasts, settings]: the sum of the squared weights of each setting's runs."""
@@ -87,7 +91,7 @@ def fit(values: Array, floor: float = 0.0) -> SeedModel:
     runs_of = ran.sum(1)
     raw = np.where(ran, values, 0.0).sum(1) / runs_of
     deviations = np.where(ran, values - raw[:, None], 0.0)
-    shares_seeds = share_seeds(ran)
+    shares_seeds = share_seeds(ran) and (bool(ran.all()) or seeds_matter(deviations, ran))
     used = weights = np.ones(len(values))
     spreads = None
     shares = ran / runs_of[:, None]
@@ -121,6 +125,21 @@ def share_seeds(ran: NDArray[np.bool_]) -> bool:
     if len(ran) < 2 or ran.sum() < SETTINGS_PER_SEED * seeds:
         return False
     return solved_for_seeds(ran, np.ones(len(ran)))[1] == seeds - 1
+
+
+def seeds_matter(deviations: Array, ran: NDArray[np.bool_]) -> bool:
+    """Return if the seeds explain more than noise would: if not, means are not adjusted for missing runs.
+
+    An F test at 25 %, the level for such preliminary tests (Bancroft, 1964, Biometrics 20, 427-442). A single run that
+    diverged is no hard seed.
+    """
+    inverse, seeds = solved_for_seeds(ran, np.ones(len(ran)))
+    explained = float(deviations.sum(0) @ inverse @ deviations.sum(0))
+    freedom = int(ran.sum()) - len(ran) - seeds
+    left = float(np.sum(deviations**2)) - explained
+    if freedom < 1 or explained <= TIE**2:
+        return False
+    return left <= 0 or float(fdtrc(seeds, freedom, explained / seeds / (left / freedom))) < SEEDS_MATTER
 
 
 def solved_for_seeds(ran: NDArray[np.bool_], weights: Array) -> tuple[Array, int]:

@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 
 HETEROGENEITY = np.array([1e-6, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0])  # of the variances; equally likely before
 SCALES = np.linspace(-4, 3, 41)  # logarithms of the common variance, beside the pooled one
+SHARED = 1e5  # degrees of freedom of the common variance, from which all settings have it
+LONE = 1.5  # degrees of freedom; of a setting with fewer, two runs tell the spread
+FROM_TWO_RUNS = 3.0  # such a spread misleads so much more often than theory says, as simulated
 NEGLIGIBLE = 1e-4  # weights below it
 
 
@@ -58,11 +61,11 @@ def moderate(squares: Array, freedoms: Array, are_equal: bool = False) -> Spread
         are_equal: take all variances as equal.
 
     Returns:
-        None where no residual varies.
+        None where no residual varies, or where some are beyond what can be squared.
     """
     used = freedoms > 0.05
     rss, own = squares[used], freedoms[used]
-    if not used.any() or rss.sum() <= 0:
+    if not used.any() or not 0 < rss.sum() < np.inf:
         return None
     if are_equal:
         pooled = np.full((1, len(squares)), rss.sum() / own.sum())
@@ -88,18 +91,36 @@ def moderate(squares: Array, freedoms: Array, are_equal: bool = False) -> Spread
 
 @dataclass(frozen=True)
 class Errors:
-    """Standard errors of some contrasts and their degrees of freedom, [grid, contrasts] each, with [grid] weights."""
+    """Standard errors of some contrasts and their degrees of freedom.
+
+    Attributes:
+        weights: [grid].
+        errors, freedoms: [grid, contrasts], by Satterthwaite's approximation.
+        part_errors, part_freedoms: [grid, contrasts, parts], what each setting compared adds.
+        part_weights: [contrasts, parts].
+    """
 
     weights: Array
     errors: Array
     freedoms: Array
+    part_errors: Array
+    part_freedoms: Array
+    part_weights: Array
 
-    def __getitem__(self, contrast: int) -> "Errors":
-        return Errors(self.weights, self.errors[:, [contrast]], self.freedoms[:, [contrast]])
+    def __getitem__(self, some: slice) -> "Errors":
+        rest = self.errors[:, some], self.freedoms[:, some], self.part_errors[:, some], self.part_freedoms[:, some]
+        return Errors(self.weights, *rest, self.part_weights[some])
 
     def above(self, distance: Array) -> Array:
-        """[contrasts]: how likely chance alone goes beyond a distance, in one direction."""
-        return self.weights @ stdtr(self.freedoms, -distance / self.errors)
+        """[contrasts]: how likely chance alone goes beyond a distance, in one direction.
+
+        The spread of one setting may be far larger than its few seeds show. Then the tail is that of this setting
+        alone, and not that of Satterthwaite's approximation to the sum.
+        """
+        together = stdtr(self.freedoms, -distance / self.errors)
+        alone = stdtr(self.part_freedoms, -np.abs(distance)[:, None] / self.part_errors)
+        alone = np.minimum(0.5, np.sum(alone * self.part_weights, axis=2))
+        return self.weights @ np.where(distance > 0, np.maximum(together, alone), together)
 
     def within(self, level: float) -> Array:
         """[contrasts]: the distance that chance exceeds, in either direction, with this probability."""
@@ -123,22 +144,39 @@ class Errors:
         return 1 / (self.weights @ (1 / self.freedoms))
 
 
-def errors_of(spreads: Spreads, shares: Array) -> Errors:
+def errors_of(spreads: Spreads, shares: Array, parts: NDArray[np.int64]) -> Errors:
     """Compute the standard errors of contrasts.
 
     Args:
         shares: [contrasts, settings], the sum of squared weights of each setting's runs in a contrast.
+        parts: [contrasts, parts], the settings compared; -1 where there are fewer than in other contrasts.
     """
-    own, errors, freedoms = spreads.freedoms, [], []
+    own, columns = spreads.freedoms, []
+    rows = np.arange(len(shares))[:, None]
     for prior, variances in zip(spreads.prior, spreads.variances, strict=True):
-        parts = shares * variances
+        of_setting = shares * variances
         pull = prior / (prior + own)  # how much of a variance is the common one
         known = np.sum(own * prior / (own + prior))  # degrees of freedom of the common variance
-        variance = parts.sum(1)
-        relative = (parts**2 @ (1 / (own + prior)) + (parts @ pull) ** 2 / known) / variance**2
-        errors.append(np.sqrt(variance))
-        freedoms.append(np.minimum(1 / relative, spreads.total))
-    return Errors(spreads.weights, np.array(errors), np.array(freedoms))
+        variance = of_setting.sum(1)
+        relative = (of_setting**2 @ (1 / (own + prior)) + (of_setting @ pull) ** 2 / known) / variance**2
+        freedoms = np.minimum(1 / relative, spreads.total)
+        part_freedoms = np.minimum(1 / (1 / (own + prior) + pull**2 / known), spreads.total)
+        part_errors = np.sqrt(np.where((parts < 0) | (prior > SHARED), 0, of_setting[rows, parts]))
+        columns.append((np.sqrt(variance), freedoms, np.maximum(part_errors, 1e-150), part_freedoms[parts]))
+    errors, freedoms, part_errors, part_freedoms = (np.array(column) for column in zip(*columns, strict=True))
+    part_weights = np.where(own < LONE, FROM_TWO_RUNS, 1.0)[parts]
+    return Errors(spreads.weights, errors, freedoms, part_errors, part_freedoms, part_weights)
+
+
+def joined(errors: list[Errors]) -> Errors:
+    """Join the errors of several lots of contrasts."""
+
+    def join(name: str) -> Array:
+        return np.concatenate([getattr(lot, name) for lot in errors], axis=1)
+
+    weights = np.concatenate([lot.part_weights for lot in errors])
+    rest = join("errors"), join("freedoms"), join("part_errors"), join("part_freedoms")
+    return Errors(errors[0].weights, *rest, weights)
 
 
 @dataclass(frozen=True)
