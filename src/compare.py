@@ -16,7 +16,7 @@ from pathlib import Path
 from comparison import report
 from comparison.images import compare_images
 from comparison.progress import progress
-from comparison.results import read
+from comparison.results import parse_seeds, read
 from config.errors import ConfigError
 from config.process import prepare_process
 from runtime.console import say
@@ -37,6 +37,15 @@ def main() -> None:
     parser.add_argument(
         "--images", action="store_true", help="which test images the best setting and each factor win and lose"
     )
+    parser.add_argument(
+        "--smallest", metavar="SIZE", type=float,
+        help="differences of the metric below it do not matter; of accuracies in points, e.g. 0.3",
+    )  # fmt: skip
+    parser.add_argument(
+        "--confirm",
+        metavar="SEEDS",
+        help="test once on these new seeds alone, e.g. 5-14: see the power analysis",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
     given = parser.parse_args()
     if not given.folders and not given.wandb:
@@ -47,14 +56,16 @@ def main() -> None:
         for folder in given.folders:
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: there is no such folder")
-        comparison = read(given.folders, given.metric, given.sort, given.filter, given.wandb)
+        seeds = parse_seeds(given.confirm) if given.confirm else ()
+        comparison = read(given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds)
         if given.images:
             compare_images(comparison, given.folders[0])
         elif given.json:
             print(report.as_json(comparison))
         else:
             of_wandb = [Path("outputs", "-".join(["wandb", *path.split("/")[1:]])) for path in given.wandb]
-            report.publish(comparison, [*given.folders, *of_wandb][0], given.filter)
+            confirm = [f"confirmed={given.confirm}"] if given.confirm else []
+            report.publish(comparison, [*given.folders, *of_wandb][0], [*given.filter, *confirm])
             under_way = [f"{folder}: {now}" for folder in given.folders if (now := progress(folder))]
             for line in under_way:
                 say(line)

@@ -80,14 +80,29 @@ def report(folder: Path) -> str:
 
 
 def compared(
-    settings: Iterable[tuple[Mapping[str, Any], Mapping[int, float] | Sequence[float]]], *varied: str
+    settings: Iterable[tuple[Mapping[str, Any], Mapping[int, float] | Sequence[float]]],
+    *varied: str,
+    failed: Iterable[tuple[Mapping[str, Any], Iterable[int]]] = (),
+    error: str = "NotFinite: the training loss became NaN",
+    metric: str = "val/accuracy",
+    smallest: float | None = None,
 ) -> Comparison:
-    """Of completed runs: levels, and val/accuracy by seed. `varied` is what their sweep varied; all, if not given."""
+    """Of completed runs: levels, and the metric by seed. `varied` is what their sweep varied; all, if not given.
+
+    Args:
+        failed: levels and seeds of runs that failed with this error.
+    """
+    figure = metric if metric.startswith("test/") else f"best/{metric}"
+    results = [
+        (levels, seed, {"status": "completed", figure: value})
+        for levels, values in settings
+        for seed, value in (values if isinstance(values, Mapping) else dict(enumerate(values))).items()
+    ]
+    failures = [(levels, seed, {"status": "failed", "error": error}) for levels, seeds in failed for seed in seeds]
     runs = []
-    for levels, values in settings:
-        for seed, value in (values if isinstance(values, Mapping) else dict(enumerate(values))).items():
-            overrides = {**levels, "seed": seed}
-            told = {"overrides": overrides, "varied": list(varied or overrides)}
-            config = {key: value for key, value in overrides.items() if "." in key or key == "seed"}
-            runs.append(Run(Path(f"{levels}"), config, {"status": "completed", "best/val/accuracy": value, **told}))
-    return Comparison("test", runs)
+    for levels, seed, summary in [*results, *failures]:
+        overrides = {**levels, "seed": seed}
+        told = {"overrides": overrides, "varied": list(varied or overrides)}
+        config = {key: value for key, value in overrides.items() if "." in key or key == "seed"}
+        runs.append(Run(Path(f"{levels}"), config, {**summary, **told}))
+    return Comparison("test", runs, smallest=smallest)

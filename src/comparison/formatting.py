@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from comparison.least_squares import Estimate
 from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
 from config.errors import shown
 from runtime.console import si
+from stats import Estimate
 
 # Settings.
 

@@ -130,18 +130,11 @@ def image_differences(comparison: Comparison, predictions: Predictions) -> list[
     best, other = comparison.valued[:2]
     two = difference(f"{label(best, comparison)} instead of {label(other, comparison)}", [(best, other)])
     others = [
-        difference(name, pairs) for name, pairs in factors(comparison) if {*pairs[0]} != {best, other} or len(pairs) > 1
+        difference(effect_name(effect, comparison), pairs)
+        for effect, pairs in comparison.pairs_of.items()
+        if {*pairs[0]} != {best, other} or len(pairs) > 1
     ]
     return [*corrected([two], math.comb(len(comparison.valued), 2)), *corrected(others)]
-
-
-def factors(comparison: Comparison) -> list[tuple[str, list[Pair]]]:
-    """The name of every effect, and the settings that it compares."""
-    settings = list(comparison.position)
-    return [
-        (effect_name(effect, comparison), [(settings[a], settings[b]) for a, b in effect.paired])
-        for effect in comparison.effects
-    ]
 
 
 def corrected(differences: Sequence[ImageDifference], comparisons: int | None = None) -> list[ImageDifference]:

@@ -15,13 +15,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from comparison.effects import Effect
 from comparison.findings import effect_name
 from comparison.formatting import label, level_text
-from comparison.least_squares import TIE
-from comparison.price import Price, prices
+from comparison.power_analysis import Plan
+from comparison.power_text import question
 from comparison.results import Comparison, is_lower_better
 from comparison.settings import Setting
+from stats import Effect
 from tracking.plots import COLORS, GREY
 
 LEVEL = 20  # characters of a level's name
@@ -175,22 +175,20 @@ def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: st
 def effect_plot(axes: Axes, comparison: Comparison) -> None:
     """Each effect with its 95 % interval; filled where it is significant, hollow where it is not."""
     metric, effects = comparison.metric, comparison.effects
-    largest = sorted(range(len(effects)), key=lambda i: -abs(effects[i].change.value))[:MOST]
+    largest = sorted(range(len(effects)), key=lambda i: -abs(effects[i].estimate))[:MOST]
     shown = [effects[i] for i in sorted(largest)]
     for i, effect in enumerate(shown):
-        change, is_told = effect.change, effect.is_significant or effect.change.is_exact
-        color = COLORS[0] if is_told else GREY
-        if change.low is not None and change.high is not None:
-            axes.plot([scaled(change.low, metric), scaled(change.high, metric)], [i, i], color=color)
-        axes.plot(scaled(change.value, metric), i, "o", color=color, markerfacecolor=color if is_told else "white")
+        color = COLORS[0] if effect.is_significant else GREY
+        if effect.low is not None and effect.high is not None:
+            axes.plot([scaled(effect.low, metric), scaled(effect.high, metric)], [i, i], color=color)
+        face = color if effect.is_significant else "white"
+        axes.plot(scaled(effect.estimate, metric), i, "o", color=color, markerfacecolor=face)
     axes.axvline(0, color="black", linewidth=0.7, zorder=0)
-    if all(abs(effect.change.value) < TIE for effect in shown) and not any(effect.change.p for effect in shown):
+    sure = any(effect.p is not None for effect in shown)
+    if not sure and all(effect.is_tied for effect in shown):
         axes.set_xlim(-1, 1)  # no effect at all: no range to see
-    sure = any(effect.change.p is not None for effect in shown)
     which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
-    exact = all(effect.change.is_exact for effect in shown)
-    interval = "95 % interval" if sure else "the same in every seed" if exact else "no interval with one seed"
-    axes.set_title(f"{which}, {interval}")
+    axes.set_title(f"{which}, {'95 % interval' if sure else 'no interval with one seed'}")
     unit = "points" if metric.endswith("accuracy") else "change"
     xlabel = f"{metric}, {unit}" + (" (filled: significant)" if sure else "")
     name_rows(axes, effect_names(shown, comparison), xlabel)
@@ -227,26 +225,24 @@ def name_rows(axes: Axes, names: Sequence[str], xlabel: str) -> None:
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
 
 
-def unanswered(comparison: Comparison) -> list[Price]:
-    """The differences that are not significant and need the fewest seeds."""
-    found = [one for one in prices(comparison) if one.design and one.seeds_needed]
-    return sorted(found, key=lambda one: one.seeds_needed or 0)[:DRAWN]
+def unanswered(comparison: Comparison) -> list[Plan]:
+    """The open questions that need the fewest seeds."""
+    found = [plan for plan in comparison.plans if plan.curve]
+    return sorted(found, key=lambda plan: len(plan.seeds))[:DRAWN]
 
 
-def detectable_differences(axes: Axes, prices: Sequence[Price], metric: str) -> None:
-    """For each question a curve, the smallest difference that is found with 80 % power; a hollow dot at the difference
-    seen and the seeds at hand, a filled one where the curve reaches it."""
-    most = max(10, *(1.5 * (one.seeds_needed or 0) for one in prices))
-    seeds = np.geomspace(max(2, min(one.seeds for one in prices)), most, 100)
-    for one, color in zip(prices, reversed(COLORS), strict=False):  # the first ones are settings
-        assert one.design and one.seeds_needed
-        curve = [scaled(one.design.detectable(n), metric) for n in seeds]
-        seen = scaled(abs(one.difference), metric)
-        axes.plot(seeds, curve, color=color, label=in_lines(f"{one.question}: {one.seeds_needed} seeds"))
-        axes.plot([one.seeds, one.seeds_needed], [seen, seen], ":", color=color, linewidth=1)
-        axes.plot(one.seeds, seen, "o", color=color, markerfacecolor="white")
-        axes.plot(one.seeds_needed, seen, "o", color=color)
-    axes.set(xscale="log", yscale="log", xlabel="seeds", title="Differences that so many seeds show with 80 % power")
+def detectable_differences(axes: Axes, comparison: Comparison) -> None:
+    """For each open question a curve, the difference that so many new seeds find with 80 % power, and a dot where this
+    is the difference seen."""
+    metric = comparison.metric
+    for plan, color in zip(unanswered(comparison), reversed(COLORS), strict=False):  # the first ones are settings
+        seeds, differences = zip(*plan.curve, strict=True)
+        name = in_lines(f"{question(plan, comparison)}: {len(plan.seeds)} seeds")
+        axes.plot(seeds, [scaled(difference, metric) for difference in differences], color=color, label=name)
+        axes.plot(len(plan.seeds), scaled(abs(plan.difference), metric), "o", color=color)
+    axes.set(
+        xscale="log", yscale="log", xlabel="new seeds", title="Differences that so many new seeds find with 80 % power"
+    )
     axes.set_ylabel(f"{metric}, {'points' if metric.endswith('accuracy') else 'difference'}")
     if metric.endswith("accuracy"):
         axes.set_ylim(top=min(100, axes.get_ylim()[1]))
@@ -255,9 +251,7 @@ def detectable_differences(axes: Axes, prices: Sequence[Price], metric: str) -> 
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(1, 1), title="hollow: seen now; filled: seeds needed", alignment="left"
-    )
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), title="dot: the difference seen now", alignment="left")
     axes.grid(alpha=0.25, linewidth=0.5)
 
 

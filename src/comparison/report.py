@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from comparison.effects import Effect
 from comparison.findings import caveats, differed, effect_lines, method, not_completed_lines, result
 from comparison.formatting import (
     change_text,
@@ -24,35 +23,37 @@ from comparison.formatting import (
     without_result,
 )
 from comparison.notes import notes
-from comparison.price import Price, price_lines, prices
+from comparison.power_text import as_record, power_lines
 from comparison.results import ACCURACIES, COSTS, Comparison
 from comparison.settings import Setting
 from config.errors import ConfigError
 from runtime.console import print_table, say
+from stats import Effect
 
 HEADINGS = {
     "val/accuracy": "val %", "test/accuracy": "test %", "parameters": "params", "macs": "MACs",
     "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
 }  # fmt: skip
-SHOWN = {"terminal": 20, "markdown": 100, "prices": 3}  # rows of a table and of a list; comparison.csv holds all
+SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # rows of a table and of a list; comparison.csv holds all
 STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of runs without a result; red are failures
 
 
 def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
-    """Print a comparison of some runs, and write its files into the folder.
+    """Write the files of a comparison into the folder, and print it.
 
     Raises:
         ConfigError: the folder cannot be written to.
     """
     if not comparison.runs:
         return
-    show(comparison)
     # That of some of the runs does not take the place of that of all.
     stem = "-".join(["comparison", *map(in_a_file_name, filters)])
     try:
         names = write(comparison, folder, stem)
     except OSError as error:
+        show(comparison)
         raise ConfigError(f"{folder}: the comparison cannot be written there: {error.strerror or error}") from error
+    show(comparison)
     say(f"→ {folder}/{', '.join(names)}")
 
 
@@ -101,9 +102,9 @@ def show(comparison: Comparison) -> None:
         say(line, style=STYLES.get(run.status, "red"))
     if len(comparison.not_completed) > limit:
         say(f"… and {len(comparison.not_completed) - limit} more without a result", style="red")
-    if price := price_lines(comparison, most=SHOWN["prices"]):
+    if power := power_lines(comparison, most=SHOWN["plans"]):
         say("What it would take to tell:", style="bold")
-        for line in price:
+        for line in power:
             say(line)
 
 
@@ -129,9 +130,9 @@ def markdown(comparison: Comparison, stem: str = "comparison") -> str:
     if comparison.effects:
         lines += ["## Effects, the other factors held fixed", "", *bullets(several(effect_lines(comparison), limit))]
     lines += ["## How sure", "", *bullets([*caveats(comparison), *method(comparison)])]
-    if price := price_lines(comparison, limit):
+    if power := power_lines(comparison, limit):
         lines += ["## What it would take to tell", ""]
-        lines += [f"    {line.strip()}" if line.startswith(" ") else f"- {line}\n" for line in price] + [""]
+        lines += [f"    {line.strip()}" if line.startswith(" ") else f"- {line}\n" for line in power] + [""]
     if comparison.not_completed:
         lines += ["## Without a result", "", *bullets(several(not_completed_lines(comparison), limit))]
     return "\n".join(lines)
@@ -167,7 +168,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         estimates = [setting.estimate(name) for setting in settings]
         if any(estimates):
             columns[HEADINGS.get(name, name)] = [number_text(estimate, name, unit="") for estimate in estimates]
-        if name == metric and comparison.model.is_adjusted:
+        if name == metric and comparison.analysis.is_adjusted:
             means = [comparison.mean(setting) for setting in settings]
             columns["adjusted"] = ["" if mean is None else figure_text(mean, name, "") for mean in means]
     if any(len(setting.completed) != len(setting.runs) for setting in settings):
@@ -194,14 +195,14 @@ def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
         line[name] = estimate and estimate.value
         for part in ("std", "low", "high"):
             line[f"{name}/{part}"] = estimate and getattr(estimate, part)
-    if comparison.model.is_adjusted:
+    if comparison.analysis.is_adjusted:
         line[f"{comparison.metric}/adjusted"] = comparison.mean(setting)
     for name in COSTS:
         line[name] = setting.average(name)
     reference = setting.reference
     line["reference"] = reference and reference.value
     line["difference"] = reference and reference.difference
-    line["reference_in_interval"] = reference and reference.ours.contains(reference.value)
+    line["reference_in_interval"] = reference and reference.is_expected
     seeds, runs = " ".join(map(str, by_seed)), " ".join(run.folder.name for run in setting.runs)
     return line | {"seeds": seeds, "without_result": without_result(setting), "runs": runs}
 
@@ -209,27 +210,28 @@ def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
 def as_json(comparison: Comparison) -> str:
     """The whole comparison for programs; what is unknown is null."""
 
-    def told(effect: Effect) -> dict[str, Any]:
-        told = asdict(effect) | {"pairs": effect.pairs, "is_significant": effect.is_significant}
-        del told["paired"]  # their places in the model
-        return told
-
-    def priced(price: Price) -> dict[str, Any]:
-        priced = asdict(price)
-        del priced["design"]  # of which `detectable` and `seeds_needed` follow
-        return priced
+    def effect_record(effect: Effect) -> dict[str, Any]:
+        record = asdict(effect) | {"pairs": len(effect.pairs), "changes_with": comparison.changes_with(effect)}
+        del record["sample_size"]  # those of open questions are below
+        return record
 
     tree = {
         "title": comparison.title,
         "metric": comparison.metric,
         "keys": comparison.keys,
         "rows": [record(setting, comparison) for setting in comparison.settings],
-        "effects": [told(effect) for effect in comparison.effects],
+        "effects": [effect_record(effect) for effect in comparison.effects],
         "differences_from_best": [
-            {"setting": label(setting, comparison)} | told(difference)
+            {"setting": label(setting, comparison)} | asdict(difference)
             for setting, difference in comparison.differences.items()
         ],
-        "prices": [priced(one) for one in prices(comparison)],
+        "may_be_best": [
+            {"setting": label(setting, comparison), "probability": comparison.probability_best(setting)}
+            for setting in comparison.may_be_best
+        ],
+        "new_run_of_best_beats_next": (chance := comparison.chance_of_best) and asdict(chance),
+        "selection": (picked := comparison.selection) and {"bias": picked.bias, "fresh_seeds": picked.fresh_seeds},
+        "sample_sizes": [as_record(plan, comparison) for plan in comparison.plans],
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],

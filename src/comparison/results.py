@@ -1,18 +1,19 @@
 """All that is known of some runs: their settings, ranked, and the differences between them."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from comparison.effects import Effect, differences_from_best, effects, order
 from comparison.filters import find_key, keep, value
-from comparison.least_squares import SeedModel
+from comparison.power_analysis import plans
 from comparison.runs import Run, read_runs, read_wandb, without_copies
 from comparison.settings import Setting, settings_of, with_factors
 from config.errors import ConfigError
+from stats import Difference, Effect, Estimate, analyse
+from stats.factors import order
+from stats.selection import Selection, selection_bias
 
 ACCURACIES = ("val/accuracy", "test/accuracy")
 COSTS = ("parameters", "macs", "seconds", "images_per_second", "peak_memory")
@@ -28,6 +29,7 @@ class Comparison:
         metric: the figure to compare; None: the study's, else validation accuracy, else test accuracy.
         sort: a config key or a figure to sort the settings by, in place of the metric.
         copies: of these runs, which are not compared, each with the one that is.
+        smallest: differences of the metric below it do not matter.
 
     Raises:
         ConfigError: no run has the metric or the key to sort by.
@@ -40,6 +42,7 @@ class Comparison:
         metric: str | None = None,
         sort: str | None = None,
         copies: Sequence[tuple[Run, Run]] = (),
+        smallest: float | None = None,
     ) -> None:
         self.title, self.runs, self.copies = title, list(runs), copies
         self.metric = find_key(metric, runs) if metric else default_metric(runs)
@@ -52,21 +55,52 @@ class Comparison:
         settings, self.factors = with_factors(settings_of(runs))
         self.keys = list(settings[0].levels) if settings else []  # the config keys that differ, but for the seed
 
-        valued = [setting for setting in settings if setting.by_seed(self.metric)]
-        self.model = SeedModel(pd.DataFrame([setting.by_seed(self.metric) for setting in valued]))
-        self.position = {setting: i for i, setting in enumerate(valued)}  # in the model
-        self.valued = sorted(valued, key=self.rank)  # those that have the metric, the best first
+        by_size = sorted(settings, key=self.preference)  # of equal settings the smaller model is ranked first
+        key_of = {setting: setting.key(self.factors) for setting in by_size}
+        setting_of = {key: setting for setting, key in key_of.items()}
+        values = {key: setting.results(self.metric) for key, setting in setting_of.items()}
+        lower = is_lower_better(self.metric)
+        if smallest is not None and self.metric.endswith("accuracy"):
+            smallest /= 100
+        self.analysis = analyse(values, not lower, resolution(settings, self.metric), smallest)
+        self.smallest, self.key_of = smallest, key_of
+        self.valued = [setting_of[key] for key in self.analysis.ranked]  # those that have the metric, the best first
         self.settings = sorted(settings, key=self.place)
+        self.effects = list(self.analysis.effects)
+        self.pairs_of = {effect: [(setting_of[a], setting_of[b]) for a, b in effect.pairs] for effect in self.effects}
+        best = self.analysis.best
+        self.differences: dict[Setting, Difference] = {  # from the best setting, in their order
+            other: self.analysis.differences[key_of[other], best] for other in self.valued[1:]
+        }
+        self.may_be_best = [setting_of[key] for key in self.analysis.may_be_best]
+        self.plans = plans(self.analysis, key_of, self.valued, self.pairs_of)
+        self.selection: Selection | None = selection_bias(values, not lower)
 
     def mean(self, setting: Setting) -> float | None:
-        """Of the metric, adjusted for missing runs where seeds matter."""
-        return float(self.model.means[self.position[setting]]) if setting in self.position else None
+        """Of the metric, adjusted for missing runs."""
+        return self.analysis.settings[self.key_of[setting]].mean
 
-    def rank(self, setting: Setting) -> tuple[Any, ...]:
-        """The best mean first; of equals the smaller model."""
-        mean, size = self.mean(setting), setting.average("parameters") or 0
-        goal = (mean or 0.0) if is_lower_better(self.metric) else -(mean or 0.0)
-        return (mean is None, goal, size, [order(level) for level in setting.levels.values()])
+    def failed(self, setting: Setting) -> int:
+        """Count the seeds whose training failed."""
+        return self.analysis.settings[self.key_of[setting]].failed
+
+    def probability_best(self, setting: Setting) -> float | None:
+        return self.analysis.probability_best.get(self.key_of[setting])
+
+    @property
+    def chance_of_best(self) -> Estimate | None:
+        """How likely a new run of the best setting beats a new run of the next."""
+        return self.analysis.beats(*self.analysis.ranked[:2])
+
+    def changes_with(self, effect: Effect) -> tuple[str, ...]:
+        """The keys that follow from the factors and change along with an effect's level."""
+        others = [key for key in self.keys if key not in self.factors]
+        pairs = self.pairs_of[effect]
+        return tuple(key for key in others if any(a.levels[key] != b.levels[key] for a, b in pairs))
+
+    def preference(self, setting: Setting) -> tuple[Any, ...]:
+        """Sort settings with equal results."""
+        return setting.average("parameters") or 0, [order(level) for level in setting.levels.values()]
 
     def place(self, setting: Setting) -> tuple[Any, ...]:
         """Of the setting in the table: those that completed first, then as `sort` says, then by rank."""
@@ -76,7 +110,8 @@ class Comparison:
             by = (average is None, (average or 0) if is_lower_better(self.sort) else -(average or 0))
         elif self.sort:
             by = (min(order(value(run, self.sort)) for run in setting.completed or setting.runs),)
-        return (not setting.completed, *by, *self.rank(setting))
+        rank = self.valued.index(setting) if setting in self.valued else len(self.valued)
+        return (not setting.completed, *by, rank, *self.preference(setting))
 
     def levels(self, key: str) -> list[Any]:
         return sorted({setting.levels[key] for setting in self.settings}, key=order)
@@ -89,22 +124,10 @@ class Comparison:
         return last if sum(other.rpartition(".")[2] == last for other in self.keys) == 1 else key
 
     @cached_property
-    def effects(self) -> list[Effect]:
-        """Of every factor."""
-        levels = [setting.levels for setting in self.position]
-        return effects(self.model, levels, self.factors, [setting.levels for setting in self.settings])
-
-    @cached_property
-    def differences(self) -> dict[Setting, Effect]:
-        """From the best setting, of every other one that has the metric, in their order."""
-        found = differences_from_best(self.model, [self.position[setting] for setting in self.valued])
-        return dict(zip(self.valued[1:], found, strict=True))
-
-    @cached_property
     def missing(self) -> dict[Setting, list[int]]:
-        """The seeds that other settings have a value for, by the setting that lacks them."""
-        seeds = {setting: set(setting.by_seed(self.metric)) for setting in self.valued}
-        every = set().union(*seeds.values())
+        """The seeds that other settings have a value for, by the setting that lacks them; failed runs are results."""
+        seeds = {setting: set(setting.results(self.metric)) for setting in self.valued}
+        every = set().union(*(setting.by_seed(self.metric) for setting in self.valued))
         return {setting: sorted(every - own) for setting, own in seeds.items() if every - own}
 
     @cached_property
@@ -118,12 +141,25 @@ def read(
     sort: str | None = None,
     filters: Sequence[str] = (),
     wandb_paths: Sequence[str] = (),
+    smallest: float | None = None,
+    seeds: Sequence[int] = (),
 ) -> Comparison:
+    """Read runs from disk and from W&B, and compare them.
+
+    Args:
+        smallest: differences of the metric below it do not matter; of accuracies in points.
+        seeds: compare these alone, of the settings that ran with all of them.
+
+    Raises:
+        ConfigError: a filter cannot be understood, or not two settings ran with the seeds.
+    """
     runs, copies = without_copies([*read_runs(folders), *(run for path in wandb_paths for run in read_wandb(path))])
     for condition in filters:
         runs = keep(runs, condition)
     title = " and ".join([*(folder.resolve().name for folder in folders), *wandb_paths])
-    return Comparison(f"{title} where {' and '.join(filters)}" if filters else title, runs, metric, sort, copies)
+    return Comparison(
+        f"{title} where {' and '.join(filters)}" if filters else title, runs, metric, sort, copies, smallest
+    )
 
 
 def default_metric(runs: Sequence[Run]) -> str:
@@ -136,3 +172,47 @@ def default_metric(runs: Sequence[Run]) -> str:
 
 def is_lower_better(figure: str) -> bool:
     return figure.endswith(LOWER_IS_BETTER)
+
+
+def resolution(settings: Sequence[Setting], metric: str) -> float | None:
+    """The step between two accuracies; None where it is not known."""
+    if metric not in ACCURACIES:
+        return None
+    part = metric.partition("/")[0]
+    images = {(run.summary.get("images") or {}).get(part) for setting in settings for run in setting.completed}
+    number = images.pop() if len(images) == 1 else None
+    return 1 / number if number else None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds such as 5-14 or 5,6,7.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise ConfigError(f"--confirm {text}: expected seeds, e.g. 5-14 or 5,6,7")
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    seeds = sorted({seed for part in ends for seed in range(part[0], part[-1] + 1)})
+    if not seeds:
+        raise ConfigError(f"--confirm {text}: no seeds. Fix: the lower one first, e.g. 5-14")
+    return seeds
+
+
+def confirming(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
+    """The runs with these seeds, of the settings that ran with all of them.
+
+    Raises:
+        ConfigError: these are not two settings.
+    """
+    kept = [
+        [run for run in setting.runs if run.config.get("seed") in seeds]
+        for setting in settings_of(runs)
+        if {run.config.get("seed") for run in setting.runs if run.status in ("completed", "failed")} >= set(seeds)
+    ]
+    if len(kept) < 2:
+        raise ConfigError(
+            f"--confirm {seeds[0]}-{seeds[-1]}: {len(kept)} settings ran with all of these seeds, expected two. "
+            "Fix: the commands that the power analysis prints, and wait until all runs have ended"
+        )
+    return [run for of_setting in kept for run in of_setting]

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from comparison.effects import Levels
-from comparison.least_squares import Estimate, mean
 from comparison.options import options_of
 from comparison.runs import Run, equal
 from config.schema import GROUPS, NOT_IDENTITY, is_below
+from stats import EVERY, Estimate, mean
+from stats.factors import Levels
+from stats.prediction import prediction_interval
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,16 @@ class Reference:
     @property
     def difference(self) -> float:
         return self.ours.value - self.value
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        """The interval in which one more run of ours would lie with 95 %; None with one seed."""
+        return None if not self.ours.std else prediction_interval(self.ours.value, self.ours.std, self.ours.n)
+
+    @property
+    def is_expected(self) -> bool | None:
+        """The reference is as one more run of ours could be."""
+        return None if self.expected is None else self.expected[0] <= self.value <= self.expected[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +56,19 @@ class Setting:
             if (value := run.figure(figure)) is not None:
                 found[run.config.get("seed", 0)].append(value)
         return {seed: statistics.fmean(values) for seed, values in sorted(found.items())}
+
+    def results(self, figure: str) -> dict[int, float | None]:
+        """A figure by seed, and None for the seeds whose training failed.
+
+        Runs that ended for another reason, such as memory or a lost node, are missing: they say nothing of the setting.
+        """
+        failed = [run for run in self.runs if run.status == "failed" and run.reason.startswith("NotFinite")]
+        return {**dict.fromkeys(run.config.get("seed", 0) for run in failed), **self.by_seed(figure)}
+
+    def key(self, factors: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+        """The setting as `stats` identifies it; without dropout, its place makes no difference."""
+        is_dropless = self.levels.get("dropout") == "none" and self.levels.get("dropout.rate") == 0
+        return tuple((key, EVERY if is_dropless and key == "dropout" else self.levels[key]) for key in factors)
 
     def estimate(self, figure: str) -> Estimate | None:
         return mean(self.by_seed(figure).values())

@@ -1,0 +1,76 @@
+"""The plans of a power analysis in sentences, with the commands below each."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from comparison.commands import commands
+from comparison.findings import effect_name
+from comparison.formatting import change_text, count, duration, label
+from comparison.power_analysis import Plan
+from comparison.results import Comparison
+from config.command_line import command_line
+from stats.sample_size import MOST
+
+COMMANDS = 3  # shown below a plan
+ONCE = "Test new seeds once, when all have run: testing after each finds differences that are not there."
+
+
+def power_lines(comparison: Comparison, most: int) -> list[str]:
+    lines = []
+    for plan in comparison.plans[:most]:
+        listed = commands(plan.settings, plan.seeds)
+        hidden = len(listed) - COMMANDS
+        more = [f"# … and {count(hidden, 'more command')}"] if hidden > 0 else []
+        confirm = [confirmation(plan)] if plan.size and plan.size.seeds_needed and listed else []
+        lines += [plan_line(plan, comparison), *(f"  {line}" for line in [*listed[:COMMANDS], *more, *confirm])]
+    if len(comparison.plans) > most:
+        lines.append(f"… and {len(comparison.plans) - most} more in comparison.md")
+    if any(plan.seeds and plan.size for plan in comparison.plans):
+        lines.append(ONCE)
+    return lines
+
+
+def question(plan: Plan, comparison: Comparison) -> str:
+    if plan.effect:
+        return effect_name(plan.effect, comparison)
+    return " against ".join(label(setting, comparison) for setting in plan.settings)
+
+
+def plan_line(plan: Plan, comparison: Comparison) -> str:
+    """E.g. "k=5 against k=9: 0.31 points seen; 5 seeds find 0.84 points or more; about 9 new ones (6 to 20) …"."""
+    size, metric = plan.size, comparison.metric
+    runs = f": {count(plan.runs, 'more run')}" + (f", {duration(plan.seconds)}" if plan.seconds is not None else "")
+    few = f"{count(len(plan.seeds), 'more seed')} of each setting would show how much results vary{runs}."
+    if size is None:
+        return few
+    line = f"{question(plan, comparison)}: {change_text(abs(plan.difference), metric)[1:]} seen"
+    many = f"more than {MOST:,}"
+    likely = f"{size.seeds_low or many} to {size.seeds_high or many}"
+    if size.detectable is None:
+        return f"{line}; with so few seeds, {likely} new ones may be needed. {few[0].upper()}{few[1:]}"
+    is_possible = size.detectable < 1 or not metric.endswith("accuracy")
+    finds = f"find {change_text(size.detectable, metric)[1:]} or more (80 % power)" if is_possible else "find nothing"
+    line += f"; {size.seeds:.3g} seeds {finds}"
+    if plan.is_answered:
+        return f"{line}."
+    if not plan.seeds:
+        return f"{line}; {many} new ones would be needed."
+    return f"{line}; about {size.seeds_needed} new ones are needed ({likely}){runs}."
+
+
+def confirmation(plan: Plan) -> str:
+    """The command that tests the new seeds."""
+    folders = dict.fromkeys(run.folder.parent for setting in plan.settings for run in setting.runs)
+    shortest = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in folders]
+    return command_line("compare", *map(str, shortest), "--confirm", f"{plan.seeds[0]}-{plan.seeds[-1]}")
+
+
+def as_record(plan: Plan, comparison: Comparison) -> dict[str, Any]:
+    """A plan for programs."""
+    size = {} if plan.size is None else asdict(plan.size)
+    return {
+        "question": question(plan, comparison), "difference": plan.difference, "is_answered": plan.is_answered,
+        **size, "new_seeds": plan.seeds, "runs": plan.runs, "seconds": plan.seconds,
+        "commands": commands(plan.settings, plan.seeds),
+    }  # fmt: skip
