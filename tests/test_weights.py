@@ -182,6 +182,33 @@ class Malicious:
         return (Path.touch, (self.touched,))
 
 
+@pytest.mark.parametrize("damage", ["flipped", "nan", "infinite", "expanded"])
+def test_damaged_weights_are_named(damage: str, peer: nn.Module, tmp_path: Path) -> None:
+    state, file = peer.state_dict(), tmp_path / "weights.pt"
+    weight = state["head.weight"].clone()
+    if damage == "expanded":
+        weight = torch.zeros(1).expand(2**20, 2**15)
+    elif damage != "flipped":
+        weight[0, 0] = float(damage[:3])
+    torch.save({**state, "head.weight": weight}, file)
+    content = file.read_bytes()
+    if damage == "flipped":
+        place = content.index(weight.numpy().tobytes())
+        file.write_bytes(content[:place] + bytes([content[place] ^ 0x80]) + content[place + 1 :])
+    named = {"flipped": "checksum", "expanded": "larger than the file"}.get(damage, "head.weight holds NaN or infinite")
+    with pytest.raises(ConfigError, match=named):
+        read_weights(str(file))
+
+
+def test_weights_saved_without_checksums_are_read(peer: nn.Module, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(peer.state_dict(), tmp_path / "weights.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(str(tmp_path / "weights.pt")).layout == "timm"
+
+
 def test_a_stranger_s_file_runs_no_code(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "extra": Malicious(tmp_path / "touched")}, tmp_path / "one.pt")
     (tmp_path / "two.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "touched")))

@@ -18,6 +18,7 @@ from config import schema
 from config.errors import ConfigError, first_line
 from data.splits import DataSplits
 from runtime.files import whole
+from weights import archive
 
 log = logging.getLogger(__name__)
 
@@ -62,38 +63,62 @@ class Checkpoints:
         self.written_at = time.monotonic()
         self.cost = self.written_at - started
 
-    def load(self) -> dict[str, Any] | None:
-        """The latest state that is whole and this run's, or None."""
-        for name in ("last.pt", "previous.pt"):
-            path = self.folder / name
+    def load(self, epochs: int) -> dict[str, Any] | None:
+        """Read the latest state that is intact and this run's; None to start from the beginning.
+
+        Args:
+            epochs: of the whole run.
+        """
+        for path in self.states:
             if not path.exists():
                 continue
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                if {key: state.get(key) for key in self.header} == self.header:
-                    return state
-                reason = "it is of another run, or of another version of this code"
+                state = archive.load(path)
+                if {key: state.get(key) for key in self.header} != self.header:
+                    raise ValueError("it is of another run, or of another version of this code")
             except Exception as error:  # a cut-off file fails in many ways
-                reason = f"it cannot be read ({first_line(error)})"
-            log.warning(f"{path} is not used: {reason}")
-            with suppress(FileNotFoundError):  # another rank was first
-                path.rename(f"{path}.unusable")  # or it would take the place of a good one
+                set_aside(path, first_line(error))
+                continue
+            problem = self.problem_of_best() if state["rows"] else None
+            if problem and state["epoch"] > epochs:
+                set_aside(path, f"{problem}, and no epoch is left to replace it")
+                continue
+            if problem:
+                log.warning(f"{problem}: the run needs a better epoch than those before, or starts again after it")
+            return state
+        return None
+
+    @property
+    def states(self) -> tuple[Path, Path]:
+        return self.folder / "last.pt", self.folder / "previous.pt"
+
+    def problem_of_best(self) -> str | None:
+        """Explain why best.pt cannot be read; None if it can."""
+        path = self.folder / "best.pt"
+        try:
+            archive.load(path)["model"]
+        except Exception as error:  # a cut-off file fails in many ways
+            return f"{path} {'is missing' if isinstance(error, OSError) else f'cannot be read ({first_line(error)})'}"
         return None
 
     def load_best(self) -> dict[str, Any]:
-        """
+        """Read the best epoch's weights.
+
         Raises:
-            ConfigError: somebody has deleted or damaged the file.
+            ConfigError: the file is missing or damaged; the next start trains the run from the beginning.
         """
-        path = self.folder / "best.pt"
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a cut-off file fails in many ways
-            problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
-            raise ConfigError(
-                f"{path}: {problem}, and with it the best epoch's weights, which are to be tested; put it back, or "
-                f"delete {self.folder} to train the run again"
-            ) from error
+        if problem := self.problem_of_best():
+            for path in filter(Path.exists, self.states):
+                set_aside(path, problem)
+            raise ConfigError(f"{problem}. Fix: put it back, or run the same command again to train from the beginning")
+        return archive.load(self.folder / "best.pt")
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a state that cannot be used, or it would take the place of a good one."""
+    log.warning(f"{path} is not used: {reason}")
+    with suppress(FileNotFoundError):  # another rank was first
+        path.rename(f"{path}.unusable")
 
 
 def describe_model(config: schema.Config, data: DataSplits) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def run(config: Config, overrides: Sequence[str], choices: Mapping[str, str | No
 
 def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -> float | None:
     """Build what the run needs, begin or resume, train, and complete the record."""
-    checkpoint = folder.checkpoints.load() or {}
+    checkpoint = folder.checkpoints.load(config.trainer.epochs) or {}
     folder.start(checkpoint.get("rows", []))
     device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)

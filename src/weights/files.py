@@ -1,6 +1,5 @@
 """Files with weights: runs' checkpoints, published ones, strangers'. Reading them runs no code from them."""
 
-import argparse
 import hashlib
 import json
 import re
@@ -17,6 +16,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from config.errors import ConfigError, first_line
+from weights import archive
 from weights.description import Description, read_description
 from weights.layouts import Architecture, LayoutError, from_layout
 
@@ -120,10 +120,26 @@ def read_weights(given: str, key: str = "checkpoint") -> Weights:
     except Exception as error:  # a truncated or foreign file fails in many ways
         raise ConfigError(f"{key}={given}: {path} cannot be read as weights: {reason(error, path)}") from error
     try:
+        check_tensors(tensors, path)
         layout, architecture, ours = from_layout(tensors)
         return Weights(ours, architecture, layout, path, read_description(content, architecture))
     except (LayoutError, ConfigError) as error:
         raise ConfigError(f"{key}={given}: {error}") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """
+    Raises:
+        LayoutError: they are larger than the file (views can be expanded without limit), or not finite.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise LayoutError(f"{name} is of {tensor.layout}, quantized or without content; expected dense weights")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > 4 * path.stat().st_size:
+        raise LayoutError("its tensors claim to be far larger than the file")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise LayoutError(f"{name} holds NaN or infinite numbers")
 
 
 def published_name(given: str) -> str | None:
@@ -143,7 +159,7 @@ def reason(error: Exception, path: Path) -> str:
             f"it holds {forbidden[1]}, an object that could run code. If you trust the file, keep its weights alone: "
             f"{shlex.join(['python', '-c', code])}"
         )
-    if isinstance(error, NoWeights):
+    if isinstance(error, (NoWeights, archive.Damaged)):
         return str(error)
     return "it is truncated, or of another format"
 
@@ -215,9 +231,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         with safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             return strip({name: file.get_tensor(name) for name in file.keys()}), content  # noqa: SIM118
-    # timm's training script keeps its arguments; and of a path PyTorch would believe the suffix
-    with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+    content = archive.load(path)
     if not isinstance(content, Mapping):
         raise NoWeights(f"it holds a {type(content).__name__}, not named tensors")
     return unwrap(content), content
