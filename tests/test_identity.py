@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from comparison.runs import read_run
+from config.schema import LATER_KEYS
 from conftest import Finished, checked
 from data import datasets
 from data.fingerprint import fingerprint
@@ -149,3 +151,37 @@ def test_a_run_records_its_images_and_reads_them_once(
     fingerprint.cache_clear()
     datasets.read.cache_clear()
     assert images_of() != first
+
+
+def test_a_truncated_or_changed_config_is_reported(digits_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits_run, folder := tmp_path / digits_run.name, ignore=shutil.ignore_patterns("wandb"))
+    file, text = folder / "config.yaml", (digits_run / "config.yaml").read_text()
+    whole = read_run(folder)
+    assert whole.status == "completed"
+    lines = text.splitlines(keepends=True)
+    for count in range(len(lines)):
+        file.write_text("".join(lines[:count]))
+        run = read_run(folder)
+        assert run.status == "unreadable" or run.config.items() >= {"seed": whole.config["seed"]}.items()
+        assert run.status == "unreadable" or count > len(lines) - 5
+    for old, new in (("\nseed: 0", "\nseed: 3"), ("  depth: ", "  depth: 1")):
+        assert old in text
+        file.write_text(text.replace(old, new))
+        assert "config.yaml" in read_run(folder).reason and read_run(folder).status == "unreadable"
+
+
+def test_configs_that_cannot_give_the_id_are_accepted(digits_run: Path, tmp_path: Path) -> None:
+    text = (digits_run / "config.yaml").read_text()
+    later = [f"{key.rpartition('.')[2]}:" for key in LATER_KEYS]
+    older = "".join(line for line in text.splitlines(keepends=True) if not line.strip().startswith(tuple(later)))
+    changed = text.replace("\nseed: 0", "\nseed: 3")
+    cases = {
+        digits_run.name: older,  # by a version without the later keys
+        "mine": changed,
+        "mine-20260102": changed,
+        "other-0123abcd": changed.replace("  activation:", "  nonlinearity:"),  # by a version with other keys
+    }
+    for name, content in cases.items():
+        shutil.copytree(digits_run, tmp_path / name, ignore=shutil.ignore_patterns("wandb"))
+        (tmp_path / name / "config.yaml").write_text(content)
+        assert read_run(tmp_path / name).status == "completed", name

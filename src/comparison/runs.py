@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from config.errors import ConfigError
 from config.schema import GROUPS, Config, flatten, keys_of
+from tracking.identity import is_damaged
 from tracking.run_lock import is_locked
 
 
@@ -130,10 +131,13 @@ def read_run(folder: Path) -> Run:
     config: dict[str, Any] = {}
     file = folder / "config.yaml"
     try:
-        config = read_config(file.read_text())
+        config = read_config(text := file.read_text())
         file = folder / "summary.json"
         summary = {**json.loads(file.read_text())}
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as problem:  # TypeError: no mapping
+        if is_damaged(sections(text), summary.get("data_fingerprint"), folder.name):
+            file = folder / "config.yaml"
+            raise ValueError("is damaged: its values do not give the ID at the end of the folder's name")
+    except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:  # TypeError: no mapping
         error = " ".join(f"{file.name}: {problem}".split())
         return Run(folder, config, {"status": "unreadable", "error": error})
     if summary.get("status") == "interrupted" and is_locked(folder):
@@ -143,7 +147,11 @@ def read_run(folder: Path) -> Run:
 
 def read_config(text: str) -> dict[str, Any]:
     """config.yaml, section by section: runs of a sweep share most of them, and parsing takes most of the time."""
-    return comparable({key: value for section in re.split(r"(?m)^(?=\w)", text) for key, value in parsed(section)})
+    return comparable(sections(text))
+
+
+def sections(text: str) -> dict[str, Any]:
+    return {key: value for section in re.split(r"(?m)^(?=\w)", text) for key, value in parsed(section)}
 
 
 @lru_cache(maxsize=4096)

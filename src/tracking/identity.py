@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +23,99 @@ IMAGE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # pixels of a side, 
 
 def run_id(config: Config) -> str:
     """The run's ID: equal for runs that train the same model on the same images in the same way."""
+    return hashed(effect(config))
+
+
+def is_damaged(values: Mapping[str, Any], images: str | None, folder: str) -> bool:
+    """Compare a recorded config with the ID in its folder's name; False where they cannot be compared.
+
+    Runs of another version of the keys cannot, nor runs that start from weights, which may be elsewhere.
+
+    Args:
+        values: config.yaml, as "section.key" → value.
+        images: the recorded fingerprint of a folder of images.
+        folder: its name, which somebody may have changed; a number at its end can be a date.
+    """
+    recorded = folder.rpartition("-")[2]
+    if not re.fullmatch(r"(?!\d+$)[0-9a-f]{8}", recorded):
+        return False
+    if "sweep" not in values:
+        return True  # among the last lines, whatever the version
+    if not {key for key in values if not is_below(key, NOT_IDENTITY)} <= all_keys():
+        return False
+    of_folder = values.get("data.name") == "image_folder"
+    if required_keys() - values.keys() or values.get("model.pretrained") or (of_folder and not images):
+        return False
+    return all(
+        hashed(normalized(values, None, images if of_folder else None, divided)) != recorded
+        for divided in {False, of_folder}
+    )
+
+
+@cache
+def all_keys() -> set[str]:
+    sections = [Config(optimizer=optimizer()) for optimizer in schema.OPTIMIZERS.values()]
+    sections += [Config(scheduler=scheduler()) for scheduler in schema.SCHEDULERS.values()]
+    return {key for section in sections for key, *_ in keys_of(section)}
+
+
+@cache
+def required_keys() -> set[str]:
+    """The keys of every config since runs were first hashed as they are now."""
+    optional = (*NOT_IDENTITY, *LATER_KEYS, "optimizer", "scheduler")
+    return {key for key, *_ in keys_of(Config()) if not is_below(key, optional)}
+
+
+def hashed(settings: Mapping[str, Any]) -> str:
     defaults = {key: value for key, value, _ in keys_of(Config()) if key in LATER_KEYS}
-    settings = {key: value for key, value in effect(config).items() if key not in defaults or value != defaults[key]}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    kept = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def effect(config: Config) -> dict[str, Any]:
-    """Every key that a result can depend on, each way to write one training in the same words.
-
-    A key without effect in this config counts as what it is where nobody sets it.
-    """
-    settings: dict[str, Any] = {
-        key: 0.0 if isinstance(value, float) and value == 0 else value  # -0.0
-        for key, value, _ in keys_of(config)
-        if not is_below(key, NOT_IDENTITY)
-    }
-    data, dropout, trainer = config.data, config.dropout, config.trainer
+    """Every key that a result can depend on, each way to write one training in the same words."""
+    weights = None
     if config.model.pretrained:  # not where the weights are, but which
         from weights.pretrained import content_of  # takes seconds, like the data below
 
-        settings["model.pretrained"] = content_of(config.model.pretrained)
-    if images := data_fingerprint(config):  # not where the images are, but which
+        weights = content_of(config.model.pretrained)
+    values = {key: value for key, value, _ in keys_of(config)}
+    return normalized(values, weights, data_fingerprint(config), divides_folder(config))
+
+
+def normalized(values: Mapping[str, Any], weights: str | None, images: str | None, divided: bool) -> dict[str, Any]:
+    """A key without effect in this config counts as what it is where nobody sets it.
+
+    Args:
+        weights, images: hashes of the content that the run starts from and trains on.
+        divided: the test images are a part of a folder's.
+    """
+    settings: dict[str, Any] = {
+        key: 0.0 if isinstance(value, float) and value == 0 else value  # -0.0
+        for key, value in values.items()
+        if not is_below(key, NOT_IDENTITY)
+    }
+    if weights:
+        settings["model.pretrained"] = weights
+    if images:  # not where the images are, but which
         settings["data.fingerprint"] = images
-    if data.image_size == IMAGE_SIZES.get(data.name):
+    if values["data.image_size"] == IMAGE_SIZES.get(values["data.name"]):
         settings["data.image_size"] = None  # the images' own
-    settings["dropout.rate"] = max(dropout.blocks, dropout.head, dropout.stochastic_depth)  # it works through these
-    settings["data.hflip"] = config.augmentation.hflip or (0.0 if data.name == "digits" else 0.5)  # likewise
-    if not data.val_fraction:
+    places = ("blocks", "head", "stochastic_depth")
+    settings["dropout.rate"] = max(values[f"dropout.{place}"] for place in places)  # it works through these
+    hflip = 0.0 if values["data.name"] == "digits" else 0.5
+    settings["data.hflip"] = values["augmentation.hflip"] or hflip  # likewise
+    if not values["data.val_fraction"]:
         settings["trainer.monitor"] = "val/accuracy"
-    takes_test_images = divides_folder(config)
-    if not data.val_fraction and data.train_fraction == 1 and not takes_test_images:
+    if not values["data.val_fraction"] and values["data.train_fraction"] == 1 and not divided:
         settings["data.split_seed"] = 0
-    if not takes_test_images:
+    if not divided:
         settings["data.test_fraction"] = schema.Data.test_fraction
-    if trainer.early_stopping.patience is None:
+    if values["trainer.early_stopping.patience"] is None:
         settings |= {f"trainer.early_stopping.{key}": value for key, value in asdict(EarlyStopping()).items()}
-    if not config.optimizer.weight_decay:
+    if not values.get("optimizer.weight_decay"):
         settings["optimizer.decay_norm_and_bias"] = False
-    if not trainer.compile or trainer.compile_mode == "default":  # speed and rounding alone, like the next
+    if not values["trainer.compile"] or values.get("trainer.compile_mode") == "default":  # speed and rounding alone
         settings["trainer.compile_mode"] = "auto"
     settings["trainer.channels_last"] = True  # changes speed and rounding alone; runs were hashed with this value
     return settings
