@@ -8,6 +8,7 @@ fit on a multiprocessor. A kernel takes at least the longest of three times, eac
 reading and writing its tensors once, its matrix products, and issuing its instructions.
 """
 
+import math
 import re
 import subprocess
 import tempfile
@@ -24,13 +25,14 @@ from benchmarks.setting import make_configs, shape_of
 from config.errors import ConfigError
 from config.schema import Config
 from ops import depthwise_banded
+from ops.depthwise import unsupported_reason
 from ops.depthwise_reference import after, before
-from ops.launch import Launch, record, unsupported_reason
+from ops.launch import Launch, record
 from runtime.console import print_table, say, si
 from runtime.device import DTYPES
 
-BASE = ["model=convmixer_256_8", "data=cifar10", "data.batch_size=512", "trainer.precision=bf16"]
-GRID = ["model.patch_size=2,1", "model.kernel_size=5,9"]
+LAYER = ["model=convmixer_256_8", "data=cifar10", "data.batch_size=512", "trainer.precision=bf16"]
+LAYER += ["model.patch_size=2,1", "model.kernel_size=5,9"]
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,14 @@ HALF_RATE = re.compile(  # integers, logic, comparisons and conversions: 16 lane
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's machine code.
+    """A kernel's machine code."""
 
-    Attributes:
-        registers: of a thread.
-        spilled: bytes of a thread.
-        shared: bytes of a block.
-        product: the instruction that multiplies matrices.
-        issued: scheduler slots that a warp takes at least.
-        requested: bytes that a warp loads and stores, from whatever cache.
-    """
-
-    registers: int
-    spilled: int
-    shared: int
-    product: str
-    issued: float
-    requested: float
+    registers: int  # of a thread
+    spilled: int  # bytes of a thread
+    shared: int  # bytes of a block
+    product: str  # the instruction that multiplies matrices
+    issued: float  # scheduler slots that a warp takes at least
+    requested: float  # bytes that a warp loads and stores, from any cache
 
 
 def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dtype) -> dict[str, Launch]:
@@ -92,10 +85,6 @@ def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dty
         depthwise_banded.run_correlation(x, dy, k)
     _, convolution, _, input_gradient, weight_gradient = launches  # bands are built before either convolution
     return {"convolution": convolution, "input_gradient": input_gradient, "weight_gradient": weight_gradient}
-
-
-def programs(launch: Launch) -> int:
-    return torch.Size(launch.grid).numel()
 
 
 def moved(launch: Launch) -> int:
@@ -113,7 +102,7 @@ def operations(launch: Launch) -> float:
     """Floating point operations of its products, including those with the zeros of a band and with padding."""
     given = launch.arguments
     size = given["STRIPS"] * given["STEP"] * given["ROWS"] * given["COLUMNS"] ** 2
-    return 2.0 * programs(launch) * turns(launch) * size * (3 if precision_of(launch) == "tf32x3" else 1)
+    return 2.0 * math.prod(launch.grid) * turns(launch) * size * (3 if precision_of(launch) == "tf32x3" else 1)
 
 
 def precision_of(launch: Launch) -> str:
@@ -146,10 +135,12 @@ def compile_ahead(launch: Launch, target: str) -> Compiled:
             )
         )
     (registers, stack) = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
-    executed = executions(code, operations(launch) / programs(launch) / launch.arguments["num_warps"], turns(launch))
-    product = next((name.partition(".")[0] for name in executed if "MMA" in name), "none")
+    executed = executions(
+        code, operations(launch) / math.prod(launch.grid) / launch.arguments["num_warps"], turns(launch)
+    )
     return Compiled(
-        registers, stack, compiled.metadata.shared, product,
+        registers, stack, compiled.metadata.shared,
+        next((name.partition(".")[0] for name in executed if "MMA" in name), "none"),
         max(executed.total(), sum(2 * n for name, n in executed.items() if HALF_RATE.match(name))),
         sum(32 * n * width(name) for name, n in executed.items() if re.match(r"LDG|STG", name)),
     )  # fmt: skip
@@ -199,16 +190,14 @@ def products(instructions: Counter[str]) -> float:
 
 def width(name: str) -> int:
     """Bytes that a thread loads or stores."""
-    for bits, size in ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1)):
-        if bits in name:
-            return size
-    return 4
+    bits = re.search(r"\.[US]?(128|64|16|8)\b", name)
+    return int(bits[1]) // 8 if bits else 4
 
 
 def run(overrides: list[str]) -> None:
     """ConvMixer-256/8 unless told otherwise, in batches of 512 in bf16: kernels 5 and 9 on grids of 16×16 and 32×32."""
     targets = ",".join(each.removeprefix("target=") for each in overrides if each.startswith("target=")) or "sm_90"
-    configs = make_configs([*BASE, *GRID, *(each for each in overrides if not each.startswith("target="))])
+    configs = make_configs([*LAYER, *(each for each in overrides if not each.startswith("target="))])
     for target in targets.split(","):
         if target not in TARGETS:
             raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}; no kernel is for less than 8.0")
@@ -219,7 +208,8 @@ def run(overrides: list[str]) -> None:
 def show(config: Config, name: str) -> None:
     target, model, (batch, _, height, _) = TARGETS[name], config.model, shape_of(config)
     dtype, side, k = DTYPES[config.trainer.precision], height // model.patch_size, model.kernel_size
-    if reason := unsupported_reason(side, side, k, batch * model.d_model * side**2, dtype):
+    x = torch.empty(batch, model.d_model, side, side, dtype=dtype, device="meta")
+    if reason := unsupported_reason("banded", x, torch.empty(1, 1, k, k)):
         raise ConfigError(f"model.kernel_size={k}: there are no kernels: {reason}")
     rows, total = [], 0.0
     for kernel, launch in layer_kernels(batch, model.d_model, side, k, dtype).items():
@@ -229,7 +219,7 @@ def show(config: Config, name: str) -> None:
         rows.append({
             "kernel": kernel, "registers": compiled.registers, "spilled": compiled.spilled,
             "shared": f"{si(compiled.shared)}B", "blocks": blocks_at_once(compiled, warps, target),
-            "product": compiled.product, "requested": f"{si(compiled.requested * warps * programs(launch))}B",
+            "product": compiled.product, "requested": f"{si(compiled.requested * warps * math.prod(launch.grid))}B",
             **{f"{what}, ms": f"{time:.3f}" for what, time in milliseconds.items()},
         })  # fmt: skip
     say(f"{name} ({target.name}), {config.trainer.precision}; counted, not measured")
@@ -244,7 +234,7 @@ def times(launch: Launch, compiled: Compiled, target: Target) -> dict[str, float
     return {
         "memory": 1000 * moved(launch) / target.bandwidth,
         "products": 1000 * operations(launch) / rate,
-        "instructions": 1000 * compiled.issued * launch.arguments["num_warps"] * programs(launch) / slots,
+        "instructions": 1000 * compiled.issued * launch.arguments["num_warps"] * math.prod(launch.grid) / slots,
     }
 
 

@@ -98,10 +98,14 @@ def unsupported_reason(backend: str, x: Tensor, weight: Tensor) -> str | None:
     """Say why a backend cannot compute a convolution of this shape on this device; None if it can."""
     if backend not in TRITON:
         return None
-    height, width = x.shape[-2:]
-    return launch.unsupported_reason(height, width, weight.shape[-1], x.numel(), x.dtype) or launch.unavailable(
-        x.device
-    )
+    height, width, k = *x.shape[-2:], weight.shape[-1]
+    if max(height, width) > 64 or k > 31:
+        return f"grids of at most 64×64 and kernels of at most 31, not {height}×{width} and {k}"
+    if x.numel() >= 2**31:
+        return "fewer than 2³¹ values in a batch's grid"
+    if x.dtype == torch.float64:
+        return "bf16, fp16 or fp32, not fp64"
+    return launch.unavailable(x.device)
 
 
 class WithOwnGradients(Function):

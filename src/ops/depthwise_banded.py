@@ -142,6 +142,7 @@ def correlate(
 def tiles(x: Tensor, k: int, left: int, rows: int, step: int, strips: int, warps: int) -> dict[str, Any]:
     """Cut the grid: `rows` and `step` are positions in the output and the input of a product of so many strips."""
     height, width = x.shape[2:]
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     columns = max(4, triton.next_power_of_2(width))
     rows = max(triton.cdiv(16, columns), min(rows // columns, triton.next_power_of_2(height)))
     whole = rows >= height  # a strip is an image: only rows within it are input
@@ -156,23 +157,17 @@ def tiles(x: Tensor, k: int, left: int, rows: int, step: int, strips: int, warps
         "FIRST": 0 if whole else -left,
         "STRIPS": strips,
         "IMAGES": strips // triton.cdiv(height, rows),
-        "PRECISION": "tf32" if cudnn_precision() == "tf32" else "tf32x3",  # of float32
+        "PRECISION": "tf32" if precision == "tf32" else "tf32x3",  # of float32
         "batch": x.shape[0],
         "channels": x.shape[1],
         "num_warps": warps,
     }
 
 
-def cudnn_precision() -> str:
-    """Of PyTorch's own convolutions in float32."""
-    return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-
-
 def run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, flip: bool = False) -> Tensor:
     """Convolve with `left` zeros on the left and on top of the grid, the other k - 1 on the right and below."""
     channels, _, k, _ = weight.shape
-    half = x.element_size() == 2
-    cut = tiles(x, k, left, *CONVOLVE[half])
+    cut = tiles(x, k, left, *CONVOLVE[x.element_size() == 2])
     columns, input_rows = cut["COLUMNS"], cut["STEPS"] * cut["STEP"]
     bands = x.new_empty(channels, columns, input_rows + cut["ROWS"] - 1, columns)
     launch(
@@ -181,17 +176,15 @@ def run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, f
         LAST=cut["FIRST"] + left + input_rows - 1, BANDS=bands.shape[2], FLIP=flip,
     )  # fmt: skip
     y = torch.empty_like(x)
-    blocks = triton.cdiv(x.shape[0], cut["IMAGES"])
     launch(
-        convolve, (blocks, channels), **cut, num_stages=1, x=x, bands=bands, bias=bias, y=y, BANDS=bands.shape[2]
+        convolve, (triton.cdiv(x.shape[0], cut["IMAGES"]), channels), **cut, num_stages=1, x=x, bands=bands, bias=bias, y=y, BANDS=bands.shape[2]
     )  # fmt: skip
     return y
 
 
 def run_correlation(x: Tensor, dy: Tensor, k: int) -> Tensor:
     """The kernel's gradient [channels, 1, k, k]; the shares' parts are added in a fixed order."""
-    half = x.element_size() == 2
-    cut = tiles(x, k, before(k), *CORRELATE[half])
+    cut = tiles(x, k, before(k), *CORRELATE[x.element_size() == 2])
     channels, steps = x.shape[1], cut.pop("STEPS")
     blocks = triton.cdiv(x.shape[0], cut["IMAGES"])
     shares = min(blocks, triton.cdiv(PROGRAMS, channels * steps))
@@ -207,9 +200,6 @@ def run_correlation(x: Tensor, dy: Tensor, k: int) -> Tensor:
 CONVOLVE = {True: (128, 64, 128, 8), False: (64, 32, 128, 8)}
 CORRELATE = {True: (128, 128, 64, 8), False: (64, 64, 64, 4)}
 PROGRAMS = 512  # enough for every GPU to be busy, few enough that summing up diagonals takes no time
-
-
-# The backend.
 
 
 @torch.library.triton_op("convmixer::banded", mutates_args=())

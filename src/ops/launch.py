@@ -48,17 +48,6 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def unsupported_reason(height: int, width: int, k: int, values: int, dtype: torch.dtype) -> str | None:
-    """Say why there are no kernels for a grid of this size with so many values in a batch; None if there are."""
-    if max(height, width) > 64 or k > 31:
-        return f"grids of at most 64×64 and kernels of at most 31, not {height}×{width} and {k}"
-    if values >= 2**31:
-        return "fewer than 2³¹ values in a batch's grid"
-    if dtype == torch.float64:
-        return "bf16, fp16 or fp32, not fp64"
-    return None
-
-
 @torch.compiler.assume_constant_result
 def unavailable(device: torch.device) -> str | None:
     """Why Triton's kernels cannot run on a device; None where they can."""
