@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from types import SimpleNamespace
 
 import torch
@@ -89,8 +90,7 @@ def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dty
 
 def moved(launch: Launch) -> int:
     """Bytes of its tensors."""
-    tensors = {id(value): value for value in launch.arguments.values() if isinstance(value, Tensor)}
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+    return sum(value.nbytes for value in launch.arguments.values() if isinstance(value, Tensor))
 
 
 def turns(launch: Launch) -> int:
@@ -201,8 +201,8 @@ def run(overrides: list[str]) -> None:
     for target in targets.split(","):
         if target not in TARGETS:
             raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}; no kernel is for less than 8.0")
-        for config in configs:
-            show(config, target)
+    for target, config in product(targets.split(","), configs):
+        show(config, target)
 
 
 def show(config: Config, name: str) -> None:

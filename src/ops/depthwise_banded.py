@@ -177,7 +177,8 @@ def run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, f
     )  # fmt: skip
     y = torch.empty_like(x)
     launch(
-        convolve, (triton.cdiv(x.shape[0], cut["IMAGES"]), channels), **cut, num_stages=1, x=x, bands=bands, bias=bias, y=y, BANDS=bands.shape[2]
+        convolve, (triton.cdiv(x.shape[0], cut["IMAGES"]), channels), **cut, num_stages=1,
+        x=x, bands=bands, bias=bias, y=y, BANDS=bands.shape[2],
     )  # fmt: skip
     return y
 
