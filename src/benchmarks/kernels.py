@@ -89,7 +89,6 @@ def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dty
 
 
 def moved(launch: Launch) -> int:
-    """Bytes of its tensors."""
     return sum(value.nbytes for value in launch.arguments.values() if isinstance(value, Tensor))
 
 
@@ -155,9 +154,7 @@ def executions(code: str, operations: float, turns: int) -> Counter[str]:
     Raises:
         ValueError: there are several loops with products.
     """
-    names: list[str] = []
-    labels: dict[str, int] = {}
-    loops: list[Counter[str]] = []
+    names, labels, loops = list[str](), dict[str, int](), list[Counter[str]]()
     for line in code.splitlines():
         if label := re.match(r"\.(L_\w+):", line):
             labels[label[1]] = len(names)
@@ -170,8 +167,7 @@ def executions(code: str, operations: float, turns: int) -> Counter[str]:
     if len(loops) > 1:
         raise ValueError(f"{len(loops)} loops with matrix products in a kernel's machine code, expected one at most")
     for loop in loops:
-        shown = products(loop)
-        rounds = 1 + (operations - products(executed)) / shown if shown else turns
+        rounds = 1 + (operations - products(executed)) / products(loop) if products(loop) else turns
         for name, n in loop.items():
             executed[name] += round(n * (rounds - 1))
     return executed
