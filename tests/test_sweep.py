@@ -3,11 +3,16 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from conftest import command
+from processes import REPOSITORY
+from runtime.claims import held, join_sweep
 
 SMALL = (
     "model.d_model=8",
@@ -128,3 +133,47 @@ def test_wandb_mode_from_the_environment(tmp_path: Path) -> None:
     assert list(tmp_path.glob("outputs/*/*/wandb/offline-run-*/*.wandb"))
     assert not (tmp_path / "wandb").exists()
     assert os.listdir(tmp_path) == ["outputs"]  # noqa: PTH208
+
+
+def test_runs_of_other_processes_are_put_off_and_cores_shared(tmp_path: Path) -> None:
+    arguments = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
+    first, second = json.loads(command(*arguments, "plan=json", cwd=tmp_path).stdout)["planned"]
+    locks = tmp_path / "outputs" / "s" / ".locks"
+    locks.mkdir(parents=True)
+    join_sweep(tmp_path / "outputs" / "s")
+    try:
+        with FileLock(locks / f"{first['run_id']}.lock"):
+            done = command(*arguments, cwd=tmp_path)
+    finally:
+        held.pop().release()
+    assert done.returncode == 1 and set(statuses(tmp_path / "outputs" / "s")) == {"kernel_size_5"}
+    assert "2 processes of this sweep" in done.stdout
+    assert done.stdout.index("run 2 of 2") < done.stdout.index("run 1 of 2") < done.stdout.index("another process")
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0 and "1 of 2 runs completed before" in done.stdout
+    assert "processes of this sweep" not in done.stdout
+    assert second["run_id"] in {path.name.rpartition("-")[2] for path in (tmp_path / "outputs" / "s").iterdir()}
+
+
+def test_empty_wandb_runs_are_removed_at_the_end_of_a_sweep(tmp_path: Path) -> None:
+    arguments = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
+    assert command(*arguments, cwd=tmp_path).returncode == 0
+    for run in (tmp_path / "outputs" / "s").glob("kernel_size*"):
+        for name, content in (("empty", b":W&B\x18\xbf\x00"), ("full", b":W&B\x18\xbf\x00and more")):
+            folder = run / "wandb" / f"offline-run-20260101_000000-{name}"
+            folder.mkdir(parents=True)
+            (folder / f"run-{name}.wandb").write_bytes(content)
+    assert command(*arguments, cwd=tmp_path).returncode == 0
+    left = {path.name.rpartition("-")[2] for path in tmp_path.glob("outputs/s/*/wandb/*")}
+    assert left == {"full"}
+
+
+def test_a_command_starts_without_the_libraries_that_take_seconds() -> None:
+    code = (
+        "import sys, train; from hydra.core.plugins import Plugins; from hydra.plugins.launcher import Launcher;"
+        "print(len(Plugins.instance().discover(Launcher)), {'torch', 'pandas', 'optuna', 'wandb'} & {*sys.modules})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    launchers, _, heavy = done.stdout.partition(" ")
+    assert int(launchers) >= 3 and heavy.strip() == "set()"

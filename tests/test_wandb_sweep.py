@@ -5,6 +5,7 @@ The server is one on this machine (tests/wandb_server.py).
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -202,9 +203,13 @@ def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
     done = train("wandb.project=later")
     wandb.teardown()  # the client's service writes on after a run's end
     sweep = done.folder.parent.name
-    files = [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*/wandb/offline-run-*")]
-    sent = wandb_client("sync", *files, server=server, cwd=tmp_path)
-    assert sent.returncode == 0, sent.stderr
+    broken = done.folder / "wandb" / "offline-run-20260101_000000-broken"  # is sent first
+    broken.mkdir()
+    (broken / "run-broken.wandb").write_bytes(b":W&B\x18\xbf\x00")
+    (loop,) = re.findall("^for .* done$", (REPOSITORY / "docs" / "wandb.md").read_text(), re.MULTILINE)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = environment_of(**server.environment, PATH=path)
+    subprocess.run(loop.replace("outputs/", ""), shell=True, cwd=tmp_path, env=environment, check=False, timeout=300)
     (run,) = server.runs.values()
     assert run["name"] == done.summary["wandb_id"]
     compared = command("--wandb", f"team/later/{sweep}", cwd=tmp_path, script="compare", **server.environment)

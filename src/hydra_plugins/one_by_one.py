@@ -28,6 +28,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="basic", node=OneByOne
 class OneByOne(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
+        self.processes, self.threads = 1, 0  # of the sweep on this machine; of this process alone, 0: not yet known
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all of them with the configs that the sweep has checked.
@@ -35,10 +36,8 @@ class OneByOne(Launcher):
         Raises:
             SystemExit: a signal came, or a run failed and on_failure=stop.
         """
-        import torch  # takes seconds
-
         announcer = Announcer(self.config, initial_job_idx + len(job_overrides))
-        sweep, threads, sharing = Path(self.config.output_dir, self.config.sweep), torch.get_num_threads(), 1
+        sweep = Path(self.config.output_dir, self.config.sweep)
         jobs = [make_job(self.config.hydra.job.config_name, tuple(overrides)) for overrides in job_overrides]
         busy: list[tuple[int, Job]] = []  # with other processes; tried again after the others
         for numbered in (list(enumerate(jobs, initial_job_idx)), busy):
@@ -47,9 +46,17 @@ class OneByOne(Launcher):
                     busy.append((number, job))
                     continue
                 announcer.say(number)
-                if (now := processes_of(sweep)) != sharing:
-                    sharing, share = now, max(1, threads // now)
-                    torch.set_num_threads(share)
-                    say(f"{now} processes of this sweep share the cores: {share} of {threads} threads for this one")
+                self.share_cores(processes_of(sweep))
                 train(job, logging_of(self.config))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
+
+    def share_cores(self, processes: int) -> None:
+        """Use a share of the threads, where other processes have joined the sweep or left it."""
+        if processes == self.processes:
+            return
+        import torch  # takes seconds
+
+        self.threads, self.processes = self.threads or torch.get_num_threads(), processes
+        share = max(1, self.threads // processes)
+        torch.set_num_threads(share)
+        say(f"{processes} processes of this sweep share the cores: {share} of {self.threads} threads for this one")

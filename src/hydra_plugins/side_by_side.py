@@ -28,7 +28,6 @@ from config.errors import ConfigError
 from config.process import prepare_process
 from runtime.claims import cores, processes_of
 from runtime.console import say
-from runtime.signals import signals_to_obey
 from sweeps.launch import Announcer, logging_of, train
 from sweeps.plan import Job, make_job
 
@@ -98,6 +97,8 @@ class SideBySide(Launcher):
 
     @contextmanager
     def stop_on_signal(self) -> Iterator[None]:
+        from runtime.signals import signals_to_obey  # imports torch, which Hydra's scan of this file must not
+
         numbers = set(signals_to_obey()) & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         before = {number: signal.signal(number, lambda number, frame: self.stop(128 + number)) for number in numbers}
         try:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -106,6 +107,13 @@ def remove_empty_runs(folder: Path) -> None:
     for run in (folder / "wandb").glob("*run-*"):
         if all(file.stat().st_size <= HEADER_BYTES for file in run.glob("*.wandb")):
             shutil.rmtree(run)
+
+
+@log_exceptions()
+def end_service() -> None:
+    """End W&B's service where it runs: a scheduler's next signal would, and the client would print a traceback."""
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()
 
 
 def run_of_agent() -> str | None:

@@ -31,7 +31,7 @@ from tracking import plots
 from tracking.identity import data_fingerprint
 from tracking.run_folder import RunBusy, RunFolder
 from tracking.trial import Pruned
-from tracking.wandb_logger import log_exceptions
+from tracking.wandb_logger import end_service, log_exceptions
 from training.layer import REFERENCE, Backend, Layer
 from training.loop import Trainer
 from training.model import make_model, memory_format
@@ -207,6 +207,7 @@ def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher)
         case Interrupted():
             log.warning(f"{reason}: {folder.name} is kept; {resume} it")
             folder.close(exit_code=128 + reason.number)
+            end_service()
             launcher.after_interrupt(reason.number)
             return None
         case Pruned():
