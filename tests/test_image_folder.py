@@ -1,7 +1,9 @@
 """Folders of images: their classes, sizes and modes, and what is wrong with them."""
 
 import json
+import os
 import shutil
+import subprocess
 from itertools import chain
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from comparison.images import compare_images
 from comparison.results import read
@@ -18,6 +20,7 @@ from conftest import LETTERS, Train, checked
 from data import datasets, image_folder
 from data.batches import make_eval_loader, make_train_loader
 from data.fingerprint import fingerprint
+from data.image_files import DataError, open_image
 from test_evaluate import evaluate
 from tracking.identity import run_id
 
@@ -443,3 +446,19 @@ def test_test_images_are_traced_by_path_and_class(folder: Path, tmp_path: Path, 
     images = pd.read_csv(tmp_path / "images.csv")
     assert set(images["path"]) == {f"val/{name}/{i}.png" for name in LETTERS[1:] for i in range(4)}
     assert (images["class"] == images["path"].str.split("/").str[1]).all()
+
+
+def test_image_files_are_what_they_claim_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: started.append("Ghostscript"))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    (tmp_path / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("page.jpg", "pipe.png", "zero.png"):
+        with pytest.raises(DataError, match=name):
+            open_image(str(tmp_path / name))
+    assert not started
+    Image.new("L", (3, 3)).save(tmp_path / "moving.gif")
+    (tmp_path / "moving.gif").rename(tmp_path / "still.jpg")
+    assert open_image(str(tmp_path / "still.jpg")).size == (3, 3)

@@ -20,6 +20,7 @@ from config.commands import register_commands
 from config.errors import ConfigError
 from conftest import command
 from data import datasets
+from inference.prediction import SHEET
 from processes import REPOSITORY
 from test_evaluate import TINY_IMAGENET, as_timm_does, evaluate, photographs  # noqa: F401 (a fixture)
 from test_weights import by_timm, randomized
@@ -168,6 +169,15 @@ def test_a_picture_of_others_is_never_replaced(digits_run: Path, digits: Path, t
         predict(*given, "overwrite=true")
     assert (tmp_path / "p.png").read_bytes() == (digits / "001.png").read_bytes()
     predict(*given, "overwrite=true", "sheet=0")
+
+
+def test_links_in_the_place_of_results_are_replaced(digits_run: Path, digits: Path, tmp_path: Path) -> None:
+    (theirs := tmp_path / "theirs").write_text(SHEET)
+    for name in ("p.csv", "p.png"):
+        (tmp_path / name).symlink_to(theirs)
+    predict(f"checkpoint={digits_run}", f"images={digits}/000.png", f"output={tmp_path}/p.csv", "overwrite=true")
+    assert theirs.read_text() == SHEET
+    assert not any((tmp_path / name).is_symlink() for name in ("p.csv", "p.png"))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import wandb_files
 from config.schema import Config
 from conftest import checked, command, metrics, start, summaries, wait_for
 from runtime.distributed import World
+from runtime.files import PARTIAL, whole
 from tracking import plots
 from tracking.identity import run_id
 from tracking.run_folder import RunBusy, RunFolder
@@ -156,14 +157,37 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     else:
         last.write_text("not a checkpoint")
     (folder / "summary.json").write_text('{"status": "interr')  # as if the machine had gone down
-    (last.parent / ".12.last.pt").touch()  # as if the process had been killed while it wrote
+    (last.parent / f"{PARTIAL}1").mkdir()  # as if the process had been killed while it wrote
     run.run(config, [])
-    assert not (last.parent / ".12.last.pt").exists()
+    assert not (last.parent / f"{PARTIAL}1").exists()
     assert f"{last} is not used" in caplog.text
     assert "resumes after step 0 of epoch 3" in caplog.text
     assert (last.parent / "last.pt.unusable").exists(), "it has not taken the place of the one before it"
     assert metrics(tmp_path / "s") == expected
     assert summaries(tmp_path / "s")[0]["status"] == "completed"
+
+
+def test_hidden_files_of_the_user_stay(tmp_path: Path) -> None:
+    run.run(configured(tmp_path, "trainer.epochs=1"), [])
+    (summary,) = tmp_path.rglob("summary.json")
+    summary.write_text("{}")
+    (summary.parent / ".1st-ideas.txt").write_text("mine")
+    (summary.parent / ".2024.notes").mkdir()
+    run.run(configured(tmp_path, "trainer.epochs=1"), [])
+    assert (summary.parent / ".1st-ideas.txt").exists() and (summary.parent / ".2024.notes").exists()
+    assert summaries(tmp_path / "s")[0]["status"] == "completed"
+
+
+def test_temporary_files_collide_with_nothing_and_follow_no_link(tmp_path: Path) -> None:
+    (theirs := tmp_path / "theirs.txt").write_text("theirs")
+    (tmp_path / f".{os.getpid()}.own.txt").symlink_to(theirs)
+    (link := tmp_path / "own.txt").symlink_to(theirs)
+    with whole(link) as first, whole(link) as second:  # as processes of two containers with one number
+        first.write_text("first")
+        second.write_text("second")
+    assert not link.is_symlink() and link.read_text() == "first"
+    assert link.stat().st_mode & 0o777 == theirs.stat().st_mode & 0o777
+    assert theirs.read_text() == "theirs" and not list(tmp_path.glob(f"{PARTIAL}*"))
 
 
 def test_a_run_is_completed_when_everything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from comparison.results import Comparison
 from comparison.runs import Run
 from config.errors import ConfigError
 from runtime.console import print_table, say
-from runtime.files import write_text
+from runtime.files import whole, write_text
 from stats.images import Sampled
 
 HEADER = (
@@ -61,7 +61,8 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
             return
         largest = sorted(found[1:], key=lambda one: -abs(one.found.both.value))
         sheet = image_sheet([found[0], *largest[: PICTURED - 1]], predictions, images, classes)
-        sheet.savefig(folder / "images.png", dpi=150)
+        with whole(folder / "images.png") as temporary:
+            sheet.savefig(temporary, dpi=150)
     except OSError as error:
         raise ConfigError(f"{folder}: the images cannot be written there: {error.strerror or error}") from error
     say(f"→ {folder}/images.png, images.csv")

@@ -16,6 +16,8 @@ from config.errors import ConfigError, first_line
 from runtime.claims import cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+# What their content may be, whatever their suffix; Pillow's other formats start programs (EPS) or are nobody's images.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 GREY = ("1", "L")  # Pillow's modes without color
 # The folders of a data set's splits, by split; in capitals, too.
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -122,7 +124,9 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
     """
     path = str(path)  # not NumPy's, which an error would show as np.str_('…')
     try:
-        with Image.open(path) as image:
+        if not Path(path).is_file() and Path(path).exists():
+            raise ValueError("a folder, pipe or device; expected a file")  # a pipe would be waited for
+        with Image.open(path, formats=FORMATS) as image:
             read = to_8_bits(image)
             return read.convert(mode or ("L" if read.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises whatever its decoders raise

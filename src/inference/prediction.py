@@ -31,7 +31,7 @@ from data.transforms import Transform, evaluation_transform
 from data.workers import Workers
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
-from runtime.files import check_new, check_ours, write_text
+from runtime.files import check_new, check_ours, whole, write_text
 from tracking.plots import PAGE, STYLE, show_images
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,9 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     if settings.sheet:
         shown = rows[: settings.sheet]
         images = [open_image(row["image"], data.test.mode) for row in shown]
-        contact_sheet(images, [caption(row["predictions"][0]) for row in shown]).savefig(
-            sheet, dpi=150, metadata={"Software": SHEET}
-        )
+        figure = contact_sheet(images, [caption(row["predictions"][0]) for row in shown])
+        with whole(sheet) as temporary:
+            figure.savefig(temporary, dpi=150, metadata={"Software": SHEET})
     for row in rows[:SHOWN]:
         likely = ", ".join(f"{one['class']} {one['probability']:.1%}" for one in row["predictions"][:3])
         log.info(f"  {printable(row['image'])}: {likely}")

@@ -24,7 +24,7 @@ from config.commands import Evaluate
 from data.splits import Split
 from inference.checkpoint import Checkpoint
 from inference.evaluation import Evaluation
-from runtime.files import write_text
+from runtime.files import whole, write_text
 from tracking import plots
 from tracking.predictions import write_predictions
 from training.summary import as_lines, summarize
@@ -67,7 +67,8 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
     write_text(
         folder / "confusion_matrix.csv", pd.DataFrame(confusion, index=names, columns=names).to_csv(index_label="class")
     )
-    np.save(folder / "predictions.npy", result.predictions)
+    with whole(folder / "predictions.npy") as temporary:
+        np.save(temporary, result.predictions)
     write_predictions(folder, result.predictions, evaluated, data.root, checkpoint.labels)
     plots.save(plots.confusion_matrix(confusion, names), folder / "confusion_matrix")
     plots.save(reliability_diagram(result), folder / "reliability")

@@ -2,31 +2,38 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from config.errors import ConfigError
 
+PARTIAL = ".convmixer_partial_"  # begins the names of temporary folders, which are all that is ever removed
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which gets its name at the end; an exception leaves what was there before."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    """A temporary file to write, which gets its name at the end; an exception leaves what was there before.
+
+    It is alone in a new folder beside `path`, so that no process can have put a link in its place. Where `path` is a
+    link, the link is replaced.
+    """
+    with TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or a machine that goes down leaves a name without content
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left; for a folder that no other process uses."""
-    for temporary in folder.glob(".[0-9]*.*"):
-        temporary.unlink()
+    """Remove temporary folders of killed processes; for a folder that no other process uses."""
+    for temporary in folder.glob(f"{PARTIAL}*"):
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_new(paths: Iterable[Path], overwrite: bool) -> None:
@@ -35,7 +42,7 @@ def check_new(paths: Iterable[Path], overwrite: bool) -> None:
         ConfigError: a file or folder that a command is to write is there already, or cannot be written.
     """
     for path in paths:
-        if path.exists() and not overwrite:
+        if (path.exists() or path.is_symlink()) and not overwrite:
             raise ConfigError(f"output={path}: is there already; expected another name, or overwrite=true")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):

@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
+from runtime.files import whole
+
 PAGE = 7.0  # inches
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 GREY = "#8C8C8C"
@@ -36,9 +38,10 @@ styled = matplotlib.rc_context(STYLE)
 @styled
 def save(figure: Figure, path: Path) -> None:
     """Write PATH.png and PATH.svg."""
-    figure.savefig(path.with_suffix(".png"), dpi=220)
-    figure.set_layout_engine(None)  # what was laid out stays, and need not be again
-    figure.savefig(path.with_suffix(".svg"))
+    with whole(path.with_suffix(".png")) as png, whole(path.with_suffix(".svg")) as svg:
+        figure.savefig(png, dpi=220)
+        figure.set_layout_engine(None)  # what was laid out stays, and need not be again
+        figure.savefig(svg)
 
 
 @styled

@@ -190,8 +190,8 @@ class RunFolder:
         The summary comes last: what does not say `completed` is finished by the next start.
         """
         if self.writes and self.rows:
-            with log_exceptions():
-                plots.history(self.rows, self.name).savefig(self.path / "history.png", dpi=150)
+            with log_exceptions(), whole(self.path / "history.png") as temporary:
+                plots.history(self.rows, self.name).savefig(temporary, dpi=150)
         self.wandb.finish({**self.summary, **figures}, exit_code)
         try:
             self.update(**figures)

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from config.errors import ConfigError
 from runtime.claims import is_held
+from runtime.files import write_text
 
 WAIT_SECONDS = 1.0  # for those who only look; a run is held for longer
 
@@ -31,7 +32,7 @@ def acquire_lock(path: Path) -> FileLock | None:
         raise ConfigError(
             f"output_dir: {path} cannot be locked ({error}). Fix: an output_dir on a file system with flock"
         ) from error
-    path.with_suffix(".holder").write_text(f"{socket.gethostname()}, process {os.getpid()}")
+    write_text(path.with_suffix(".holder"), f"{socket.gethostname()}, process {os.getpid()}")
     return lock
 
 
