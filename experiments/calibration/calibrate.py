@@ -16,6 +16,7 @@ from designs import Design, grid
 from rates import Rate
 
 WRITTEN = Path(__file__).with_name("calibration.csv")
+COLUMNS = ("statement", "design", "claimed", "simulated", "low", "high", "cases")
 TAUS = (0.5, 1.0, 2.0)  # spreads of true means, in standard deviations of a run
 
 
@@ -31,16 +32,17 @@ def rates(repetitions: int) -> Iterator[Rate]:
 
 def main() -> None:
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    found = []
-    for rate in rates(repetitions):
-        found.append(rate)
-        mark = "REFUTED" if rate.is_refuted else "" if rate.holds else "above by chance"
-        print(f"{rate.statement:45} {rate.design:50} {rate.simulated:.3f} of {rate.of} {mark}", flush=True)
+    refuted = claims = 0
     with WRITTEN.open("w") as file:
-        table = csv.DictWriter(file, list(found[0].row), lineterminator="\n")
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
-        table.writerows(rate.row for rate in found)
-    print(f"{sum(rate.is_refuted for rate in found)} of {len(found)} claims refuted → {WRITTEN}")
+        for rate in rates(repetitions):
+            table.writerow(rate.row)
+            file.flush()
+            claims, refuted = claims + 1, refuted + rate.is_refuted
+            mark = "REFUTED" if rate.is_refuted else "" if rate.holds else "within chance"
+            print(f"{rate.statement:45} {rate.design:50} {rate.simulated:.3f} of {rate.of} {mark}", flush=True)
+    print(f"{refuted} of {claims} claims refuted → {WRITTEN}")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def fit(values: Array, floor: float = 0.0) -> SeedModel:
     runs_of = ran.sum(1)
     raw = np.where(ran, values, 0.0).sum(1) / runs_of
     deviations = np.where(ran, values - raw[:, None], 0.0)
-    shares_seeds = share_seeds(ran) and (bool(ran.all()) or seeds_matter(deviations, ran))
+    is_paired = bool(ran.all()) or len(ran) == 2  # then nothing is adjusted
+    shares_seeds = share_seeds(ran) and (is_paired or seeds_matter(deviations, ran))
     used = weights = np.ones(len(values))
     spreads = None
     shares = ran / runs_of[:, None]

@@ -21,7 +21,7 @@ HETEROGENEITY = np.array([1e-6, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0])  # 
 SCALES = np.linspace(-4, 3, 41)  # logarithms of the common variance, beside the pooled one
 SHARED = 1e5  # degrees of freedom of the common variance, from which all settings have it
 LONE = 1.5  # degrees of freedom; of a setting with fewer, two runs tell the spread
-FROM_TWO_RUNS = 3.0  # such a spread misleads so much more often than theory says, as simulated
+TAILS = 3.0, 0.75  # how much the tail of a spread from two runs counts, and of one from more; both as simulated
 NEGLIGIBLE = 1e-4  # weights below it
 
 
@@ -164,7 +164,7 @@ def errors_of(spreads: Spreads, shares: Array, parts: NDArray[np.int64]) -> Erro
         part_errors = np.sqrt(np.where((parts < 0) | (prior > SHARED), 0, of_setting[rows, parts]))
         columns.append((np.sqrt(variance), freedoms, np.maximum(part_errors, 1e-150), part_freedoms[parts]))
     errors, freedoms, part_errors, part_freedoms = (np.array(column) for column in zip(*columns, strict=True))
-    part_weights = np.where(own < LONE, FROM_TWO_RUNS, 1.0)[parts]
+    part_weights = np.where(own < LONE, *TAILS)[parts]
     return Errors(spreads.weights, errors, freedoms, part_errors, part_freedoms, part_weights)
 
 

@@ -1,0 +1,41 @@
+"""A part of experiments/calibration with fixed seeds: what comparisons say is as often right as claimed."""
+
+import sys
+
+import pytest
+
+from processes import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "experiments" / "calibration"))
+
+import comparisons
+from designs import Design
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "design",
+    [
+        Design(6, 3, "equal", "none"),
+        Design(6, 3, "1:2", "a fifth", seeds_matter=True),
+        Design(12, 2, "one x 10", "none"),
+        Design(3, 5, "diverging", "one"),
+        Design(6, 2, "ties", "none"),
+    ],
+    ids=str,
+)
+def test_statements_about_equal_settings_are_seldom_wrong(design: Design) -> None:
+    """None of the claims is refuted by 60 simulated studies."""
+    assert [rate.row for rate in comparisons.errors(design, 60) if rate.is_refuted] == []
+
+
+@pytest.mark.slow
+def test_settings_far_behind_are_found() -> None:
+    assert not comparisons.misses(25).is_refuted
+
+
+@pytest.mark.slow
+def test_the_set_that_may_hold_the_best_holds_it() -> None:
+    rate, said = comparisons.true_best(Design(6, 3, "1:2"), 1.0, 60)
+    assert not rate.is_refuted
+    assert said["best"] > 0, "the case should make statements"
