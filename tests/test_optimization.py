@@ -1,13 +1,37 @@
 """The learning rate at every step, weight decay, and what a step's BatchNorm needs."""
 
 import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from config.check import check_config
+from config.errors import ConfigError
+from config.schema import CONF, Config
 from conftest import Train, checked
+from tracking.identity import run_id
 from training.model import make_model
 from training.optimization import make_optimizer
+
+OwnOptimizer = Callable[[str], Config]  # the fixture
+
+
+@pytest.fixture
+def own_optimizer(tmp_path: Path) -> OwnOptimizer:
+    """Compose `optimizer=mine` with a file of this text."""
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+
+    def compose_with(text: str) -> Config:
+        (conf / "optimizer" / "mine.yaml").write_text(text)
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return check_config(compose("train", ["sweep=test", "optimizer=mine"]))
+
+    return compose_with
+
 
 # The learning rate. With all images in one batch an epoch is one step, whose rate is in its row.
 
@@ -79,3 +103,41 @@ def test_weight_decay_spares_norms_and_biases_unless_told_otherwise() -> None:
         make_optimizer(model, checked("optimizer.decay_norm_and_bias=true").optimizer).param_groups[1]["weight_decay"]
         == 0.01
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("RMSprop", "{alpha: 0.9, momentum: 0.5}"), ("nadam", "{betas: [0.9, 0.99]}"), ("Rprop", "{}")],
+)
+def test_own_optimizer_file_trains(name: str, arguments: str, own_optimizer: OwnOptimizer) -> None:
+    config = own_optimizer(f"name: {name}\nlr: 0.01\narguments: {arguments}\n")
+    optimizer = make_optimizer(make_model(config, 1, 10), config.optimizer)
+    assert type(optimizer).__name__.lower() == name.lower()
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    for key, value in config.optimizer.arguments.items():
+        used = optimizer.param_groups[0][key]
+        assert (list(used) if isinstance(used, tuple) else used) == value
+    assert run_id(config) != run_id(own_optimizer(f"name: {name}\nlr: 0.01\narguments: {{maximize: true}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("name: lion\nlr: 0.01\n", r"optimizer\.name=lion"),
+        ("name: RMSprop\nlr: 0.01\narguments: {rho: 0.9}\n", r"optimizer\.arguments\.rho=0\.9.*alpha"),
+        ("name: RMSprop\nlr: 0.01\narguments: {lr: 0.9}\n", r"optimizer\.arguments\.lr=0\.9"),
+        ("name: RMSprop\nlr: 0.01\narguments: {alpha: high}\n", r"optimizer\.name=RMSprop"),
+        ("name: Rprop\nlr: 0.01\nweight_decay: 0.1\n", r"optimizer\.weight_decay=0\.1"),
+        ("name: LBFGS\nlr: 0.01\n", r"optimizer\.name=LBFGS"),
+        ("defaults: [adamw]\narguments: {betas: [0.9, 0.9]}\n", r"optimizer\.arguments\.betas"),
+    ],
+)
+def test_own_optimizer_that_does_not_fit_is_one_line(text: str, names: str, own_optimizer: OwnOptimizer) -> None:
+    with pytest.raises(ConfigError, match=names) as error:
+        own_optimizer(text)
+    assert "\n" not in str(error.value)
+
+
+def test_optimizer_of_a_class_takes_further_arguments() -> None:
+    config = checked("+optimizer.arguments.amsgrad=true")
+    assert make_optimizer(make_model(config, 1, 10), config.optimizer).param_groups[0]["amsgrad"] is True

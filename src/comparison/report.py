@@ -24,14 +24,15 @@ from comparison.formatting import (
 )
 from comparison.notes import notes
 from comparison.power_text import as_record, power_lines
-from comparison.results import ACCURACIES, COSTS, Comparison
+from comparison.results import ACCURACIES, COSTS, Comparison, class_averages
 from comparison.settings import Setting
 from config.errors import ConfigError
 from runtime.console import print_table, say
 from stats import Effect
 
 HEADINGS = {
-    "val/accuracy": "val %", "test/accuracy": "test %", "parameters": "params", "macs": "MACs",
+    "val/accuracy": "val %", "test/accuracy": "test %", "val/balanced_accuracy": "val balanced %",
+    "test/balanced_accuracy": "test balanced %", "parameters": "params", "macs": "MACs",
     "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
 }  # fmt: skip
 SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # rows of a table and of a list; comparison.csv holds all
@@ -160,7 +161,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         columns["run"] = [label(setting, comparison) for setting in settings]
     if any(len(setting.completed) != 1 for setting in settings):
         columns["n"] = [str(len(setting.by_seed(metric))) for setting in settings]
-    for name in dict.fromkeys([*ACCURACIES, metric, *COSTS]):
+    for name in dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), metric, *COSTS]):
         if name == COSTS[0] and any(setting.reference for setting in settings):
             references = [setting.reference for setting in settings]
             columns["reference %"] = [figure_text(ref.value, "accuracy", "") if ref else "" for ref in references]
@@ -190,7 +191,7 @@ def table_csv(comparison: Comparison) -> str:
 def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
     by_seed = setting.by_seed(comparison.metric)
     line = {**setting.levels, "n": len(by_seed)}
-    for name in dict.fromkeys([*ACCURACIES, comparison.metric]):
+    for name in dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), comparison.metric]):
         estimate = setting.estimate(name)
         line[name] = estimate and estimate.value
         for part in ("std", "low", "high"):

@@ -16,6 +16,7 @@ from stats.factors import order
 from stats.selection import Selection, selection_bias
 
 ACCURACIES = ("val/accuracy", "test/accuracy")
+CLASS_AVERAGES = ("val/balanced_accuracy", "test/balanced_accuracy", "test/macro_f1")
 COSTS = ("parameters", "macs", "seconds", "images_per_second", "peak_memory")
 LOWER_IS_BETTER = ("loss", "parameters", "macs", "seconds", "memory")
 
@@ -163,11 +164,22 @@ def read(
 
 
 def default_metric(runs: Sequence[Run]) -> str:
-    """The study's where it has values to stand beside, else validation, else test."""
+    """Choose the study's if it has published values, else the one that the runs monitored, else test accuracy."""
     for run in runs:
         if run.config.get("study.reference"):
             return run.config.get("study.metric", "test/accuracy")
-    return next((name for name in ACCURACIES if any(run.figure(name) is not None for run in runs)), ACCURACIES[0])
+    monitors = {str(run.config.get("trainer.monitor", ACCURACIES[0])) for run in runs}
+    candidates = (*monitors, *ACCURACIES) if len(monitors) == 1 else ACCURACIES
+    return next((name for name in candidates if any(run.figure(name) is not None for run in runs)), ACCURACIES[0])
+
+
+def class_averages(runs: Sequence[Run]) -> list[str]:
+    """List averages over classes; none where balanced accuracy is within 1 point of accuracy in all runs."""
+    for run in runs:
+        accuracy, balanced = run.figure("test/accuracy"), run.figure("test/balanced_accuracy")
+        if accuracy is not None and balanced is not None and abs(accuracy - balanced) >= 0.01:
+            return [*CLASS_AVERAGES]
+    return []
 
 
 def is_lower_better(figure: str) -> bool:

@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from config.errors import ConfigError, shown, suggest
+from config.optimizers import check_optimizer
 from config.recipe import recipe_of
 from config.schema import SGD, Config, WarmedUp, flatten, keys_of
 from config.wandb_switches import default_mode, default_tags
@@ -109,3 +110,8 @@ def check_together(config: Config) -> None:
         )
     if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("optimizer.nesterov=true: needs optimizer.momentum above 0")
+    if trainer.class_weights == data.sampler == "balanced":
+        raise ConfigError(
+            "trainer.class_weights=balanced: data.sampler=balanced balances the classes already. Fix: one of the two"
+        )
+    check_optimizer(config.optimizer)

@@ -50,29 +50,27 @@ def ascending(low: float, high: float) -> Constraint:
 ACTIVATION = one_of("relu", "gelu")
 DEVICE = one_of("auto", "cpu", "cuda", "mps")  # auto: CUDA, else MPS, else the CPU
 PRECISION = one_of("fp32", "bf16", "fp16")
+MONITOR = one_of("val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss")
 PROBABILITY = Constraint("a probability, 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Constraint("at least 0 and below 1", lambda value: 0 <= value < 1)
 SHARE = Constraint("a share, above 0 and at most 1", lambda value: 0 < value <= 1)
 INNER_SHARE = Constraint("a share, above 0 and below 1", lambda value: 0 < value < 1)
 HALF = Constraint("at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
 BETAS = Constraint(
-    "two numbers, at least 0 and below 1",
-    lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+    "two numbers, at least 0 and below 1", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
 )
 # Of pixels that are 0 … 1; files in 0 … 255 are read so, too.
+PIXELS = "for each channel: pixels count as 0 to 1; divide 0 to 255 by 255"
 MEAN = Constraint(
-    "a number of 0 to 1 for each channel: pixels count as 0 to 1; divide 0 to 255 by 255",
-    lambda values: bool(values) and all(0 <= value <= 1 for value in values),
+    f"a number of 0 to 1 {PIXELS}", lambda values: bool(values) and all(0 <= value <= 1 for value in values)
 )
 STD = Constraint(
-    "a number above 0 and at most 1 for each channel: pixels count as 0 to 1; divide 0 to 255 by 255",
-    lambda values: bool(values) and all(0 < value <= 1 for value in values),
+    f"a number above 0 and at most 1 {PIXELS}", lambda values: bool(values) and all(0 < value <= 1 for value in values)
 )
+RANDOM_POLICY = r"rand-m\d[\d.]*(-(n|p|w|mstd|mmax|inc)\d[\d.]*|-t\w+)*|torchvision-n\d+-m([12]?\d|30)"
 RAND_AUGMENT = Constraint(
     "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1, or torchvision's, e.g. torchvision-n2-m12",
-    lambda text: bool(
-        re.fullmatch(r"rand-m\d[\d.]*(-(n|p|w|mstd|mmax|inc)\d[\d.]*|-t\w+)*|torchvision-n\d+-m([12]?\d|30)", text)
-    ),
+    lambda text: bool(re.fullmatch(RANDOM_POLICY, text)),
 )
 COMPILE_MODE = one_of("auto", "default", "reduce-overhead", "max-autotune")  # the last two capture CUDA graphs
 PLAN = Constraint("true, false or json", lambda value: value in ("json", True, False))
@@ -133,6 +131,7 @@ class Data:
     std: list[float] | None = key(STD, None)
     hflip: float = key(PROBABILITY, 0.5)  # how often to mirror; 0 where that makes another class
     test_fraction: float = key(INNER_SHARE, 0.2)  # of a folder without test images, stratified by split_seed
+    sampler: str = key(one_of("shuffled", "balanced"), "shuffled")  # balanced: each class as often in an epoch
     skip_unreadable: bool = False  # train without the images of a folder that cannot be read
 
 
@@ -158,11 +157,12 @@ class Augmentation:
 
 @dataclass
 class Optimizer:
-    name: str = MISSING
+    name: str = MISSING  # of any optimizer of torch.optim: config/optimizers.py
     lr: float = key(above(0))  # the schedule's highest
     weight_decay: float = key(at_least(0), 0.0)
     decay_norm_and_bias: bool = False  # weight decay for norms and biases, too
     layer_decay: float = key(SHARE, 1.0)  # of the learning rate, from the head down, by this factor for each layer
+    arguments: dict[str, Any] = field(default_factory=dict)  # further ones of the class in torch.optim
 
 
 @dataclass
@@ -230,7 +230,8 @@ class Trainer:
     freeze: str = key(one_of("none", "all_but_head", "depthwise", "pointwise", "patch_emb"), "none")  # does not train
     ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps; evaluate the average
     figures: bool = True  # of the trained model, in the run's folder and W&B; they take a second or two
-    monitor: str = key(one_of("val/accuracy", "val/loss"), "val/accuracy")  # picks the best epoch
+    monitor: str = key(MONITOR, "val/accuracy")  # picks the best epoch
+    class_weights: str = key(one_of("none", "balanced"), "none")  # of an image in the training loss, by its class
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
 
@@ -291,8 +292,7 @@ NOT_IDENTITY = (
     "study", "plan", "on_failure", "output_dir", "sweep", "varied", "trial",
 )  # fmt: skip
 
-# Keys that a recipe leaves open, and a reference holds whatever they are: chance, speed, precision, what acts through
-# other keys.
+# Keys that are ignored when published values are matched: chance, speed, precision, what acts through other keys.
 NOT_RECIPE = (
     *NOT_IDENTITY, "seed", "data.split_seed", "data.pipeline", "trainer.precision", "trainer.channels_last",
     "trainer.compile", "trainer.compile_mode", "trainer.sync_batch_norm", "trainer.accumulation_steps",
@@ -302,7 +302,7 @@ NOT_RECIPE = (
 # Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.
 LATER_KEYS = (
     "trainer.compile_mode", "model.pretrained", "trainer.freeze", "optimizer.layer_decay", "data.skip_unreadable",
-    "data.test_fraction",
+    "data.test_fraction", "data.sampler", "trainer.class_weights", "optimizer.arguments",
 )  # fmt: skip
 
 GROUPS = (

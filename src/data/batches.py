@@ -19,6 +19,7 @@ from torch import Tensor
 from config.errors import ConfigError
 from config.schema import Config
 from data import transforms
+from data.balance import balanced_order
 from data.gpu_transforms.batch import BatchTransform, exact_division
 from data.image_files import DataError, unreadable_error
 from data.splits import DataSplits, Split
@@ -52,13 +53,22 @@ class DistributedBatchSampler:
     The last batch is smaller where the images do not divide evenly; with `pairs` an odd one leaves one image out.
     Each rank gets its share of every batch; images that mixup or cutmix pairs (the first with the last, and so on)
     stay on one rank.
+
+    Args:
+        balanced: labels of the images, of which an epoch has equally many of each.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int | None, pairs: bool = False, world: World | None = None
+        self,
+        length: int,
+        batch_size: int,
+        seed: int | None,
+        pairs: bool = False,
+        world: World | None = None,
+        balanced: NDArray[np.int64] | None = None,
     ) -> None:
         self.length = length - length % 2 if pairs else length
-        self.drawn_from, self.batch_size, self.seed = length, batch_size, seed
+        self.drawn_from, self.batch_size, self.seed, self.balanced = length, batch_size, seed, balanced
         self.world = world or World()
         left_over = self.length % batch_size
         if seed is not None and left_over < 2 * self.world.size > 2:
@@ -93,7 +103,8 @@ class DistributedBatchSampler:
     def __iter__(self) -> Iterator[BatchSpec]:
         order = np.arange(self.drawn_from)
         if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            random = np.random.default_rng([self.seed, self.epoch])
+            order = random.permutation(order) if self.balanced is None else balanced_order(self.balanced, random)
         for batch in range(self.start, len(self)):
             size = self.size(batch)
             seeds = np.random.SeedSequence([self.seed or 0, self.epoch, batch]).generate_state(size)
@@ -219,7 +230,8 @@ def make_train_loader(
     """
     transform = transforms.training_transform(config.augmentation, data)
     pairs = transforms.mixes(config.augmentation)
-    sampler = DistributedBatchSampler(len(data.train), config.data.batch_size, config.seed, pairs, world)
+    balanced = data.train.labels if config.data.sampler == "balanced" else None
+    sampler = DistributedBatchSampler(len(data.train), config.data.batch_size, config.seed, pairs, world, balanced)
     size = sampler.world.size
     if config.data.batch_size < 2 * size > 2:
         raise ConfigError(

@@ -55,7 +55,7 @@ def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
     if not completed(study):
         return f"no trial completed, of {of}"
     value = study.best_value
-    figure = f"{value:.1%}" if monitor == "val/accuracy" else f"{value:.4f}"
+    figure = f"{value:.1%}" if monitor.endswith("accuracy") else f"{value:.4f}"
     mean = f" (mean over {n_seeds} seeds)" if n_seeds > 1 else ""
     return f"best of {of}: {monitor} {figure}{mean} with {' '.join(overrides_of(study.best_params))}"
 

@@ -42,8 +42,9 @@ from tracking.wandb_logger import WandbLogger, log_exceptions, remove_empty_runs
 
 log = logging.getLogger(__name__)
 
-MEASURED = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-COLUMNS = ("epoch", *MEASURED, "lr", "images_per_second", "seconds")
+VALIDATED = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
+MEASURED = ("train/loss", "train/accuracy", *(f"val/{name}" for name in VALIDATED))
+COLUMNS = ("epoch", *MEASURED[:4], "lr", "images_per_second", "seconds", *MEASURED[4:])
 
 
 class RunBusy(RuntimeError):
@@ -110,9 +111,9 @@ class RunFolder:
             return self.rows[-1]
 
         def rank(row: dict[str, Any]) -> tuple[float, float]:
-            """The other metric decides between equals."""
-            accuracy, loss = row["val/accuracy"], row["val/loss"]
-            return (-loss, accuracy) if self.config.trainer.monitor == "val/loss" else (accuracy, -loss)
+            """The loss decides between equals, and the accuracy between equal losses."""
+            monitor, loss = self.config.trainer.monitor, row["val/loss"]
+            return (-loss, row["val/accuracy"]) if monitor == "val/loss" else (row[monitor], -loss)
 
         return max(self.rows, key=rank)
 
@@ -147,8 +148,8 @@ class RunFolder:
         with (self.path / "metrics.csv").open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(row)
         self.wandb.log_epoch(row)
-        last = {f"last/{key}": row[key] for key in MEASURED}
-        self.update(epochs=row["epoch"], **last, **{f"best/{key}": self.best[key] for key in ("epoch", *MEASURED)})
+        last = {f"last/{key}": row.get(key) for key in MEASURED}
+        self.update(epochs=row["epoch"], **last, **{f"best/{key}": self.best.get(key) for key in ("epoch", *MEASURED)})
         if self.trial:
             with log_exceptions():
                 self.is_pruned = self.trial.report(row["epoch"], row[self.config.trainer.monitor])

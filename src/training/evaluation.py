@@ -13,7 +13,7 @@ from data.transforms import Normalize
 from runtime.device import autocast, prefetch
 from runtime.distributed import World
 from runtime.signals import SignalHandler
-from training.metrics import MetricAccumulator, Metrics
+from training.metrics import MetricAccumulator, Metrics, class_averages
 
 # A record of predictions.npy: an image's class, the class it was taken for, and the probability of its own class.
 PREDICTION = np.dtype([("label", np.uint16), ("prediction", np.uint16), ("probability", np.float32)])
@@ -29,6 +29,12 @@ class Evaluation:
 
     metrics: Metrics
     predictions: NDArray[np.void]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Loss, accuracy, balanced accuracy and macro-F1, by name."""
+        averages = class_averages(self.predictions["label"], self.predictions["prediction"])
+        return {**self.metrics._asdict(), **averages}
 
 
 @torch.no_grad()

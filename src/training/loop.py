@@ -14,7 +14,7 @@ from runtime.device import prefetch, reset_peak_memory
 from runtime.launcher import Launcher
 from runtime.signals import Interrupted, SignalHandler
 from tracking.checkpoint import describe_model
-from tracking.run_folder import RunFolder
+from tracking.run_folder import VALIDATED, RunFolder
 from tracking.trial import Pruned
 from training.evaluation import Evaluation, evaluate
 from training.metrics import Metrics, NotFinite, bad_epochs
@@ -129,39 +129,39 @@ class Trainer:
         figures = {"loss": loss, "accuracy": accuracy, "lr": lr, "images_per_second": rate}
         self.folder.wandb.log_progress((state.epoch - 1) * len(self.data.train) + images, figures)
 
-    def validate(self) -> Metrics | None:
+    def validate(self) -> Evaluation | None:
         if self.val_loader is None:
             return None
         try:
-            metrics = self.evaluate(self.val_loader).metrics
+            evaluation = self.evaluate(self.val_loader)
         except Interrupted:
             self.save()
             raise
-        if not math.isfinite(metrics.loss):
+        if not math.isfinite(evaluation.metrics.loss):
             raise NotFinite("validation", self.steps_done, self.lr(self.steps_done))
-        return metrics
+        return evaluation
 
     def evaluate(self, loader: Loader) -> Evaluation:
         state, normalize, precision = self.state, self.train_step.normalize, self.config.trainer.precision
         return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals)
 
-    def record_epoch(self, train: Metrics, val: Metrics | None) -> None:
+    def record_epoch(self, train: Metrics, val: Evaluation | None) -> None:
         """Its row, its weights if they are the best, and whether the run stops early."""
         state, folder, epochs = self.state, self.folder, self.config.trainer.epochs
+        measured = val.figures if val else {}
         row = {
             "epoch": state.epoch,
             "images": state.epoch * len(self.data.train),
             "train/loss": train.loss,
             "train/accuracy": train.accuracy,
-            "val/loss": val.loss if val else None,
-            "val/accuracy": val.accuracy if val else None,
+            **{f"val/{name}": measured.get(name) for name in VALIDATED},
             "lr": self.lr(self.steps_done),
             "images_per_second": len(self.data.train) / state.epoch_clock.seconds,
             "seconds": state.clock.seconds,
         }
         folder.add_epoch(row)
         of_run = f"{folder.name}: " if self.launcher.shares_terminal else ""
-        validated = f", val {val.loss:.3f} {val.accuracy:.1%}" if val else ""
+        validated = f", val {val.metrics.loss:.3f} {val.metrics.accuracy:.1%}" if val else ""
         log.info(
             f"  {of_run}epoch {state.epoch}/{epochs}: train {train.loss:.3f} {train.accuracy:.1%}{validated}, "
             f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s",

@@ -5,7 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 
 from config import schema
@@ -82,6 +85,15 @@ def bad_epochs(rows: Sequence[Mapping[str, Any]], config: schema.EarlyStopping) 
         else:
             bad += 1
     return bad
+
+
+def class_averages(labels: NDArray[np.integer], predictions: NDArray[np.integer]) -> dict[str, float]:
+    """Compute averages over the classes that have images, each class with equal weight: recall and F1."""
+    options: Any = {"average": "macro", "labels": np.unique(labels), "zero_division": 0}
+    return {
+        "balanced_accuracy": float(recall_score(labels, predictions, **options)),
+        "macro_f1": float(f1_score(labels, predictions, **options)),
+    }
 
 
 def soft_accuracy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 import math
 import re
 from collections import defaultdict
+from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from config import schema
 from config.errors import ConfigError
+from config.optimizers import optimizer_arguments, optimizer_class
 from config.schema import Config, Cosine, Step, WarmedUp
 from data.batches import DistributedBatchSampler
 
@@ -38,7 +39,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
-    """The configured optimizer, in its fused form; the first of its parameter groups has the configured rate."""
+    """Make the configured optimizer; the first of its parameter groups has the configured rate."""
     alike = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -53,11 +54,8 @@ def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
         }
         for (layers, is_norm_or_bias), parameters in sorted(alike.items())
     ]
-    if isinstance(config, schema.SGD):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
-    assert isinstance(config, schema.Adam)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
+    make: Any = optimizer_class(config.name)
+    return make(groups, lr=config.lr, **optimizer_arguments(config))
 
 
 def layers_below_head(model: nn.Module, name: str) -> int:

@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 from config.errors import ConfigError, first_line
 from config.schema import Config
 from data import datasets
+from data.balance import class_lines, imbalance, sizes
 from data.batches import make_loaders
 from data.splits import DataSplits
 from runtime.device import (
@@ -104,6 +105,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     # What is trained, and on what.
     parts = summarize(config, data.channels, len(data.classes), data.image_size)
     parameters = parts[-1].parameters
+    remarks = [*data.remarks, *imbalance(data)]
     folder.update(
         parameters=parameters,
         macs=parts[-1].macs,
@@ -111,17 +113,19 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         **selection.summary,
         images={"train": len(data.train), "val": len(data.val or ()), "test": len(data.test)},
         classes=data.classes,
-        **({"remarks": data.remarks} if data.remarks else {}),
+        **({"remarks": remarks} if remarks else {}),
         **({"skipped_images": data.skipped} if data.skipped else {}),
     )
     log.info(
         f"{folder.name}: ConvMixer-{config.model.d_model}/{config.model.depth}, {parameters:,} parameters; "
-        f"{config.data.name} {data.image_size[0]}×{data.image_size[1]}, {len(data.train):,} images to train on; "
+        f"{config.data.name} {data.image_size[0]}×{data.image_size[1]}, {sizes(data)}; "
         f"{describe(device)}, {config.trainer.precision}"
         + (f"; resumes after step {state.step} of epoch {state.epoch}" if checkpoint else "")
     )
-    for remark in data.remarks:
+    for remark in remarks:
         log.info(f"  {remark}")
+    for line in class_lines(data):
+        log.info(f"  {line}", extra={"file_only": True})
     if selection.milliseconds:
         log.info(f"  {selection}")
     for line in as_lines(parts):
@@ -142,7 +146,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     folder.close(
         exit_code=0,
         status="completed",
-        **{"test/loss": tested.metrics.loss, "test/accuracy": tested.metrics.accuracy},
+        **{f"test/{name}": value for name, value in tested.figures.items()},
         objective=best[config.trainer.monitor],
         peak_memory=peak_memory(device),
         reserved_memory=reserved_memory(device),
@@ -150,8 +154,9 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         images_per_second=float(np.median([row["images_per_second"] for row in folder.rows])),
     )
     validated = f"{best['val/accuracy']:.2%} validation, " if data.val else ""
+    averages = f", balanced {tested.figures['balanced_accuracy']:.2%}" if imbalance(data) else ""
     log.info(
-        f"  {folder.name}: {validated}{tested.metrics.accuracy:.2%} test (epoch {best['epoch']}) "
+        f"  {folder.name}: {validated}{tested.metrics.accuracy:.2%} test{averages} (epoch {best['epoch']}) "
         f"in {state.clock.seconds:.0f} s → {folder.path}"
     )
     return best[config.trainer.monitor]

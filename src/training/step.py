@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from config.errors import first_line
+from data.balance import balanced_weights
 from data.batches import DistributedBatchSampler
 from data.splits import DataSplits
 from data.transforms import MixAndErase, Normalize
@@ -42,8 +43,19 @@ class TrainStep:
         self.normalize = Normalize(data, state.device, memory_format(state.config))
         self.mix_and_erase = MixAndErase(state.config.augmentation, len(data.classes), state.device)
         self.network = wrap(state.model, state.config, state.world, state.device)
+        self.class_weights: Tensor | None = None
+        if state.config.trainer.class_weights == "balanced":
+            weights = balanced_weights(data.train.labels, len(data.classes))
+            self.class_weights = torch.from_numpy(weights).to(state.device)
         is_measured = state.selection and state.selection.milliseconds
         self.spans = Spans(state.device) if is_measured else None  # of whole batches, until they are checked
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over images, so that parts of a batch add up to it, also with weights of their classes."""
+        smoothing, weights = self.config.trainer.label_smoothing, self.class_weights
+        if weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="sum") / len(targets)
 
     def __call__(self, pixels: Tensor, labels: Tensor, step: int, lr: float, batch_size: int, parts: int) -> None:
         """
@@ -66,7 +78,7 @@ class TrainStep:
                 with self.compiled_or_eager(batch_size), self.gradient_exchange(is_last=i == parts):
                     with autocast(state.device, trainer.precision):
                         logits = self.network(part)
-                        loss = F.cross_entropy(logits, target, label_smoothing=trainer.label_smoothing)
+                        loss = self.loss(logits, target)
                     loss_weight = len(target) * self.world.size / batch_size  # DDP takes the mean over ranks
                     state.scaler.scale(loss * loss_weight).backward()
                 state.metrics.add(loss.detach(), logits.detach(), target, step)
