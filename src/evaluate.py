@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: not for --help or a misspelt key
     from inference import evaluation, report
-    from inference.checkpoint import complete, load_checkpoint
+    from inference.checkpoint import complete, load_checkpoint, names_data
     from weights.files import read_weights
 
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
@@ -32,7 +32,7 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     weights = read_weights(composed.checkpoint)
     settings = complete(composed, weights, overrides)
     checkpoint = load_checkpoint(weights, settings)
-    data, split = evaluation.load_data(checkpoint, settings.split)
+    data, split = evaluation.load_data(checkpoint, settings.split, download=names_data(overrides))
     for remark in data.remarks:
         log.info(f"  {remark}")
     if settings.summary:

@@ -312,3 +312,22 @@ def test_nothing_is_overwritten_without_being_asked(digits_run: Path, tmp_path: 
         evaluate(tmp_path / "e", f"checkpoint={digits_run}")
     assert (tmp_path / "e" / "evaluation.json").read_text() == "mine"
     assert evaluate(tmp_path / "e", f"checkpoint={digits_run}", "overwrite=true")["images"] == 360
+
+
+def test_a_checkpoint_reads_no_environment_and_downloads_nothing(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIVATE", "hunter2")
+    content = torch.load(digits_run / "checkpoints" / "best.pt", weights_only=True)
+    for root in ("${oc.env:PRIVATE}", r"\${oc.env:PRIVATE}", "a${oc.env:PRIVATE}"):
+        content["config"]["data"]["root"] = root
+        torch.save(content, tmp_path / "best.pt")
+        found = evaluate(tmp_path / "e", f"checkpoint={tmp_path}/best.pt", "overwrite=true")
+        assert found["data"]["root"] == root
+        assert all(b"hunter2" not in path.read_bytes() for path in (tmp_path / "e").iterdir())
+    content["config"]["data"] |= {"name": "cifar10", "root": str(tmp_path / "new")}
+    torch.save(content, tmp_path / "best.pt")
+    monkeypatch.setattr(datasets.torchvision.datasets.CIFAR10, "download", lambda _: pytest.fail("downloaded"))
+    with pytest.raises(ConfigError, match="data=cifar10"):
+        evaluate(tmp_path / "f", f"checkpoint={tmp_path}/best.pt")
+    assert not (tmp_path / "new").exists()

@@ -144,7 +144,8 @@ def read_cifar(name: str, root: Path, download: bool) -> DataSplits:
     except Exception as error:  # torchvision raises whatever urllib, tarfile and pickle raise
         raise DataError(
             f"data.root={root}: {name} is not there intact{' and could not be downloaded' * download} ({error}); "
-            f"put {source.filename} there, or delete what is broken and try again"
+            f"put {source.filename} there, or "
+            + ("delete what is broken and try again" if download else f"set data={name}, which downloads it")
         ) from error
     train, test = (Split(part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)
     return DataSplits(train, None, test, list(parts[0].classes), channels=3, image_size=(32, 32))

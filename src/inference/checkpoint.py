@@ -7,6 +7,7 @@ checkpoint = load_checkpoint(weights, settings)         the model
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -80,8 +81,20 @@ def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -
     for key, value in said_by(weights).items():  # without keys that are no more, in an old run's config
         is_chosen = "data" in typed and key.startswith("data.") and key not in PREPROCESSING
         if key in of_command and key not in typed_keys and not is_chosen:
-            OmegaConf.update(completed, key, value)
+            OmegaConf.update(completed, key, literal(value))
     return check_keys(completed)
+
+
+def literal(value: Any) -> Any:
+    """A value with its interpolations escaped: a stranger's file must not read the environment."""
+    if isinstance(value, (list, tuple)):
+        return [literal(part) for part in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def names_data(overrides: Sequence[str]) -> bool:
+    """Whether the user names the data set, which then may be downloaded."""
+    return bool(parse_overrides(overrides).keys() & {"data", "data.name", "data.root"})
 
 
 def said_by(weights: Weights) -> dict[str, Any]:

@@ -93,13 +93,14 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     )
 
 
-def load_data(checkpoint: Checkpoint, name: str) -> tuple[DataSplits, Split]:
+def load_data(checkpoint: Checkpoint, name: str, download: bool) -> tuple[DataSplits, Split]:
     """The configured data set as the checkpoint expects it, in image size and normalization, and one of its splits.
 
     Of a folder of images the other splits need not be there, except where the split is a part of the training images.
 
     Args:
         name: of the split, "train", "val" or "test".
+        download: the data set if it is missing; not where the checkpoint alone names it.
 
     Raises:
         ConfigError: there is no such split, or the checkpoint cannot be evaluated on it.
@@ -108,7 +109,7 @@ def load_data(checkpoint: Checkpoint, name: str) -> tuple[DataSplits, Split]:
     if folder := folder_of(checkpoint, name):
         data = read_one_split(folder, "L" if channels == 1 else "RGB", config.skip_unreadable)
     else:
-        data = datasets.read_configured(config)
+        data = datasets.read_configured(config, download)
     if data.channels != channels:
         raise ConfigError(f"data.name={config.name}: {data.channels} channels, but the model takes {channels}")
     if name == "test" or folder:
