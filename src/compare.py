@@ -3,20 +3,25 @@
 python src/compare.py outputs/SWEEP [DIR ...]
 python src/compare.py outputs/SWEEP --metric test/accuracy --filter "kernel_size>3" --sort seconds
 python src/compare.py outputs/SWEEP --images
+python src/compare.py outputs/SWEEP --watch
 python src/compare.py --wandb ENTITY/PROJECT/SWEEP
 
-Writes comparison.csv, comparison.md, comparison.png and comparison.svg into the first folder; without one, into
+Writes comparison.html, .csv, .md, .png and .svg into the first folder; without one, into
 outputs/wandb-PROJECT-SWEEP. With --images: images.csv and images.png.
 """
 
 import argparse
 import sys
+import threading
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from comparison import report
 from comparison.images import compare_images
 from comparison.progress import progress
 from comparison.results import parse_seeds, read
+from comparison.watch import serve, watch
 from config.errors import ConfigError
 from config.process import prepare_process
 from runtime.console import say
@@ -46,18 +51,29 @@ def main() -> None:
         metavar="SEEDS",
         help="test once on these new seeds alone, e.g. 5-14: see the power analysis",
     )
+    parser.add_argument("--watch", action="store_true", help="write comparison.html anew until all runs have ended")
+    parser.add_argument("--serve", action="store_true", help="serve comparison.html on 127.0.0.1 until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
     given = parser.parse_args()
     if not given.folders and not given.wandb:
         parser.error("expected DIR or --wandb ENTITY/PROJECT")
     if given.images and not given.folders:
         parser.error("--images: expected DIR, whose runs keep their predictions")
+    if (given.watch or given.serve) and (not given.folders or given.json):
+        parser.error("--watch, --serve: expected DIR, whose page is written, and not --json")
     try:
         for folder in given.folders:
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: there is no such folder")
         seeds = parse_seeds(given.confirm) if given.confirm else ()
-        comparison = read(given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds)
+        read_again = partial(
+            read, given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds
+        )
+        if given.serve:
+            serve(given.folders[0])
+        if given.watch:
+            watch(read_again, given.folders[0])
+        comparison = read_again()
         if given.images:
             compare_images(comparison, given.folders[0])
         elif given.json:
@@ -72,6 +88,9 @@ def main() -> None:
             if not comparison.runs and (given.filter or not under_way):
                 where = " and ".join(map(str, [*given.folders, *given.wandb]))
                 raise ConfigError(f"{where}: no runs here{' that fit' if given.filter else ''}")
+        if given.serve:
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

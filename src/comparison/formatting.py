@@ -10,6 +10,12 @@ from config.errors import shown
 from runtime.console import si
 from stats import Estimate
 
+HEADINGS = {  # of columns
+    "val/accuracy": "val %", "test/accuracy": "test %", "val/balanced_accuracy": "val balanced %",
+    "test/balanced_accuracy": "test balanced %", "parameters": "params", "macs": "MACs",
+    "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
+}  # fmt: skip
+
 # Settings.
 
 

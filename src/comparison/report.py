@@ -13,6 +13,7 @@ import pandas as pd
 
 from comparison.findings import caveats, differed, effect_lines, method, not_completed_lines, result
 from comparison.formatting import (
+    HEADINGS,
     change_text,
     count,
     figure_text,
@@ -30,11 +31,7 @@ from config.errors import ConfigError
 from runtime.console import print_table, say
 from stats import Effect
 
-HEADINGS = {
-    "val/accuracy": "val %", "test/accuracy": "test %", "val/balanced_accuracy": "val balanced %",
-    "test/balanced_accuracy": "test balanced %", "parameters": "params", "macs": "MACs",
-    "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
-}  # fmt: skip
+SUFFIXES = ("html", "png", "svg", "md", "csv")
 SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # rows of a table and of a list; comparison.csv holds all
 STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of runs without a result; red are failures
 
@@ -62,9 +59,10 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
     """Write all files of a comparison, or none: whatever interrupts it leaves those of the last one.
 
     Returns:
-        their names, the picture first.
+        their names, the page first.
     """
     from comparison.figure import comparison_figure  # Matplotlib takes long to import
+    from comparison.page import render_page
     from tracking.plots import save
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +72,8 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
             save(figure, temporary / f"{stem}.png")
         (temporary / f"{stem}.md").write_text(markdown(comparison, stem))
         (temporary / f"{stem}.csv").write_text(table_csv(comparison))
-        files = [path for suffix in ("png", "svg", "md", "csv") if (path := temporary / f"{stem}.{suffix}").exists()]
+        (temporary / f"{stem}.html").write_text(render_page(comparison, folder))
+        files = [path for suffix in SUFFIXES if (path := temporary / f"{stem}.{suffix}").exists()]
         for path in files:
             path.replace(folder / path.name)
     return [path.name for path in files]

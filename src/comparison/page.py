@@ -1,0 +1,208 @@
+"""The page of a comparison: one HTML file to look around in, which opens from disk without a server or a network.
+
+Plotly draws its charts: a library of many years that brings its script in its package, so that nothing is fetched or
+built. The script lies once beside the sweeps, not in each page. All else of the page is in page_assets.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from comparison.commands import commands
+from comparison.findings import caveats, effect_name, result
+from comparison.formatting import HEADINGS, label
+from comparison.notes import notes
+from comparison.power_text import question
+from comparison.progress import progress
+from comparison.results import ACCURACIES, COSTS, Comparison, is_lower_better
+from comparison.runs import Run
+from comparison.settings import Setting
+from runtime.files import write_text
+from stats import Estimate
+
+PLOTLY = f"plotly-{version('plotly')}.min.js"
+ASSETS = Path(__file__).with_name("page_assets")
+KINDS = {  # of numbers, by which the page writes them
+    "parameters": "count", "macs": "count", "seconds": "seconds",
+    "images_per_second": "seconds", "peak_memory": "bytes",
+}  # fmt: skip
+FILES = ("config.yaml", "metrics.csv", "train.log", "history.png")
+CURVES = 500  # runs, those of the best settings: reading more takes long, and nobody tells more curves apart
+LOGS = 200  # runs whose log is shown though they completed
+COMMANDS = 50  # runs without a result whose command is shown
+LINES = 8  # of a log
+
+
+def render_page(comparison: Comparison, folder: Path) -> str:
+    """Render the page of a comparison in this folder, and put Plotly's script beside the folder where it is missing."""
+    data = page_data(comparison, folder)
+    environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
+    return environment.get_template("page.html").render(
+        title=data["title"],
+        plotly=place_plotly(folder),
+        style=Markup((ASSETS / "page.css").read_text()),
+        script=Markup("".join((ASSETS / name).read_text() for name in ("charts.js", "page.js"))),
+        data=Markup(as_json(data)),
+    )
+
+
+def render_update(comparison: Comparison, folder: Path) -> str:
+    """Render a script that a page loads to show what has changed."""
+    return f"update({as_json(page_data(comparison, folder))});\n"
+
+
+def place_plotly(folder: Path) -> str:
+    """Write Plotly's script where it is missing, and return its path as seen from the folder."""
+    name = f"plotly-{version('plotly')}.min.js"
+    if not (folder.resolve().parent / name).exists():
+        write_text(
+            folder.resolve().parent / name, (files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
+        )
+    return f"../{name}"
+
+
+def as_json(data: Any) -> str:
+    """Write data as JSON that ends no script element and is JavaScript, too."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=str)
+    return text.replace("<", "\\u003c")
+
+
+def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    """Collect what the page shows; page_assets/page.js reads it."""
+    settings, metric = comparison.settings, comparison.metric
+    number = {run: i for i, run in enumerate(run for setting in settings for run in setting.runs)}
+    drawn = curves(comparison)
+    names = [name for name in dict.fromkeys([*ACCURACIES, metric, *COSTS]) if any(s.estimate(name) for s in settings)]
+    under_way = progress(folder)
+    shared = settings[0].runs[0].config if settings else {}
+    return {
+        "title": comparison.title,
+        "metric": metric,
+        "percent": metric.endswith("accuracy"),
+        "lower": is_lower_better(metric),
+        "written": datetime.now().isoformat(),
+        "progress": str(under_way) if under_way else None,
+        "answer": result(comparison),
+        "caveats": [*notes(comparison), *caveats(comparison)],
+        "keys": [{"key": key, "name": comparison.short(key)} for key in comparison.factors],
+        "columns": [
+            {"key": name, "name": HEADINGS.get(name, name), "kind": kind(name)}
+            for name in names
+        ],
+        "settings": [
+            {
+                "name": label(setting, comparison),
+                "levels": [plain(setting.levels[key]) for key in comparison.factors],
+                "n": len(setting.by_seed(metric)),
+                "values": {name: as_record(setting.estimate(name)) for name in names},
+                "may_be_best": setting in comparison.may_be_best,
+                "probability_best": rounded(comparison.probability_best(setting)),
+                "runs": [number[run] for run in setting.runs],
+                "curve": mean_curve([drawn[run] for run in setting.runs if run in drawn]),
+            }
+            for setting in settings
+        ],
+        "runs": [
+            run_record(run, i, setting, names, drawn, folder, len(number))
+            for i, setting in enumerate(settings)
+            for run in setting.runs
+        ],
+        "effects": [
+            {
+                "name": effect_name(effect, comparison), "estimate": effect.estimate, "low": effect.low,
+                "high": effect.high, "is_significant": effect.is_significant,
+            }
+            for effect in comparison.effects
+        ],
+        "power": [
+            {
+                "question": question(plan, comparison), "seeds": [n for n, _ in plan.curve],
+                "detectable": [rounded(difference) for _, difference in plan.curve], "seen": plan.difference,
+            }
+            for plan in comparison.plans if plan.curve
+        ],
+        "images": {"picture": "images.png", "lines": []} if (folder / "images.png").exists() else None,
+        "shared": {key: plain(value) for key, value in shared.items() if key not in comparison.keys and key != "seed"},
+    }  # fmt: skip
+
+
+def curves(comparison: Comparison) -> dict[Run, list[float]]:
+    """Read the metric by epoch of the best settings' completed runs."""
+    column = comparison.metric if comparison.metric.startswith(("val/", "train/")) else "val/accuracy"
+    runs = [run for setting in comparison.valued for run in setting.completed][:CURVES]
+    columns = {run: run.epochs.get(column) for run in runs}
+    return {
+        run: [float(f"{value:.4g}") for value in values]
+        for run, values in columns.items()
+        if values is not None and np.isfinite(values.to_numpy(float)).all()
+    }
+
+
+def mean_curve(values: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+    """Average the seeds, as far as all have come; the band goes from the lowest to the highest."""
+    if not values:
+        return None
+    table = np.array([curve[: min(map(len, values))] for curve in values])
+    band = {"low": table.min(0).tolist(), "high": table.max(0).tolist()} if len(values) > 1 else {}
+    return {"epoch": list(range(1, table.shape[1] + 1)), "mean": table.mean(0).round(5).tolist(), **band}
+
+
+def run_record(
+    run: Run, setting: int, of: Setting, names: Sequence[str], drawn: dict[Run, list[float]], folder: Path, total: int
+) -> dict[str, Any]:
+    """Describe one run of a setting."""
+    is_complete = run.status == "completed"
+    has_log = not is_complete or total <= LOGS
+    inside = run.folder.is_relative_to(folder.resolve())
+    is_local = run.folder.is_dir()
+    seed = run.config.get("seed", 0)
+    return {
+        "name": run.folder.name, "setting": setting, "seed": seed, "status": run.status, "reason": run.reason,
+        "folder": str(run.folder.relative_to(folder.resolve()) if inside else run.folder),
+        "values": {name: rounded(run.figure(name)) for name in names},
+        "curve": drawn.get(run),
+        "files": [name for name in FILES if is_local and (run.folder / name).exists()],
+        "log": last_lines(run.folder / "train.log") if has_log and is_local else [],
+        "command": next(iter(commands([of], [seed])), None) if not is_complete and total <= COMMANDS else None,
+        "notes": str(run.config.get("notes") or ""),
+    }  # fmt: skip
+
+
+def last_lines(path: Path) -> list[str]:
+    """Read the end of a log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            return file.read().decode("utf-8", "replace").splitlines()[-LINES:]
+    except OSError:
+        return []
+
+
+def as_record(estimate: Estimate | None) -> dict[str, float | None] | None:
+    if estimate is None:
+        return None
+    return {"value": estimate.value, "low": rounded(estimate.low), "high": rounded(estimate.high)}
+
+
+def kind(name: str) -> str:
+    """Return how the page writes a figure."""
+    return "percent" if name.endswith("accuracy") else KINDS.get(name, "number")
+
+
+def rounded(number: float | None) -> float | None:
+    """Six digits, which a page does not show; None of what JSON cannot say."""
+    return None if number is None or not math.isfinite(number) else float(f"{number:.6g}")
+
+
+def plain(value: Any) -> Any:
+    """Return a config's value as JSON has it."""
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
