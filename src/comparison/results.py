@@ -158,9 +158,12 @@ def read(
     for condition in filters:
         runs = keep(runs, condition)
     title = " and ".join([*(folder.resolve().name for folder in folders), *wandb_paths])
-    return Comparison(
-        f"{title} where {' and '.join(filters)}" if filters else title, runs, metric, sort, copies, smallest
-    )
+    if seeds:
+        runs = confirming(runs, seeds)
+        title += f", seeds {seeds[0]} to {seeds[-1]} alone"
+    if filters:
+        title += f" where {' and '.join(filters)}"
+    return Comparison(title, runs, metric, sort, copies, smallest)
 
 
 def default_metric(runs: Sequence[Run]) -> str:
