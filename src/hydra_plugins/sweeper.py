@@ -43,6 +43,8 @@ class Sweeps(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         check_one_folder(parse_overrides(arguments, self.options.params))
         is_by_time, has_name = is_named_by_time(self.config), is_named(arguments)
+        outputs = Path(self.config.output_dir)
+        is_new = not outputs.exists()
         if is_by_time and not self.config.plan:
             name_by_time(self.config)
         if is_by_time or not has_name:  # or the time of day of each run would be another
@@ -57,7 +59,9 @@ class Sweeps(Sweeper):
             try:
                 run_ids = sweep(self.config, self.launcher, arguments, self.options)
             except ConfigError:
-                with suppress(OSError):  # the folder is empty where nothing has been started
-                    Path(self.config.output_dir, self.config.sweep).rmdir()
+                with suppress(OSError):  # the folders are empty where nothing has been started
+                    (outputs / self.config.sweep).rmdir()
+                    if is_new:
+                        outputs.rmdir()
                 raise
         conclude(self.config, run_ids or ())
