@@ -215,6 +215,8 @@ def test_a_rank_takes_its_gpu_among_those_that_it_sees(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
     monkeypatch.setattr(device, "assign_gpu", lambda: 0)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if local_rank is not None:
@@ -226,6 +228,8 @@ def test_a_rank_takes_its_gpu_among_those_that_it_sees(
 def test_a_gpu_without_bf16_is_named_with_what_to_set_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
     monkeypatch.setattr(device, "assign_gpu", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce RTX 2080 Ti")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
