@@ -241,7 +241,7 @@ def test_a_lost_job_leaves_the_other_its_run_which_goes_on_after_its_time_limit(
     os.kill(held[warned], signal.SIGCONT)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 1
-    assert "ended without a result; what it said: " in output
+    assert "ended without a result; its error log: " in output
     assert "1 of 2 runs did not complete" in output
     assert "Traceback" not in output
     assert {run for run in held if "interrupted" in (run / "summary.json").read_text()} == {lost}

@@ -32,7 +32,8 @@ def test_plan_lists_what_exists_and_what_is_impossible(tmp_path: Path) -> None:
     )
     assert (done["parameters"], done["macs"]) == (summary["parameters"], summary["macs"])
     assert (plan["runs"], plan["completed"], plan["to_run"], plan["impossible"]) == (4, 1, 1, 2)
-    assert new["overrides"] == ["patch=p1", "seed=1", *GRID[3:], "sweep=s", "varied=[patch,seed]"]
+    overrides = [override.replace("=False", "=false") for override in new["overrides"]]  # as Hydra writes it
+    assert overrides == ["patch=p1", "seed=1", *GRID[3:], "sweep=s", "varied=[patch,seed]"]
     checkpoints = sum(path.stat().st_size for path in trained.parent.glob("checkpoints/*.pt"))
     assert 0 < done["bytes"] < checkpoints
 
