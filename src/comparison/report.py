@@ -68,11 +68,11 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".comparison-", dir=folder) as name:
         temporary = Path(name)
-        if figure := comparison_figure(comparison):
-            save(figure, temporary / f"{stem}.png")
         (temporary / f"{stem}.md").write_text(markdown(comparison, stem))
         (temporary / f"{stem}.csv").write_text(table_csv(comparison))
         (temporary / f"{stem}.html").write_text(render_page(comparison, folder))
+        if figure := comparison_figure(comparison):
+            save(figure, temporary / f"{stem}.png")
         files = [path for suffix in SUFFIXES if (path := temporary / f"{stem}.{suffix}").exists()]
         for path in files:
             path.replace(folder / path.name)
