@@ -86,7 +86,7 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise OSError(37, os.strerror(37))  # ENOLCK, as of NFS without its lock service
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", fail)
+    monkeypatch.setattr("fcntl.flock", fail)
     with pytest.raises(ConfigError, match=r"output_dir: .*\.lock.*No locks available"):
         run_lock.acquire_lock(tmp_path / "x.lock")
 

@@ -91,7 +91,7 @@ class Comparison:
     @property
     def chance_of_best(self) -> Estimate | None:
         """How likely a new run of the best setting beats a new run of the next."""
-        return self.analysis.beats(*self.analysis.ranked[:2])
+        return self.analysis.beats(*self.analysis.ranked[:2]) if len(self.analysis.ranked) > 1 else None
 
     def changes_with(self, effect: Effect) -> tuple[str, ...]:
         """The keys that follow from the factors and change along with an effect's level."""
