@@ -81,7 +81,14 @@ def complete(folder: Path) -> None:
         changed = changed.replace("kernel_size: 5", f"kernel_size: {varied['kernel_size']}")
         (target / "config.yaml").write_text(changed)
         noise = {"best/val/accuracy": 0.5 + number % 97 / 1000, "test/accuracy": 0.5 + number % 89 / 1000}
-        changes = {"wandb_id": run_id, "name": run["name"], "overrides": values, "varied": list(values), **noise}
+        changes = {
+            "wandb_id": run_id,
+            "run_id": run_id,
+            "name": run["name"],
+            "overrides": values,
+            "varied": list(values),
+            **noise,
+        }
         (target / "summary.json").write_text(json.dumps(summary | changes))
 
 
