@@ -19,6 +19,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override, Transformer
 
+from config.command_line import override as named
 from config.errors import ConfigError, report_errors
 from config.process import prepare_process
 from config.schema import CONF, Config, overrides_of, register
@@ -92,8 +93,10 @@ def parse(arguments: Sequence[str]) -> dict[str, Override]:
         if override.is_hydra_override():
             raise ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
     single = [str(override.input_line) for override in asked if not override.is_sweep_override()]
-    params = compose(APP, single, return_hydra_config=True).hydra.sweeper.params
-    return plan.parse_overrides(arguments, params)
+    composed = compose(APP, single, return_hydra_config=True)
+    if not any(override.get_key_element() == "sweep" for override in asked):
+        arguments = [*arguments, named("sweep", composed.sweep)]  # the time of day of each run would be another
+    return plan.parse_overrides(arguments, composed.hydra.sweeper.params)
 
 
 def interval(distribution: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_unnamed_sweeps_of_the_same_second_have_their_own_folders(tmp_path: Path
     for _ in range(2):
         assert command("-m", "seed=0,1", *SMALL, name, cwd=tmp_path).returncode == 0
     assert command(*SMALL, name, cwd=tmp_path).returncode == 0
-    folders = sorted((tmp_path / "outputs").iterdir(), key=lambda path: len(path.name))
+    folders = sorted(filter(Path.is_dir, (tmp_path / "outputs").iterdir()), key=lambda path: len(path.name))
     assert len(folders) == 3 and all(path.name.startswith(folders[0].name) for path in folders)
     assert sorted(len(statuses(path)) for path in folders) == [1, 2, 2]
 
