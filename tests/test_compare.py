@@ -41,7 +41,7 @@ def test_seeds_share_a_row_and_only_keys_that_differ_have_a_column(tmp_path: Pat
     assert (float(second["val/accuracy/low"]), float(second["val/accuracy/high"])) == pytest.approx((low, high))
     assert float(second["test/accuracy"]) == pytest.approx(0.915)
     assert {path.name for path in folder.glob("comparison.*")} == {
-        "comparison.csv", "comparison.md", "comparison.png", "comparison.svg",
+        "comparison.csv", "comparison.html", "comparison.md", "comparison.png", "comparison.svg",
     }  # fmt: skip
     assert not list(folder.glob(".comparison*"))
 
@@ -55,7 +55,7 @@ def test_a_newcomer_reads_what_won_that_one_seed_is_no_proof_and_where_the_pictu
     assert "Best: depth=8 kernel_size=9 with 95.00 % val/accuracy" in out
     assert "kernel_size 9 instead of 5: +4.00 points, higher in 2 of 2 pairs" in out
     assert "8 more runs, 100 s" in out, "what it takes to know"
-    assert f"{folder}/comparison.png" in out
+    assert f"{folder}/comparison.html, comparison.png" in out
     assert "±" not in out and "It is " not in out, "nothing is claimed"
 
 

@@ -384,24 +384,24 @@ HOLD = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print('h
 
 
 def test_a_run_is_running_while_a_process_holds_its_lock(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "s" / "kernel_size_5-0123abcd", status="interrupted", epochs=1)
-    write_run(tmp_path / "s" / "pruned-4567abcd", status="pruned", epochs=1)
+    run = write_run(tmp_path / "s" / "kernel_size_5-01234567", status="interrupted", epochs=1)
+    write_run(tmp_path / "s" / "pruned-45670123", status="pruned", epochs=1)
     (tmp_path / "s" / ".locks").mkdir()
 
     def statuses() -> dict[str, str]:
         return {run.folder.name.rpartition("-")[2]: run.status for run in read([tmp_path / "s"]).runs}
 
-    assert statuses() == {"0123abcd": "interrupted", "4567abcd": "pruned"}
+    assert statuses() == {"01234567": "interrupted", "45670123": "pruned"}
     assert not list((tmp_path / "s" / ".locks").iterdir()), "looking makes no lock"
-    lock = tmp_path / "s" / ".locks" / "0123abcd.lock"
+    lock = tmp_path / "s" / ".locks" / "01234567.lock"
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout and process.stdout.readline() == b"held\n"
-        assert statuses() == {"0123abcd": "running", "4567abcd": "pruned"}
+        assert statuses() == {"01234567": "running", "45670123": "pruned"}
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert lock.exists() and statuses() == {"0123abcd": "interrupted", "4567abcd": "pruned"}
+    assert lock.exists() and statuses() == {"01234567": "interrupted", "45670123": "pruned"}
     assert run.exists()
 
 
