@@ -38,7 +38,7 @@ def test_the_record(train: Train) -> None:
     names = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "metrics.csv", "summary.json", "checkpoints/last.pt", "checkpoints/best.pt", "history.png",
-        "train.log", "checkpoints/previous.pt", "predictions.npy",
+        "train.log", "checkpoints/previous.pt", "predictions.npy", "predictions.csv", "wrong_images.csv",
     }  # fmt: skip
     assert list(done.metrics.columns) == list(COLUMNS)
     assert list(done.metrics["epoch"]) == [1, 2]
@@ -266,7 +266,7 @@ def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: py
     for name in ("patch_embedding_filters", "depthwise_kernels", "confusion_matrix"):
         assert seen["summary"][f"figures/{name}._type"] == "image-file"
         assert (done.folder / "figures" / f"{name}.png").stat().st_size > 5000
-        (copy,) = done.folder.glob(f"wandb/*/files/media/images/figures/{name}_*.png")
+        (copy,) = done.folder.glob(f"wandb/offline-run-*/files/media/images/figures/{name}_*.png")
         assert copy.samefile(done.folder / "figures" / f"{name}.png"), "stored once"
 
 

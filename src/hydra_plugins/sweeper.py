@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from config.check import check_constraints
 from config.command_line import override
-from config.errors import ConfigError
 from config.sweepers import Grid, Race, Search
 from sweeps.launch import conclude, is_named, is_named_by_time, name_by_time
 from sweeps.plan import check_one_folder, parse_overrides
@@ -58,7 +57,7 @@ class Sweeps(Sweeper):
         with env_override(self.config.hydra.job.env_set):
             try:
                 run_ids = sweep(self.config, self.launcher, arguments, self.options)
-            except ConfigError:
+            except Exception:
                 with suppress(OSError):  # the folders are empty where nothing has been started
                     (outputs / self.config.sweep).rmdir()
                     if is_new:
