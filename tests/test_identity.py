@@ -68,6 +68,7 @@ def test_a_run_is_named_by_what_varies_in_its_sweep_and_alone_by_its_overrides()
     assert display_name(overrides) == "data=digits kernel_size=5 lr=0.1 seed=1"
     assert display_name(overrides, ["model.kernel_size", "seed"]) == "kernel_size=5 seed=1"
     assert display_name(["sweep=s"]) == "baseline"
+    assert display_name(["model.pretrained=/a/outputs/search/kernel_5-0123abcd"]) == "pretrained=kernel_5-0123abcd"
     for key in ("experiment", "data.root"):
         assert display_name([f"{key}=a", "sweep=s"], [key]) == f"{key.rpartition('.')[2]}=a"
 

@@ -76,7 +76,8 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
 
     log.info(
         f"  {data.name}, {split}, {len(result.predictions):,} images: top-1 {result.top1:.2%}, "
-        f"top-5 {result.top5:.2%}, loss {result.loss:.4f}, calibration error {result.ece:.2%}"
+        + (f"top-5 {result.top5:.2%}, " if len(names) > 5 else "")
+        + f"loss {result.loss:.4f}, calibration error {result.ece:.2%}"
     )
     hardest = classes.nsmallest(3, "accuracy")
     worst = [f"{name} {accuracy:.1%}" for name, accuracy in zip(hardest["class"], hardest["accuracy"], strict=True)]

@@ -168,8 +168,9 @@ def without_unnamed(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def in_short(given: Mapping[str, str]) -> str:
-    """Overrides without their sections."""
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in given.items())
+    """Overrides without their sections; of weights given by a path, its last part."""
+    shortened = {key: value.rpartition("/")[2] if key == "model.pretrained" else value for key, value in given.items()}
+    return " ".join(f"{key.rpartition('.')[2]}={value or given[key]}" for key, value in shortened.items())
 
 
 def folder_name(name: str) -> str:
