@@ -35,6 +35,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 MpiDefault=none
+MaxArraySize=2
 ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides

@@ -185,6 +185,23 @@ def test_submit_and_leave(tmp_path: Path, cluster: dict[str, str]) -> None:
     assert len(list(sweep.glob(".submitit/*/*_submitted.pkl"))) == 3, "nothing more was submitted"
 
 
+def test_runs_go_into_as_many_arrays_as_the_cluster_needs(tmp_path: Path, cluster: dict[str, str]) -> None:
+    held = ("hydra.launcher.wait=false", "+hydra.launcher.additional_parameters.hold=true")
+    done = command("-m", "model.kernel_size=3,5,7", *TWO[2:], *SLURM, *held, cwd=tmp_path, **cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    queue = subprocess.check_output(
+        ["squeue", "--me", "--array", "--noheader", "--format=%F %i"], env=os.environ | cluster
+    )
+    arrays = [line.split()[0] for line in queue.decode().splitlines()]
+    assert len(arrays) == 3 and len(set(arrays)) == 2, "MaxArraySize of the cluster is 2"
+
+
+def test_a_time_limit_within_the_warning_before_it_is_refused(tmp_path: Path) -> None:
+    done = command(*TWO, *SLURM, "hydra.launcher.timeout_min=3", cwd=tmp_path)
+    assert done.returncode == 1 and not list(tmp_path.glob("outputs/*"))
+    assert done.stderr.startswith("error: hydra.launcher.timeout_min=3: ") and "at least 4" in done.stderr
+
+
 @pytest.mark.parametrize("sweeper", ["optuna", "race"])
 def test_what_needs_results_does_not_leave(tmp_path: Path, sweeper: str) -> None:
     wrong = (f"hydra/sweeper={sweeper}", "hydra.launcher.wait=false")
@@ -221,7 +238,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str], undist
 def test_a_lost_job_leaves_the_other_its_run_which_goes_on_after_its_time_limit(
     tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]
 ) -> None:
-    process = start(*LONGER, *SLURM, *SHORT, cwd=tmp_path, **cluster)
+    process = start(*LONGER, *SLURM, *SHORT, "wandb.mode=offline", cwd=tmp_path, **cluster)
     sweep = tmp_path / "outputs" / "s"
     held: dict[Path, int] = {}
 
@@ -246,6 +263,7 @@ def test_a_lost_job_leaves_the_other_its_run_which_goes_on_after_its_time_limit(
     assert "Traceback" not in output
     assert {run for run in held if "interrupted" in (run / "summary.json").read_text()} == {lost}
     assert "SIGUSR2" in log_of_jobs(sweep) and "resumes after" in log_of_jobs(sweep)
+    assert not any("Traceback" in path.read_text() for path in sweep.glob(".submitit/*/*.err")), "of W&B's client"
     again = command(*LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumes after" in again.stdout

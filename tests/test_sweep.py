@@ -159,7 +159,7 @@ def test_empty_wandb_runs_are_removed_at_the_end_of_a_sweep(tmp_path: Path) -> N
     arguments = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
     assert command(*arguments, cwd=tmp_path).returncode == 0
     for run in (tmp_path / "outputs" / "s").glob("kernel_size*"):
-        for name, content in (("empty", b":W&B\x18\xbf\x00"), ("full", b":W&B\x18\xbf\x00and more")):
+        for name, content in (("empty", b":W&B\xbf\x18\x00"), ("full", b":W&B\xbf\x18\x00and more")):
             folder = run / "wandb" / f"offline-run-20260101_000000-{name}"
             folder.mkdir(parents=True)
             (folder / f"run-{name}.wandb").write_bytes(content)

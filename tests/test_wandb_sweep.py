@@ -205,7 +205,7 @@ def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
     sweep = done.folder.parent.name
     broken = done.folder / "wandb" / "offline-run-20260101_000000-broken"  # is sent first
     broken.mkdir()
-    (broken / "run-broken.wandb").write_bytes(b":W&B\x18\xbf\x00")
+    (broken / "run-broken.wandb").write_bytes(b":W&B\xbf\x18\x00")
     (loop,) = re.findall("^for .* done$", (REPOSITORY / "docs" / "wandb.md").read_text(), re.MULTILINE)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = environment_of(**server.environment, PATH=path)
