@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 
 from comparison import report
+from comparison.disk import disk_lines
 from comparison.images import compare_images
 from comparison.progress import progress
 from comparison.results import parse_seeds, read
 from comparison.watch import serve, watch
-from config.errors import ConfigError
+from config.errors import ConfigError, check_are_folders
 from config.process import prepare_process
 from runtime.console import say
 
@@ -62,9 +63,7 @@ def main() -> None:
     if (given.watch or given.serve) and (not given.folders or given.json):
         parser.error("--watch, --serve: expected DIR, whose page is written, and not --json")
     try:
-        for folder in given.folders:
-            if not folder.is_dir():
-                raise ConfigError(f"{folder}: there is no such folder")
+        check_are_folders(given.folders)
         seeds = parse_seeds(given.confirm) if given.confirm else ()
         read_again = partial(
             read, given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds
@@ -83,7 +82,7 @@ def main() -> None:
             confirm = [f"confirmed={given.confirm}"] if given.confirm else []
             report.publish(comparison, [*given.folders, *of_wandb][0], [*given.filter, *confirm])
             under_way = [f"{folder}: {now}" for folder in given.folders if (now := progress(folder))]
-            for line in under_way:
+            for line in [*under_way, *disk_lines(given.folders, comparison.runs)]:
                 say(line)
             if not comparison.runs and (given.filter or not under_way):
                 where = " and ".join(map(str, [*given.folders, *given.wandb]))

@@ -55,7 +55,7 @@ def evaluate(folder: Path, *overrides: str) -> dict:
     ],
 )
 def test_a_run_evaluates_to_its_accuracies(overrides: tuple[str, ...], train: Train, tmp_path: Path) -> None:
-    done = train("data.train_fraction=0.3", *overrides)
+    done = train("data.train_fraction=0.3", "checkpoint.keep=all", *overrides)
     found = evaluate(tmp_path / "test", f"checkpoint={done.folder}")
     assert found["test/accuracy"] == done.summary["test/accuracy"]
     assert found["test/loss"] == pytest.approx(done.summary["test/loss"], rel=1e-5)

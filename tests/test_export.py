@@ -159,8 +159,9 @@ def checked_model(run: Path) -> dict[str, Any]:
 
 def test_a_card_is_of_the_weights_that_it_is_beside(train: Train, tmp_path: Path) -> None:
     done = train(
-        "data.train_fraction=0.3", "trainer.epochs=3", "trainer.monitor=val/loss", "augmentation.scale=[0.5,1]"
-    )
+        "data.train_fraction=0.3", "trainer.epochs=3", "trainer.monitor=val/loss", "augmentation.scale=[0.5,1]",
+        "checkpoint.keep=all",
+    )  # fmt: skip
     summary = done.summary
     last, best = done.folder / "checkpoints" / "last.pt", done.folder / "checkpoints" / "best.pt"
     content = torch.load(best, weights_only=True)

@@ -37,8 +37,8 @@ def test_the_record(train: Train) -> None:
     done = train("model.kernel_size=3", "seed=1", "checkpoint.max_share=1")
     names = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
     assert names == {
-        "config.yaml", "metrics.csv", "summary.json", "checkpoints/last.pt", "checkpoints/best.pt", "history.png",
-        "train.log", "checkpoints/previous.pt", "predictions.npy", "predictions.csv", "wrong_images.csv",
+        "config.yaml", "metrics.csv", "summary.json", "checkpoints/best.pt", "history.png",
+        "train.log", "predictions.npy", "predictions.csv", "wrong_images.csv",
     }  # fmt: skip
     assert list(done.metrics.columns) == list(COLUMNS)
     assert list(done.metrics["epoch"]) == [1, 2]

@@ -7,9 +7,10 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -107,6 +108,16 @@ def check_folders(arguments: Sequence[str]) -> None:
     for text in arguments:
         if text.lstrip("+~").partition("=")[0] in HYDRA_FOLDERS:
             raise ConfigError(f"{text}: folders are not named by Hydra's keys. Fix: {HYDRA_FOLDERS_FIX}")
+
+
+def check_are_folders(paths: Iterable[Path]) -> None:
+    """
+    Raises:
+        ConfigError: one of the paths is no folder.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path}: there is no such folder")
 
 
 def explain(error: Exception) -> str:

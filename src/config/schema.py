@@ -242,6 +242,7 @@ class Checkpoint:
     epochs: int | None = key(at_least(1), 1)  # every so many epochs; null: not by epochs
     minutes: float | None = key(above(0), 10.0)  # and so many minutes after the last, within an epoch
     max_share: float = key(SHARE, 0.005)  # but not by epochs where writing would take more of the time than this
+    keep: str = key(one_of("best", "all"), "best")  # after completion: best.pt alone, or the states to resume from, too
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to resume as if it had never stopped.
 
 checkpoints/last.pt is the state, checkpoints/previous.pt the one before it, in case the last was cut
-off; checkpoints/best.pt holds the best epoch's weights. Each is written whole or not at all, and read
-without running code from it.
+off; checkpoints/best.pt holds the best epoch's weights, and alone stays after completion. Each is
+written whole or not at all, and read without running code from it.
 """
 
 import logging
@@ -87,6 +87,12 @@ class Checkpoints:
                 log.warning(f"{problem}: the run needs a better epoch than those before, or starts again after it")
             return state
         return None
+
+    def remove_states(self) -> None:
+        """Remove the states of a run that is completed, apart from checkpoint.keep=all."""
+        if self.config.keep == "best":
+            for path in self.states:
+                path.unlink(missing_ok=True)
 
     @property
     def states(self) -> tuple[Path, Path]:

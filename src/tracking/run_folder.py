@@ -4,7 +4,7 @@ OUTPUT_DIR/SWEEP/RUN/
     config.yaml       the resolved config
     metrics.csv       a row per epoch
     summary.json      status, best and last figures; always true, also after a crash
-    checkpoints/      last.pt, best.pt
+    checkpoints/      best.pt; last.pt and previous.pt until the run is completed
     predictions.npy   of the test images; predictions.csv: by path and class; wrong_images.csv: the misclassified ones
     history.png       the curves
     figures/          of the trained model: filters, kernels, confusion matrix
@@ -196,6 +196,8 @@ class RunFolder:
         self.wandb.finish({**self.summary, **figures}, exit_code)
         try:
             self.update(**figures)
+            if self.writes and self.summary["status"] == "completed":
+                self.checkpoints.remove_states()
         finally:
             self.release()
 
