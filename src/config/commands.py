@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
-from config.command_line import task_overrides
+from config.command_line import override, task_overrides
 from config.errors import check_folders, report_errors
 from config.process import prepare_process
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
@@ -34,7 +34,7 @@ class Compute:
 
 @dataclass
 class Command:
-    checkpoint: str = MISSING  # a run's folder, a file with weights, or the name of a published model
+    checkpoint: str = MISSING  # a run's folder, a sweep's, a file with weights, or the name of a published model
     model: Activation = field(default_factory=Activation)
     data: Data = field(default_factory=Data)
     trainer: Compute = field(default_factory=Compute)
@@ -71,6 +71,13 @@ def register_commands() -> None:
         ConfigStore.instance().store(name=f"schema_{name}", node=node)
 
 
+def quoted(argument: str) -> str:
+    """Quote checkpoint=SWEEP#CHOICE for Hydra, which cannot read # in a word."""
+    key, _, value = argument.partition("=")
+    is_choice = key == "checkpoint" and "#" in value and not set(value) & set("\"',")
+    return override(key, value) if is_choice else argument
+
+
 def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None]) -> None:
     """Call `run` of src/NAME.py with conf/NAME.yaml as composed and what was typed; it returns the exit code."""
 
@@ -83,6 +90,7 @@ def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None
 
     prepare_process()
     register_commands()
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     with report_errors():
         check_folders(sys.argv[1:])
         main()
