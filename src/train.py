@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from config.check import check_config
-from config.command_line import task_overrides
+from config.command_line import quoted, task_overrides
 from config.errors import check_options, report_errors
 from config.process import prepare_process
 from config.schema import GROUPS, register
@@ -46,6 +46,7 @@ def main(composed: DictConfig) -> None:
 if __name__ == "__main__":
     prepare_process()
     register()
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     with report_errors():
         check_options(sys.argv[1:])
         main()

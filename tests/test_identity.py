@@ -45,6 +45,7 @@ def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
         (("data.val_fraction=0", "trainer.monitor=val/loss", "data.split_seed=1"), ("data.val_fraction=0",)),
         (("optimizer.weight_decay=0", "optimizer.decay_norm_and_bias=true"), ("optimizer.weight_decay=0",)),
         (("trainer.channels_last=false", "varied=[seed]", "sweep=another"), ()),
+        (("notes=a first try", "checkpoint.keep=all"), ()),
     ],
 )  # fmt: skip
 def test_two_ways_to_write_one_training_are_one_run(one: tuple[str, ...], other: tuple[str, ...]) -> None:

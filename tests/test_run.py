@@ -253,10 +253,13 @@ def test_memory_is_pinned_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    done = train("model.kernel_size=3", "trainer.figures=true", "wandb.project=kernels", "wandb.tags=[a,b]")
+    done = train(
+        "model.kernel_size=3", "trainer.figures=true", "wandb.project=kernels", "wandb.tags=[a,b]", "notes=a first try"
+    )
     seen = wandb_files.read(done.folder)
     assert (seen["name"], seen["group"], seen["project"]) == ("kernel_size=3", done.folder.parent.name, "kernels")
     assert seen["tags"] == ["a", "b"]
+    assert seen["notes"] == done.summary["notes"] == "a first try"
     assert {key: seen["config"][key] for key in done.config} == done.config
     rows = [row for row in seen["history"] if "epoch" in row]
     history = pd.DataFrame(rows)[list(COLUMNS)]

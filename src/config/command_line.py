@@ -28,6 +28,13 @@ def override(key: str, *values: Any) -> str:
     return f"{key}={','.join(map(as_text, values))}"
 
 
+def quoted(argument: str) -> str:
+    """Quote what Hydra cannot read as a word: the # of checkpoint=SWEEP#CHOICE, the text of notes=…"""
+    key, _, value = argument.partition("=")
+    is_text = key == "notes" or (key == "checkpoint" and "#" in value and "," not in value)
+    return override(key, value) if is_text and value not in ("", "null") and value[0] not in "\"'" else argument
+
+
 def as_text(value: Any) -> str:
     """A value as Hydra reads it back."""
     if isinstance(value, str):

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
-from config.command_line import override, task_overrides
+from config.command_line import quoted, task_overrides
 from config.errors import check_folders, report_errors
 from config.process import prepare_process
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
@@ -69,13 +69,6 @@ def register_commands() -> None:
     """Make the classes known to Hydra; conf/evaluate.yaml and its like refer to them."""
     for name, node in COMMANDS.items():
         ConfigStore.instance().store(name=f"schema_{name}", node=node)
-
-
-def quoted(argument: str) -> str:
-    """Quote checkpoint=SWEEP#CHOICE for Hydra, which cannot read # in a word."""
-    key, _, value = argument.partition("=")
-    is_choice = key == "checkpoint" and "#" in value and not set(value) & set("\"',")
-    return override(key, value) if is_choice else argument
 
 
 def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None]) -> None:

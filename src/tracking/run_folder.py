@@ -134,6 +134,7 @@ class RunFolder:
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         self.summary |= {"run_id": self.run_id, "overrides": self.overrides, "varied": self.config.varied}
         self.summary |= {"choices": self.choices} if self.choices else {}
+        self.summary |= {"notes": self.config.notes} if self.config.notes else {}
         write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=0)
         self.wandb.start(self.config, self.path, self.name, wandb_id)
