@@ -20,9 +20,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override, Transformer
 
 from config.command_line import override as named
+from config.command_line import overrides_of
 from config.errors import ConfigError, report_errors
 from config.process import prepare_process
-from config.schema import CONF, Config, overrides_of, register
+from config.schema import CONF, Config, register
 from runtime.console import say
 from sweeps import launch, plan
 

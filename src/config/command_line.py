@@ -1,7 +1,7 @@
 """Commands that the program prints: each value is quoted for Hydra, then each word for the shell."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -33,6 +33,11 @@ def quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     is_text = key == "notes" or (key == "checkpoint" and "#" in value and "," not in value)
     return override(key, value) if is_text and value not in ("", "null") and value[0] not in "\"'" else argument
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Join keys with values that are as Hydra reads them."""
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def as_text(value: Any) -> str:

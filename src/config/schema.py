@@ -5,7 +5,7 @@ names and types while it composes; config/check.py checks the constraints and wh
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -345,7 +345,3 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def is_below(key: str, sections: Iterable[str]) -> bool:
     """Whether a key is one of the sections or below one."""
     return any(key == section or key.startswith(section + ".") for section in sections)
-
-
-def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in values.items()]

@@ -13,8 +13,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from config.command_line import overrides_of
 from config.errors import ConfigError, explain, first_line
-from config.schema import SGD, Config, overrides_of
+from config.schema import SGD, Config
 from config.sweepers import Grid, Race, Search
 from runtime.console import print_table, say, si, track
 from runtime.files import read_json

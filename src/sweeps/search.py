@@ -20,9 +20,9 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from comparison.formatting import duration
-from config.command_line import as_text
+from config.command_line import as_text, overrides_of
 from config.errors import ConfigError
-from config.schema import Config, overrides_of
+from config.schema import Config
 from config.sweepers import Search
 from runtime.console import say
 from sweeps import launch, plan
