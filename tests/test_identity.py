@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from config.schema import LATER_KEYS
 from conftest import Finished, checked
 from data import datasets
 from data.fingerprint import fingerprint
+from run_folders import as_yaml, write_run
 from tracking.identity import display_name, run_id
 from tracking.run_index import RunIndex
 
@@ -187,3 +189,21 @@ def test_configs_that_cannot_give_the_id_are_accepted(digits_run: Path, tmp_path
         shutil.copytree(digits_run, tmp_path / name, ignore=shutil.ignore_patterns("wandb"))
         (tmp_path / name / "config.yaml").write_text(content)
         assert read_run(tmp_path / name).status == "completed", name
+
+
+@pytest.mark.parametrize(
+    ("config", "summary"),
+    [
+        ("deep: " + "[" * 3000 + "]" * 3000, {}), ("r: &m\n  x: *m", {}), ("", {"status": 3}),
+        ("", {"wandb_id": ["a"]}),
+        ("", {"status": ["completed"]}), ("", {"varied": 5}), ("", {"images": 9}),
+    ],
+)  # fmt: skip
+def test_a_run_with_damaged_files_is_unreadable(config: str, summary: dict[str, Any], tmp_path: Path) -> None:
+    write_run(tmp_path / "run", config=as_yaml() + config, **summary)
+    assert (run := read_run(tmp_path / "run")).status == "unreadable" and "\n" not in run.reason
+
+
+def test_a_number_of_400_digits_is_no_figure(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", epochs=10**400, macs=float("nan"), seconds=2.0))
+    assert [run.figure(name) for name in ("epochs", "macs", "seconds")] == [None, None, 2.0]

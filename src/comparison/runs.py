@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -65,8 +66,8 @@ class Run:
     def figure(self, name: str) -> float | None:
         """A number of the summary; `val/…` and `train/…` are the best epoch's. None where it is no number."""
         value = self.told(name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return value if is_number else None
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return value if is_number and abs(value) <= sys.float_info.max else None  # nor NaN, nor of 400 digits
 
     def told(self, name: str) -> Any:
         """A number or a word of the summary."""
@@ -133,7 +134,7 @@ def read_run(folder: Path) -> Run:
     try:
         config = read_config(text := file.read_text())
         file = folder / "summary.json"
-        summary = {**json.loads(file.read_text())}
+        summary = checked({**json.loads(file.read_text())})
         if is_damaged(sections(text), summary.get("data_fingerprint"), folder.name):
             file = folder / "config.yaml"
             raise ValueError("is damaged: its values do not give the ID at the end of the folder's name")
@@ -143,6 +144,20 @@ def read_run(folder: Path) -> Run:
     if summary.get("status") == "interrupted" and is_locked(folder):
         summary["status"] = "running"
     return Run(folder, config, summary)
+
+
+SUMMARY_TYPES = {"status": str, "name": str, "wandb_id": str, "varied": list, "images": dict}
+
+
+def checked(summary: dict[str, Any]) -> dict[str, Any]:
+    """
+    Raises:
+        TypeError: a value is of another type than train.py writes.
+    """
+    for key, expected in SUMMARY_TYPES.items():
+        if key in summary and not isinstance(summary[key], expected):
+            raise TypeError(f"{key} is a {type(summary[key]).__name__}; expected a {expected.__name__}")
+    return summary
 
 
 def read_config(text: str) -> dict[str, Any]:
