@@ -194,9 +194,11 @@ def test_configs_that_cannot_give_the_id_are_accepted(digits_run: Path, tmp_path
 @pytest.mark.parametrize(
     ("config", "summary"),
     [
-        ("deep: " + "[" * 3000 + "]" * 3000, {}), ("r: &m\n  x: *m", {}), ("", {"status": 3}),
-        ("", {"wandb_id": ["a"]}),
-        ("", {"status": ["completed"]}), ("", {"varied": 5}), ("", {"images": 9}),
+        ("deep: " + "[" * 200_000, {}), ("r: &m\n  x: *m", {}), ("x: !!set {1}", {}), ("old: .nan", {}),
+        ("seed: '1'", {}),
+        ("study:\n  reference: [{where: 5, value: 1}]", {}), ("", {"status": 3}), ("", {"status": None}),
+        ("", {"epochs": 10**400}), ("", {"overrides": ["a"]}), ("", {"choices": {"model": [1]}}),
+        ("", {"wandb_id": ["a"]}), ("", {"status": ["completed"]}), ("", {"varied": 5}), ("", {"images": 9}),
     ],
 )  # fmt: skip
 def test_a_run_with_damaged_files_is_unreadable(config: str, summary: dict[str, Any], tmp_path: Path) -> None:
@@ -205,5 +207,5 @@ def test_a_run_with_damaged_files_is_unreadable(config: str, summary: dict[str, 
 
 
 def test_a_number_of_400_digits_is_no_figure(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run", epochs=10**400, macs=float("nan"), seconds=2.0))
-    assert [run.figure(name) for name in ("epochs", "macs", "seconds")] == [None, None, 2.0]
+    run = read_run(write_run(tmp_path / "run", parameters=10**400, memory=float("nan"), seconds=2.0))
+    assert [run.figure(name) for name in ("parameters", "memory", "seconds")] == [None, None, 2.0]

@@ -149,11 +149,11 @@ def run_batch(
             match summary.get("status"):
                 case "pruned":
                     study.tell(trial.number, state=TrialState.PRUNED)
-                case "failed":
-                    study.tell(trial.number, state=TrialState.FAIL)
-                case "completed":
+                case "completed" if summary.get("objective") is not None:
                     found.append(summary["objective"])
                     if len(found) < options.n_seeds and not is_hopeless(found, others, lower_is_better=sign(study) < 0):
                         waiting.append(trial)
                     else:
                         complete(study, trial.number, found)
+                case "failed" | "completed":  # by a summary without its objective, which somebody has changed
+                    study.tell(trial.number, state=TrialState.FAIL)

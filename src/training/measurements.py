@@ -130,8 +130,8 @@ def triton_version() -> str | None:
 
 def read_measurements(path: Path) -> dict[str, Measurement]:
     """Read a layer's file; leave out what is damaged."""
-    content: Any = read_json(path)
-    backends = content.get("backends") if isinstance(content, dict) else None
+    content: Any = read_json(path, dict)
+    backends = content.get("backends")
     if not isinstance(backends, dict):
         return {}
     return {name: Measurement(**values) for name, values in backends.items() if is_measurement(values)}
