@@ -5,7 +5,6 @@ python src/train.py -m model.kernel_size=5,9 model.depth=8,16
 python src/train.py --help
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from sweeps.preview import preview
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(composed: DictConfig) -> None:
-    """One run; with -m Hydra calls hydra_plugins/sweeper.py instead."""
+    """Train one run. With -m, Hydra calls hydra_plugins/sweeper.py instead."""
     hydra_config = HydraConfig.get()
     overrides = task_overrides(hydra_config)
     with report_errors():
@@ -38,8 +37,8 @@ def main(composed: DictConfig) -> None:
         make_folder(config)
         from training.start import run  # torch takes seconds to import: not for --help or a misspelt key
 
-        objective = run(config, overrides, {group: hydra_config.runtime.choices.get(group) for group in GROUPS})
-    if objective is not None and math.isnan(objective):
+        result = run(config, overrides, {group: hydra_config.runtime.choices.get(group) for group in GROUPS})
+    if result.is_error:
         sys.exit(1)
 
 

@@ -164,6 +164,7 @@ def make_config(weights: Weights, settings: Command) -> Config:
         model = weights.description.model
         saved = weights.description.config["trainer"]
         trainer = replace(trainer, channels_last=saved.get("channels_last", trainer.channels_last))
+    trainer = replace(trainer, channels_last=trainer.channels_last in ("auto", True))
     return Config(model=model, data=settings.data, trainer=trainer)
 
 

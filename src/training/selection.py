@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import torch
-
 from config.errors import ConfigError, first_line
 from config.schema import Config
 from runtime.device import describe, free_memory, is_gpu_lost
@@ -22,7 +20,6 @@ from runtime.distributed import World
 from runtime.timing import seconds_of, steps_within, timed, warm_up
 from training.layer import CUDA_GRAPHS, REFERENCE, TOLERANCE, Backend, Layer, Shape, Step
 from training.measurements import Measurement, Measurements, cached_measurements
-from training.model import memory_format
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +103,8 @@ def candidates(layer: Layer) -> list[Backend]:
         for backend in CANDIDATES.get(layer.device.type, [])
         if model.backend in ("auto", backend.name) and trainer.channels_last in ("auto", backend.channels_last)
     ]
-    return fitting or [Backend(model.backend, memory_format(layer.config) == torch.channels_last, mode)]
+    channels_last = trainer.channels_last in ("auto", True)  # the faster one on the CPU
+    return fitting or [Backend(model.backend, channels_last, mode)]
 
 
 def with_cuda_graphs(layer: Layer, backend: Backend) -> list[Backend]:
