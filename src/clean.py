@@ -10,7 +10,7 @@ from pathlib import Path
 
 from comparison.disk import find_removable, remove
 from comparison.runs import read_runs
-from config.errors import ConfigError, check_are_folders
+from config.errors import check_are_folders, report_errors
 from config.process import prepare_process
 from runtime.console import print_table, say, si
 
@@ -20,11 +20,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's folder, or a run's")
     parser.add_argument("--yes", action="store_true", help="remove without asking")
     options = parser.parse_args()
-    try:
+    with report_errors():
         check_are_folders(options.folders)
         clean(options.folders, options.yes)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
 
 
 def clean(folders: list[Path], yes: bool) -> None:

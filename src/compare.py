@@ -11,7 +11,6 @@ outputs/wandb-PROJECT-SWEEP. With --images: images.csv and images.png.
 """
 
 import argparse
-import sys
 import threading
 from contextlib import suppress
 from functools import partial
@@ -23,7 +22,7 @@ from comparison.images import compare_images
 from comparison.progress import progress
 from comparison.results import parse_seeds, read
 from comparison.watch import serve, watch
-from config.errors import ConfigError, check_are_folders
+from config.errors import ConfigError, check_are_folders, report_errors
 from config.process import prepare_process
 from runtime.console import say
 
@@ -62,7 +61,7 @@ def main() -> None:
         parser.error("--images: expected DIR, whose runs keep their predictions")
     if (given.watch or given.serve) and (not given.folders or given.json):
         parser.error("--watch, --serve: expected DIR, whose page is written, and not --json")
-    try:
+    with report_errors():
         check_are_folders(given.folders)
         seeds = parse_seeds(given.confirm) if given.confirm else ()
         read_again = partial(
@@ -90,8 +89,6 @@ def main() -> None:
         if given.serve:
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Finished:
     """A run's folder, read back."""
 
     folder: Path
-    result: run.Result
+    objective: float | None
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -117,9 +117,9 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
         sweep = f"sweep{len(list(tmp_path.glob('sweep*')))}"
         config = checked(*TINY, *overrides)
         config.output_dir, config.sweep = str(tmp_path), sweep
-        result = run.run(config, list(overrides))
+        objective = run.run(config, list(overrides))
         (folder,) = [path.parent for path in (tmp_path / sweep).glob("*/config.yaml")]
-        return Finished(folder, result)
+        return Finished(folder, objective)
 
     return start
 

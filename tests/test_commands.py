@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from comparison.commands import commands
 from comparison.results import read
 from config.check import check_config
-from config.command_line import override, quoted
+from config.command_line import override
 from config.schema import CONF, Config
 from run_folders import write_run
 from sweeps import plan
@@ -58,13 +58,6 @@ def test_a_group_that_nobody_chose_from_is_not_swept(tmp_path: Path, choices: di
     assert [run.seed for run in expanded(command)] == [1]
 
 
-@pytest.mark.parametrize("text", ["why, and what?", "it's (#3) [a] ${x}", "null and void", "=", "12"])
-def test_notes_need_no_quotes_of_hydras(text: str) -> None:
-    assert parse_overrides([quoted(f"notes={text}")]) == {"notes": text}
-    assert quoted("notes=null") == "notes=null" and quoted('notes="a, b"') == 'notes="a, b"'
-    assert quoted("model.depth=4,8") == "model.depth=4,8"
-
-
 def test_an_experiment_that_is_gone_has_no_command(tmp_path: Path) -> None:
     write_run(tmp_path / "a", overrides={"experiment": "gone"}, best__val__accuracy=0.9)
     assert commands(read([tmp_path]).settings, [1]) == ()
@@ -79,3 +72,25 @@ def test_hydra_reads_the_value_that_was_written(value: Any) -> None:
     read_back = parse_overrides(shlex.split(shlex.join([override("key", value)])))["key"]
     assert read_back == (list(value) if isinstance(value, tuple) else value)
     assert type(read_back) is (list if isinstance(value, tuple) else type(value))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"+hydra.callbacks.x._target_": "os.system", "model._target_": "x", "notes": "y"}, ["model.depth=8"]),
+        ({"optimizer.arguments.x=1 y": 1, "model.depth": "8,$(id)"}, ["'model.depth=\"8,$(id)\"'"]),
+        ({"data.split_seed": "${seed}"}, ["model.depth=8", "'data.split_seed=${seed}'"]),
+        ({"data.root": "${oc.env:HOME}"}, None),
+        ({"optimizer.arguments": {"a": ["${oc.env:HOME}"]}}, None),
+        ({"experiment": "../../../tmp/evil"}, None),
+    ],
+)
+def test_a_colleagues_record_offers_only_keys_of_the_schema(
+    tmp_path: Path, overrides: dict[str, Any], expected: list[str] | None
+) -> None:
+    write_run(tmp_path / "a", overrides={"model.depth": 8, **overrides}, best__val__accuracy=0.9)
+    printed = commands(read([tmp_path]).settings, [1])
+    if expected is None:
+        assert printed == ()
+    else:
+        assert printed == (" ".join(["python src/train.py -m", *expected, "sweep=test seed=1"]),)

@@ -15,6 +15,7 @@ from comparison.settings import Setting
 from config.command_line import as_text, command_line, override, span
 from config.schema import CONF, GROUPS, register
 from stats.factors import order
+from tracking.identity import is_safe, repeatable
 
 UNNAMED = ("seed", "sweep", "varied")  # the command names these itself
 
@@ -22,8 +23,8 @@ UNNAMED = ("seed", "sweep", "varied")  # the command names these itself
 def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
     """The commands that run the settings with these seeds and nothing else.
 
-    One command if the settings are a grid, else one for each; none if a run does not record its overrides, or if its
-    experiment no longer exists.
+    One command if the settings are a grid, else one for each; none if a run does not record its overrides, if these
+    are not safe to repeat, or if its experiment no longer exists.
     """
     runs = [setting.runs[0] for setting in settings]
     named = [named_keys(run) for run in runs]
@@ -31,6 +32,8 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
         return ()
     keys = dict.fromkeys([*(key for own in named for key in own or ()), "sweep"])
     rows = [{key: value_of(run, key) for key in keys if key in GROUPS or has_value(run, key)} for run in runs]
+    if not all(is_safe(key, value) for row in rows for key, value in row.items()):
+        return ()
     values = {key: distinct([row[key] for row in rows if key in row]) for key in keys}
     is_grid = (
         all(row.keys() == rows[0].keys() for row in rows)
@@ -61,8 +64,8 @@ def named_keys(run: Run) -> list[str] | None:
 
     None if they are not known.
     """
-    overrides = run.summary.get("overrides")
-    if not isinstance(overrides, dict):
+    overrides = repeatable(run.summary.get("overrides"))
+    if overrides is None:
         return None
     experiment = value_of(run, "experiment")
     swept = swept_by(experiment) if experiment else ()

@@ -15,6 +15,7 @@ from comparison.formatting import (
 from comparison.results import ACCURACIES, Comparison
 from comparison.settings import Reference, Setting
 from config.schema import GROUPS
+from config.text import printable
 from stats import Effect
 from stats.prediction import rate_bounds
 
@@ -156,7 +157,7 @@ def effect_line(effect: Effect, comparison: Comparison) -> str:
 def effect_name(effect: Effect, comparison: Comparison, width: int | None = None) -> str:
     """E.g. "kernel_size 9 instead of 5"."""
     level, baseline = level_text(effect.level, width), level_text(effect.baseline, width)
-    name = f"{comparison.short(effect.factor)} {level} instead of {baseline}"
+    name = f"{printable(comparison.short(effect.factor))} {level} instead of {baseline}"
     if effect.factor in GROUPS or effect.factor.endswith(".name"):  # what an option sets goes without saying
         return name
     changed = [key for key in comparison.changes_with(effect) if key.partition(".")[0] not in comparison.factors]
@@ -244,15 +245,16 @@ def method(comparison: Comparison) -> list[str]:
     return lines
 
 
-def differed(comparison: Comparison) -> list[str]:
-    found = []
+def differed(comparison: Comparison) -> dict[str, str]:
+    """The keys that differ, with their values in words."""
+    found = {}
     for key in comparison.keys:
         levels = [level_text(level) for level in comparison.levels(key)]
         listed = ", ".join(levels) if len(levels) <= 12 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
-        found.append(f"`{key}`: {listed}" + ("" if key in comparison.factors else " (follows from the others)"))
+        found[key] = listed + ("" if key in comparison.factors else " (follows from the others)")
     seeds = sorted({run.config["seed"] for run in comparison.runs if "seed" in run.config})
     if len(seeds) > 1:
-        found.append(f"`seed`: {', '.join(map(str, seeds)) if len(seeds) <= 12 else count(len(seeds), 'value')}")
+        found["seed"] = ", ".join(map(str, seeds)) if len(seeds) <= 12 else count(len(seeds), "value")
     return found
 
 

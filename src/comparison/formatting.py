@@ -7,6 +7,7 @@ from typing import Any
 from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
 from config.errors import shown
+from config.text import printable
 from runtime.console import si
 from stats import Estimate
 
@@ -23,7 +24,8 @@ def label(setting: Setting, comparison: Comparison, width: int | None = None) ->
     """What sets a setting apart, e.g. "kernel_size=9 depth=8"."""
     named = [f"{comparison.short(key)}={level_text(setting.levels[key], width)}" for key in comparison.factors]
     name = str(setting.runs[0].summary.get("name") or setting.runs[0].folder.name)
-    return " ".join(named) or " ".join(word for word in name.split() if not word.startswith("seed=")) or "baseline"
+    words = named or [word for word in name.split() if not word.startswith("seed=")]
+    return printable(" ".join(words)) or "baseline"
 
 
 def listing(settings: Sequence[Setting], comparison: Comparison) -> str:
@@ -41,7 +43,7 @@ def level_text(level: Any, width: int | None = None) -> str:
     """A config value as YAML writes it."""
     if isinstance(level, tuple):
         level = f"[{', '.join(level_text(part) for part in level)}]"
-    return shorten(f"{level:g}" if isinstance(level, float) else shown(level), width)
+    return shorten(f"{level:g}" if isinstance(level, float) else printable(shown(level)), width)
 
 
 def shorten(text: str, width: int | None) -> str:

@@ -28,7 +28,9 @@ from comparison.power_text import as_record, power_lines
 from comparison.results import ACCURACIES, COSTS, Comparison, class_averages
 from comparison.settings import Setting
 from config.errors import ConfigError
+from config.text import code, csv_text, markdown, markdown_table, printable
 from runtime.console import print_table, say
+from runtime.files import write_text
 from stats import Effect
 
 SUFFIXES = ("html", "png", "svg", "md", "csv")
@@ -68,9 +70,9 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".comparison-", dir=folder) as name:
         temporary = Path(name)
-        (temporary / f"{stem}.md").write_text(markdown(comparison, stem))
-        (temporary / f"{stem}.csv").write_text(table_csv(comparison))
-        (temporary / f"{stem}.html").write_text(render_page(comparison, folder))
+        write_text(temporary / f"{stem}.md", page_of(comparison, stem))
+        write_text(temporary / f"{stem}.csv", table_csv(comparison))
+        write_text(temporary / f"{stem}.html", render_page(comparison, folder))
         if figure := comparison_figure(comparison):
             save(figure, temporary / f"{stem}.png")
         files = [path for suffix in SUFFIXES if (path := temporary / f"{stem}.{suffix}").exists()]
@@ -108,23 +110,28 @@ def show(comparison: Comparison) -> None:
             say(line)
 
 
-def markdown(comparison: Comparison, stem: str = "comparison") -> str:
+def page_of(comparison: Comparison, stem: str = "comparison") -> str:
     """comparison.md: what was asked, what differed, the result in words, tables, failures, the figure."""
     limit = SHOWN["markdown"]
-    lines = [f"# {comparison.title}", ""]
+    lines = [f"# {markdown(comparison.title)}", ""]
     if important := notes(comparison):
         lines += bullets(important)
     study = {key: value for run in comparison.runs for key, value in run.config.items() if key.startswith("study.")}
     if study.get("study.question"):
-        lines += [f"**Question.** {study['study.question']}", ""]
+        lines += [f"**Question.** {markdown(str(study['study.question']))}", ""]
     if comparison.keys:
-        lines += ["**What differed.** " + "; ".join(differed(comparison)) + ".", ""]
+        lines += [
+            "**What differed.** "
+            + "; ".join(f"{code(key)}: {markdown(levels)}" for key, levels in differed(comparison).items())
+            + ".",
+            "",
+        ]
     lines += ["## Result", "", *bullets(result(comparison))]
     if comparison.valued:
         lines += [f"![The comparison as a figure]({stem}.png)", ""]
     if comparison.settings:
         header, rows = table(comparison)
-        lines += [caption(comparison) + ".", "", *markdown_table(header, rows[:limit])]
+        lines += [markdown(caption(comparison)) + ".", "", *markdown_table(header, rows[:limit])]
         if len(rows) > limit:
             lines += [f"{len(rows) - limit} more settings are in comparison.csv.", ""]
     if comparison.effects:
@@ -132,14 +139,19 @@ def markdown(comparison: Comparison, stem: str = "comparison") -> str:
     lines += ["## How sure", "", *bullets([*caveats(comparison), *method(comparison)])]
     if power := power_lines(comparison, limit):
         lines += ["## What it would take to tell", ""]
-        lines += [f"    {line.strip()}" if line.startswith(" ") else f"- {line}\n" for line in power] + [""]
+        lines += [command_or_item(line) for line in power] + [""]
     if comparison.not_completed:
         lines += ["## Without a result", "", *bullets(several(not_completed_lines(comparison), limit))]
     return "\n".join(lines)
 
 
 def bullets(lines: Sequence[str]) -> list[str]:
-    return [*(f"- {line}" for line in lines), ""]
+    return [*(f"- {markdown(line)}" for line in lines), ""]
+
+
+def command_or_item(line: str) -> str:
+    """Return a line as an item of a list; an indented one is a command, code within the item before."""
+    return f"      {printable(line.strip())}" if line.startswith(" ") else f"- {markdown(line)}\n"
 
 
 def caption(comparison: Comparison) -> str:
@@ -173,20 +185,13 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             columns["adjusted"] = ["" if mean is None else figure_text(mean, name, "") for mean in means]
     if any(len(setting.completed) != len(setting.runs) for setting in settings):
         columns["without result"] = [without_result(setting) for setting in settings]
-    if any(setting.notes for setting in settings):
-        columns["notes"] = [setting.notes for setting in settings]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---:"] * len(header), *rows]
-    return [*(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines), ""]
 
 
 def table_csv(comparison: Comparison) -> str:
     """comparison.csv: a line for every setting; accuracies as fractions, sizes in bytes, keys as in the config."""
     lines = [record(setting, comparison) for setting in comparison.settings]
-    return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")  # object: 5 stays 5 beside None
+    return csv_text(pd.DataFrame(lines, dtype=object), index=False)  # object: 5 stays 5 beside None
 
 
 def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
@@ -206,8 +211,7 @@ def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
     line["difference"] = reference and reference.difference
     line["reference_in_interval"] = reference and reference.is_expected
     seeds, runs = " ".join(map(str, by_seed)), " ".join(run.folder.name for run in setting.runs)
-    told = {"notes": setting.notes} if any(other.notes for other in comparison.settings) else {}
-    return line | {"seeds": seeds, "without_result": without_result(setting), **told, "runs": runs}
+    return line | {"seeds": seeds, "without_result": without_result(setting), "runs": runs}
 
 
 def as_json(comparison: Comparison) -> str:
@@ -240,7 +244,7 @@ def as_json(comparison: Comparison) -> str:
         ],
         "words": [*notes(comparison), *result(comparison), *effect_lines(comparison), *caveats(comparison)],
     }
-    return json.dumps(finite(tree), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(finite(tree), indent=2, allow_nan=False, default=str)
 
 
 def finite(tree: Any) -> Any:

@@ -1,7 +1,6 @@
 """Commands that the program prints: each value is quoted for Hydra, then each word for the shell."""
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from config.errors import shown
+from config.text import shell
 
 
 def task_overrides(hydra: Any) -> list[str]:
@@ -20,24 +20,12 @@ def task_overrides(hydra: Any) -> list[str]:
 
 def command_line(script: str, *words: str) -> str:
     """A command for the shell, e.g. "python src/train.py -m seed=1,2"."""
-    return shlex.join(["python", f"src/{script}.py", *words])
+    return shell("python", f"src/{script}.py", *words)
 
 
 def override(key: str, *values: Any) -> str:
     """An override from which Hydra reads exactly these values; several are a sweep."""
     return f"{key}={','.join(map(as_text, values))}"
-
-
-def quoted(argument: str) -> str:
-    """Quote what Hydra cannot read as a word: the # of checkpoint=SWEEP#CHOICE, the text of notes=…"""
-    key, _, value = argument.partition("=")
-    is_text = key == "notes" or (key == "checkpoint" and "#" in value and "," not in value)
-    return override(key, value) if is_text and value not in ("", "null") and value[0] not in "\"'" else argument
-
-
-def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    """Join keys with values that are as Hydra reads them."""
-    return [f"{key}={value}" for key, value in values.items()]
 
 
 def as_text(value: Any) -> str:

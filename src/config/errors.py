@@ -2,8 +2,8 @@
 
 import argparse
 import difflib
+import errno
 import os
-import shlex
 import sys
 import types
 import typing
@@ -26,6 +26,7 @@ from omegaconf.errors import (
 )
 
 from config.schema import CONF, GROUPS, flatten
+from config.text import printable, shell
 
 # Python 3.14 checks the help of every option; of one, Hydra 1.3.8 has no text (facebookresearch/hydra issue 3121).
 if hasattr(argparse.ArgumentParser, "_check_help"):
@@ -44,6 +45,7 @@ class ConfigError(ValueError):
 
 HYDRA_FOLDERS = ("hydra.job.chdir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 HYDRA_FOLDERS_FIX = "output_dir=DIR sweep=NAME, or output=PATH for evaluate.py, predict.py and export.py"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of errors that a full disk raises
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -61,11 +63,12 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        sys.exit(f"error: {explain(error)}")
+        kept = "" if isinstance(error, ConfigError) else "\n"  # of Hydra's own words
+        sys.exit(f"error: {printable(explain(error), kept)}")
     except OSError as error:  # no permission, no such folder, no space left
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {printable(f'{error.filename}: ' * bool(error.filename))}{error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
@@ -125,7 +128,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException) and "=" in error.override:
         name, _, value = error.override.partition("=")
         quoted = QuotedString(value.strip("'\""), Quote.double).with_quotes()
-        return f"{error.override}: Hydra cannot read this value as it is. Fix: {shlex.quote(f'{name}={quoted}')}"
+        return f"{error.override}: Hydra cannot read this value as it is. Fix: {shell(f'{name}={quoted}')}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option; expected one of {', '.join(error.options)}"

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from config.errors import ConfigError, first_line
+from config.text import printable
 from runtime.claims import cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -38,11 +39,6 @@ class DataError(ConfigError):
 def is_ignored(name: str) -> bool:
     """Whether a file or folder is hidden (.ipynb_checkpoints, ._1.jpg) or a vendor's (@eaDir): it holds no images."""
     return name.startswith(".") or name.lower() in VENDORS
-
-
-def printable(name: str) -> str:
-    """A file's name as text that can be written and drawn: bytes that are not UTF-8 are escaped."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def split_folders(root: Path) -> dict[str, str]:

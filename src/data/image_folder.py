@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from config.text import printable
 from data.image_files import (
     DataError,
     class_folders,
     image_files,
     listed,
     open_image,
-    printable,
     split_folders,
     unreadable_error,
     unreadable_images,

@@ -1,6 +1,8 @@
 """A checkpoint ready to use: its model, its classes, and the images that it expects.
 
-open_checkpoint finds the file, completes the command's keys from what the file says, and loads the model.
+weights = read_weights(composed.checkpoint)             the file, and what it says
+settings = complete(composed, weights, overrides)       the command's keys: defaults, file, chosen group, overrides
+checkpoint = load_checkpoint(weights, settings)         the model
 """
 
 import copy
@@ -19,13 +21,13 @@ from config.check import check_keys
 from config.commands import Command
 from config.errors import ConfigError, shown
 from config.schema import Config, flatten
-from inference.choice import choose_run
+from config.text import printable
 from LLMConvMixer import ConvMixer
 from runtime.device import choose_device
 from tracking.identity import parse_overrides
 from training.model import make_model, memory_format
 from weights.description import described
-from weights.files import Weights, read_weights
+from weights.files import Weights
 
 log = logging.getLogger(__name__)
 
@@ -59,20 +61,6 @@ class Checkpoint:
     classes: list[str] | None
     labels: list[str]
     image_size: tuple[int, int] | None
-
-
-def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> tuple[Checkpoint, Any]:
-    """Load a command's checkpoint.
-
-    Returns:
-        The checkpoint, and the command's keys: overrides, the chosen data set, what the file says, defaults.
-
-    Raises:
-        ConfigError: there is no such checkpoint, or the overrides do not fit it.
-    """
-    weights = read_weights(choose_run(composed.checkpoint))
-    settings = complete(composed, weights, overrides)
-    return load_checkpoint(weights, settings), settings
 
 
 def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:
@@ -164,7 +152,6 @@ def make_config(weights: Weights, settings: Command) -> Config:
         model = weights.description.model
         saved = weights.description.config["trainer"]
         trainer = replace(trainer, channels_last=saved.get("channels_last", trainer.channels_last))
-    trainer = replace(trainer, channels_last=trainer.channels_last in ("auto", True))
     return Config(model=model, data=settings.data, trainer=trainer)
 
 
@@ -214,4 +201,6 @@ def class_names(weights: Weights) -> tuple[list[str] | None, list[str]]:
         return imagenet.label_names(), list(imagenet.label_descriptions())
     description = weights.description
     numbers = [str(i) for i in range(weights.architecture.n_classes)]
-    return (description.classes, description.labels or numbers) if description else (None, numbers)
+    if description is None:
+        return None, numbers
+    return description.classes, [printable(str(label)) for label in description.labels or numbers]

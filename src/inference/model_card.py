@@ -8,9 +8,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from config.command_line import command_line, override
 from config.schema import GROUPS, NOT_IDENTITY, is_below
+from config.text import code, code_block, markdown
 from inference.checkpoint import Checkpoint, describe
 from runtime.files import read_json
-from tracking.records import Summary
+from tracking.identity import repeatable
 from training.summary import as_lines, summarize
 from weights.files import Weights
 
@@ -31,7 +32,7 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     """
     weights, config = checkpoint.weights, checkpoint.config
     saved = describe(checkpoint)["config"]
-    summary = read_json(weights.run / "summary.json", Summary) if weights.run else {}
+    summary = read_json(weights.run / "summary.json") if weights.run else {}
     data_name = saved["data"].get("name") or ("ImageNet-1k" if weights.published else "unknown")
     results = results_of(weights, summary)
     header = ModelCardData(
@@ -47,14 +48,14 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     size = checkpoint.image_size or (224, 224)
     architecture = weights.architecture
     parts = summarize(config, architecture.channels, architecture.n_classes, size)
-    classes = ", ".join(checkpoint.labels[:20]) + (", …" if len(checkpoint.labels) > 20 else "")
+    classes = markdown(", ".join(checkpoint.labels[:20])) + (", …" if len(checkpoint.labels) > 20 else "")
     sections = [
         f"---\n{header.to_yaml()}\n---",
         f"<!-- {CARD} -->",
         f"# {architecture}",
         f'ConvMixer ("Patches Are All You Need?", arXiv 2201.09792) with {config.model.activation}, from '
-        f"`{weights.path.name}`. Images of {size[0]}×{size[1]}, {architecture.channels} channels.",
-        "```text\n" + "\n".join(as_lines(parts)) + "\n```",
+        f"{code(weights.path.name)}. Images of {size[0]}×{size[1]}, {architecture.channels} channels.",
+        code_block("text", "\n".join(as_lines(parts))),
         "## Results",
         "\n".join(f"- {RESULTS[key]}: {result_text(key, value)}" for key, value in results.items())
         or "Not known from the checkpoint alone.",
@@ -62,9 +63,9 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
         f"{data_name}, {len(checkpoint.labels):,} classes: {classes}. Pixels are scaled to 0 … 1 and normalized with "
         f"mean {config.data.mean} and deviation {config.data.std}.",
         "## Use",
-        "```bash\n" + "\n".join(commands(summary, path)) + "\n```",
+        code_block("bash", "\n".join(commands(summary, path))),
         "## Model and images",
-        "```yaml\n" + yaml.safe_dump(saved, sort_keys=False, allow_unicode=True) + "```",
+        code_block("yaml", yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -83,7 +84,7 @@ def result_text(key: str, value: float) -> str:
 
 
 def commands(summary: dict[str, Any], path: Path) -> list[str]:
-    checkpoint, overrides = override("checkpoint", path.name), summary.get("overrides")
+    checkpoint, overrides = override("checkpoint", path.name), repeatable(summary.get("overrides"))
     shared = {key: value for key, value in (overrides or {}).items() if not is_below(key, NOT_IDENTITY)}
     trained = [command_line("train", *map(typed, shared.items())) + "   # trained it"] if overrides else []
     return [

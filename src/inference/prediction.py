@@ -6,7 +6,6 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -25,8 +24,9 @@ from torch import Tensor
 
 from config.commands import Predict
 from config.errors import ConfigError
+from config.text import csv_text, printable
 from data.batches import spare_cores
-from data.image_files import DataError, image_files, open_image, printable
+from data.image_files import DataError, image_files, open_image
 from data.splits import DataSplits, Split
 from data.transforms import Transform, evaluation_transform
 from data.workers import Workers
@@ -84,7 +84,7 @@ def output_paths(settings: Predict) -> tuple[Path, Path]:
     Raises:
         ConfigError: no table, or there already.
     """
-    table = Path(settings.output or f"outputs/predictions/{datetime.now():%Y-%m-%d_%H-%M-%S}.csv")
+    table = Path(settings.output or "predictions.csv")
     sheet = table.with_suffix(".png")
     if table.suffix not in (".csv", ".json"):
         raise ConfigError(f"output={table}: expected a name that ends in .csv or .json")
@@ -204,7 +204,7 @@ def as_csv(rows: Iterable[dict[str, Any]]) -> str:
         for n, found in enumerate(row["predictions"], start=1):
             cells |= {f"class{n}": found["class"], f"probability{n}": found["probability"]}
         table.append(cells)
-    return pd.DataFrame(table).to_csv(index=False)
+    return csv_text(pd.DataFrame(table), index=False)
 
 
 def caption(prediction: dict[str, Any]) -> str:

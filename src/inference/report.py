@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from config.commands import Evaluate
+from config.text import csv_text
 from data.splits import Split
 from inference.checkpoint import Checkpoint
 from inference.evaluation import Evaluation
@@ -63,10 +64,9 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
     images = confusion.sum(1)
     classes = pd.DataFrame({"class": names, "images": images, "accuracy": confusion.diagonal() / np.maximum(images, 1)})
     classes = classes[images > 0]
-    write_text(folder / "classes.csv", classes.to_csv(index=False))
-    write_text(
-        folder / "confusion_matrix.csv", pd.DataFrame(confusion, index=names, columns=names).to_csv(index_label="class")
-    )
+    write_text(folder / "classes.csv", csv_text(classes, index=False))
+    matrix = pd.DataFrame(confusion, index=names, columns=names)
+    write_text(folder / "confusion_matrix.csv", csv_text(matrix, index_label="class"))
     with whole(folder / "predictions.npy") as temporary:
         np.save(temporary, result.predictions)
     write_predictions(folder, result.predictions, evaluated, data.root, checkpoint.labels)

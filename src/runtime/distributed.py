@@ -1,6 +1,6 @@
-"""Distributed training: one run in several processes (ranks) started by torchrun or Slurm.
+"""One run in several processes, its ranks, that torchrun or Slurm started, and what they exchange.
 
-Each rank trains on its share of every batch, and all keep the same weights. Only rank 0 writes files.
+Every rank trains on its share of each batch and keeps the same weights; rank 0 alone writes.
 """
 
 import atexit
@@ -15,18 +15,13 @@ from torch import Tensor, distributed, nn
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run and their communication.
-
-    Attributes:
-        rank: this process's number, from 0.
-        size: the number of ranks. With 1, all methods return without communication.
-    """
+    """The processes of a run: `size` of them, this one being number `rank`, from 0. Alone, it exchanges nothing."""
 
     rank: int = 0
     size: int = 1
 
     def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value on all ranks."""
+        """Rank 0's value, on all ranks."""
         if self.size == 1:
             return value
         values = [value]
@@ -34,11 +29,11 @@ class World:
         return values[0]
 
     def barrier(self) -> None:
-        """Wait until all ranks have called it."""
+        """Wait until every rank has come here."""
         self.broadcast(None)
 
     def all_reduce_max(self, *numbers: int) -> list[int]:
-        """Return the maximum over the ranks of each number."""
+        """Of each number the highest that any rank has."""
         if self.size == 1:
             return list(numbers)
         highest = torch.tensor(numbers)
@@ -52,7 +47,7 @@ class World:
                 distributed.all_reduce(tensor)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Copy rank 0's buffers, i.e. BatchNorm's statistics, to all ranks."""
+        """Give all ranks rank 0's buffers: BatchNorm's statistics."""
         if self.size > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, src=0)
@@ -60,14 +55,12 @@ class World:
 
 @cache
 def init_distributed() -> World:
-    """Join the process group if the run has several ranks."""
-    started_by_submitit = (
-        "SUBMITIT_EXECUTOR" in os.environ
-    )  # false in an interactive allocation, whose tasks are not ranks
+    """Meet the other ranks, if there are any."""
+    started_by_submitit = "SUBMITIT_EXECUTOR" in os.environ  # and not by hand, in an allocation of several tasks
     if started_by_submitit and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
-        # CUDA_VISIBLE_DEVICES stays as set by Slurm; runtime/device.py selects the rank's GPU.
+        # CUDA_VISIBLE_DEVICES stays as Slurm has set it; runtime/device.py takes the rank's GPU among them.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -78,5 +71,5 @@ def init_distributed() -> World:
 
 
 def leave_at_once() -> None:
-    """Skip process-group teardown: other ranks may wait in a collective that this rank never joins."""
+    """End without a word to the other ranks, which may be waiting in an exchange that this rank will never join."""
     atexit.unregister(distributed.destroy_process_group)

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import shlex
 import sys
 import time
 import traceback
@@ -20,8 +19,10 @@ from hydra.core.utils import configure_log
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
+from config.command_line import override
 from config.errors import ConfigError
 from config.schema import Config
+from config.text import printable, shell
 from runtime.console import say
 from runtime.files import write_text
 from sweeps.plan import Job
@@ -32,7 +33,6 @@ from tracking.wandb_logger import remove_empty_runs
 
 if TYPE_CHECKING:
     from comparison.progress import Progress
-    from training.run import Result
 
 GRID = "sweeps.grid.grid"  # hydra.sweeper.method of a sweep whose runs are known before it starts
 
@@ -147,8 +147,8 @@ def launch(launcher: Launcher, jobs: Iterable[Job], index: RunIndex, first_numbe
     index.list()
 
 
-def train(job: Job, logging: DictConfig) -> "Result":
-    """Train a run, in the process in which its launcher calls this.
+def train(job: Job, logging: DictConfig) -> float | None:
+    """Train a run, in the process in which its launcher calls this; the objective, NaN if the run failed.
 
     Args:
         logging: see logging_of().
@@ -211,8 +211,8 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
     folder = make_folder(config)
     if not config.hydra.launcher.get("wait", True):
         script = Path(sys.argv[0]).with_name("compare.py")
-        say(f"to compare the runs: {shlex.join(['python', str(script), str(folder)])}")
-        say(f"the same command with sweep={config.sweep} submits those that are missing then")
+        say(f"to compare the runs: {shell('python', str(script), str(folder))}")
+        say(f"the same command with {shell(override('sweep', config.sweep))} submits those that are missing then")
         return
     from comparison import report, results
 
@@ -223,10 +223,10 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
         comparison = results.read([folder])
         report.publish(comparison, folder)
     except ConfigError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except Exception:
         traceback.print_exc()
-        sys.exit(f"the runs are kept in {folder}, but could not be compared")
+        sys.exit(f"the runs are kept in {printable(str(folder))}, but could not be compared")
     statuses = [run.status for run in comparison.runs]
     begun = {run.run_id for run in comparison.runs}
     statuses += ["interrupted"] * len({*run_ids} - begun)  # they ended before they began

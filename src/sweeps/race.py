@@ -17,9 +17,9 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from comparison.formatting import count, duration
-from comparison.report import markdown_table
 from config.errors import ConfigError
 from config.sweepers import Race
+from config.text import markdown, markdown_table
 from runtime.console import print_table, say
 from runtime.files import write_text
 from stats.race import Result, Rules, Run, Standing, standing
@@ -53,7 +53,7 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         seconds = summary.get("seconds") or 0.0
         match summary.get("status"):
             case "completed":
-                return Result(summary.get("objective", math.nan), seconds)
+                return Result(summary["objective"], seconds)
             case "failed" if str(summary.get("error")).startswith(DIVERGED):
                 return Result(None, seconds)
             case "failed" if launched[run] >= TRIES:
@@ -140,5 +140,5 @@ def report(now: Standing, rules: Rules, racers: Racers, folder: Path) -> None:
     print_table(title, header, rows)
     for line in lines:
         say(line)
-    page = [f"# {folder.name}", "", *lines, "", f"{title}.", "", *markdown_table(header, rows)]
+    page = [f"# {markdown(folder.name)}", "", *map(markdown, lines), "", f"{title}.", "", *markdown_table(header, rows)]
     write_text(folder / "race.md", "\n".join(page))

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from config import schema
-from config.schema import LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_below, keys_of
+from config.schema import CONF, GROUPS, LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_below, keys_of
 
 # Overrides that say where and how, not what: no part of a run's name.
 UNNAMED = (*NOT_IDENTITY, "experiment")
@@ -143,6 +143,31 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """What was typed for this run, by config key or group; None where a key was deleted."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {override.key_or_group: override.value() for override in parsed if override.key_or_group not in SET_BY_SWEEP}
+
+
+def repeatable(overrides: Any) -> dict[str, Any] | None:
+    """The recorded overrides that a command may repeat: keys of the schema, as others of Hydra run code (_target_).
+
+    None if they are not known, or if one of them is not safe to repeat: the record may be somebody else's.
+    """
+    if not isinstance(overrides, Mapping):
+        return None
+    kept = {
+        key: value
+        for key, value in overrides.items()
+        if key in GROUPS or (re.fullmatch(r"[\w.]+", key) and is_below(key, all_keys()))
+    }
+    return kept if all(is_safe(key, value) for key, value in kept.items()) else None
+
+
+def is_safe(key: str, value: Any) -> bool:
+    """Whether a value does nothing when it is composed: an option is none of another folder, and no resolver is called.
+
+    ${seed} refers to a key; ${oc.env:SECRET} would read the environment.
+    """
+    if key in GROUPS and value is not None:
+        return re.fullmatch(r"\w+", str(value)) is not None and (CONF / key / f"{value}.yaml").exists()
+    return not re.search(r"\$\{[^}]*:", json.dumps(value, default=str))
 
 
 def as_given(overrides: Iterable[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.image_files import printable
+from config.text import csv_text
 from data.splits import Split
 from runtime.files import write_text
 
@@ -27,12 +27,12 @@ def write_predictions(
         table[column] = np.asarray(classes, dtype=object)[predictions[column]]
     table["probability"] = predictions["probability"]
     wrong = table[predictions["label"] != predictions["prediction"]].sort_values("probability", kind="stable")
-    write_text(folder / "predictions.csv", table.to_csv(index=False))
-    write_text(folder / "wrong_images.csv", wrong.to_csv(index=False))
+    write_text(folder / "predictions.csv", csv_text(table, index=False))
+    write_text(folder / "wrong_images.csv", csv_text(wrong, index=False))
 
 
 def image_names(split: Split, root: str) -> Sequence[str] | Sequence[int]:
     """The files' paths below the data set's root; numbers where images are no files."""
     if split.files is None:
         return range(len(split))
-    return [printable(Path(path).relative_to(root).as_posix()) for path in split.files.tolist()]
+    return [Path(path).relative_to(root).as_posix() for path in split.files.tolist()]

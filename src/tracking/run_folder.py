@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from config.schema import Config
+from config.text import printable
 from data.splits import Split
 from runtime.distributed import World
 from runtime.files import read_json, remove_partial, whole, write_text
@@ -35,7 +36,6 @@ from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
 from tracking.predictions import write_predictions
-from tracking.records import Summary
 from tracking.run_index import RunIndex
 from tracking.run_lock import acquire_lock, describe_holder, lock_of
 from tracking.trial import Trial
@@ -46,6 +46,13 @@ log = logging.getLogger(__name__)
 VALIDATED = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 MEASURED = ("train/loss", "train/accuracy", *(f"val/{name}" for name in VALIDATED))
 COLUMNS = ("epoch", *MEASURED[:4], "lr", "images_per_second", "seconds", *MEASURED[4:])
+
+
+class LogFormatter(logging.Formatter):
+    """Records as text that a terminal can show."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), kept="\n\t")
 
 
 class RunBusy(RuntimeError):
@@ -92,14 +99,14 @@ class RunFolder:
         self.path = Path(world.broadcast(str(path)))
         if self.writes:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.summary: dict[str, Any] = world.broadcast(read_json(self.path / "summary.json", Summary))
+        self.summary: dict[str, Any] = world.broadcast(read_json(self.path / "summary.json"))
         self.rows: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(self.path / "checkpoints", self.run_id, config.checkpoint)
         self.wandb = WandbLogger()
         self.trial: Trial | None = None
         self.is_pruned = False
         self.log_handler = logging.FileHandler(self.path / "train.log", delay=True, encoding="utf-8")
-        self.log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.log_handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
 
     @property
     def writes(self) -> bool:
@@ -135,7 +142,6 @@ class RunFolder:
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         self.summary |= {"run_id": self.run_id, "overrides": self.overrides, "varied": self.config.varied}
         self.summary |= {"choices": self.choices} if self.choices else {}
-        self.summary |= {"notes": self.config.notes} if self.config.notes else {}
         write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=0)
         self.wandb.start(self.config, self.path, self.name, wandb_id)

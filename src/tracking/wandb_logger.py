@@ -14,6 +14,7 @@ from typing import Any
 
 from config.errors import first_line
 from config.schema import Config, flatten
+from config.text import shell
 from runtime.files import whole
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,6 @@ def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
         group=config.sweep,
         name=name,
         tags=config.wandb.tags,
-        notes=config.notes,
         # An agent's run has the sweep's parameters in its config already, under keys with dots; and in a nested config
         # a group among them, e.g. dropout=blocks, would take its section's place.
         config=dict(flatten(asdict(config))) if by_agent else asdict(config),
@@ -158,6 +158,6 @@ def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
             wandb.teardown()  # or the client would hold the run's id to be in use
             log.warning(
                 f"W&B is out of reach ({first_line(error)}); this run is recorded offline. "
-                f"Later: wandb sync {folder}/wandb/offline-*"
+                f"Later: {shell('wandb', 'sync', f'{folder}/wandb/')}offline-*"
             )
     return init(mode="offline")

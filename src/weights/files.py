@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from config.errors import ConfigError, first_line
+from config.text import shell
 from weights import archive
 from weights.description import Description, read_description
 from weights.layouts import Architecture, LayoutError, from_layout
@@ -157,7 +157,7 @@ def reason(error: Exception, path: Path) -> str:
         code = f"import torch; torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'weights.pt')"
         return (
             f"it holds {forbidden[1]}, an object that could run code. If you trust the file, keep its weights alone: "
-            f"{shlex.join(['python', '-c', code])}"
+            f"{shell('python', '-c', code)}"
         )
     if isinstance(error, (NoWeights, archive.Damaged)):
         return str(error)
