@@ -1,11 +1,12 @@
-"""Processor time that a sweep takes beyond training: before its first run, between two, and when all are completed.
+"""Time and memory that a sweep takes beyond training: before its first run, between two, and when all are completed.
 
 python experiments/speed/sweep_overhead.py start 10 100 1000    to the first line, to run 1, and when all are completed
 python experiments/speed/sweep_overhead.py between              the parts of a tiny run beyond its training
+python experiments/speed/sweep_overhead.py memory 1000          resident memory while so many runs are trained
+python experiments/speed/sweep_overhead.py together 1 2 3 5     so many processes on one sweep of 15 runs, in turn
 """
 
 import functools
-import itertools
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ def resident_mb(pid: int) -> float:
 
 def measure_start(runs: int, folder: Path) -> dict[str, float]:
     """Start the sweep, and kill it when its first run begins."""
+    started = time.perf_counter()
     process = subprocess.Popen(sweep(runs, folder), stdout=subprocess.PIPE, text=True)
     assert process.stdout
     result: dict[str, float] = {}
@@ -54,6 +56,7 @@ def measure_start(runs: int, folder: Path) -> dict[str, float]:
             result["first line, s"] = processor_seconds(process.pid)
         elif line.startswith("run 1 of"):
             result |= {"run 1, s": processor_seconds(process.pid), "memory, MB": resident_mb(process.pid)}
+            result["run 1, s of wall time"] = time.perf_counter() - started
             break
     process.kill()
     process.communicate()
@@ -114,6 +117,35 @@ def start(sizes: list[int]) -> None:
         for name in ("run 1, s", "completed, s"):
             exponent = np.diff(np.log([row[name] for row in rows[-2:]])) / np.diff(runs)
             print(f"growth exponent of {name.partition(',')[0]}: {exponent[0]:.2f}")
+
+
+def memory(runs: int) -> None:
+    """Print the resident memory of a sweep when its runs 1, 2, 5, 10, 20, 50, … begin."""
+    folder = Path(tempfile.mkdtemp())
+    process = subprocess.Popen(sweep(runs, folder), stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        number = line.split()[1].replace(",", "") if line.startswith("run ") else ""
+        if number.isdigit() and (number.strip("0") in ("1", "2", "5") or int(number) == runs):
+            print(f"run {int(number):,}: {resident_mb(process.pid):,.0f} MB", flush=True)
+    assert process.wait() == 0
+    shutil.rmtree(folder)
+
+
+def together(counts: list[int], runs: int = 15) -> None:
+    """Train the same sweep with each number of processes, and check that every run is trained once."""
+    for count in counts:
+        folder = Path(tempfile.mkdtemp())
+        command = [*sweep(runs, folder), "data.train_fraction=1", "trainer.epochs=2", "model.d_model=32"]
+        started = time.perf_counter()
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+        outputs = [process.communicate()[0] for process in processes]
+        seconds = time.perf_counter() - started
+        trained = sum(output.count("ConvMixer-32/1") for output in outputs)
+        completed = len(list(folder.glob("s/*/summary.json")))
+        print(f"{count} processes: {seconds:.0f} s", flush=True)
+        assert trained == completed == runs
+        shutil.rmtree(folder)
 
 
 # Between two runs.
@@ -195,7 +227,8 @@ def between(runs: int = 6) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["between"]:
-        between()
-    else:
-        start([int(text) for text in itertools.islice(sys.argv, 2, None)] or [10, 100])
+    name, *sizes = sys.argv[1:] or ["start", "10", "100"]
+    numbers = [int(text) for text in sizes]
+    {"start": start, "between": between, "memory": lambda sizes: memory(*sizes), "together": together}[name](
+        *([numbers] if numbers else [])
+    )
