@@ -22,16 +22,13 @@ log = logging.getLogger(__name__)
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: not for --help or a misspelt key
     from inference import evaluation, report
-    from inference.checkpoint import complete, load_checkpoint, names_data
-    from weights.files import read_weights
+    from inference.checkpoint import names_data, open_checkpoint
 
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_new([folder], composed.overwrite)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").exists():
         raise ConfigError(f"output={folder}: holds files that are no evaluation; expected another name")
-    weights = read_weights(composed.checkpoint)
-    settings = complete(composed, weights, overrides)
-    checkpoint = load_checkpoint(weights, settings)
+    checkpoint, settings = open_checkpoint(composed, overrides)
     data, split = evaluation.load_data(checkpoint, settings.split, download=names_data(overrides))
     for remark in data.remarks:
         log.info(f"  {remark}")

@@ -14,14 +14,10 @@ from config.commands import run_command
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: not for --help or a misspelt key
-    from inference.checkpoint import complete, load_checkpoint
+    from inference.checkpoint import open_checkpoint
     from inference.export import export
-    from weights.files import read_weights
 
-    weights = read_weights(composed.checkpoint)
-    settings = complete(composed, weights, overrides)
-    checkpoint = load_checkpoint(weights, settings)
-    export(checkpoint, settings)
+    export(*open_checkpoint(composed, overrides))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,10 @@ SKIPPED = 2  # exit code: some images could not be read
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> int:
     # torch takes seconds to import: not for --help or a misspelt key
-    from inference.checkpoint import complete, load_checkpoint
+    from inference.checkpoint import open_checkpoint
     from inference.prediction import predict
-    from weights.files import read_weights
 
-    weights = read_weights(composed.checkpoint)
-    settings = complete(composed, weights, overrides)
-    checkpoint = load_checkpoint(weights, settings)
-    return SKIPPED if predict(checkpoint, settings) else 0
+    return SKIPPED if predict(*open_checkpoint(composed, overrides)) else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python src/train.py -m model.kernel_size=5,9 model.depth=8,16
 python src/train.py --help
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from config.check import check_config
-from config.command_line import task_overrides
+from config.command_line import quoted, task_overrides
 from config.errors import check_options, report_errors
 from config.process import prepare_process
 from config.schema import GROUPS, register
@@ -24,7 +23,7 @@ from sweeps.preview import preview
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(composed: DictConfig) -> None:
-    """One run; with -m Hydra calls hydra_plugins/sweeper.py instead."""
+    """Train one run. With -m, Hydra calls hydra_plugins/sweeper.py instead."""
     hydra_config = HydraConfig.get()
     overrides = task_overrides(hydra_config)
     with report_errors():
@@ -38,14 +37,15 @@ def main(composed: DictConfig) -> None:
         make_folder(config)
         from training.start import run  # torch takes seconds to import: not for --help or a misspelt key
 
-        objective = run(config, overrides, {group: hydra_config.runtime.choices.get(group) for group in GROUPS})
-    if objective is not None and math.isnan(objective):
+        result = run(config, overrides, {group: hydra_config.runtime.choices.get(group) for group in GROUPS})
+    if result.is_error:
         sys.exit(1)
 
 
 if __name__ == "__main__":
     prepare_process()
     register()
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     with report_errors():
         check_options(sys.argv[1:])
         main()

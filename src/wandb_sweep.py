@@ -19,9 +19,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override, Transformer
 
 from config.command_line import override as named
+from config.command_line import overrides_of, quoted
 from config.errors import ConfigError, first_line, report_errors
 from config.process import prepare_process
-from config.schema import CONF, Config, overrides_of, register
+from config.schema import CONF, Config, register
 from config.text import printable, shell
 from runtime.console import say
 from sweeps import launch, plan
@@ -157,7 +158,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     register()
     with report_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
-        config, sweep = wandb_sweep(given.overrides, given.method, given.run_cap, given.hyperband)
+        config, sweep = wandb_sweep([*map(quoted, given.overrides)], given.method, given.run_cap, given.hyperband)
         file = Path(config.output_dir) / config.sweep / "wandb_sweep.yaml"
         save(sweep, file)
     say(f"W&B sweep {config.sweep}: {given.method} over {' '.join(sweep['parameters'])} → {file}")

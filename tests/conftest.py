@@ -91,7 +91,7 @@ class Finished:
     """A run's folder, read back."""
 
     folder: Path
-    objective: float | None
+    result: run.Result
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -117,9 +117,9 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
         sweep = f"sweep{len(list(tmp_path.glob('sweep*')))}"
         config = checked(*TINY, *overrides)
         config.output_dir, config.sweep = str(tmp_path), sweep
-        objective = run.run(config, list(overrides))
+        result = run.run(config, list(overrides))
         (folder,) = [path.parent for path in (tmp_path / sweep).glob("*/config.yaml")]
-        return Finished(folder, objective)
+        return Finished(folder, result)
 
     return start
 

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from comparison.commands import commands
 from comparison.results import read
 from config.check import check_config
-from config.command_line import override
+from config.command_line import override, quoted
 from config.schema import CONF, Config
 from run_folders import write_run
 from sweeps import plan
@@ -56,6 +56,13 @@ def test_a_group_that_nobody_chose_from_is_not_swept(tmp_path: Path, choices: di
     settings = settings_of_runs(tmp_path, ("experiment=paper_ablation",), **choices)
     (command,) = commands(settings, [1])
     assert [run.seed for run in expanded(command)] == [1]
+
+
+@pytest.mark.parametrize("text", ["why, and what?", "it's (#3) [a] ${x}", "null and void", "=", "12"])
+def test_notes_need_no_quotes_of_hydras(text: str) -> None:
+    assert parse_overrides([quoted(f"notes={text}")]) == {"notes": text}
+    assert quoted("notes=null") == "notes=null" and quoted('notes="a, b"') == 'notes="a, b"'
+    assert quoted("model.depth=4,8") == "model.depth=4,8"
 
 
 def test_an_experiment_that_is_gone_has_no_command(tmp_path: Path) -> None:

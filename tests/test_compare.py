@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from comparison.report import publish
+from comparison.report import publish, table, table_csv
 from comparison.results import read
 from comparison.runs import Run
 from config.errors import ConfigError
@@ -57,6 +57,19 @@ def test_a_newcomer_reads_what_won_that_one_seed_is_no_proof_and_where_the_pictu
     assert "8 more runs, 100 s" in out, "what it takes to know"
     assert f"{folder}/comparison.html, comparison.png" in out
     assert "±" not in out and "It is " not in out, "nothing is claimed"
+
+
+def test_notes_are_shown_beside_their_setting(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", {(5, 8): [0.9], (9, 8): [0.8]})
+    assert "notes" not in table(read([folder]))[0]
+    for seed, text in enumerate(["wide, on purpose", "again", "again"], start=1):
+        write_run(folder / f"k9-{seed}", f"{KERNEL}=9", f"{DEPTH}=8", f"seed={seed}", f"notes='{text}'",
+                  best__val__accuracy=0.8)  # fmt: skip
+    comparison = read([folder])
+    header, rows = table(comparison)
+    assert comparison.factors == [KERNEL]
+    assert [row[header.index("notes")] for row in rows] == ["", "wide, on purpose; again"]
+    assert "wide, on purpose" in table_csv(comparison)
 
 
 def test_effects_are_significant_or_not_in_words(tmp_path: Path) -> None:
@@ -205,7 +218,7 @@ def test_the_table_keeps_to_a_terminal_and_is_whole_in_a_pipe(tmp_path: Path) ->
     terminal = command("s", cwd=tmp_path, script="compare", COLUMNS="60", FORCE_COLOR="1")
     plain = re.sub(r"\x1b\[[\d;]*m", "", terminal.stdout).splitlines()
     table = plain[1 : next(i for i, line in enumerate(plain) if line.startswith("Best"))]
-    assert "val %" in "".join(table) and any("no room here for" in line for line in table)
+    assert "val %" in "".join(table) and any("hidden columns" in line for line in table)
     assert max(map(len, table)) <= 60 and "…" not in "".join(table)
 
 

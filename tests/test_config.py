@@ -112,6 +112,7 @@ def test_dropout_rate_reaches_its_places() -> None:
         ([f"wandb.tags=[{'x' * 65}]"], ["wandb.tags=", "64"]),
         (["sweep=a/b"], ["sweep=a/b"]),
         (["study.name=mine", "study.reference=[{where: {}, value: 0.9}]"], ["study.name=mine", "study.where"]),
+        (["study.name=stem", "study.reference=[{where: {}, value: high}]"], ["study.reference", "value: NUMBER"]),
         (["+model.width=3"], ["model.width"]),
         (["+batch_size=3"], ["batch_size", "data.batch_size"]),
         (["hydra/launcher=side_by_side", "hydra.launcher.wait=false"], ["hydra.launcher.wait", "_target_, n_jobs"]),

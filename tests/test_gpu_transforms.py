@@ -172,4 +172,4 @@ def test_an_interrupted_run_ends_as_if_it_had_never_stopped(
     run.run(config, overrides)
     (folder,) = [path.parent for path in (tmp_path / "stopped").glob("*/config.yaml")]
     columns = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
-    assert Finished(folder, None).metrics[columns].equals(uninterrupted[columns])
+    assert Finished(folder, run.Result("completed")).metrics[columns].equals(uninterrupted[columns])

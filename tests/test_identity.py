@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from config.schema import LATER_KEYS
 from conftest import Finished, checked
 from data import datasets
 from data.fingerprint import fingerprint
+from run_folders import as_yaml, write_run
 from tracking.identity import display_name, run_id
 from tracking.run_index import RunIndex
 
@@ -45,6 +47,7 @@ def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
         (("data.val_fraction=0", "trainer.monitor=val/loss", "data.split_seed=1"), ("data.val_fraction=0",)),
         (("optimizer.weight_decay=0", "optimizer.decay_norm_and_bias=true"), ("optimizer.weight_decay=0",)),
         (("trainer.channels_last=false", "varied=[seed]", "sweep=another"), ()),
+        (("notes=a first try", "checkpoint.keep=all"), ()),
     ],
 )  # fmt: skip
 def test_two_ways_to_write_one_training_are_one_run(one: tuple[str, ...], other: tuple[str, ...]) -> None:
@@ -186,3 +189,23 @@ def test_configs_that_cannot_give_the_id_are_accepted(digits_run: Path, tmp_path
         shutil.copytree(digits_run, tmp_path / name, ignore=shutil.ignore_patterns("wandb"))
         (tmp_path / name / "config.yaml").write_text(content)
         assert read_run(tmp_path / name).status == "completed", name
+
+
+@pytest.mark.parametrize(
+    ("config", "summary"),
+    [
+        ("deep: " + "[" * 200_000, {}), ("r: &m\n  x: *m", {}), ("x: !!set {1}", {}), ("old: .nan", {}),
+        ("seed: '1'", {}),
+        ("study:\n  reference: [{where: 5, value: 1}]", {}), ("", {"status": 3}), ("", {"status": None}),
+        ("", {"epochs": 10**400}), ("", {"overrides": ["a"]}), ("", {"choices": {"model": [1]}}),
+        ("", {"wandb_id": ["a"]}), ("", {"status": ["completed"]}), ("", {"varied": 5}), ("", {"images": 9}),
+    ],
+)  # fmt: skip
+def test_a_run_with_damaged_files_is_unreadable(config: str, summary: dict[str, Any], tmp_path: Path) -> None:
+    write_run(tmp_path / "run", config=as_yaml() + config, **summary)
+    assert (run := read_run(tmp_path / "run")).status == "unreadable" and "\n" not in run.reason
+
+
+def test_a_number_of_400_digits_is_no_figure(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", parameters=10**400, memory=float("nan"), seconds=2.0))
+    assert [run.figure(name) for name in ("parameters", "memory", "seconds")] == [None, None, 2.0]

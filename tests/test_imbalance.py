@@ -57,7 +57,7 @@ def test_imbalanced_run_names_classes_and_averages_over_them(
     assert list(metrics)[:8] == [
         "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "images_per_second", "seconds",
     ]  # fmt: skip
-    assert done.objective == metrics["val/macro_f1"].max() == done.summary["best/val/macro_f1"]
+    assert done.result.objective == metrics["val/macro_f1"].max() == done.summary["best/val/macro_f1"]
 
     comparison = Comparison("one", read_runs([done.folder]))
     assert comparison.metric == "val/macro_f1"  # what was monitored

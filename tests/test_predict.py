@@ -97,7 +97,7 @@ def test_a_list_of_names_need_not_be_utf_8(digits_run: Path, digits: Path, tmp_p
         input=strange + b"\n", cwd=tmp_path, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr.decode(errors="replace")
-    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 1
+    assert len(pd.read_csv(next(tmp_path.glob("outputs/predictions/*.csv")))) == 1
 
 
 def test_lists_globs_and_standard_input(
@@ -185,4 +185,4 @@ def test_the_exit_code_says_that_images_were_skipped(digits_run: Path, digits: P
     (digits / "000.png").write_bytes(b"nonsense")
     done = command(f"checkpoint={digits_run}", f"images={digits}", cwd=tmp_path, script="predict")
     assert done.returncode == 2, done.stderr
-    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 359
+    assert len(pd.read_csv(next(tmp_path.glob("outputs/predictions/*.csv")))) == 359

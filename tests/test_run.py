@@ -1,7 +1,6 @@
 """One run: it learns, it repeats itself, its switches work, its record is true."""
 
 import json
-import math
 import time
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from runtime.console import RunProgress
 from runtime.distributed import World
 from tracking import wandb_logger
 from tracking.run_folder import COLUMNS
+from training.layer import Layer
 from training.model import make_model, memory_format
+from training.selection import select
 from training.state import TrainingState
 from training.step import TrainStep
 
@@ -30,7 +31,7 @@ def test_digits_are_learned(train: Train) -> None:
     done = train(*small, "data.train_fraction=1", "trainer.epochs=8")
     assert done.summary["status"] == "completed"
     assert done.summary["test/accuracy"] >= 0.96
-    assert done.objective == done.summary["best/val/accuracy"] == done.metrics["val/accuracy"].max()
+    assert done.result.objective == done.summary["best/val/accuracy"] == done.metrics["val/accuracy"].max()
 
 
 def test_the_record(train: Train) -> None:
@@ -168,6 +169,7 @@ def test_a_step_computes_in_the_memory_format_asked_for(value: str, channels_las
         split, None, split, list("01234567"), channels, (8, 8), (0.5,) * channels, (0.25,) * channels
     )
     cpu = torch.device("cpu")
+    config = select(Layer(config, (8, channels, 8, 8), cpu), World()).config
     model = make_model(config, channels, 8).to(memory_format=memory_format(config))
     state = TrainingState(model, config, World(), cpu)
     seen: list[torch.Tensor] = []
@@ -195,7 +197,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated(train: Train) -> None:
 
 def test_without_validation_the_last_weights_are_tested(train: Train) -> None:
     done = train("data.val_fraction=0")
-    assert done.objective is None
+    assert done.result.objective is None
     assert done.metrics["val/accuracy"].isna().all()
     assert done.summary["best/epoch"] == 2
     assert 0 < done.summary["test/accuracy"] <= 1
@@ -208,12 +210,12 @@ def test_early_stopping(train: Train) -> None:
     )  # fmt: skip
     assert list(done.metrics["epoch"]) == [1, 2, 3, 4]  # epoch 2 counts first, 3 and 4 do not improve on it
     assert done.summary["status"] == "completed"
-    assert done.objective == done.metrics["val/loss"].min()
+    assert done.result.objective == done.metrics["val/loss"].min()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(train: Train) -> None:
     done = train("optimizer=sgd", "optimizer.lr=1e30", "model.norm=none", "scheduler=constant")
-    assert math.isnan(done.objective or 0)
+    assert done.result == ("failed", None)
     assert done.summary["status"] == "failed"
     assert "loss became NaN or infinite at step" in done.summary["error"]
     assert "learning rate 1e+30" in done.summary["error"]
@@ -253,10 +255,13 @@ def test_memory_is_pinned_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    done = train("model.kernel_size=3", "trainer.figures=true", "wandb.project=kernels", "wandb.tags=[a,b]")
+    done = train(
+        "model.kernel_size=3", "trainer.figures=true", "wandb.project=kernels", "wandb.tags=[a,b]", "notes=a first try"
+    )
     seen = wandb_files.read(done.folder)
     assert (seen["name"], seen["group"], seen["project"]) == ("kernel_size=3", done.folder.parent.name, "kernels")
     assert seen["tags"] == ["a", "b"]
+    assert seen["notes"] == done.summary["notes"] == "a first try"
     assert {key: seen["config"][key] for key in done.config} == done.config
     rows = [row for row in seen["history"] if "epoch" in row]
     history = pd.DataFrame(rows)[list(COLUMNS)]

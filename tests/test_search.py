@@ -15,8 +15,9 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from statsmodels.regression.linear_model import OLS
 
+from config.command_line import overrides_of
 from config.errors import ConfigError
-from config.schema import overrides_of, register
+from config.schema import register
 from conftest import checked, command, metrics, start, summaries, wait_for
 from processes import REPOSITORY
 from stats.importance import Importance

@@ -136,8 +136,8 @@ def test_every_run_of_an_experiment_composes_and_the_first_and_last_train(name: 
     overrides, runs = reduced(name)
     configs = [checked(*overrides, *run, f"output_dir={tmp_path}", "sweep=s") for run in runs]
     for config in (configs[0], configs[-1]):
-        objective = one_run.run(config, [])
-        assert (objective is None) == (config.data.val_fraction == 0)
+        status, objective = one_run.run(config, [])
+        assert status == "completed" and (objective is None) == (config.data.val_fraction == 0)
         assert objective is None or math.isfinite(objective)
 
 

@@ -42,7 +42,7 @@ def read(run_folder: Path) -> dict[str, Any]:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run |= {"id": record.run.run_id, "name": record.run.display_name, "group": record.run.run_group}
-            run |= {"project": record.run.project, "tags": list(record.run.tags)}
+            run |= {"project": record.run.project, "tags": list(record.run.tags), "notes": record.run.notes}
             run["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "history":
             row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}

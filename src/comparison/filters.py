@@ -14,6 +14,7 @@ from comparison.options import has_option, options_of
 from comparison.runs import Run, equal
 from config.errors import ConfigError
 from config.schema import GROUPS
+from config.typed import load_yaml
 
 ORDERS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
@@ -54,9 +55,9 @@ def value_of(text: str, condition: str) -> Any:
     except ValueError:
         pass
     try:
-        parsed = yaml.safe_load(text)
+        parsed = load_yaml(text)
         return text if isinstance(parsed, date) else parsed  # sweeps may be named by their day
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--filter {condition}: {text} is no YAML value; quote it, e.g. KEY='\"a: b\"'") from error
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from comparison.findings import effect_name
 from comparison.formatting import label
 from comparison.results import Comparison
 from comparison.settings import Setting
-from config.errors import ConfigError
+from config.errors import ConfigError, first_line
 from stats.families import holm
 from stats.images import ImageGains, Runs, Sampled, image_gains
 
@@ -103,17 +104,34 @@ def read_predictions(comparison: Comparison) -> Predictions:
     """
     if len(comparison.valued) < 2:
         raise ConfigError("--images: expected two settings at least that have a result")
-    try:
-        records = {
-            setting: {run.config.get("seed", 0): np.load(run.folder / "predictions.npy") for run in setting.completed}
-            for setting in comparison.valued
-        }
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--images: {error}; expected the predictions.npy of every completed run") from error
+    records = {
+        setting: {run.config.get("seed", 0): read_records(run.folder / "predictions.npy") for run in setting.completed}
+        for setting in comparison.valued
+    }
     runs = [run for of_setting in records.values() for run in of_setting.values()]
     if any(not np.array_equal(run["label"], runs[0]["label"]) for run in runs):
         raise ConfigError("--images: the runs were tested on different images")
     return Predictions(runs[0]["label"], records)
+
+
+def read_records(path: Path) -> NDArray[np.void]:
+    """
+    Raises:
+        ConfigError: the file is missing, cut off, or no predictions.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
+        mapped = np.load(path, mmap_mode="r")  # whose header may claim far more than there is
+        kinds = {name: mapped.dtype[name].kind for name in mapped.dtype.names or ()}
+        if mapped.ndim != 1 or kinds != {"label": "u", "prediction": "u", "probability": "f"}:
+            raise ValueError("no records of label, prediction and probability")
+        return np.array(mapped)
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, MemoryError) as error:  # NumPy evaluates the header
+        raise ConfigError(
+            f"--images: {path}: {first_line(error)}; expected the predictions.npy of every completed run. "
+            "Fix: leave the run out with --filter"
+        ) from error
 
 
 def image_differences(comparison: Comparison, predictions: Predictions) -> list[ImageDifference]:

@@ -61,7 +61,8 @@ def caption(image: int, one: ImageDifference, predictions: Predictions, classes:
     predicted, right = [], []
     for settings in zip(*one.pairs, strict=True):
         votes = np.concatenate([predictions.predicted(setting)[:, image] for setting in settings])
-        predicted.append(shorten(classes[Counter(votes.tolist()).most_common(1)[0][0]], CLASS))
+        ((voted, _),) = Counter(votes.tolist()).most_common(1)
+        predicted.append(shorten(classes[voted] if voted < len(classes) else str(voted), CLASS))
         shares = [
             np.mean(predictions.predicted(setting)[:, image] == predictions.labels[image]) for setting in settings
         ]

@@ -1,6 +1,7 @@
 """Which images the best setting and each factor win and lose: a table, images.csv and images.png."""
 
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from comparison.formatting import change_text, p_text
 from comparison.image_differences import ImageDifference, Predictions, image_differences, read_predictions
 from comparison.results import Comparison
 from comparison.runs import Run
-from config.errors import ConfigError
+from config.errors import ConfigError, first_line
 from config.text import csv_text
 from runtime.console import print_table, say
-from runtime.files import whole, write_text
+from runtime.files import read_text, whole, write_text
 from stats.images import Sampled
 
 HEADER = (
@@ -98,10 +99,16 @@ def sampled_text(sampled: Sampled, p: float | None = None) -> str:
 def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
     """The table with each image's path and class, where the run has kept them."""
     try:
-        names = pd.read_csv(run.folder / "predictions.csv", dtype=str, keep_default_na=False)
-    except OSError:  # a run of an older version
+        text = read_text(run.folder / "predictions.csv")
+        names = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+        names = names[["image", "label"]].loc[images["image"]]
+        if not text.endswith("\n"):
+            raise ValueError("it is cut off")
+    except FileNotFoundError:  # a run of an older version
         return images
-    names = names.loc[images["image"]]
+    except (OSError, KeyError, ValueError) as problem:
+        say(f"{run.folder}/predictions.csv cannot be used, so images.csv has no paths: {first_line(problem)}")
+        return images
     return images.assign(path=names["image"].to_numpy(), **{"class": names["label"].to_numpy()})
 
 

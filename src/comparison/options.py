@@ -46,8 +46,8 @@ def has_effect_of(group: str, option: str, run: Run) -> bool:
 @cache
 def effect_of(group: str, option: str) -> dict[str, Any]:
     """The keys and values that an option alone decides; nothing of an unknown one."""
-    path = CONF / group / f"{option}.yaml"
-    tree = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+    path = next((path for path in (CONF / group).glob("*.yaml") if path.stem == option), None)
+    tree = yaml.safe_load(path.read_text()) or {} if path else {}
     tree.pop("defaults", None)
     if group in RECORDS or not tree:
         return {}

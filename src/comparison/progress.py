@@ -11,6 +11,7 @@ import pandas as pd
 
 from comparison.formatting import duration
 from runtime.files import read_json
+from tracking.records import PlannedRun
 from tracking.run_index import RunIndex
 from tracking.run_lock import is_locked
 
@@ -48,7 +49,7 @@ def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | No
         starting: runs that are about to be trained, besides those that are.
         at_once: as many are trained at once in any case, though some may not have begun.
     """
-    runs = pd.DataFrame.from_dict(read_json(folder / "sweep.json"), orient="index")
+    runs = pd.DataFrame.from_dict(read_json(folder / "sweep.json", dict[str, PlannedRun]), orient="index")
     index = RunIndex(folder)
     told = pd.DataFrame(map(index.summary, runs.index), runs.index, ["status", "epochs", "seconds"])
     ended = told.status.isin(["completed", "failed"])

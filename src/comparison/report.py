@@ -185,6 +185,8 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             columns["adjusted"] = ["" if mean is None else figure_text(mean, name, "") for mean in means]
     if any(len(setting.completed) != len(setting.runs) for setting in settings):
         columns["without result"] = [without_result(setting) for setting in settings]
+    if any(setting.notes for setting in settings):
+        columns["notes"] = [setting.notes for setting in settings]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
@@ -211,7 +213,8 @@ def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
     line["difference"] = reference and reference.difference
     line["reference_in_interval"] = reference and reference.is_expected
     seeds, runs = " ".join(map(str, by_seed)), " ".join(run.folder.name for run in setting.runs)
-    return line | {"seeds": seeds, "without_result": without_result(setting), "runs": runs}
+    told = {"notes": setting.notes} if any(other.notes for other in comparison.settings) else {}
+    return line | {"seeds": seeds, "without_result": without_result(setting), **told, "runs": runs}
 
 
 def as_json(comparison: Comparison) -> str:

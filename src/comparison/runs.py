@@ -1,12 +1,14 @@
 """Runs, read from their folders or from W&B's server."""
 
 import json
+import logging
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,13 @@ from omegaconf import MISSING
 
 from config.errors import ConfigError
 from config.schema import GROUPS, Config, flatten, keys_of
+from config.typed import check_config_types, check_type, load_yaml
+from runtime.files import read_text
 from tracking.identity import is_damaged
+from tracking.records import Summary, number
 from tracking.run_lock import is_locked
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +56,8 @@ class Run:
     @cached_property
     def overrides(self) -> dict[str, Any]:
         """The keys and groups that were set for this run alone; runs of older versions tell them by their name."""
-        if isinstance(told := self.summary.get("overrides"), dict):
-            return told
+        if "overrides" in self.summary:
+            return self.summary["overrides"]
         found: dict[str, Any] = {}
         for word, _, value in (word.partition("=") for word in str(self.summary.get("name")).split()):
             keys = [key for key in self.config if key.rpartition(".")[2] == word]
@@ -64,9 +71,7 @@ class Run:
 
     def figure(self, name: str) -> float | None:
         """A number of the summary; `val/…` and `train/…` are the best epoch's. None where it is no number."""
-        value = self.told(name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return value if is_number else None
+        return number(self.told(name))
 
     def told(self, name: str) -> Any:
         """A number or a word of the summary."""
@@ -75,10 +80,18 @@ class Run:
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """metrics.csv; an unreadable file has no rows."""
+        file = self.folder / "metrics.csv"
         try:
-            return pd.read_csv(self.folder / "metrics.csv")
-        except (OSError, ValueError):
+            text = read_text(file)
+            table = pd.read_csv(StringIO(text), dtype=float)
+            if not text.endswith("\n") or len(table) < (self.figure("epochs") or 0):
+                raise ValueError("is cut off")
+        except FileNotFoundError:
             return pd.DataFrame()
+        except (OSError, ValueError) as problem:
+            log.warning(" ".join(f"{file}: {problem}; its curve is left out".split()))
+            return pd.DataFrame()
+        return table
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +103,8 @@ class WandbRun(Run):
     @cached_property
     def epochs(self) -> pd.DataFrame:
         rows = self.source.history(samples=10_000, pandas=False)
-        return pd.DataFrame(row for row in rows if row.get("epoch") is not None)  # and not how one of them went
+        tables = ({key: number(value) for key, value in row.items()} for row in rows if isinstance(row, dict))
+        return pd.DataFrame(row for row in tables if row.get("epoch") is not None).astype(float)  # and no progress
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -131,18 +145,21 @@ def read_run(folder: Path) -> Run:
     config: dict[str, Any] = {}
     file = folder / "config.yaml"
     try:
-        config = read_config(text := file.read_text())
+        config = read_config(text := read_text(file))
         file = folder / "summary.json"
-        summary = {**json.loads(file.read_text())}
+        summary = check_type(Summary, json.loads(read_text(file)))
         if is_damaged(sections(text), summary.get("data_fingerprint"), folder.name):
             file = folder / "config.yaml"
             raise ValueError("is damaged: its values do not give the ID at the end of the folder's name")
-    except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:  # TypeError: no mapping
-        error = " ".join(f"{file.name}: {problem}".split())
-        return Run(folder, config, {"status": "unreadable", "error": error})
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
+        return unreadable(folder, config, f"{file.name}: {problem}")
     if summary.get("status") == "interrupted" and is_locked(folder):
         summary["status"] = "running"
     return Run(folder, config, summary)
+
+
+def unreadable(folder: Path, config: Mapping[str, Any], problem: str) -> Run:
+    return Run(folder, config, {"status": "unreadable", "error": " ".join(problem.split())})
 
 
 def read_config(text: str) -> dict[str, Any]:
@@ -156,13 +173,12 @@ def sections(text: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def parsed(section: str) -> tuple[tuple[str, Any], ...]:
-    return tuple(flat({**(yaml.load(section, Loader=YamlLoader) or {})}).items())
+    values = dict(flatten(check_type(dict[str, Any], load_yaml(section) or {})))
+    check_config_types(values)
+    return tuple(frozen_values(values).items())
 
 
-YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
-
-
-def read_wandb(path: str) -> list[WandbRun]:
+def read_wandb(path: str) -> list[Run]:
     """The runs of ENTITY/PROJECT, or those of ENTITY/PROJECT/SWEEP: a W&B sweep by its id, or our `sweep`.
 
     Raises:
@@ -179,14 +195,29 @@ def read_wandb(path: str) -> list[WandbRun]:
     except Exception as error:  # of more kinds than the client documents
         raise ConfigError(f"--wandb {path}: {str(error).splitlines()[0]}") from error
     order = {key: place for place, (key, *_) in enumerate(keys_of(Config()))}  # the server keeps none
-    found = []
+    found: list[Run] = []
     for run in sources:
-        config = {key: value for key, value in flat(run.config).items() if key not in GROUPS}  # as W&B sweeps add
-        config = dict(sorted(config.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+        folder = Path(*run.path)
         unfinished = "running" if run.state == "running" else "interrupted"
-        summary = {"status": unfinished, **run.summary_metrics}
-        found.append(WandbRun(Path(*run.path), comparable(config), summary, run))
+        try:
+            tree = check_type(dict[str, Any], run.config)
+            config = {key: value for key, value in flatten(tree) if key not in GROUPS}  # as W&B sweeps add
+            check_config_types(config)
+            summary = check_type(
+                Summary, {"status": unfinished, **of_wandb(check_type(dict[str, Any], run.summary_metrics))}
+            )
+        except (ValueError, RecursionError) as problem:
+            found.append(unreadable(folder, {}, f"{run.url}: {problem}"))
+            continue
+        config = dict(sorted(config.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+        found.append(WandbRun(folder, comparable(frozen_values(config)), summary, run))
     return found
+
+
+def of_wandb(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary as summary.json has it: W&B writes NaN as a word, and `images` is a number until the run ends."""
+    values = {key: math.nan if value == "NaN" else value for key, value in summary.items()}
+    return {key: value for key, value in values.items() if key != "images" or isinstance(value, dict)}
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +237,11 @@ def defaults() -> dict[str, Any]:
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
     """A config as "section.key" → value; the values can be keys."""
-    return {key: value if key == "study.reference" else frozen(value) for key, value in flatten(tree)}
+    return frozen_values(dict(flatten(tree)))
+
+
+def frozen_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value if key == "study.reference" else frozen(value) for key, value in values.items()}
 
 
 def frozen(value: Any) -> Any:
@@ -217,6 +252,6 @@ def frozen(value: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+    if number(a) is not None and number(b) is not None:
         return math.isclose(a, b)
     return frozen(a) == frozen(b)

@@ -70,6 +70,11 @@ class Setting:
         is_dropless = self.levels.get("dropout") == "none" and self.levels.get("dropout.rate") == 0
         return tuple((key, EVERY if is_dropless and key == "dropout" else self.levels[key]) for key in factors)
 
+    @property
+    def notes(self) -> str:
+        """The notes of its runs, each once."""
+        return "; ".join(dict.fromkeys(str(run.config["notes"]) for run in self.runs if run.config.get("notes")))
+
     def estimate(self, figure: str) -> Estimate | None:
         return mean(self.by_seed(figure).values())
 

@@ -12,6 +12,7 @@ from config.errors import ConfigError, shown, suggest
 from config.optimizers import check_optimizer
 from config.recipe import recipe_of
 from config.schema import SGD, Config, WarmedUp, flatten, keys_of
+from config.typed import Published, check_type
 from config.wandb_switches import default_mode, default_tags
 
 
@@ -26,6 +27,13 @@ def check_config(composed: DictConfig) -> Config:
     check_constraints(config.wandb, "wandb.")
     check_together(config)
     study = config.study
+    if study.reference:
+        try:
+            check_type(list[Published], study.reference)
+        except ValueError as error:
+            raise ConfigError(
+                f"study.reference: {error}; expected a list of {{where: {{KEY: VALUE}}, value: NUMBER}}"
+            ) from error
     if study.reference and study.name and not study.where:
         try:
             study.where = {**recipe_of(study.name)}

@@ -1,6 +1,6 @@
 """Commands that the program prints: each value is quoted for Hydra, then each word for the shell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -26,6 +26,18 @@ def command_line(script: str, *words: str) -> str:
 def override(key: str, *values: Any) -> str:
     """An override from which Hydra reads exactly these values; several are a sweep."""
     return f"{key}={','.join(map(as_text, values))}"
+
+
+def quoted(argument: str) -> str:
+    """Quote what Hydra cannot read as a word: the # of checkpoint=SWEEP#CHOICE, the text of notes=…"""
+    key, _, value = argument.partition("=")
+    is_text = key == "notes" or (key == "checkpoint" and "#" in value and "," not in value)
+    return override(key, value) if is_text and value not in ("", "null") and value[0] not in "\"'" else argument
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Join keys with values that are as Hydra reads them."""
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def as_text(value: Any) -> str:

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
-from config.command_line import task_overrides
+from config.command_line import quoted, task_overrides
 from config.errors import check_folders, report_errors
 from config.process import prepare_process
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
@@ -34,7 +34,7 @@ class Compute:
 
 @dataclass
 class Command:
-    checkpoint: str = MISSING  # a run's folder, a file with weights, or the name of a published model
+    checkpoint: str = MISSING  # a run's folder, a sweep's, a file with weights, or the name of a published model
     model: Activation = field(default_factory=Activation)
     data: Data = field(default_factory=Data)
     trainer: Compute = field(default_factory=Compute)
@@ -83,6 +83,7 @@ def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None
 
     prepare_process()
     register_commands()
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     with report_errors():
         check_folders(sys.argv[1:])
         main()

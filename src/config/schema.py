@@ -5,7 +5,7 @@ names and types while it composes; config/check.py checks the constraints and wh
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,7 @@ class Config:
     output_dir: str = "outputs"
     sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
     varied: list[str] = field(default_factory=list)  # keys that vary in the run's sweep, which sets it: they name runs
+    notes: str | None = None  # why the run is made: for people, in summary.json, W&B and comparisons
     trial: str | None = None  # STUDY/NUMBER in the sweep's search.db, set by a search whose pruner may stop the run
 
 
@@ -290,7 +291,7 @@ class Config:
 NOT_IDENTITY = (
     "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures",
     "trainer.checkpoint_activations", "checkpoint", "wandb",
-    "study", "plan", "on_failure", "output_dir", "sweep", "varied", "trial",
+    "study", "plan", "on_failure", "output_dir", "sweep", "varied", "notes", "trial",
 )  # fmt: skip
 
 # Keys that are ignored when published values are matched: chance, speed, precision, what acts through other keys.
@@ -344,7 +345,3 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def is_below(key: str, sections: Iterable[str]) -> bool:
     """Whether a key is one of the sections or below one."""
     return any(key == section or key.startswith(section + ".") for section in sections)
-
-
-def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in values.items()]

@@ -4,7 +4,6 @@ A process is forked from one that has imported PyTorch, which takes seconds, and
 checked.
 """
 
-import math
 import multiprocessing
 import os
 import signal
@@ -136,8 +135,7 @@ def train_beside_others(job: Job, logging: DictConfig) -> None:
     """Train a run of the sweep; stop in order when the sweep's process is gone."""
     prepare_process()
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    objective = train(job, logging)
-    if objective is not None and math.isnan(objective):
+    if train(job, logging).is_error:
         sys.exit(1)
 
 

@@ -4,7 +4,6 @@ A lost job does not end the wait for the others.
 """
 
 import itertools
-import math
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -41,8 +40,8 @@ class Task:
     def __init__(self, logging: DictConfig) -> None:
         self.logging = logging
 
-    def __call__(self, job: Job) -> float | None:
-        return train(job, self.logging)
+    def __call__(self, job: Job) -> None:
+        train(job, self.logging)
 
     def checkpoint(self, job: Job) -> Any:
         from submitit.helpers import DelayedSubmission
@@ -64,10 +63,7 @@ class Slurm(SlurmLauncher):
         super().setup(config=config, **context)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit the runs that are not in the queue.
-
-        Returns:
-            The results of all that are in the queue then, when they have ended; none with wait=false.
+        """Submit the runs that are not in the queue; with wait=true, return when all have ended.
 
         Raises:
             ConfigError: Slurm does not answer, or refuses the jobs.
@@ -76,7 +72,7 @@ class Slurm(SlurmLauncher):
         from submitit.core.utils import JobPaths
 
         folder, queue = self.params["submitit_folder"], ids_in_queue()
-        waiting: list[submitit.Job[float | None]] = []
+        waiting: list[submitit.Job[None]] = []
         missing: dict[Path, Job] = {}  # by the file that keeps the ID of the run's job
         for overrides in job_overrides:
             run = make_job(self.config.hydra.job.config_name, tuple(overrides))
@@ -88,11 +84,10 @@ class Slurm(SlurmLauncher):
                 missing[path] = run
         say(f"Slurm: {len(missing):,} to submit, {len(waiting):,} in the queue already")
         waiting += self.submit(missing)
-        return [
-            JobReturn(status=JobStatus.COMPLETED, _return_value=result_of(job))
-            for job in waiting
-            if self.params["wait"]
-        ]
+        if self.params["wait"]:
+            for job in waiting:
+                wait_for(job)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in waiting]
 
     def submit(self, runs: Mapping[Path, Job]) -> Sequence[Any]:
         """Submit arrays of jobs, each as large as the cluster takes, and write each job's ID into its file."""
@@ -147,12 +142,11 @@ def ids_in_queue() -> set[str]:
     return set(query("squeue", "--me", "--array", "--noheader", "--format=%i").split())
 
 
-def result_of(job: Any) -> float | None:
-    """The run's objective; NaN, as of failed ones, where its job was lost, e.g. killed for its memory."""
+def wait_for(job: Any) -> None:
+    """Wait for a job to end. A lost job, e.g. killed for its memory, is a line and does not end the sweep."""
     from submitit.core.utils import UncompletedJobError
 
     try:
-        return job.results()[0]
+        job.results()
     except UncompletedJobError:
         say(f"job {job.job_id} ended without a result; its error log: {job.paths.stderr}", "red")
-        return math.nan

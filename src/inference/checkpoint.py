@@ -1,8 +1,6 @@
 """A checkpoint ready to use: its model, its classes, and the images that it expects.
 
-weights = read_weights(composed.checkpoint)             the file, and what it says
-settings = complete(composed, weights, overrides)       the command's keys: defaults, file, chosen group, overrides
-checkpoint = load_checkpoint(weights, settings)         the model
+open_checkpoint finds the file, completes the command's keys from what the file says, and loads the model.
 """
 
 import copy
@@ -22,12 +20,13 @@ from config.commands import Command
 from config.errors import ConfigError, shown
 from config.schema import Config, flatten
 from config.text import printable
+from inference.choice import choose_run
 from LLMConvMixer import ConvMixer
 from runtime.device import choose_device
 from tracking.identity import parse_overrides
 from training.model import make_model, memory_format
 from weights.description import described
-from weights.files import Weights
+from weights.files import Weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,20 @@ class Checkpoint:
     classes: list[str] | None
     labels: list[str]
     image_size: tuple[int, int] | None
+
+
+def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> tuple[Checkpoint, Any]:
+    """Load a command's checkpoint.
+
+    Returns:
+        The checkpoint, and the command's keys: overrides, the chosen data set, what the file says, defaults.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or the overrides do not fit it.
+    """
+    weights = read_weights(choose_run(composed.checkpoint))
+    settings = complete(composed, weights, overrides)
+    return load_checkpoint(weights, settings), settings
 
 
 def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:
@@ -152,6 +165,7 @@ def make_config(weights: Weights, settings: Command) -> Config:
         model = weights.description.model
         saved = weights.description.config["trainer"]
         trainer = replace(trainer, channels_last=saved.get("channels_last", trainer.channels_last))
+    trainer = replace(trainer, channels_last=trainer.channels_last in ("auto", True))
     return Config(model=model, data=settings.data, trainer=trainer)
 
 

@@ -12,6 +12,7 @@ from config.text import code, code_block, markdown
 from inference.checkpoint import Checkpoint, describe
 from runtime.files import read_json
 from tracking.identity import repeatable
+from tracking.records import Summary
 from training.summary import as_lines, summarize
 from weights.files import Weights
 
@@ -32,7 +33,7 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     """
     weights, config = checkpoint.weights, checkpoint.config
     saved = describe(checkpoint)["config"]
-    summary = read_json(weights.run / "summary.json") if weights.run else {}
+    summary = read_json(weights.run / "summary.json", Summary) if weights.run else {}
     data_name = saved["data"].get("name") or ("ImageNet-1k" if weights.published else "unknown")
     results = results_of(weights, summary)
     header = ModelCardData(

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -84,7 +85,7 @@ def output_paths(settings: Predict) -> tuple[Path, Path]:
     Raises:
         ConfigError: no table, or there already.
     """
-    table = Path(settings.output or "predictions.csv")
+    table = Path(settings.output or f"outputs/predictions/{datetime.now():%Y-%m-%d_%H-%M-%S}.csv")
     sheet = table.with_suffix(".png")
     if table.suffix not in (".csv", ".json"):
         raise ConfigError(f"output={table}: expected a name that ends in .csv or .json")

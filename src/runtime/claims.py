@@ -1,6 +1,6 @@
-"""What processes on one machine claim: a GPU each, and a share of the cores among those that work on one sweep.
+"""Claims of processes on one machine: a GPU for each, and a share of the cores for each process of one sweep.
 
-A claim is a lock, which the system releases when the process ends, however it ends.
+A claim is a file lock. The operating system releases it when the process ends, even if the process is killed.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ held: list[FileLock] = []
 
 @cache
 def assign_gpu() -> int:
-    """The index of a GPU that no more processes have than any other; it stays this process's own."""
+    """Claim the GPU with the fewest processes of this program, and return its index; the claim lasts until exit."""
     import torch
 
     gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
@@ -27,7 +27,7 @@ def assign_gpu() -> int:
 
 
 def claim(names: Sequence[str], folder: Path) -> int:
-    """The index of the name that was claimed: the first that is free, else the first with one process, …"""
+    """Claim one of the names, and return its index: the first without a process, else the first with one, etc."""
     folder.mkdir(parents=True, exist_ok=True)
     for place in itertools.count():
         for index, name in enumerate(names):
@@ -42,12 +42,12 @@ def claim(names: Sequence[str], folder: Path) -> int:
 
 
 def join_sweep(sweep: Path) -> None:
-    """Count this process, until it ends, among those that work on the sweep on this machine."""
+    """Count this process among the sweep's processes on this machine until it ends."""
     claim([key_of(sweep)], cores_folder())
 
 
 def processes_of(sweep: Path) -> int:
-    """Processes that have joined the sweep on this machine, at least 1."""
+    """Count the processes that have joined the sweep on this machine, at least 1."""
     return max(1, sum(is_held(lock) for lock in cores_folder().glob(f"{key_of(sweep)}-*.lock")))
 
 
@@ -60,9 +60,9 @@ def key_of(sweep: Path) -> str:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process holds the lock, on any machine that shares the file system.
+    """Check if a process holds the lock, on any machine that shares the file system.
 
-    Looking takes a shared lock for some microseconds, as several may do at once, and creates no file.
+    The check takes a shared lock for some microseconds and creates no file. Several processes may check at once.
     """
     try:
         with lock.open() as file:

@@ -1,4 +1,4 @@
-"""What a person sees: plain lines, a progress bar where there is a terminal, tables."""
+"""Terminal output: plain lines, progress bars, tables."""
 
 import logging
 import math
@@ -17,16 +17,16 @@ from rich.text import Text
 from config.text import printable
 
 Item = TypeVar("Item")
-SAY_SECONDS = 10.0  # between two lines of progress where there is no terminal
+SAY_SECONDS = 10.0  # between two progress lines if the output is not a terminal
 
 
 def say(text: str, style: str | None = None) -> None:
-    """A plain line, never broken."""
+    """Print a plain line without wrapping it."""
     get_console().print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Handler(logging.Handler):
-    """Log records as plain lines that do not break the progress bar."""
+    """The logging handler that prints records as plain lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "file_only", False):
@@ -37,9 +37,9 @@ class Handler(logging.Handler):
 
 
 class RunProgress(Progress):
-    """One line for a run: epoch, loss, accuracy, learning rate, images per second, time left.
+    """The progress line of a run: epoch, loss, accuracy, learning rate, images per second, ETA.
 
-    Quiet where the output is no terminal.
+    It is hidden if the output is not a terminal.
     """
 
     REFRESH_SECONDS = 1.0
@@ -60,11 +60,17 @@ class RunProgress(Progress):
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to read the metrics again, terminal or not; reading waits for the device."""
+        """True if the metrics were last read a second ago. Reading them synchronizes the device."""
         return time.monotonic() - self.shown_at >= self.REFRESH_SECONDS
 
     def show(self, epoch: int, step: int, loss: float, accuracy: float, lr: float, rate: float) -> None:
-        """`epoch` from 1, `step` of the epoch, `rate` in images per second."""
+        """Update the line.
+
+        Args:
+            epoch: the current epoch, from 1.
+            step: completed steps of this epoch.
+            rate: images per second.
+        """
         self.shown_at = time.monotonic()
         self.update(
             self.run,
@@ -75,24 +81,24 @@ class RunProgress(Progress):
 
 
 def track(items: Sequence[Item], activity: str) -> Iterator[Item]:
-    """The items, with a progress bar on a terminal; elsewhere a line every ten seconds says how far it is."""
+    """Yield the items, with a progress bar on a terminal, otherwise with a line of progress every ten seconds."""
     columns = (
         TextColumn(f"  {activity}"),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )
-    started = said = time.monotonic()
+    started = last = time.monotonic()
     with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
         for done, item in enumerate(progress.track(items)):
-            if progress.disable and (now := time.monotonic()) - said >= SAY_SECONDS:
-                say(f"{activity}: {done:,} of {len(items):,}, {(now - started) * (len(items) / done - 1):.0f} s left")
-                said = now
+            if progress.disable and time.monotonic() - last >= SAY_SECONDS:
+                last = time.monotonic()
+                say(f"{activity}: {done:,} of {len(items):,}, {(last - started) * (len(items) / done - 1):.0f} s left")
             yield item
 
 
 def si(number: float) -> str:
-    """Three digits and a prefix: 78.2 k, 4.76 M."""
+    """Format a number with three digits and an SI prefix, e.g. 78.2 k, 4.76 M."""
     rounded = float(f"{number:.3g}")  # 999.6 is 1.00 k
     power = min(4, int(math.log10(rounded) // 3)) if rounded >= 1 else 0
     digits = f"{number / 1000**power:#.3g}" if power else f"{number:.3g}"
@@ -100,10 +106,9 @@ def si(number: float) -> str:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first row stands out, numbers to the right.
+    """Print a table with its first row highlighted and numbers aligned right.
 
-    A terminal shows as many columns as it has room for, from the left, and says which are left out;
-    in a file or a pipe there is no width to keep to.
+    On a terminal, columns that do not fit are left out from the right, and a line names them.
     """
     console = get_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
@@ -123,5 +128,5 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     while len(table.columns) > 1 and width() > console.width:
         table.columns.pop()
     console.print(table)
-    if left_out := header[len(table.columns) :]:
-        say(f"(no room here for: {', '.join(left_out).replace(chr(10), ' ')})", style="dim")
+    if hidden := header[len(table.columns) :]:
+        say(f"(hidden columns: {', '.join(hidden).replace(chr(10), ' ')})", style="dim")

@@ -1,4 +1,4 @@
-"""The device that a run trains on: which one, how batches get there, what it remembers."""
+"""The device of a run: its choice, copies of batches to it, its memory."""
 
 import ctypes
 import gc
@@ -17,47 +17,49 @@ from torch import Tensor
 from config.errors import ConfigError
 from runtime.claims import assign_gpu
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by trainer.precision
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # keys are values of trainer.precision
 
 
 def choose_device(name: str, precision: str = "fp32") -> torch.device:
-    """The device asked for; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """Make the device of trainer.device; `auto` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ConfigError: it is not available on this machine, or it cannot compute in this precision.
+        ConfigError: the device is not available on this machine, or does not support the precision.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
+        name = next(device for device, is_available in available.items() if is_available)
     if not available[name]:
-        there = ", ".join(device for device, is_there in available.items() if is_there)
-        raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {there}")
+        names = ", ".join(device for device, is_available in available.items() if is_available)
+        raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {names}")
     if name == "cuda":
-        rank = os.environ.get("LOCAL_RANK")  # of one run on several GPUs; each may see all of them, or its own alone
+        rank = os.environ.get(
+            "LOCAL_RANK"
+        )  # set if the run has several ranks, each of which sees all GPUs or only its own
         torch.cuda.set_device(assign_gpu() if rank is None else int(rank) % torch.cuda.device_count())
         if problem := missing_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()):
             raise ConfigError(f"trainer.device=cuda: {problem}. Fix: another build of PyTorch, or trainer.device=cpu")
         if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             gpu = torch.cuda.get_device_name()
             raise ConfigError(f"trainer.precision=bf16: {gpu} has none; expected trainer.precision=fp16 or fp32")
-    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    torch.backends.cudnn.benchmark = True  # all steps have the same shapes
     if name == "cpu":
         keep_freed_memory()
     return torch.device(name)
 
 
 def missing_kernels(capability: tuple[int, int], wheel: Sequence[str]) -> str | None:
-    """Say why a GPU of a compute capability runs no kernel of this PyTorch; None if it does.
+    """Explain why this PyTorch has no kernels for a GPU's compute capability; None if it has them.
 
     Args:
-        wheel: the architectures that PyTorch was built for, as torch.cuda.get_arch_list() has them.
+        wheel: the architectures that PyTorch was built for, from torch.cuda.get_arch_list().
     """
     major, minor = capability
-    for architecture in wheel:  # machine code runs on later minor versions, "compute_" on all later ones
+    for architecture in wheel:  # sm_80 runs on 8.0 to 8.9; compute_80 runs on 8.0 and all later ones
         kind, _, digits = architecture.partition("_")
         built = int(re.sub(r"\D", "", digits)[:-1] or 0), int(re.sub(r"\D", "", digits)[-1:] or 0)
         if kind not in ("sm", "compute") or (built <= capability and (kind == "compute" or built[0] == major)):
-            return None  # AMD's have other names
+            return None  # AMD's architectures have other names and are not checked
     return f"compute capability {major}.{minor}: this PyTorch has kernels for {', '.join(wheel)} only"
 
 
@@ -66,10 +68,10 @@ def describe(device: torch.device) -> str:
 
 
 def driver_version() -> str | None:
-    """NVIDIA's driver; None without one."""
+    """Read the version of NVIDIA's driver; None without one."""
     with suppress(OSError):
-        found = re.search(r"Module.*?\s(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
-        return found[1] if found else None
+        version = re.search(r"Module.*?\s(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        return version[1] if version else None
     return None
 
 
@@ -78,7 +80,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def prefetch(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches on the device; on CUDA the next one is copied while this one is worked on."""
+    """Yield batches on the device; on CUDA, copy the next batch while the current one is used."""
     if device.type != "cuda":
         for pixels, labels in batches:
             yield pixels.to(device), labels.to(device)
@@ -88,25 +90,25 @@ def prefetch(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Ten
     ready = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            coming = tuple(part.to(device, non_blocking=True) for part in batch)
+            following = tuple(part.to(device, non_blocking=True) for part in batch)
         if ready is not None:
             yield ready
         current.wait_stream(copies)
-        for part in coming:
+        for part in following:
             part.record_stream(current)
-        ready = coming
+        ready = following
     if ready is not None:
         yield ready
 
 
 @cache
 def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for the process: the allocator keeps a cache for each stream."""
+    """Make the process's stream for copies, once, because PyTorch's allocator caches memory for each stream."""
     return torch.cuda.Stream(device)
 
 
 def is_gpu_lost() -> bool:
-    """Whether the GPU no longer answers: after some errors every later call of the process fails as well."""
+    """Check if the CUDA context is broken: after some errors, all later CUDA calls of the process fail."""
     if not torch.cuda.is_initialized():
         return False
     try:
@@ -121,10 +123,10 @@ def is_gpu_lost() -> bool:
 
 @cache
 def keep_freed_memory() -> None:
-    """Linux: what tensors on the CPU free stays with the process, for the next ones.
+    """Let glibc keep freed memory in the process for later CPU tensors.
 
-    The C library gives large blocks back to the system at once and has to ask for them again, page by page:
-    with activations of 16 MiB that took longer than what was done with them.
+    By default glibc returns large blocks to the system at once, and each new block costs page faults. With activations
+    of 16 MiB these took longer than the computation.
     """
     no_mmap, no_trimming = (-4, 0), (-1, -1)  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD
     with suppress(OSError, AttributeError):
@@ -134,19 +136,19 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> None:
-    """Between two runs: what the last one held, also in its error's frames, is the next one's, or another process's."""
+    """Release the memory of the last run, including what its traceback refers to, before the next run."""
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # its limit of recompilations, and what it has compiled, are the process's
+        torch.compiler.reset()  # compiled code and the recompilation limit are kept for the whole process
     gc.collect()
     freeze_imports()
     if torch.cuda.is_initialized():
-        with suppress(RuntimeError):  # of a GPU that no longer answers
+        with suppress(RuntimeError):  # the CUDA context may be broken
             torch.cuda.empty_cache()
 
 
 @cache
 def freeze_imports() -> None:
-    """Spare what the first run has imported, which stays, from later collections: half a second each."""
+    """Exclude imported modules from later garbage collections, which saves half a second each."""
     gc.freeze()
 
 
@@ -155,11 +157,11 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: start the process's peak anew
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: reset VmHWM
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the run's highest: of the GPU's tensors, else of the process; None where unknown."""
+    """Return the peak memory in bytes: of tensors on CUDA, of the whole process on the CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError):
@@ -169,5 +171,5 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def reserved_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU that the process held at the run's highest, with caches and CUDA graphs; None elsewhere."""
+    """Return the peak CUDA memory of the process in bytes, with caches and CUDA graphs; None on other devices."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None

@@ -1,6 +1,6 @@
-"""One run in several processes, its ranks, that torchrun or Slurm started, and what they exchange.
+"""Distributed training: one run in several processes (ranks) started by torchrun or Slurm.
 
-Every rank trains on its share of each batch and keeps the same weights; rank 0 alone writes.
+Each rank trains on its share of every batch, and all keep the same weights. Only rank 0 writes files.
 """
 
 import atexit
@@ -15,13 +15,18 @@ from torch import Tensor, distributed, nn
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: `size` of them, this one being number `rank`, from 0. Alone, it exchanges nothing."""
+    """The ranks of a run and their communication.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: the number of ranks. With 1, all methods return without communication.
+    """
 
     rank: int = 0
     size: int = 1
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on all ranks."""
+        """Return rank 0's value on all ranks."""
         if self.size == 1:
             return value
         values = [value]
@@ -29,11 +34,11 @@ class World:
         return values[0]
 
     def barrier(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until all ranks have called it."""
         self.broadcast(None)
 
     def all_reduce_max(self, *numbers: int) -> list[int]:
-        """Of each number the highest that any rank has."""
+        """Return the maximum over the ranks of each number."""
         if self.size == 1:
             return list(numbers)
         highest = torch.tensor(numbers)
@@ -47,7 +52,7 @@ class World:
                 distributed.all_reduce(tensor)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give all ranks rank 0's buffers: BatchNorm's statistics."""
+        """Copy rank 0's buffers, i.e. BatchNorm's statistics, to all ranks."""
         if self.size > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, src=0)
@@ -55,12 +60,14 @@ class World:
 
 @cache
 def init_distributed() -> World:
-    """Meet the other ranks, if there are any."""
-    started_by_submitit = "SUBMITIT_EXECUTOR" in os.environ  # and not by hand, in an allocation of several tasks
+    """Join the process group if the run has several ranks."""
+    started_by_submitit = (
+        "SUBMITIT_EXECUTOR" in os.environ
+    )  # false in an interactive allocation, whose tasks are not ranks
     if started_by_submitit and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
-        # CUDA_VISIBLE_DEVICES stays as Slurm has set it; runtime/device.py takes the rank's GPU among them.
+        # CUDA_VISIBLE_DEVICES stays as set by Slurm; runtime/device.py selects the rank's GPU.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -71,5 +78,5 @@ def init_distributed() -> World:
 
 
 def leave_at_once() -> None:
-    """End without a word to the other ranks, which may be waiting in an exchange that this rank will never join."""
+    """Skip process-group teardown: other ranks may wait in a collective that this rank never joins."""
     atexit.unregister(distributed.destroy_process_group)

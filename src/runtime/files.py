@@ -10,8 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from config.errors import ConfigError
+from config.typed import check_type
 
 PARTIAL = ".convmixer_partial_"  # begins the names of temporary folders, which are all that is ever removed
+
+LARGEST = 64 << 20  # characters of a file that is read at once; sweep.json of 5,000 runs has a million
 
 
 @contextmanager
@@ -64,9 +67,24 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Empty where the file is missing or cut off."""
+def read_text(path: Path) -> str:
+    """Read a small file that this program wrote.
+
+    Raises:
+        ValueError: it is a pipe or a device, whose reader would wait for ever, or far larger than such files are.
+    """
+    if not path.is_file() and path.exists():
+        raise ValueError("is no file")
+    with path.open(encoding="utf-8") as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise ValueError(f"is larger than {LARGEST >> 20} MiB")
+    return text
+
+
+def read_json(path: Path, kind: Any) -> Any:
+    """Empty where the file is missing, cut off, or of another type."""
     try:
-        return json.loads(path.read_text())
+        return check_type(kind, json.loads(read_text(path)))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -1,10 +1,10 @@
-"""What launched this process, and what it needs to be told when a run is interrupted or fails.
+"""The launcher of this process, which decides how an interrupted or failed run ends.
 
-Shell        a person or a script: the exit code says what happened
-Torchrun     several ranks; all are ended as soon as one has ended
-Slurm        a job of submitit's, of one or several ranks, which an interrupted run puts back into the queue
-SideBySide   a sweep with several runs at once, each in a process of its own
-WandbAgent   the agent of a W&B sweep, which takes any exit code but 0 for a failure
+Launcher     a shell or a script: the exit code reports the end
+Torchrun     several ranks: torchrun ends all ranks as soon as one ends
+Slurm        a submitit job of one or several ranks: an interrupted run is requeued
+SideBySide   a sweep with several runs at once, each in a separate process
+WandbAgent   the agent of a W&B sweep, which counts every exit code except 0 as a failure
 """
 
 import logging
@@ -19,50 +19,50 @@ log = logging.getLogger(__name__)
 
 
 class Launcher:
-    """A shell. The others differ from it where they have to."""
+    """The shell, and the default behaviour of all launchers."""
 
-    shares_terminal = False  # with other runs, so that a line must name its run
+    shares_terminal = False  # if true, each line names its run
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     def ends_run(self, number: int) -> bool:
-        """Whether the signal ends the run; otherwise it only asks for a checkpoint."""
+        """Check if the signal ends the run; if not, it only requests a checkpoint."""
         return True
 
     def after_interrupt(self, number: int) -> None:
-        """What follows when the signal has ended the run and the run's folder is closed."""
+        """End the process, or requeue the job, after a signal has ended the run and its folder is closed."""
         raise SystemExit(128 + number)
 
     def after_failure(self, stop_sweep: bool) -> None:
-        """What follows when the run has failed and the run's folder is closed."""
+        """End the process if the sweep must stop, after the run has failed and its folder is closed."""
         if stop_sweep:
             raise SystemExit(1)
 
 
 class Torchrun(Launcher):
     def after_interrupt(self, number: int) -> None:
-        self.world.barrier()  # rank 0, which records, would be ended with the first rank that ends
+        self.world.barrier()  # torchrun ends rank 0, which writes the record, as soon as any rank ends
         super().after_interrupt(number)
 
     def after_failure(self, stop_sweep: bool) -> None:
         if self.world.size > 1:
             leave_at_once()
-        super().after_failure(stop_sweep or self.world.size > 1)  # the other ranks would wait for this one
+        super().after_failure(stop_sweep or self.world.size > 1)  # other ranks would wait for this one
 
 
 class Slurm(Torchrun):
     def ends_run(self, number: int) -> bool:
-        # Preempted: Slurm puts the job back into the queue only if it is still there when its time is over.
+        # SIGTERM means preemption: Slurm requeues the job only if it is still running when its grace time ends.
         return number != signal.SIGTERM
 
     def after_interrupt(self, number: int) -> None:
         self.world.barrier()
-        handler = signal.getsignal(number)  # submitit's, which puts the job back into the queue
+        handler = signal.getsignal(number)  # submitit's handler, which requeues the job
         if callable(handler):
             try:
                 handler(number, None)
-            except Exception as refusal:  # the job may not be requeued any more
+            except Exception as refusal:  # e.g. the job was requeued too often
                 log.error(first_line(refusal))
                 return
         raise SystemExit(128 + number)
@@ -74,7 +74,7 @@ class SideBySide(Launcher):
 
 class WandbAgent(Launcher):
     def after_interrupt(self, number: int) -> None:
-        raise SystemExit(0)  # the agent itself stops runs; a few failures end it
+        raise SystemExit(0)  # the agent stops runs itself, and ends after a few failures
 
 
 def detect_launcher(world: World) -> Launcher:

@@ -9,14 +9,14 @@ import torch
 
 
 def seed_rngs(seed: int, step: int, rank: int) -> None:
-    """Reseed all RNGs from (seed, step), so that resumed runs match.
+    """Reseed all RNGs from (seed, step), so that a resumed run draws the same numbers.
 
-    The processes of a team draw alike where they must agree (mixup's shares), and apart in dropout.
+    NumPy's and Python's state is the same on all ranks, e.g. for mixup's ratio. PyTorch's differs, e.g. for dropout.
     """
     python, numpy, dropout = np.random.SeedSequence([seed, step]).generate_state(3).tolist()
     random.seed(python)
     np.random.seed(numpy)
-    torch.random.default_generator.manual_seed(dropout + rank)  # torch.manual_seed takes a hundred times as long
+    torch.random.default_generator.manual_seed(dropout + rank)  # torch.manual_seed takes 100 times as long
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(dropout + rank)
 

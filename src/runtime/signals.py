@@ -1,4 +1,4 @@
-"""Signals end a run between two steps: from a person, a scheduler, a machine going down."""
+"""Signal handling: a signal ends a run, or requests a checkpoint, between two steps."""
 
 import signal
 import threading
@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 
 from runtime.launcher import Launcher
 
-# Ctrl-C, an orderly shutdown, a terminal that is closed, and the warnings of Slurm (USR1) and submitit (USR2) before a
-# time limit.
+# Ctrl-C, shutdown, closed terminal, and the warnings of Slurm (USR1) and submitit (USR2) before a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 Batch = TypeVar("Batch")
 
 
 class Interrupted(BaseException):
-    """A signal has ended the run; not an Exception, so that it ends the sweep as well."""
+    """The signal that has ended a run. It is not an Exception, so that it ends the sweep as well."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -26,13 +25,13 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interrupted_at_once(launcher: Launcher) -> Iterator[None]:
-    """Within this context a signal that ends the run raises Interrupted, so that what was begun is cleaned up."""
+    """Raise Interrupted at once, in the middle of any computation, while the context is active."""
 
     def receive(number: int, frame: FrameType | None) -> None:
         if launcher.ends_run(number):
             raise Interrupted(number)
 
-    if threading.current_thread() is not threading.main_thread():  # others cannot receive signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     previous = {number: signal.signal(number, receive) for number in signals_to_obey()}
@@ -44,24 +43,24 @@ def interrupted_at_once(launcher: Launcher) -> Iterator[None]:
 
 
 class SignalHandler:
-    """Within this context signals are noted, to be acted on between two steps; a second Ctrl-C ends the process.
+    """A context that records signals, to be handled between two steps. A second Ctrl-C ends the process at once.
 
-    SIGHUP stays ignored where it is, e.g. by nohup.
+    An ignored SIGHUP stays ignored, e.g. with nohup.
 
     Attributes:
-        number: the signal that is to end the run; 0: none.
-        save_requested: a signal has asked for a checkpoint, and the run goes on.
+        number: the signal that ends the run; 0 if none came.
+        save_requested: True if a signal requests a checkpoint while the run continues.
     """
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
         self.number = 0
         self.save_requested = False
-        self.is_waiting = False  # for a batch: nothing is lost if the run ends now
+        self.is_waiting = False  # for a batch; nothing is lost if the run ends now
         self.previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "SignalHandler":
-        if threading.current_thread() is threading.main_thread():  # others cannot receive signals
+        if threading.current_thread() is threading.main_thread():  # only the main thread receives signals
             self.previous = {number: signal.signal(number, self.receive) for number in signals_to_obey()}
         return self
 
@@ -79,12 +78,12 @@ class SignalHandler:
             raise Interrupted(number)
 
     def watch(self, batches: Iterable[Batch], save: Callable[[], None] | None = None) -> Iterator[Batch]:
-        """The batches; a signal is obeyed before each, and while it is waited for, after a last call of `save`.
+        """Yield the batches. On a signal, also while waiting for a batch, call `save` and end the run.
 
-        Not where there are several ranks: the others would wait for this one.
+        With several ranks, signals are handled elsewhere: the ranks must agree on the step first.
 
         Raises:
-            Interrupted: a signal is to end the run.
+            Interrupted: a signal ends the run.
         """
         if self.launcher.world.size > 1:
             yield from batches

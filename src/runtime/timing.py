@@ -1,4 +1,4 @@
-"""Time on the device."""
+"""Timing of computations on the device."""
 
 import time
 from collections import deque
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 ROUND_SECONDS = 0.05
-WARM_UP = 3  # steps: compilation, cuDNN's choice, CUDA graphs
+WARM_UP = 3  # steps, for compilation, cuDNN's algorithm search and CUDA graphs
 
 
 def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Seconds that so many steps take on the device, launched one after the other."""
+    """Measure the device's seconds for a number of steps, launched without waiting between them."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -30,7 +30,7 @@ def timed(step: Callable[[], object], steps: int, device: torch.device) -> float
 
 
 def seconds_of(step: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
-    """Seconds that a step takes at its fastest, once warm; a round is many steps, so that none waits for its launch."""
+    """Measure the seconds of a step after warm-up: the fastest of several rounds of about 50 ms."""
     warm_up(step)
     steps = steps_within(ROUND_SECONDS, step, device)
     return min(timed(step, steps, device) / steps for _ in range(rounds))
@@ -42,12 +42,12 @@ def warm_up(step: Callable[[], object]) -> None:
 
 
 def steps_within(seconds: float, step: Callable[[], object], device: torch.device) -> int:
-    """About how many steps fit into so many seconds, at least one."""
+    """Estimate the number of steps that fit into a time, at least one."""
     return max(1, round(seconds / timed(step, 1, device)))
 
 
 class Spans:
-    """The device's time for the last spans of work; to note one does not wait for the device."""
+    """The device times of the last spans of work, recorded without synchronization."""
 
     def __init__(self, device: torch.device, most: int = 50) -> None:
         self.device = device
@@ -67,7 +67,7 @@ class Spans:
         return event
 
     def median_seconds(self) -> float:
-        """Wait for the device, and take the median, which the first span's compilation does not change."""
+        """Synchronize the device and return the median, which a slow first span hardly changes."""
         if self.device.type != "cuda":
             return median(end - start for start, end in self.marks)
         torch.cuda.synchronize(self.device)

@@ -33,6 +33,7 @@ from tracking.wandb_logger import remove_empty_runs
 
 if TYPE_CHECKING:
     from comparison.progress import Progress
+    from training.run import Result
 
 GRID = "sweeps.grid.grid"  # hydra.sweeper.method of a sweep whose runs are known before it starts
 
@@ -147,8 +148,8 @@ def launch(launcher: Launcher, jobs: Iterable[Job], index: RunIndex, first_numbe
     index.list()
 
 
-def train(job: Job, logging: DictConfig) -> float | None:
-    """Train a run, in the process in which its launcher calls this; the objective, NaN if the run failed.
+def train(job: Job, logging: DictConfig) -> "Result":
+    """Train a run, in the process in which its launcher calls this.
 
     Args:
         logging: see logging_of().

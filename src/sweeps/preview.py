@@ -13,12 +13,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from config.command_line import overrides_of
 from config.errors import ConfigError, explain, first_line
-from config.schema import SGD, Config, overrides_of
+from config.schema import SGD, Config
 from config.sweepers import Grid, Race, Search
 from runtime.console import print_table, say, si, track
 from runtime.files import read_json
 from sweeps.plan import as_list, expand_grid, layer_macs, make_job, parse_overrides, split_overrides, varied_keys
+from tracking import records
 from tracking.identity import as_given, display_name, folder_name
 from tracking.run_index import RunIndex
 
@@ -199,11 +201,12 @@ def completed_runs(output_dir: Path) -> dict[str, list[tuple[int, float]]]:
     runs: dict[str, list[tuple[int, float]]] = {}
     for sweep in output_dir.glob("*/sweep.json"):
         index = RunIndex(sweep.parent)
-        for run_id, run in read_json(sweep).items():
+        for run_id, run in read_json(sweep, dict[str, records.PlannedRun]).items():
             summary = index.summary(run_id)
-            if summary.get("status") == "completed" and summary["epochs"]:
-                work = summary["macs"] * summary["images"]["train"] * summary["epochs"]
-                runs.setdefault(run["data"], []).append((summary["macs"], summary["seconds"] / work))
+            macs, seconds = summary.get("macs"), summary.get("seconds")
+            images = summary.get("images", {}).get("train", 0) * summary.get("epochs", 0)
+            if summary.get("status") == "completed" and macs and seconds and images > 0:
+                runs.setdefault(run["data"], []).append((macs, seconds / (macs * images)))
     return runs
 
 

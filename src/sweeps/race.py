@@ -53,7 +53,7 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         seconds = summary.get("seconds") or 0.0
         match summary.get("status"):
             case "completed":
-                return Result(summary["objective"], seconds)
+                return Result(summary.get("objective", math.nan), seconds)
             case "failed" if str(summary.get("error")).startswith(DIVERGED):
                 return Result(None, seconds)
             case "failed" if launched[run] >= TRIES:

@@ -20,9 +20,9 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from comparison.formatting import duration
-from config.command_line import as_text
+from config.command_line import as_text, overrides_of
 from config.errors import ConfigError
-from config.schema import Config, overrides_of
+from config.schema import Config
 from config.sweepers import Search
 from runtime.console import say
 from sweeps import launch, plan
@@ -149,11 +149,11 @@ def run_batch(
             match summary.get("status"):
                 case "pruned":
                     study.tell(trial.number, state=TrialState.PRUNED)
-                case "failed":
-                    study.tell(trial.number, state=TrialState.FAIL)
-                case "completed":
+                case "completed" if summary.get("objective") is not None:
                     found.append(summary["objective"])
                     if len(found) < options.n_seeds and not is_hopeless(found, others, lower_is_better=sign(study) < 0):
                         waiting.append(trial)
                     else:
                         complete(study, trial.number, found)
+                case "failed" | "completed":  # by a summary without its objective, which somebody has changed
+                    study.tell(trial.number, state=TrialState.FAIL)

@@ -10,7 +10,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from comparison.formatting import count
-from config.schema import overrides_of
+from config.command_line import overrides_of
 from stats.importance import Importance, importances
 from stats.prediction import rate_bounds
 from sweeps.trials import completed, not_retried, seed_values, sign

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from config.check import check_config
+from config.command_line import overrides_of
 from config.compose import compose_config
 from config.errors import ConfigError
-from config.schema import Config, overrides_of
+from config.schema import Config
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = Mapping[str, Distribution]

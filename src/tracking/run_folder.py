@@ -36,6 +36,7 @@ from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
 from tracking.predictions import write_predictions
+from tracking.records import Summary
 from tracking.run_index import RunIndex
 from tracking.run_lock import acquire_lock, describe_holder, lock_of
 from tracking.trial import Trial
@@ -99,7 +100,7 @@ class RunFolder:
         self.path = Path(world.broadcast(str(path)))
         if self.writes:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.summary: dict[str, Any] = world.broadcast(read_json(self.path / "summary.json"))
+        self.summary: dict[str, Any] = world.broadcast(read_json(self.path / "summary.json", Summary))
         self.rows: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(self.path / "checkpoints", self.run_id, config.checkpoint)
         self.wandb = WandbLogger()
@@ -142,6 +143,7 @@ class RunFolder:
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         self.summary |= {"run_id": self.run_id, "overrides": self.overrides, "varied": self.config.varied}
         self.summary |= {"choices": self.choices} if self.choices else {}
+        self.summary |= {"notes": self.config.notes} if self.config.notes else {}
         write_text(self.path / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
         self.update(epochs=0)
         self.wandb.start(self.config, self.path, self.name, wandb_id)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.files import read_json
+from tracking.records import Summary
 
 
 class RunIndex:
@@ -40,11 +41,11 @@ class RunIndex:
         except OSError:
             return {}
         if self.summaries.get(run_id, (0,))[0] != changed:
-            self.summaries[run_id] = changed, read_json(path)
+            self.summaries[run_id] = changed, read_json(path, Summary)
         return self.summaries[run_id][1]
 
 
 def rank(folder: Path) -> tuple[bool, bool, int, int]:
     """Of copies of a run's folder the completed one comes first, then the longest."""
-    summary = read_json(folder / "summary.json")
+    summary = read_json(folder / "summary.json", Summary)
     return not folder.exists(), summary.get("status") != "completed", -summary.get("epochs", 0), len(folder.name)

@@ -142,6 +142,7 @@ def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
         group=config.sweep,
         name=name,
         tags=config.wandb.tags,
+        notes=config.notes,
         # An agent's run has the sweep's parameters in its config already, under keys with dots; and in a nested config
         # a group among them, e.g. dropout=blocks, would take its section's place.
         config=dict(flatten(asdict(config))) if by_agent else asdict(config),

@@ -1,4 +1,4 @@
-"""One layer of a run's model, as the run would compute it: its result compared with float64's, and its time."""
+"""One layer of a run's model, for measuring backends: its error compared with float64, and its time."""
 
 import json
 import math
@@ -21,11 +21,11 @@ from training.optimization import freeze, train_mode
 Shape = tuple[int, int, int, int]  # batch, channels, height, width
 Step = Callable[[], list[Tensor]]
 
-TOLERANCE = 0.03  # of a relative error; one wrong tap of a 9×9 kernel makes 0.11
+TOLERANCE = 0.03  # relative error; one wrong tap of a 9×9 kernel makes 0.11
 CLASSES = 10
-GRADIENT = 64.0  # of the logits: in fp16 no gradient vanishes or overflows
-CHECKED_BYTES = 2**30  # of the check in float64, in which a value of a layer takes 80
-CUDA_GRAPHS = "reduce-overhead"  # the mode of torch.compile
+GRADIENT = 64.0  # scale of the logits' gradient, with which no gradient vanishes or overflows in fp16
+CHECKED_BYTES = 2**30  # memory for the check in float64, which takes 80 bytes for each value of a layer
+CUDA_GRAPHS = "reduce-overhead"  # torch.compile's mode with CUDA graphs
 
 
 class Backend(NamedTuple):
@@ -52,10 +52,10 @@ class Layer:
     """A layer between a patch embedding and a head, in training.
 
     Attributes:
-        config: the run's.
-        shape: of the images that a rank computes at once.
-        device: the rank's.
-        passes: forward and backward passes of the run.
+        config: the config of the run.
+        shape: shape of a rank's largest micro-batch of images.
+        device: the device of this rank.
+        passes: number of forward and backward passes of the run.
     """
 
     config: Config
@@ -65,7 +65,7 @@ class Layer:
 
     @property
     def key(self) -> str:
-        """All that its time depends on, except the device and the software."""
+        """Everything that affects the layer's time, except device and software."""
         model, trainer = asdict(self.config.model), self.config.trainer
         for name in ("depth", "pretrained", "backend"):
             del model[name]
@@ -79,20 +79,20 @@ class Layer:
         return batch, self.config.model.d_model, height // patch, width // patch
 
     def operands(self) -> tuple[Tensor, Tensor]:
-        """Input and kernels of the depthwise convolution, as tensors that take no memory."""
+        """Make input and kernels of the depthwise convolution as expanded tensors, which take no memory."""
         model, value = self.config.model, torch.empty(1, device=self.device)
         kernels = value.expand(model.d_model, 1, model.kernel_size, model.kernel_size)
         return value.expand(self.grid), nn.Parameter(kernels)
 
     def unsupported_reason(self, backend: Backend) -> str | None:
-        """Say why the device cannot compute the layer with a backend; None if it can."""
+        """Explain why the device does not support the backend for this layer; None if it does."""
         return depthwise.unsupported_reason(backend.name, *self.operands())
 
     @property
     def distinct_images(self) -> int:
-        """Number of different images in a batch, which the check in float64 takes: 8 to 32 if there are as many.
+        """Number of different images in a batch, which the check in float64 uses: 8 to 32, or the batch size.
 
-        Copies of them fill the batch. A batch's statistics are then those of its distinct images.
+        Copies of them fill the batch, so that the batch has the statistics of its distinct images.
         """
         batch, *grid = self.grid
         most = min(batch, max(8, min(32, CHECKED_BYTES // (80 * math.prod(grid)))))
@@ -100,18 +100,18 @@ class Layer:
 
     @property
     def checked_images(self) -> int:
-        """Images of a batch in which every distinct image is equally frequent: the run's batch, or one of each."""
+        """Batch size of the check: the run's if it is a multiple of the distinct images, otherwise their number."""
         batch, distinct = self.shape[0], self.distinct_images
         return distinct if batch % distinct else batch
 
     def step(self, backend: Backend, images: int, dtype: torch.dtype = torch.float32) -> Step:
-        """Make a function that computes logits and the gradients of trained weights, the same each time."""
+        """Make a function that computes logits and weight gradients, with the same numbers at each call."""
         config, distinct = self.without_chance(backend), self.distinct_images
         with preserve_rng_state():
             torch.random.default_generator.manual_seed(0)
             model = make_model(config, self.shape[1], CLASSES)
             for norm in model.modules():
-                if isinstance(norm, nn.BatchNorm2d):  # whose ones and zeros hide mistakes
+                if isinstance(norm, nn.BatchNorm2d):  # initial ones and zeros would hide errors
                     nn.init.uniform_(norm.weight, 0.5, 1.5)
                     nn.init.uniform_(norm.bias, 0.5, 1.5)
             shape = (distinct, *self.shape[1:])
@@ -136,25 +136,25 @@ class Layer:
         return step
 
     def error(self, step: Step, exact: list[Tensor]) -> float:
-        """Compute the largest relative error of a tensor, by its norm; with ReLU's kink it is not small in bf16.
+        """Compute the largest relative error, by norm, of logits and gradients. In bf16, ReLU's kink makes it large.
 
         Args:
-            exact: the result of a step of distinct images in float64.
+            exact: logits and gradients of the distinct images in float64.
         """
         logits, *gradients = (tensor.detach() for tensor in step())
         copies = len(logits) / len(exact[0])
-        found = [*logits.split(len(exact[0])), *(gradient / copies**0.5 for gradient in gradients)]
-        pairs = zip(found, [*[exact[0]] * int(copies), *exact[1:]], strict=True)
+        computed = [*logits.split(len(exact[0])), *(gradient / copies**0.5 for gradient in gradients)]
+        pairs = zip(computed, [*[exact[0]] * int(copies), *exact[1:]], strict=True)
         return float(torch.stack([(tensor.double() - true).norm() / true.norm() for tensor, true in pairs]).max())
 
     def in_float64(self) -> list[Tensor]:
-        """Compute the result of each distinct image once with the reference in float64."""
+        """Compute logits and gradients of the distinct images with the reference in float64."""
         trainer = replace(self.config.trainer, compile=False, precision="fp32")
         layer = replace(self, config=replace(self.config, trainer=trainer))
         return [tensor.detach() for tensor in layer.step(REFERENCE, self.distinct_images, torch.float64)()]
 
     def without_chance(self, backend: Backend) -> Config:
-        """Leave out dropout, whose random numbers differ by backend, and the minutes that max-autotune takes."""
+        """Make the backend's config without dropout, whose numbers differ by backend, and without max-autotune."""
         config = backend.applied_to(self.config)
         trainer = config.trainer
         if trainer.compile_mode == "max-autotune":

@@ -1,6 +1,6 @@
-"""The training loop: every epoch trains, validates, adds a row to the record and saves what it takes to resume.
+"""The training loop: each epoch trains, validates, adds a row to metrics.csv and saves a checkpoint.
 
-Nothing in it waits for the device but a look at the metrics once a second.
+Metrics are read, and the GPU synchronized, at most once a second and at the end of an epoch.
 """
 
 import logging
@@ -24,41 +24,41 @@ from training.step import TrainStep
 
 log = logging.getLogger(__name__)
 
-STEPS_BETWEEN_SYNCS = 8  # of the ranks, which tell each other whether to save or to stop
+STEPS_BETWEEN_SYNCS = 8  # ranks agree so often whether to save or stop
 
 
 class Trainer:
-    """One run's training, from where its state is to the test.
+    """The training of one run, from its current state to the test.
 
     Args:
-        state: what every step changes.
-        folder: of the run, for its record and its checkpoints.
-        launcher: which signals end the run, and whether the terminal is its own.
+        state: model, optimizer and counters; a new run's or a checkpoint's.
+        folder: the run folder, for metrics and checkpoints.
+        launcher: how the run was started: which signals end it, and whether other runs share the terminal.
     """
 
     def __init__(
         self, state: TrainingState, data: DataSplits, loaders: Loaders, folder: RunFolder, launcher: Launcher
     ) -> None:
         self.state, self.data, self.folder, self.launcher = state, data, folder, launcher
-        self.config, self.world = config, world = folder.config, state.world
+        self.config, self.world = config, world = state.config, state.world
         self.train_loader, self.val_loader, self.test_loader = loaders
         self.sampler = self.train_loader.sampler
         self.steps_per_epoch = len(self.train_loader)
         check_schedule(config, self.steps_per_epoch)
         check_batch_statistics(config, self.sampler, data.image_size)
         self.train_step = TrainStep(state, data, whole_batch=self.sampler.size(0))
-        self.new_best: dict[str, Any] | None = None  # is written with the next checkpoint
-        self.non_finite_step = 0  # as the metrics were last read
+        self.new_best: dict[str, Any] | None = None  # written with the next checkpoint
+        self.non_finite_step = 0  # when the metrics were last read
         self.signals = SignalHandler(launcher)
         quiet = world.rank > 0 or launcher.shares_terminal
         self.progress = RunProgress(config.trainer.epochs, self.steps_per_epoch, quiet)
 
     def fit(self) -> Evaluation:
-        """Train to the end, then evaluate the test set exactly once, with the best epoch's weights.
+        """Train to the last epoch, then evaluate the test set once, with the best epoch's weights.
 
         Raises:
-            Interrupted: a signal has ended the run; what it takes to resume is saved.
-            Pruned: the run's search has stopped it; its state is saved.
+            Interrupted: a signal has ended the run; its checkpoint is saved.
+            Pruned: the search has pruned the run; its checkpoint is saved.
             NotFinite: a loss became NaN or infinite.
         """
         state = self.state
@@ -66,7 +66,7 @@ class Trainer:
         first_epoch = state.epoch
         with self.progress, self.signals:
             while not self.is_done:
-                if state.epoch <= first_epoch + 1:  # the first tries out kernels, which takes memory of its own
+                if state.epoch <= first_epoch + 1:  # the first epoch tries out kernels, which takes memory
                     reset_peak_memory(state.device)
                 train = self.train_epoch()
                 val = self.validate()
@@ -112,14 +112,14 @@ class Trainer:
 
     @property
     def steps_done(self) -> int:
-        """Of the whole run."""
+        """Number of completed steps of the run."""
         return (self.state.epoch - 1) * self.steps_per_epoch + self.state.step
 
     def lr(self, step: int) -> float:
         return learning_rate(self.config, step, self.steps_per_epoch)
 
     def report_progress(self) -> None:
-        """Read the metrics of the epoch so far, for the terminal and W&B."""
+        """Show the epoch's metrics so far in the terminal and in W&B."""
         state, lr = self.state, self.lr(self.steps_done)
         self.non_finite_step = state.metrics.first_non_finite_step()
         loss, accuracy = state.metrics.compute()
@@ -146,15 +146,15 @@ class Trainer:
         return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals)
 
     def record_epoch(self, train: Metrics, val: Evaluation | None) -> None:
-        """Its row, its weights if they are the best, and whether the run stops early."""
+        """Add the epoch's row, keep its weights if they are the best, and log the epoch."""
         state, folder, epochs = self.state, self.folder, self.config.trainer.epochs
-        measured = val.figures if val else {}
+        figures = val.figures if val else {}
         row = {
             "epoch": state.epoch,
             "images": state.epoch * len(self.data.train),
             "train/loss": train.loss,
             "train/accuracy": train.accuracy,
-            **{f"val/{name}": measured.get(name) for name in VALIDATED},
+            **{f"val/{name}": figures.get(name) for name in VALIDATED},
             "lr": self.lr(self.steps_done),
             "images_per_second": len(self.data.train) / state.epoch_clock.seconds,
             "seconds": state.clock.seconds,
@@ -169,7 +169,7 @@ class Trainer:
         )
         if folder.best is row:
             weights = {name: value.detach().cpu().clone() for name, value in state.evaluated.state_dict().items()}
-            self.new_best = {**describe_model(self.config, self.data), "model": weights, "metrics": row}
+            self.new_best = {**describe_model(self.folder.config, self.data), "model": weights, "metrics": row}
         if self.stops_early:
             patience = self.config.trainer.early_stopping.patience
             log.info(
@@ -177,10 +177,10 @@ class Trainer:
             )
 
     def save_or_stop(self, due: bool) -> None:
-        """Between two steps, on all ranks together: what one of them has met, each one acts on."""
+        """Agree across ranks whether to save, stop or fail; call it on all ranks after the same step."""
         due = self.signals.save_requested or (due and self.world.rank == 0)
-        met = self.signals.number, due, self.non_finite_step, self.folder.is_pruned
-        signal, save, bad_step, pruned = self.world.all_reduce_max(*met)
+        on_this_rank = self.signals.number, due, self.non_finite_step, self.folder.is_pruned
+        signal, save, bad_step, pruned = self.world.all_reduce_max(*on_this_rank)
         if bad_step:
             raise NotFinite("training", bad_step, self.lr(bad_step))
         if signal or save or pruned:
@@ -193,6 +193,6 @@ class Trainer:
     def save(self) -> None:
         state = self.state.state_dict()
         if self.world.rank == 0:
-            checkpoint = {**describe_model(self.config, self.data), **state, "rows": self.folder.rows}
+            checkpoint = {**describe_model(self.folder.config, self.data), **state, "rows": self.folder.rows}
             self.folder.checkpoints.save(checkpoint, self.new_best)
         self.new_best, self.signals.save_requested = None, False

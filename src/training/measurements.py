@@ -1,10 +1,10 @@
 """A cache of backend timings per GPU and software version: a file for each layer.
 
 FOLDER/GPU-SOFTWARE/
-    LAYER.json              milliseconds of each backend, or why it computes something else
+    LAYER.json              milliseconds of each backend, or why its result is wrong
     LAYER.GPU.lock          held by the process that measures this layer on this GPU
-    LAYER.GPU.attempt       the backend that it tries; left if the process dies
-    BACKEND.dead            a backend that ended its process or the GPU's context; it is not tried again
+    LAYER.GPU.attempt       the backend that this process tries; left behind if the process dies
+    BACKEND.dead            a backend that ended its process or the CUDA context, and is not tried again
 """
 
 import hashlib
@@ -30,17 +30,23 @@ from training.layer import Backend, Layer
 log = logging.getLogger(__name__)
 
 SRC = Path(__file__).parents[1]
-CODE = ("LLMConvMixer.py", "ops/*.py", "runtime/*.py", "training/*.py")  # measures, writes the cache and reads it
-WAIT_SECONDS = 600.0  # for another process that measures the same layer on the same GPU
+CODE = (
+    "LLMConvMixer.py",
+    "ops/*.py",
+    "runtime/*.py",
+    "training/*.py",
+)  # code that measures, and that writes and reads the cache
+WAIT_SECONDS = 600.0  # for a process that measures the same layer on the same GPU
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """
+    """The measurement of one backend.
+
     Attributes:
-        milliseconds: forward and backward of the layer; None if it must not be taken.
-        error: of logits and gradients against float64, relative; the largest.
-        reason: why it must not be taken.
+        milliseconds: forward and backward of the layer; None if the backend must not be used.
+        error: the largest relative error of logits and gradients, compared with float64.
+        reason: why the backend must not be used.
     """
 
     milliseconds: float | None = None
@@ -53,8 +59,8 @@ class Measurements:
     """Measurements of one layer, by backend.
 
     Attributes:
-        by_backend: by the backend's words.
-        dead: backends that ended their process, and the files that say so.
+        by_backend: measurements by str(backend).
+        dead: backends that ended their process, and the file that records each.
         attempts: the file that names the backend being tried; None without a cache.
     """
 
@@ -64,8 +70,8 @@ class Measurements:
 
     @contextmanager
     def attempt(self, backend: Backend) -> Iterator[None]:
-        """Name a backend on disk while it computes. If the process dies or the GPU's context is lost, it stays."""
-        if self.attempts is None or backend.name == "reference":  # a run without a cache has the reference, too
+        """Name a backend on disk while it computes. The file stays if the process dies or the CUDA context is lost."""
+        if self.attempts is None or backend.name == "reference":  # the reference is always available
             yield
             return
         self.attempts.write_text(str(backend))
@@ -82,14 +88,14 @@ class Measurements:
 
 @contextmanager
 def cached_measurements(layer: Layer) -> Iterator[Measurements]:
-    """Read a layer's measurements; keep what is added. Others wait that need the same on the same GPU."""
+    """Read a layer's measurements and save additions; hold the lock of this layer and GPU meanwhile."""
     path = cache_file(layer)
     gpu = str(torch.cuda.get_device_properties(layer.device).uuid) if layer.device.type == "cuda" else "cpu"
     lock = FileLock(path.with_suffix(f".{gpu}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=WAIT_SECONDS)
-    except OSError as error:  # a Timeout, too
+    except OSError as error:  # filelock's Timeout is an OSError
         log.warning(f"{path.parent}: cannot be used, so this run measures for itself: {first_line(error)}")
         yield Measurements()
         return
@@ -104,13 +110,13 @@ def cached_measurements(layer: Layer) -> Iterator[Measurements]:
 
 
 def forget(layer: Layer) -> None:
-    """Drop what was measured of a layer."""
+    """Delete the measurements of a layer."""
     with suppress(OSError):
         cache_file(layer).unlink(missing_ok=True)
 
 
 def cache_file(layer: Layer) -> Path:
-    """In $XDG_CACHE_HOME, else ~/.cache; for this GPU, its driver, PyTorch, cuDNN, Triton and our code."""
+    """Locate the cache of this layer, GPU, driver, software and code in $XDG_CACHE_HOME or ~/.cache."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "convmixer-sweeps"
     files = sorted(path for pattern in CODE for path in SRC.glob(pattern))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
@@ -129,16 +135,16 @@ def triton_version() -> str | None:
 
 
 def read_measurements(path: Path) -> dict[str, Measurement]:
-    """Read a layer's file; leave out what is damaged."""
-    content: Any = read_json(path)
-    backends = content.get("backends") if isinstance(content, dict) else None
+    """Read a layer's file without damaged entries."""
+    content: Any = read_json(path, dict)
+    backends = content.get("backends")
     if not isinstance(backends, dict):
         return {}
     return {name: Measurement(**values) for name, values in backends.items() if is_measurement(values)}
 
 
 def is_measurement(values: Any) -> bool:
-    """Check for a time and an error, or a reason not to take the backend."""
+    """Check for a time and an error, or for a reason not to use the backend."""
     if not isinstance(values, dict) or values.keys() != Measurement.__dataclass_fields__.keys():
         return False
     numbers = [values["milliseconds"], values["error"]]
@@ -149,17 +155,17 @@ def is_measurement(values: Any) -> bool:
 
 
 def dead_backends(folder: Path, own: Path) -> dict[str, Path]:
-    """Find backends that ended their process: their attempt has been left, and no process has its lock.
+    """Find backends that ended their process: their attempt file exists, but no process holds its lock.
 
     Args:
-        own: the attempt whose lock this process has.
+        own: the attempt file of the lock that this process holds.
     """
     for attempt in folder.glob("*.attempt"):
         try:
             with FileLock(attempt.with_suffix(".lock")).acquire(blocking=False) if attempt != own else nullcontext():
                 name = attempt.read_text()
                 attempt.replace(folder / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)[:100]}.dead")
-        except (Timeout, OSError, ValueError):  # another process tries it, or has been quicker here
+        except (Timeout, OSError, ValueError):  # another process tries it, or has renamed the file first
             continue
     dead = {}
     for path in folder.glob("*.dead"):

@@ -1,4 +1,4 @@
-"""What is measured while a model trains: loss and accuracy, and for how long they have not got better."""
+"""Metrics: loss and accuracy on the device, averages over classes, early stopping."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from runtime.distributed import World
 
 
 class NotFinite(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The error of a loss that became NaN or infinite."""
 
     def __init__(self, loss: str, step: int, lr: float) -> None:
         super().__init__(
@@ -33,7 +33,7 @@ class Metrics(NamedTuple):
 
 
 class MetricAccumulator:
-    """Loss and accuracy so far, summed on the device; reading them waits for it."""
+    """Sums of loss and correct predictions, kept on the device. Reading them synchronizes it."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device)
@@ -42,14 +42,21 @@ class MetricAccumulator:
         self.images = 0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor, step: int = 0) -> None:
-        """`loss` is the mean over the images; `step` counts from 1 over the run."""
+        """Add a batch.
+
+        Args:
+            loss: mean over the images.
+            logits: [images, classes].
+            targets: class numbers [images], or probabilities [images, classes].
+            step: number of the step in the run, from 1.
+        """
         self.loss += loss * len(targets)
         self.correct += soft_accuracy(logits, targets)
         self.first_non_finite += (~loss.isfinite() & (self.first_non_finite == 0)) * step
         self.images += len(targets)
 
     def all_reduced(self, world: World) -> "MetricAccumulator":
-        """The sums over all ranks; this rank's own stay as they are."""
+        """Return the sums over all ranks, and leave this rank's sums unchanged."""
         total = copy.deepcopy(self)
         images = torch.tensor(self.images, device=self.loss.device)
         world.all_reduce_sum(total.loss, total.correct, images)
@@ -58,7 +65,7 @@ class MetricAccumulator:
         return total
 
     def first_non_finite_step(self) -> int:
-        """The first step whose loss was NaN or infinite, or 0."""
+        """Return the first step whose loss was NaN or infinite, or 0."""
         return int(self.first_non_finite)
 
     def compute(self) -> Metrics:
@@ -73,10 +80,10 @@ class MetricAccumulator:
 
 
 def bad_epochs(rows: Sequence[Mapping[str, Any]], config: schema.EarlyStopping) -> int:
-    """How many epochs val/loss has not fallen for by `min_delta`.
+    """Count the epochs since val/loss last fell by `min_delta`.
 
     Args:
-        rows: one for each epoch.
+        rows: the rows of metrics.csv, one for each epoch.
     """
     lowest, bad = math.inf, 0
     for row in rows[max(0, config.start_epoch - 1) :]:
@@ -88,7 +95,7 @@ def bad_epochs(rows: Sequence[Mapping[str, Any]], config: schema.EarlyStopping) 
 
 
 def class_averages(labels: NDArray[np.integer], predictions: NDArray[np.integer]) -> dict[str, float]:
-    """Compute averages over the classes that have images, each class with equal weight: recall and F1."""
+    """Average recall and F1 over the classes that have images, with equal weight."""
     options: Any = {"average": "macro", "labels": np.unique(labels), "zero_division": 0}
     return {
         "balanced_accuracy": float(recall_score(labels, predictions, **options)),
@@ -97,10 +104,9 @@ def class_averages(labels: NDArray[np.integer], predictions: NDArray[np.integer]
 
 
 def soft_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """How right the predictions are, summed over the batch.
+    """Sum the probabilities that the targets give to the predicted classes.
 
-    A prediction counts as the share that its class has in the image: 1 or 0 for a plain image, 0.7
-    for the greater part of one mixed 7 to 3.
+    A prediction counts 1 or 0 on a plain image. On an image mixed 7 to 3 by mixup or CutMix, it counts 0.7 or 0.3.
     """
     predicted = logits.argmax(1)
     if targets.ndim == 1:

@@ -1,4 +1,4 @@
-"""The configured ConvMixer, and the ways in which it is called: over several devices, compiled, averaged."""
+"""The configured ConvMixer, and its wrappers: distributed, compiled, averaged."""
 
 import copy
 import warnings
@@ -14,7 +14,7 @@ from runtime.distributed import World
 
 
 def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
-    """The configured ConvMixer, from a layer, an embedding and a head."""
+    """Build the configured ConvMixer from a layer, an embedding and a head."""
     model, dropout = config.model, config.dropout
     layer = ConvMixerLayer(
         model.d_model,
@@ -36,7 +36,7 @@ def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
 
 
 def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
-    """The model as training calls it: compiled if asked for, its gradients averaged over the ranks."""
+    """Wrap the model for training: synchronized BatchNorm, torch.compile, DistributedDataParallel, as configured."""
     wrapped = model
     if world.size > 1 and config.trainer.sync_batch_norm:
         wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
@@ -49,27 +49,27 @@ def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -
 
 
 def compile_options(config: Config) -> dict[str, Any]:
-    """Those of trainer.compile_mode; and Inductor keeps the memory format that trainer.channels_last says.
+    """Make torch.compile's options from trainer.compile_mode and trainer.channels_last.
 
-    Left alone it makes depthwise convolutions channels last, which large kernels are slower in on some GPUs.
+    By itself Inductor makes depthwise convolutions channels last, where large kernels are slower on some GPUs.
     """
-    from torch._inductor import list_mode_options  # where it is documented; takes seconds
+    from torch._inductor import list_mode_options  # as its documentation imports it; takes seconds
 
     keep_format = {"layout_optimization": memory_format(config) == torch.channels_last}
-    mode = config.trainer.compile_mode
-    return {**list_mode_options("default" if mode == "auto" else mode), **keep_format}
+    return {**list_mode_options(config.trainer.compile_mode), **keep_format}
 
 
 def memory_format(config: Config) -> torch.memory_format:
-    """That of weights and inputs. `auto`, where nothing is measured, is channels last: the faster one on the CPU."""
+    """Look up the memory format of weights and inputs in a config whose backend is selected, i.e. without `auto`."""
+    assert config.trainer.channels_last != "auto"
     return torch.channels_last if config.trainer.channels_last else torch.contiguous_format
 
 
 class EMA:
-    """The exponential moving average of a model's weights, and likewise of BatchNorm's statistics.
+    """The exponential moving average of a model's weights and of BatchNorm's statistics.
 
     Attributes:
-        module: a model of its own with the averages.
+        module: a copy of the model that holds the averages.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -78,13 +78,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model as it is after a step of the run; after the first, copy it.
+        """Add the weights after a step of the run to the averages; after step 1, copy them.
 
-        One operation that waits for nothing; torch's AveragedModel waits for the device.
+        This is one operation without synchronization. torch's AveragedModel waits for the device.
         """
         torch._foreach_lerp_(self.averages, self.values, 1.0 if step == 1 else 1 - self.decay)
 
 
 def floats(model: nn.Module) -> list[Tensor]:
-    """All parameters and buffers but BatchNorm's count of batches, which has no effect."""
+    """List all parameters and buffers except BatchNorm's count of batches, which has no effect."""
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate over the run."""
+"""The optimizer, its parameter groups and the learning rate schedule."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from config.optimizers import optimizer_arguments, optimizer_class
 from config.schema import Config, Cosine, Step, WarmedUp
 from data.batches import DistributedBatchSampler
 
-FROZEN = {  # by trainer.freeze: the parameters that do not train
+FROZEN = {  # values of trainer.freeze, and the parameters that each keeps fixed
     "none": r"(?!)",
     "all_but_head": r"(?!classification)",
     "depthwise": r".*\.depth_wise_conv\.",
@@ -24,13 +24,13 @@ FROZEN = {  # by trainer.freeze: the parameters that do not train
 
 
 def freeze(model: nn.Module, which: str) -> None:
-    """Keep trainer.freeze's parameters as they are."""
+    """Exclude the parameters of trainer.freeze from training."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not re.match(FROZEN[which], name))
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, but for modules that are frozen as a whole: no dropout there, and statistics stay as they are."""
+    """Set training mode, except in frozen modules, which stay without dropout and keep their statistics."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
@@ -39,7 +39,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
-    """Make the configured optimizer; the first of its parameter groups has the configured rate."""
+    """Make the configured optimizer. Its first parameter group has the configured learning rate."""
     alike = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -59,7 +59,7 @@ def make_optimizer(model: nn.Module, config: schema.Optimizer) -> Optimizer:
 
 
 def layers_below_head(model: nn.Module, name: str) -> int:
-    """How far a parameter is from the head: 0, 1 for the last layer, …, one more than the first for the embedding."""
+    """Count a parameter's distance from the head: 0 in the head, 1 in the last layer, depth + 1 in the embedding."""
     depth = sum(".depth_wise_conv.weight" in other for other, _ in model.named_parameters())
     if layer := re.match(r"conv_mixer_layers\.(\d+)\.", name):
         return depth - int(layer[1])
@@ -67,11 +67,11 @@ def layers_below_head(model: nn.Module, name: str) -> int:
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step of the run, the first being 1.
+    """Compute the learning rate of a step of the run; the first step is 1.
 
-    `one_cycle` is the authors' (locuslab/convmixer-cifar10): linear from 0 at the start to optimizer.lr at 2/5 of
-    the run, to a twentieth of it at 4/5, to 0 at the end. The others rise linearly to optimizer.lr at the last step
-    of the warm-up; the step after it has that rate, too, and the decay begins there.
+    `one_cycle` follows the authors (locuslab/convmixer-cifar10): linear from 0 to optimizer.lr at 2/5 of the run, to
+    optimizer.lr / 20 at 4/5, to 0 at the end. The other schedules rise linearly to optimizer.lr at the last warm-up
+    step. The next step has the same rate and starts the decay.
     """
     schedule, lr = config.scheduler, config.optimizer.lr
     total = config.trainer.epochs * steps_per_epoch
@@ -86,12 +86,12 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         return schedule.min_lr + (lr - schedule.min_lr) * (1 + cosine) / 2
     if isinstance(schedule, Step):
         periods = done / (schedule.decay_epochs * steps_per_epoch)
-        return lr * schedule.decay_rate ** math.floor(periods + 1e-9)  # a whole number may have been rounded down
+        return lr * schedule.decay_rate ** math.floor(periods + 1e-9)  # a rounding error must not lower a whole number
     return lr
 
 
 def one_cycle(done: float) -> float:
-    """The share of optimizer.lr when this share of the run is done."""
+    """Compute the fraction of optimizer.lr after a fraction of the run."""
     if done < 2 / 5:
         return done / (2 / 5)
     if done < 4 / 5:
@@ -100,9 +100,10 @@ def one_cycle(done: float) -> float:
 
 
 def check_schedule(config: Config, steps_per_epoch: int) -> None:
-    """
+    """Check that the run has a step with a learning rate above 0.
+
     Raises:
-        ConfigError: every step of the run has learning rate 0: a single one, with one_cycle.
+        ConfigError: the run has one step, with learning rate 0.
     """
     if config.trainer.epochs * steps_per_epoch == 1 and not learning_rate(config, 1, 1):
         raise ConfigError(
@@ -112,9 +113,10 @@ def check_schedule(config: Config, steps_per_epoch: int) -> None:
 
 
 def check_batch_statistics(config: Config, sampler: DistributedBatchSampler, image_size: tuple[int, int]) -> None:
-    """
+    """Check that BatchNorm has at least two values of each channel in every step.
+
     Raises:
-        ConfigError: BatchNorm would see a single value of each channel, of which it can take no statistics.
+        ConfigError: some micro-batch has one image with one patch.
     """
     height, width = image_size
     if config.model.norm != "batch" or height * width > config.model.patch_size**2:
@@ -132,4 +134,4 @@ def check_batch_statistics(config: Config, sampler: DistributedBatchSampler, ima
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)  # runs of before layer_decay have none
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # checkpoints from before optimizer.layer_decay have no lr_scale

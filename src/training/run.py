@@ -1,10 +1,9 @@
-"""One run, from its config to its record."""
+"""One run: load the data, build and train the model, record the result."""
 
 import logging
-import math
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,16 +46,29 @@ from weights.pretrained import load_pretrained, normalize_as_before
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, overrides: Sequence[str], choices: Mapping[str, str | None] | None = None) -> float | None:
-    """Train one ConvMixer and record it; resume where it was interrupted; do nothing where it is completed.
+class Result(NamedTuple):
+    """The end of a run.
+
+    Attributes:
+        status: completed, pruned, interrupted or failed; running if another process trains the run.
+        objective: `trainer.monitor` of the best epoch; None without validation, or if the run is not completed.
+    """
+
+    status: str
+    objective: float | None = None
+
+    @property
+    def is_error(self) -> bool:
+        return self.status in ("failed", "running")
+
+
+def run(config: Config, overrides: Sequence[str], choices: Mapping[str, str | None] | None = None) -> Result:
+    """Train one ConvMixer and record it. Resume an interrupted run; skip a completed one.
 
     Args:
-        overrides: what was set for this run.
+        config: the parsed config, complete but for the backend, which is selected for this machine.
+        overrides: the run's overrides, for its name and its record.
         choices: the option that Hydra chose from each config group.
-
-    Returns:
-        The objective: the best epoch's `trainer.monitor`; None without validation, where its search has pruned the
-        run, or where the sweep was told to stop; NaN if the run failed, or while another process trains it.
 
     Raises:
         ConfigError: this machine cannot train such a run.
@@ -73,27 +85,27 @@ def run(config: Config, overrides: Sequence[str], choices: Mapping[str, str | No
         folder = RunFolder(config, overrides, world, choices)
     except RunBusy as busy:
         log.warning(str(busy))
-        return math.nan
+        return Result("running")
     status = folder.summary.get("status")
     if status == "completed" or (status == "pruned" and config.trial):
         log.info(f"{folder.name}: {status} before → {folder.path}")
         folder.relog()
         folder.release()
-        return folder.summary.get("objective")
+        return Result(status, folder.summary.get("objective"))
     try:
         return train(config, folder, launcher, world)
     except (KeyboardInterrupt, SystemExit):
         folder.close(exit_code=1)
         raise
     except (Interrupted, Exception) as reason:
-        traceback.clear_frames(reason.__traceback__)  # ends the processes that load its batches, and frees its memory
+        traceback.clear_frames(reason.__traceback__)  # end its data loading workers, and free its memory
         return stop(reason, folder, launcher)
     finally:
         free_memory()
 
 
-def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -> float | None:
-    """Build what the run needs, begin or resume, train, and complete the record."""
+def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -> Result:
+    """Build the trainer, start or resume, train, and save the results."""
     checkpoint = folder.checkpoints.load(config.trainer.epochs) or {}
     folder.start(checkpoint.get("rows", []))
     device = choose_device(config.trainer.device, config.trainer.precision)
@@ -104,7 +116,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     if checkpoint:
         state.load_state_dict(checkpoint)
 
-    # What is trained, and on what.
+    # Log model and data.
     parts = summarize(config, data.channels, len(data.classes), data.image_size)
     parameters = parts[-1].parameters
     remarks = [*data.remarks, *imbalance(data)]
@@ -137,7 +149,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
 
     tested = trainer.fit()
 
-    # What came of it.
+    # Save the results.
     folder.save_predictions(tested.predictions, data.test, data.classes)
     if config.trainer.figures and world.rank == 0:
         with log_exceptions():
@@ -161,7 +173,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         f"  {folder.name}: {validated}{tested.metrics.accuracy:.2%} test{averages} (epoch {best['epoch']}) "
         f"in {state.clock.seconds:.0f} s → {folder.path}"
     )
-    return best[config.trainer.monitor]
+    return Result("completed", best[config.trainer.monitor])
 
 
 def make_trainer(
@@ -172,10 +184,10 @@ def make_trainer(
     world: World,
     before: dict[str, Any] | None,
 ) -> Trainer:
-    """Select a backend, and build all that trains with it. If it fails with the run's own network, select another.
+    """Select a backend and build the trainer. If the backend fails with the run's whole network, select another.
 
     Args:
-        before: what an interrupted run has kept of its selection.
+        before: `Selection.state` of the interrupted run; None for a new one.
     """
     config, excluded = folder.config, list[Backend]()
     shape = images_at_once(config, len(data.train), data.channels, data.image_size, world)
@@ -207,8 +219,8 @@ def make_trainer(
         free_memory()
 
 
-def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher) -> float | None:
-    """Record why a run has not come to its end, and do what its launcher then needs; NaN if it failed."""
+def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher) -> Result:
+    """Record why a run was not completed, and let its launcher requeue it or end the sweep."""
     resume = f"the same command with {shell(override('sweep', folder.config.sweep))} resumes"
     match reason:
         case Interrupted():
@@ -216,11 +228,11 @@ def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher)
             folder.close(exit_code=128 + reason.number)
             end_service()
             launcher.after_interrupt(reason.number)
-            return None
+            return Result("interrupted")
         case Pruned():
             log.info(f"  {folder.name}: pruned after epoch {len(folder.rows)} → {folder.path}")
             folder.close(status="pruned")
-            return None
+            return Result("pruned")
         case _:
             folder.fail(reason)
             log.error(f"FAILED {folder.name}: {first_line(reason)} ({folder.path}/train.log)")
@@ -228,4 +240,4 @@ def stop(reason: Interrupted | Exception, folder: RunFolder, launcher: Launcher)
             if gpu_is_lost:
                 log.error(f"the GPU no longer answers, so the sweep ends; {resume}")
             launcher.after_failure(stop_sweep=gpu_is_lost or folder.config.on_failure == "stop")
-            return math.nan
+            return Result("failed")

@@ -1,9 +1,9 @@
-"""The backend of a run: measured on a GPU where the config leaves it open, once for a layer, GPU and software version.
+"""Selection of the backend: if the config says auto, the fastest on this GPU, measured once for a layer and software.
 
-Which is fastest depends on kernel, grid, width, batch, precision and GPU. So one layer goes forward and backward with
-each backend, in turns, with as many images as the run has in a batch. A backend is left out if its result differs from
-float64's by more than the reference's rounding explains. Remembered are times, wrong results, and backends that ended
-their process or the GPU's context; never an error that may pass: no compiler, no memory, no space, a busy GPU.
+The fastest backend depends on kernel, grid, width, batch size, precision and GPU. So one layer runs forward and
+backward with each backend in turns, with the run's batch size. A backend is excluded if its result differs from
+float64 by more than the reference's rounding explains. The cache keeps times, wrong results, and backends that ended
+their process or the CUDA context. It never keeps errors that may pass: no compiler, memory or space, a busy GPU.
 """
 
 import logging
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import torch
-
 from config.errors import ConfigError, first_line
 from config.schema import Config
 from runtime.device import describe, free_memory, is_gpu_lost
@@ -22,22 +20,23 @@ from runtime.distributed import World
 from runtime.timing import seconds_of, steps_within, timed, warm_up
 from training.layer import CUDA_GRAPHS, REFERENCE, TOLERANCE, Backend, Layer, Shape, Step
 from training.measurements import Measurement, Measurements, cached_measurements
-from training.model import memory_format
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = {"cuda": [REFERENCE, Backend("reference", True), Backend("banded", False)]}  # by type of device
-ROUNDS, TRIES = 5, 3  # backends take turns; a set of rounds that spreads too far is repeated
+CANDIDATES = {"cuda": [REFERENCE, Backend("reference", True), Backend("banded", False)]}  # by device type
+ROUNDS, TRIES = 5, 3  # rounds in which each backend has a turn; tries if their times vary too much
 ROUND_SECONDS = 0.05
-SPREAD = 0.1  # of a backend's rounds, slowest over fastest; beyond it nothing is kept
-SECONDS = {False: 5, True: 40}  # to measure a backend, eager and compiled; estimates
+SPREAD = 0.1  # slowest over fastest round of a backend, minus 1; times that vary more are not cached
+SECONDS = {False: 5, True: 40}  # estimated time to measure a backend, eager and compiled
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The backend of a run.
+    """The selected backend of a run.
 
     Attributes:
+        layer: the layer that was measured, with the run's config.
+        backend: the backend to train with.
         milliseconds: forward and backward of one layer with each backend; empty if nothing was measured.
     """
 
@@ -52,12 +51,12 @@ class Selection:
     @property
     def summary(self) -> dict[str, Any]:
         name, channels_last, compile_mode = self.backend
-        taken = {"backend": name, "channels_last": channels_last, "compile_mode": compile_mode}
-        return {**taken, "layer_milliseconds": self.milliseconds or None}
+        keys = {"backend": name, "channels_last": channels_last, "compile_mode": compile_mode}
+        return {**keys, "layer_milliseconds": self.milliseconds or None}
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to take the same backend."""
+        """The part of a checkpoint with which a resumed run uses the same backend."""
         return {**self.summary, "device": describe(self.layer.device)}
 
     def __str__(self) -> str:
@@ -68,7 +67,11 @@ class Selection:
 def images_at_once(
     config: Config, images: int, channels: int, image_size: tuple[int, int], world: World | None = None
 ) -> Shape:
-    """The shape of a rank's largest micro-batch, with so many images to train on."""
+    """Compute the shape of a rank's largest micro-batch.
+
+    Args:
+        images: number of training images.
+    """
     parts = (world or World()).size * config.trainer.accumulation_steps
     return math.ceil(min(images, config.data.batch_size) / parts), channels, *image_size
 
@@ -76,14 +79,14 @@ def images_at_once(
 def select(
     layer: Layer, world: World, before: Mapping[str, Any] | None = None, excluded: Collection[Backend] = ()
 ) -> Selection:
-    """Choose the fastest backend that the config leaves open, the same on all ranks.
+    """Select the fastest backend that the config allows, the same on all ranks.
 
     Args:
-        before: the state of an interrupted run's selection: its backend is taken again on the same GPU.
-        excluded: backends that the run's network could not be computed with.
+        before: `Selection.state` of the interrupted run, whose backend is used again on the same GPU.
+        excluded: backends with which the run's network failed.
 
     Raises:
-        ConfigError: the device cannot compute the layer with the config's backend.
+        ConfigError: the device does not support the config's backend.
     """
     backends = candidates(layer)
     reasons = {backend: layer.unsupported_reason(backend) for backend in backends}
@@ -98,7 +101,7 @@ def select(
 
 
 def candidates(layer: Layer) -> list[Backend]:
-    """List the backends to be measured that the config leaves open, else the config's own."""
+    """List the backends that the config allows and that are measured on this device; else the configured one."""
     model, trainer = layer.config.model, layer.config.trainer
     mode = "default" if trainer.compile_mode == "auto" else trainer.compile_mode
     fitting = [
@@ -106,31 +109,32 @@ def candidates(layer: Layer) -> list[Backend]:
         for backend in CANDIDATES.get(layer.device.type, [])
         if model.backend in ("auto", backend.name) and trainer.channels_last in ("auto", backend.channels_last)
     ]
-    return fitting or [Backend(model.backend, memory_format(layer.config) == torch.channels_last, mode)]
+    channels_last = trainer.channels_last in ("auto", True)  # the faster one on the CPU
+    return fitting or [Backend(model.backend, channels_last, mode)]
 
 
 def with_cuda_graphs(layer: Layer, backend: Backend) -> list[Backend]:
-    """The same backend with CUDA graphs, if the config leaves them open. They overwrite accumulated gradients."""
+    """List the backend with CUDA graphs if the config allows them. They would overwrite accumulated gradients."""
     trainer = layer.config.trainer
-    is_open = trainer.compile and trainer.compile_mode == "auto" and trainer.accumulation_steps == 1
-    return [backend._replace(compile_mode=CUDA_GRAPHS)] if is_open and layer.device.type in CANDIDATES else []
+    is_allowed = trainer.compile and trainer.compile_mode == "auto" and trainer.accumulation_steps == 1
+    return [backend._replace(compile_mode=CUDA_GRAPHS)] if is_allowed and layer.device.type in CANDIDATES else []
 
 
 def before_or_fastest(
     layer: Layer, backends: Sequence[Backend], before: Mapping[str, Any] | None, excluded: Collection[Backend]
 ) -> tuple[Backend, dict[str, float]]:
-    """Take an interrupted run's backend, else the fastest, with what was measured."""
+    """Use the interrupted run's backend, otherwise the fastest; return it with the milliseconds of each."""
     if before and not excluded:
-        taken = before.get("backend"), before.get("channels_last"), before.get("compile_mode", "default")
-        open_now = [*backends, *(graphs for backend in backends for graphs in with_cuda_graphs(layer, backend))]
+        saved = before.get("backend"), before.get("channels_last"), before.get("compile_mode", "default")
+        allowed = [*backends, *(graphs for backend in backends for graphs in with_cuda_graphs(layer, backend))]
         times = before.get("layer_milliseconds")
-        if before.get("device") == describe(layer.device) and taken in open_now:
-            backend = Backend(*taken)
+        if before.get("device") == describe(layer.device) and saved in allowed:
+            backend = Backend(*saved)
             if isinstance(times, dict) and isinstance(times.get(str(backend)), float):
                 return backend, times
             return backend, {}
         log.warning(
-            f"resumes on {describe(layer.device)}, where {taken[0]} (chosen on {before.get('device')}) is not "
+            f"resumes on {describe(layer.device)}, where {saved[0]} (chosen on {before.get('device')}) is not "
             "available or not measured: the backend is chosen again"
         )
     try:
@@ -144,32 +148,32 @@ def before_or_fastest(
         if is_gpu_lost():
             raise
         log.warning(f"{backends[0]} is taken, without measuring: {first_line(error)}")
-    free_memory()  # held by the error's frames
+    free_memory()  # held by the traceback's frames
     return backends[0], {}
 
 
 def measured(layer: Layer, backends: Sequence[Backend]) -> dict[Backend, float]:
-    """Milliseconds of the layer with each backend that is right; measured now if they are not in the cache.
+    """Return the milliseconds of each backend with a correct result, from the cache or measured now.
 
-    Empty if nothing is known and the run is shorter than measuring would take.
+    The result is empty if nothing is cached and the run is shorter than the measurement.
     """
     with cached_measurements(layer) as cache:
         for name, file in cache.dead.items():
             if name in map(str, backends):
                 log.warning(f"{name}: ended its process or lost the GPU before, so it is left out. Fix: delete {file}")
         backends = [backend for backend in backends if str(backend) not in cache.dead]
-        found = {backend: cache.by_backend[str(backend)] for backend in backends if str(backend) in cache.by_backend}
-        missing = [backend for backend in backends if backend not in found]
+        results = {backend: cache.by_backend[str(backend)] for backend in backends if str(backend) in cache.by_backend}
+        missing = [backend for backend in backends if backend not in results]
         if missing and is_worth_measuring(layer, missing):
-            usable = {backend: known.milliseconds for backend, known in found.items() if known.milliseconds}
+            usable = {backend: result.milliseconds for backend, result in results.items() if result.milliseconds}
             rivals = [min(usable, key=usable.__getitem__)] if usable else []  # in the same rounds
-            found |= measure(layer, [*rivals, *missing], cache)
+            results |= measure(layer, [*rivals, *missing], cache)
             free_memory()
-    return {backend: known.milliseconds for backend, known in found.items() if known.milliseconds}
+    return {backend: result.milliseconds for backend, result in results.items() if result.milliseconds}
 
 
 def is_worth_measuring(layer: Layer, backends: Sequence[Backend]) -> bool:
-    """Compare the time to measure backends with the run's, and announce it."""
+    """Compare the time to measure the backends with the time of the run, and log the decision."""
     seconds = len(backends) * SECONDS[layer.config.trainer.compile]
     if layer.passes < math.inf:
         step = layer.eager.step(REFERENCE, layer.shape[0])
@@ -184,18 +188,18 @@ def is_worth_measuring(layer: Layer, backends: Sequence[Backend]) -> bool:
 
 
 def measure(layer: Layer, backends: Sequence[Backend], cache: Measurements) -> dict[Backend, Measurement]:
-    """Check each backend, then time all that are right in turns; remember what will be the same in later runs.
+    """Check each backend's result, time the correct ones in turns, and cache what will hold in later runs.
 
     Raises:
-        RuntimeError: the reference is wrong itself, or a backend has cost the GPU.
+        RuntimeError: the reference's result is wrong, or a backend broke the CUDA context.
     """
     exact = layer.in_float64()
-    own = layer.error(layer.eager.step(REFERENCE, layer.checked_images), exact)
-    if not own < 1:
-        raise RuntimeError(f"the reference differs from float64's result by {own:.1%}")
-    values = layer.distinct_images * math.prod(layer.grid[2:])  # of a channel; one beyond ReLU's kink is not a mistake
-    allowed = 2 * own + TOLERANCE + 2 / math.sqrt(values)
-    found: dict[Backend, Measurement] = {}
+    rounding = layer.error(layer.eager.step(REFERENCE, layer.checked_images), exact)
+    if not rounding < 1:
+        raise RuntimeError(f"the reference differs from float64's result by {rounding:.1%}")
+    values = layer.distinct_images * math.prod(layer.grid[2:])  # in a channel; one of them may cross ReLU's kink
+    allowed = 2 * rounding + TOLERANCE + 2 / math.sqrt(values)
+    results: dict[Backend, Measurement] = {}
     lasting: dict[Backend, Measurement] = {}
     steps: dict[Backend, Step] = {}
     errors: dict[Backend, float] = {}
@@ -210,29 +214,29 @@ def measure(layer: Layer, backends: Sequence[Backend], cache: Measurements) -> d
                     warm_up(step)
                     steps[backend] = step
                     continue
-        except Exception as error:  # no memory, no compiler
+        except Exception as error:  # e.g. no memory, no compiler
             if is_gpu_lost():
                 raise RuntimeError(
                     f"{backend} has cost the GPU, and is not tried again: {first_line(error)}"
                 ) from error
             log.warning(f"{backend}: left out of this run: {first_line(error)}")
-            found[backend] = Measurement(reason=first_line(error))
+            results[backend] = Measurement(reason=first_line(error))
             continue
         reason = f"wrong by {errors[backend]:.1%} of float64's result; expected {allowed:.1%}"  # or NaN
         log.warning(f"{backend}: left out: {reason}")
-        found[backend] = lasting[backend] = Measurement(reason=reason)
+        results[backend] = lasting[backend] = Measurement(reason=reason)
     seconds = in_turns(layer, steps, cache)
-    timed_now = {each: Measurement(1000 * median(times), errors[each]) for each, times in seconds.items()}
+    timings = {each: Measurement(1000 * median(times), errors[each]) for each, times in seconds.items()}
     if spread(seconds) <= SPREAD:
-        lasting |= timed_now
+        lasting |= timings
     references = [backend for backend in backends if backend.name == "reference"]
-    if not references or any(backend in steps for backend in references):  # else something is wrong with the machine
+    if not references or any(backend in steps for backend in references):  # otherwise the machine may be at fault
         cache.by_backend |= {str(backend): measurement for backend, measurement in lasting.items()}
-    return found | timed_now
+    return results | timings
 
 
 def in_turns(layer: Layer, steps: Mapping[Backend, Step], cache: Measurements) -> dict[Backend, list[float]]:
-    """Seconds of a step with each backend, round by round, until a set of rounds is even."""
+    """Measure seconds of a step with each backend, round by round; repeat if they vary too much."""
     numbers = {backend: steps_within(ROUND_SECONDS, step, layer.device) for backend, step in steps.items()}
     for _ in range(TRIES):
         seconds: dict[Backend, list[float]] = {backend: [] for backend in steps}

@@ -1,9 +1,9 @@
-"""`run`, imported a third faster: imports leave no garbage, so none is looked for, then or later."""
+"""An import of `run` without garbage collection, which makes it a third faster."""
 
 import gc
 
 gc.disable()
-from training.run import run as run  # noqa: E402 (not before)
+from training.run import run as run  # noqa: E402 (after gc.disable)
 
 gc.freeze()
 gc.enable()

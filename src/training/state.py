@@ -1,4 +1,4 @@
-"""What training changes, in one object, whose state_dict is what a checkpoint holds."""
+"""The training state: model, optimizer, metrics and counters, saved in and loaded from a checkpoint."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ from training.selection import Selection
 
 
 class Stopwatch:
-    """Seconds that something has taken, over all starts of a run; it is read while it runs, too."""
+    """A stopwatch whose seconds continue when a run is resumed."""
 
     def __init__(self) -> None:
         self.before = 0.0
@@ -33,18 +33,18 @@ class Stopwatch:
 
 
 class TrainingState:
-    """A run between two steps.
+    """The state of a run between two steps.
 
     Attributes:
-        model: being trained, on its device.
-        config: with the backend and memory format that were selected.
-        selection: of these, with its measurement; None in benchmarks.
-        ema: of its weights, or None.
-        metrics: of the epoch's images so far, on this rank.
-        epoch: the one that is being trained, from 1.
-        step: how many of its steps are done.
-        epoch_clock: the time that these took.
-        clock: the time that the run took.
+        model: the model in training, on its device.
+        config: the resolved config, with the selected backend and memory format.
+        selection: the selection of the backend, with its measurements; None in benchmarks.
+        ema: the average of the model's weights, or None.
+        metrics: sums over this epoch's images so far, on this rank.
+        epoch: the current epoch, from 1.
+        step: the number of completed steps of the epoch.
+        epoch_clock: seconds of the epoch.
+        clock: seconds of the run.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class TrainingState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model whose weights are validated, kept and tested."""
+        """The model to validate, save and test: the average if there is one."""
         return self.ema.module if self.ema else self.model
 
     def begin_epoch(self) -> None:
-        """The next epoch's first step comes next."""
+        """Move on to the first step of the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
         self.metrics = MetricAccumulator(self.device)
         self.epoch_clock = Stopwatch()
 
     def state_dict(self) -> dict[str, Any]:
-        """To be called by all ranks together, for the metrics' sake; rank 0's is the one to keep."""
+        """Collect the state; all ranks call it together, because metrics are summed over them, and rank 0 saves it."""
         return {
             "model": self.model.state_dict(),
             "ema": {"module": self.ema.module.state_dict()} if self.ema else None,
@@ -90,7 +90,7 @@ class TrainingState:
             self.ema.module.load_state_dict(state["ema"]["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.world.rank == 0:  # they are those of all ranks
+        if self.world.rank == 0:  # saved metrics are sums over all ranks
             self.metrics.load_state_dict(state["metrics"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.epoch_clock.before, self.clock.before = state["epoch_seconds"], state["seconds"]

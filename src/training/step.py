@@ -1,4 +1,4 @@
-"""One step of the optimizer on one batch: augment, forward, backward, clip, update, average."""
+"""One training step on one batch: augment, forward, backward, clip, update, average."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
@@ -25,17 +25,17 @@ from training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
-FEWEST_SPANS = 5  # of whole batches in an epoch, to judge a measurement by
-SLOWER = 1.5  # than the layers' times: the embedding, the head and the loss take far less than that
+MIN_SPANS = 5  # timed steps of an epoch that the check of a measurement needs
+MAX_SLOWDOWN = 1.5  # of a step over its layers; embedding, head and loss take far less than half of a layer's time
 
 
 class TrainStep:
-    """Nothing in a step waits for the device.
+    """A training step, which never synchronizes the device.
 
     Args:
-        state: what it changes: weights, optimizer, metrics.
-        data: for the images' mean and deviation, and the number of classes.
-        whole_batch: images of a batch that is not the last, over all ranks.
+        state: weights, optimizer and metrics, which each step changes.
+        data: the data set, for its mean, standard deviation and classes.
+        whole_batch: number of images over all ranks in every batch except the last of an epoch.
     """
 
     def __init__(self, state: TrainingState, data: DataSplits, whole_batch: int) -> None:
@@ -48,30 +48,32 @@ class TrainStep:
             weights = balanced_weights(data.train.labels, len(data.classes))
             self.class_weights = torch.from_numpy(weights).to(state.device)
         is_measured = state.selection and state.selection.milliseconds
-        self.spans = Spans(state.device) if is_measured else None  # of whole batches, until they are checked
+        self.spans = Spans(state.device) if is_measured else None  # steps of the first epoch
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean over images, so that parts of a batch add up to it, also with weights of their classes."""
+        """Compute the mean loss over images; class weights scale each image's loss without changing the divisor."""
         smoothing, weights = self.config.trainer.label_smoothing, self.class_weights
         if weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="sum") / len(targets)
 
     def __call__(self, pixels: Tensor, labels: Tensor, step: int, lr: float, batch_size: int, parts: int) -> None:
-        """
+        """Train on one batch.
+
         Args:
-            pixels: this rank's share of a batch, uint8 [images, channels, height, width], on the device.
-            labels: [images].
-            step: of the run, from 1.
-            batch_size: images of the batch over all ranks.
-            parts: micro-batches to process the share in.
+            pixels: this rank's share of the batch, uint8 [images, channels, height, width], on the device.
+            labels: class numbers [images].
+            step: number of the step in the run, from 1.
+            lr: learning rate of this step.
+            batch_size: number of images of the batch over all ranks.
+            parts: number of micro-batches for gradient accumulation.
         """
         state, trainer = self.state, self.config.trainer
         set_lr(state.optimizer, lr)
         seed_rngs(self.config.seed, step, self.world.rank)
         inputs, targets = self.mix_and_erase(self.normalize(pixels), labels)
         if trainer.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # whatever CUDA graphs returned in the last step is done with
+            torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite outputs of the last step
         micro_batches = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
         with self.spans.note() if self.spans and batch_size == self.whole_batch else nullcontext():
             for i, (part, target) in enumerate(micro_batches, start=1):
@@ -79,7 +81,7 @@ class TrainStep:
                     with autocast(state.device, trainer.precision):
                         logits = self.network(part)
                         loss = self.loss(logits, target)
-                    loss_weight = len(target) * self.world.size / batch_size  # DDP takes the mean over ranks
+                    loss_weight = len(target) * self.world.size / batch_size  # DDP averages over ranks
                     state.scaler.scale(loss * loss_weight).backward()
                 state.metrics.add(loss.detach(), logits.detach(), target, step)
         if trainer.clip_grad_norm is not None:
@@ -92,18 +94,18 @@ class TrainStep:
             state.ema.update(step)
 
     def gradient_exchange(self, is_last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once a step, in the backward pass of the last micro-batch."""
+        """Make a context in which ranks average gradients only in the last micro-batch's backward pass."""
         network = self.network
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext()
 
     def compiled_or_eager(self, batch_size: int) -> AbstractContextManager[Any]:
-        """Compiled for the shape of a whole batch; the smaller last one of an epoch is not worth another graph."""
+        """Make a context that compiles whole batches and runs the smaller last batch of an epoch eagerly."""
         if not self.config.trainer.compile:
             return nullcontext()
         return torch.compiler.set_stance("default" if batch_size == self.whole_batch else "force_eager")
 
     def rehearsal_error(self, sampler: DistributedBatchSampler) -> str | None:
-        """Rehearse; say why the run's network cannot be computed with the selected backend, None if it can."""
+        """Rehearse a step, and return the error if the network cannot be computed with the selected backend."""
         last, parts = len(sampler) - 1, self.config.trainer.accumulation_steps
         smaller = sampler.smallest_share(last) // sampler.micro_batches(last, parts)
         try:
@@ -115,14 +117,14 @@ class TrainStep:
         return None
 
     def rehearse(self, smaller: int, evaluated: int) -> None:
-        """Compute random images in each way in which the run does, and leave the model as it was.
+        """Run the network on random images in every batch size and mode of the run; restore the model's buffers.
 
         Args:
-            smaller: images of a micro-batch in the last batch.
-            evaluated: images of a batch in evaluation.
+            smaller: number of images of a micro-batch in an epoch's last batch.
+            evaluated: number of images of a batch in evaluation.
 
         Raises:
-            RuntimeError: another backend than the selected one computes them.
+            RuntimeError: the network used another backend than the selected one.
         """
         state, selection = self.state, self.state.selection
         assert selection
@@ -149,17 +151,17 @@ class TrainStep:
         return torch.randn(shape, device=self.state.device).to(memory_format=memory_format(self.config))
 
     def check_measurement(self) -> None:
-        """After the first epoch: if a step takes far longer than its layers were measured to take, forget that."""
+        """Drop the measurement if the steps of the first epoch took far longer than it promised."""
         selection, spans, self.spans = self.state.selection, self.spans, None
-        if not (selection and spans and len(spans.marks) >= FEWEST_SPANS):
+        if not (selection and spans and len(spans.marks) >= MIN_SPANS):
             return
         model, trainer = self.config.model, self.config.trainer
-        promised = selection.milliseconds[str(selection.backend)] * model.depth * trainer.accumulation_steps
-        found = 1000 * spans.median_seconds()
-        if found > SLOWER * promised:
+        expected = selection.milliseconds[str(selection.backend)] * model.depth * trainer.accumulation_steps
+        milliseconds = 1000 * spans.median_seconds()
+        if milliseconds > MAX_SLOWDOWN * expected:
             log.warning(
-                f"forward and backward take {found:.1f} ms, {found / promised:.1f} times as long as the layers were "
-                f"measured to take with {selection.backend}: later runs measure again"
+                f"forward and backward take {milliseconds:.1f} ms, {milliseconds / expected:.1f} times as long as "
+                f"measured for the layers with {selection.backend}: later runs measure again"
             )
             if self.world.rank == 0:
                 forget(selection.layer)

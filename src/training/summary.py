@@ -1,4 +1,4 @@
-"""A model in numbers, part by part: parameters, multiply-accumulates, activation memory."""
+"""The model summary: parameters, multiply-accumulates and activation memory of each part."""
 
 import re
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from config.schema import Config
 from training.model import make_model
 
-PARTS = {  # and the modules that belong to each: with a convolution its activation and norm
+PARTS = {  # patterns of module names; a convolution includes its activation and norm
     "patch embedding": r"patch_emb",
     "depthwise": r"depth_wise_conv|act1|norm1",
     "pointwise": r"point_wise_conv|act2|norm2",
@@ -25,7 +25,7 @@ class Part:
 
     Attributes:
         macs: multiply-accumulates of one image's forward pass, in convolutions and the classifier.
-        activation_bytes: what training keeps of one image in fp32 until its backward pass.
+        activation_bytes: memory that training keeps for one image in fp32 until its backward pass.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Part:
 
 
 def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[int, int]) -> list[Part]:
-    """The parts in the order of PARTS and their total, counted while the model runs on PyTorch's "meta" device.
+    """Count each part, in the order of PARTS, and the total, by running the model on PyTorch's "meta" device.
 
-    Multiply-accumulates are those that the model asks for: a backend may spend more to be faster.
+    Multiply-accumulates are those of the model's equations. A backend may compute more to be faster.
     """
     trainer = replace(config.trainer, checkpoint_activations=False)
     plain = replace(config, model=replace(config.model, backend="reference"), trainer=trainer)
     parts = {name: Part(name) for name in PARTS}
-    images = 2 if image_size == (config.model.patch_size,) * 2 else 1  # BatchNorm refuses a single value
-    kept: dict[int, Tensor] = {}  # alive until the end, or the next tensor could get the address of one that is gone
+    images = 2 if image_size == (config.model.patch_size,) * 2 else 1  # BatchNorm needs two values
+    kept: dict[int, Tensor] = {}  # keeps tensors alive, so that no later tensor reuses an address
 
     def part_of(path: str) -> Part:
         return parts[next((name for name, pattern in PARTS.items() if re.search(pattern, path)), "depthwise")]
@@ -76,7 +76,7 @@ def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[i
 
 
 def as_lines(parts: list[Part]) -> list[str]:
-    """A line for each part, in columns."""
+    """Format a line for each part, in columns."""
     return [
         f"{part.name:<15} {part.parameters:>11,} parameters {part.macs / 1e6:>10,.2f} M MACs "
         f"{part.activation_bytes / 2**20:>9,.2f} MiB activations"

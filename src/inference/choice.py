@@ -1,0 +1,72 @@
+"""The run of a sweep that a command takes: the best one, or outputs/SWEEP#3, outputs/SWEEP#depth=8, #depth=8#2."""
+
+import logging
+from pathlib import Path
+
+from comparison.filters import keep
+from comparison.formatting import count, figure_text
+from comparison.results import is_lower_better
+from comparison.runs import Run, read_runs
+from config.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def choose_run(given: str) -> str:
+    """Replace a folder of several runs by the folder of its best completed run; leave anything else as it is.
+
+    Args:
+        given: a path, which may end in #NUMBER (that place in the ranking) and in #KEY=VALUE (filters).
+
+    Raises:
+        ConfigError: no run fits, or the runs cannot be ranked.
+    """
+    path, *parts = [given] if Path(given).exists() else given.split("#")
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "config.yaml").exists():
+        return given
+    runs = [run for run in read_runs([folder]) if run.status == "completed"]
+    if not runs or (len(runs) == 1 and not parts):
+        return path
+    key = f"checkpoint={given}"
+    places = [int(part) for part in parts if part.isdecimal()]
+    try:
+        for condition in (part for part in parts if not part.isdecimal()):
+            runs = keep(runs, condition)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {str(error).removeprefix('--filter ')}") from error
+    place = places[0] if places else 1
+    if len(places) > 1 or not 1 <= place <= len(runs):
+        raise ConfigError(f"{key}: {count(len(runs), 'completed run')}; expected #1 to #{len(runs)}, or another filter")
+    run = runs[0] if len(runs) == 1 else rank(runs, key)[place - 1]
+    metric = monitor(run)
+    value = run.figure("objective")
+    reached = "" if value is None else f", {figure_text(value, metric)} {metric}"
+    log.info(f"{key}: number {place} of {count(len(runs), 'completed run')}{reached} → {run.folder}")
+    return str(run.folder)
+
+
+def rank(runs: list[Run], key: str) -> list[Run]:
+    """Sort by the monitored metric, the best first; of equal runs the smaller model, then the lower seed.
+
+    Raises:
+        ConfigError: the runs have no metric in common.
+    """
+    if len({(monitor(run), run.config.get("data.name")) for run in runs}) > 1:
+        raise ConfigError(f"{key}: the runs differ in trainer.monitor or data.name. Fix: add a filter, #KEY=VALUE")
+    if any(run.figure("objective") is None for run in runs):
+        raise ConfigError(f"{key}: runs without validation cannot be ranked. Fix: a run's folder, or #KEY=VALUE")
+    sign = 1 if is_lower_better(monitor(runs[0])) else -1
+    return sorted(
+        runs,
+        key=lambda run: (
+            sign * (run.figure("objective") or 0),
+            run.figure("parameters") or 0,
+            run.config.get("seed", 0),
+            run.folder.name,
+        ),
+    )
+
+
+def monitor(run: Run) -> str:
+    return str(run.config.get("trainer.monitor"))

@@ -1,0 +1,51 @@
+"""A trained model in plain Python: load("outputs/SWEEP") gives the model, its classes and the transform of images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+from config.commands import Command, Compute
+from config.schema import Data
+from data.image_files import to_8_bits
+from data.transforms import Normalize, evaluation_transform
+from inference.checkpoint import open_checkpoint
+from inference.prediction import as_data
+from LLMConvMixer import ConvMixer
+
+
+class Loaded(NamedTuple):
+    """
+    Attributes:
+        model: in evaluation mode, from [batch, channels, height, width] to logits [batch, classes].
+        classes: their names, or numbers where the file has no names.
+        transform: from an image of any size to what the model takes, [channels, height, width], on its device.
+    """
+
+    model: ConvMixer
+    classes: list[str]
+    transform: Callable[[Image.Image], Tensor]
+
+
+def load(path: str | Path, device: str = "auto") -> Loaded:
+    """Load what `checkpoint=` of predict.py takes: a run, a sweep, a file, the name of a published model.
+
+    Raises:
+        ConfigError: there is no such file, or it does not say what its images look like.
+    """
+    command = Command(checkpoint=str(path), data=Data(root=""), trainer=Compute(device=device))
+    checkpoint, settings = open_checkpoint(OmegaConf.structured(command), [f"trainer.device={device}"])
+    data = as_data([], checkpoint)
+    resize, normalize = evaluation_transform(settings.data.crop_fraction, data), Normalize(data, checkpoint.device)
+    assert resize  # files are never as the model sees them
+
+    def transform(image: Image.Image) -> Tensor:
+        pixels = np.atleast_3d(np.array(resize(to_8_bits(image).convert(data.test.mode))))
+        return normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(checkpoint.device))[0]
+
+    return Loaded(checkpoint.model, checkpoint.labels, transform)
