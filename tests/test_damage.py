@@ -8,13 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from optuna.study import StudyDirection
+from optuna.trial import create_trial
 
 from comparison.page import curves
 from comparison.progress import progress
 from comparison.results import read
 from comparison.runs import read_run
+from config.errors import ConfigError
 from run_folders import DEPTH, KERNEL, as_yaml, write_run, write_sweep
 from sweeps.preview import completed_runs
+from sweeps.search import open_study
+from sweeps.trials import SEEDS
 
 
 def rewrite(name: str, content: str | bytes) -> Callable[[Path], Any]:
@@ -84,6 +89,35 @@ def test_a_completed_run_without_figures_gives_no_estimate(summary: dict[str, An
     (tmp_path / "s" / "sweep.json").write_text('{"1": {"data": "digits", "epochs": 1, "epoch_size": 2.0}}')
     (tmp_path / "s" / "run-1" / "summary.json").write_text(json.dumps({"status": "completed", **summary}))
     assert completed_runs(tmp_path) == {} and progress(tmp_path / "s") is None
+
+
+def test_a_damaged_database_of_a_search_is_named_and_left(tmp_path: Path) -> None:
+    """Cut off anywhere, it is named, or all of its trials are there."""
+    path = tmp_path / "search.db"
+    study = open_study(path, "s", StudyDirection.MAXIMIZE)
+    for value in range(20):
+        study.add_trial(create_trial(value=value, user_attrs={"note": "x" * 500}))
+        complete_values = {**study.user_attrs.get(SEEDS, {}), str(value): [float(value)]}
+        study.set_user_attr(SEEDS, complete_values)
+    whole, expected, named = path.read_bytes(), study.trials, 0
+    for left in [*range(1, len(whole), len(whole) // 15), len(whole) - 1]:
+        path.write_bytes(whole[:left])
+        try:
+            assert open_study(path, "s", StudyDirection.MAXIMIZE).trials == expected
+        except ConfigError as error:
+            named += 1
+            assert str(path) in str(error) and "Fix:" in str(error) and "\n" not in str(error)
+            assert path.read_bytes() == whole[:left]
+    assert named > 10
+    study.set_user_attr(SEEDS, {"a": ["b"]})
+    for content in (path.read_bytes(), b"no database", whole.replace(b"CREATE", b"CRAETE")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"search\.db"):
+            open_study(path, "s", StudyDirection.MAXIMIZE)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is no file"):
+        open_study(path, "s", StudyDirection.MAXIMIZE)
 
 
 def test_answers_of_wandb_in_other_forms_are_unreadable_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,17 @@ def test_a_search_goes_on_and_goes_further(tmp_path: Path) -> None:
     assert trials(sweep)[:3] == done
     assert statuses(sweep) == ["completed"] * 5
 
+    database, kept = sweep / "search.db", [(trial.params, trial.value) for trial in trials(sweep)]
+    database.write_bytes(cut := database.read_bytes()[:-5000])
+    damaged = tiny(tmp_path, n_trials=5)
+    assert damaged.returncode == 1 and "Traceback" not in damaged.stderr
+    assert f"{database.relative_to(tmp_path)}: is damaged" in damaged.stderr and database.read_bytes() == cut
+    database.unlink()  # as the message says
+    restarted = tiny(tmp_path, n_trials=5)
+    assert restarted.returncode == 0 and "missing, but 5 runs of this search are here" in restarted.stdout
+    assert "ConvMixer-8/1" not in restarted.stdout
+    assert [(trial.params, trial.value) for trial in trials(sweep)] == kept
+
 
 def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     run = (*TINY, "trainer.epochs=6", "trainer.monitor=val/loss", "checkpoint.max_share=1", "sweep=w")

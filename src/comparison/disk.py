@@ -11,6 +11,7 @@ from comparison.runs import Run
 from config.command_line import command_line
 from runtime.console import si
 from runtime.files import read_json
+from tracking.records import Summary
 from tracking.run_lock import acquire_lock, lock_of
 
 STATES = ("last.pt", "previous.pt")  # in checkpoints/, to resume from
@@ -83,7 +84,7 @@ def remove(item: Removable) -> bool:
     if lock is None:
         return False
     with lock:
-        if read_json(item.run.folder / "summary.json").get("status") != item.run.status:
+        if read_json(item.run.folder / "summary.json", Summary).get("status") != item.run.status:
             return False
         for path in item.paths:
             if path.is_dir():

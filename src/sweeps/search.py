@@ -12,16 +12,18 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import optuna
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from optuna.distributions import distribution_to_json
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from comparison.formatting import duration
+from comparison.formatting import count, duration
 from config.command_line import as_text, overrides_of
-from config.errors import ConfigError
+from config.errors import ConfigError, first_line
 from config.schema import Config
 from config.sweepers import Search
 from runtime.console import say
@@ -33,7 +35,7 @@ from sweeps.trials import complete, is_hopeless, make_sampler, not_retried, prop
 from tracking import plots
 from tracking.identity import run_id
 from tracking.run_index import RunIndex
-from tracking.trial import PRUNER, open_storage
+from tracking.trial import PRUNER, check_storage, open_storage
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +58,16 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
     monitor = launch.monitor_of(configs)
     with launch.locked_folder(config) as folder:
         index = RunIndex(folder)
-        study = optuna.create_study(
-            storage=open_storage(folder / "search.db"),
-            study_name=study_name(configs[0], space, options.seeds),
-            direction="minimize" if monitor == "val/loss" else "maximize",
-            load_if_exists=True,
-        )
+        earlier = [run for run in index.folders if index.summary(run).get("varied") == varied]
+        database = folder / "search.db"
+        if earlier and not (database.exists() and database.stat().st_size):
+            say(
+                f"{database} is missing, but {count(len(earlier), 'run')} of this search are here: it starts "
+                "again, and trains only what has not completed",
+                style="yellow",
+            )
+        direction = StudyDirection.MINIMIZE if monitor == "val/loss" else StudyDirection.MAXIMIZE
+        study = open_study(database, study_name(configs[0], space, options.seeds), direction)
         study.set_user_attr(PRUNER, options.pruner)
         interrupted = study.get_trials(states=[TrialState.RUNNING])
         failed = try_again(study, options)
@@ -89,6 +95,26 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
             say(line)
         if figure := search_figure(study, monitor, importances):
             plots.save(figure, folder / "search")
+
+
+def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study:
+    """
+    Raises:
+        ConfigError: the file cannot be read, or is damaged.
+    """
+    try:
+        check_storage(path)
+        study = optuna.create_study(
+            storage=open_storage(path), study_name=name, direction=direction, load_if_exists=True
+        )
+        study.get_trials()
+        seed_values(study)
+    except Exception as error:  # Optuna's, SQLAlchemy's, SQLite's, the system's, those of whatever is in the file
+        raise ConfigError(
+            f"{path}: is damaged, or no search's ({first_line(error)}). Fix: put it back from a copy; or rename it, "
+            "and the same command searches again, and trains only what has not completed"
+        ) from error
+    return study
 
 
 def check_options(options: Search, space: Space, fixed: Mapping[str, str]) -> None:

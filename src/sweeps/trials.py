@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 
 from config.errors import ConfigError, first_line
 from config.sweepers import Search
+from config.typed import Finite, check_type
 from sweeps.space import Distribution, Space
 from tracking.trial import FINISH
 
@@ -103,7 +104,8 @@ def sign(study: optuna.Study) -> int:
 
 def seed_values(study: optuna.Study) -> dict[int, list[float]]:
     """The objectives of the seeds of every completed trial, by its number."""
-    return {int(number): values for number, values in study.user_attrs.get(SEEDS, {}).items()}
+    kept = check_type(dict[str, list[Finite]], study.user_attrs.get(SEEDS, {}))
+    return {int(number): values for number, values in kept.items()}
 
 
 def complete(study: optuna.Study, number: int, values: list[float]) -> None:

@@ -4,6 +4,7 @@ Trials are kept in OUTPUT_DIR/SWEEP/search.db, which the run's process opens as 
 """
 
 import sqlite3
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # Optuna takes a second to import, and most runs are not a se
     from optuna.pruners import BasePruner
     from optuna.storages import RDBStorage
 
+SMALLEST = 512  # bytes of a database; SQLite takes a part of one for an empty one
 PRUNER = "pruner"  # attribute of a study: none, median or hyperband
 PRUNED_AT = "pruned_at"  # attribute of a trial: the epoch after which the pruner stops it
 FINISH = "finish"  # attribute of a trial: it is finished although the pruner would stop it
@@ -66,6 +68,23 @@ class Trial:
                 return HyperbandPruner(max_resource=self.epochs)
             case _:
                 return NopPruner()
+
+
+def check_storage(path: Path) -> None:
+    """
+    Raises:
+        ValueError: the file is no database, or a part of it does not fit the others.
+        sqlite3.Error: it cannot be read.
+    """
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return
+    if not path.is_file():
+        raise ValueError("is no file")
+    if path.stat().st_size < SMALLEST:
+        raise ValueError("is cut off")
+    with closing(sqlite3.connect(path, timeout=60)) as database:
+        if (found := database.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise ValueError(found)
 
 
 def open_storage(path: Path) -> "RDBStorage":
