@@ -33,7 +33,7 @@ EVERYTHING = (
 
 
 def configured(tmp_path: Path, *overrides: str, sweep: str = "s") -> Config:
-    return checked(*SMALL, *overrides, f"output_dir={tmp_path}", f"sweep={sweep}")
+    return checked(*SMALL, "checkpoint.keep=all", *overrides, f"output_dir={tmp_path}", f"sweep={sweep}")
 
 
 def test_a_completed_run_is_not_run_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,7 +139,7 @@ def flip_a_weight(path: Path) -> None:
     path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "text", "flipped"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "text", "flipped", "types"])
 def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,6 +154,8 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
         torch.save({"identity": "another", "model": {}}, last)
     elif damage == "flipped":
         flip_a_weight(last)
+    elif damage == "types":
+        torch.save({**torch.load(last), "rows": [{"epoch": "1"}]}, last)
     else:
         last.write_text("not a checkpoint")
     (folder / "summary.json").write_text('{"status": "interr')  # as if the machine had gone down
@@ -165,6 +167,22 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     assert (last.parent / "last.pt.unusable").exists(), "it has not taken the place of the one before it"
     assert metrics(tmp_path / "s") == expected
     assert summaries(tmp_path / "s")[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_state_that_does_not_fit_is_named_and_the_next_start_recovers(tmp_path: Path, name: str) -> None:
+    config = configured(tmp_path)
+    run.run(config, [])
+    expected = metrics(tmp_path / "s")
+    (file,) = tmp_path.rglob(name)
+    content = torch.load(file)
+    torch.save({**content, "model": {**content["model"], "classification.linear.bias": torch.ones(3)}}, file)
+    summary = file.parents[1] / "summary.json"
+    summary.write_text(summary.read_text().replace('"completed"', '"interrupted"'))
+    assert run.run(config, []).status == "failed"
+    assert f"{file} does not fit the run" in summaries(tmp_path / "s")[0]["error"]
+    assert run.run(config, []).status == "completed"
+    assert metrics(tmp_path / "s") == expected
 
 
 def test_hidden_files_of_the_user_stay(tmp_path: Path) -> None:
@@ -234,9 +252,9 @@ def test_a_folder_of_images_is_known_by_what_is_in_it(tmp_path: Path) -> None:
 
 def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:
     config = configured(tmp_path, "data=image_folder", f"data.root={tmp_path / 'images'}")
-    assert math.isnan(run.run(config, []) or 0)
+    assert run.run(config, []).status == "failed"
     assert summaries(tmp_path / "s")[0]["status"] == "failed"
-    assert math.isnan(run.run(config, []) or 0)
+    assert run.run(config, []).status == "failed"
     assert len(summaries(tmp_path / "s")) == 1
 
 
@@ -265,7 +283,7 @@ def test_best_weights_lost_at_the_test_are_named(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as once:
         once.setattr(loop.Trainer, "save", save_and_lose)
-        assert math.isnan(run.run(configured(tmp_path), []) or 0)
+        assert run.run(configured(tmp_path), []).status == "failed"
     assert "best.pt is missing" in summaries(tmp_path / "s")[0]["error"]
     run.run(configured(tmp_path), [])
     assert summaries(tmp_path / "s")[0]["status"] == "completed"

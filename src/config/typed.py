@@ -1,5 +1,6 @@
 """Content of files, checked against types: a TypedDict for each file; for a config, the types of config/schema.py."""
 
+import math
 import sys
 import types
 import typing
@@ -9,19 +10,32 @@ from functools import cache
 from typing import Annotated, Any, NotRequired, TypeVar
 
 import yaml
-from annotated_types import Interval
-from typing_extensions import TypeAliasType, TypedDict
+from annotated_types import Interval, Predicate
+from typing_extensions import TypedDict
 
 from config.schema import OPTIMIZERS, SCHEDULERS, Config, is_below
 
 Kind = TypeVar("Kind")
 Whole = Annotated[int, Interval(ge=-(2**63), lt=2**63)]  # JSON has numbers of 400 digits, too
 Finite = Annotated[float, Interval(ge=-sys.float_info.max, le=sys.float_info.max)]
-Plain = TypeAliasType("Plain", "bool | str | Whole | Finite | list[Plain] | dict[str, Plain] | None")
-MOST_TYPES = 4  # that an error lists; a value may be of as many
-OUT_OF_RANGE = dict.fromkeys(("less_than", "less_than_equal", "greater_than_equal"), "expected a finite number")
-DEEPEST = 30  # levels of a YAML file; many thousands exhaust libyaml's stack
+NOT_FINITE = dict.fromkeys(("less_than", "less_than_equal", "greater_than_equal"), "expected a finite number")
+EXPECTED = {**NOT_FINITE, "predicate_failed": "expected plain, finite values"}  # by pydantic's kind of error
+DEEPEST = 30  # levels of a config; many thousands exhaust libyaml's stack
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+
+
+def is_plain(value: Any, deepest: int = DEEPEST) -> bool:
+    """Check for what JSON can say, with finite numbers of usual size."""
+    if isinstance(value, (list, tuple)):
+        return deepest > 0 and all(is_plain(part, deepest - 1) for part in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and is_plain([*value.values()], deepest)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
+
+
+Plain = Annotated[Any, Predicate(is_plain)]
 
 
 def strict(kind: Kind) -> Kind:
@@ -50,10 +64,11 @@ def check_type(kind: Any, value: Any) -> Any:
         adapter(kind).validate_python(value)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
-        key = ".".join(map(str, errors[0]["loc"][:1]))
-        expected = list(dict.fromkeys(OUT_OF_RANGE.get(one["type"], one["msg"]) for one in errors[:MOST_TYPES]))
-        text = " or ".join(expected) if len(errors) < MOST_TYPES else "expected plain values"
-        raise ValueError(f"{key}: {text.replace('Input should be', 'expected')}".removeprefix(": ")) from None
+        path = errors[0]["loc"]  # within a value it also names the types that were tried
+        key = ".".join(map(str, path if errors[0]["type"] == "missing" else path[:1]))
+        texts = [EXPECTED.get(one["type"], one["msg"]) for one in errors if one["loc"][:1] == path[:1]]
+        text = " or ".join(dict.fromkeys(texts[:3])).replace("Input should be", "expected")
+        raise ValueError(f"{key}: {text}".removeprefix(": ")) from None
     return value
 
 

@@ -75,7 +75,7 @@ def results_of(weights: Weights, summary: dict[str, Any]) -> dict[str, float]:
     """The validation results of the weights' own epoch; the run's test results if it is the epoch that was tested."""
     epoch = weights.description.epoch if weights.description else {}
     figures = {key: epoch.get(key) for key in ("val/accuracy", "val/loss")}
-    if epoch and summary.get("status") == "completed" and summary.get("best/epoch") == epoch["epoch"]:
+    if epoch and summary.get("status") == "completed" and summary.get("best/epoch") == epoch.get("epoch"):
         figures |= {key: summary.get(key) for key in ("test/accuracy", "test/loss")}
     return {key: value for key in RESULTS if isinstance(value := figures.get(key), float)}
 

@@ -7,15 +7,20 @@ written whole or not at all, and read without running code from it.
 
 import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from annotated_types import Ge
+from torch import nn
+from typing_extensions import TypedDict
 
 from config import schema
 from config.errors import ConfigError, first_line
+from config.typed import Finite, Whole, check_type, strict
 from data.splits import DataSplits
 from runtime.files import whole
 from weights import archive
@@ -23,6 +28,42 @@ from weights import archive
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # of last.pt; another cannot be resumed from
+
+
+@strict
+class Best(TypedDict):
+    """What best.pt holds beside its description."""
+
+    model: dict[str, Any]
+
+
+Row = TypedDict(
+    "Row",
+    {
+        "epoch": Whole, "images": Whole, "train/loss": float, "train/accuracy": float,
+        "val/loss": float | None, "val/accuracy": float | None,
+    },
+)  # fmt: skip
+strict(Row)
+
+
+@strict
+class State(TypedDict):
+    """What last.pt holds beside its description (training/state.py)."""
+
+    identity: str
+    format: int
+    model: dict[str, Any]
+    ema: dict[str, Any] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    metrics: dict[str, Any]
+    epoch: Annotated[Whole, Ge(1)]
+    step: Annotated[Whole, Ge(0)]
+    epoch_seconds: Finite
+    seconds: Finite
+    selection: NotRequired[dict[str, Any] | None]
+    rows: list[Row]
 
 
 class Checkpoints:
@@ -37,6 +78,7 @@ class Checkpoints:
     def __init__(self, folder: Path, run_id: str, config: schema.Checkpoint) -> None:
         self.folder, self.config = folder, config
         self.header = {"identity": run_id, "format": FORMAT}
+        self.loaded: Path | None = None
         self.written_at = time.monotonic()
         self.cost = 0.0  # seconds that the last took to write
 
@@ -63,7 +105,7 @@ class Checkpoints:
         self.written_at = time.monotonic()
         self.cost = self.written_at - started
 
-    def load(self, epochs: int) -> dict[str, Any] | None:
+    def load(self, epochs: int) -> Any:
         """Read the latest state that is intact and this run's; None to start from the beginning.
 
         Args:
@@ -73,7 +115,7 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                state = archive.load(path)
+                state: State = check_type(State, archive.load(path))
                 if {key: state.get(key) for key in self.header} != self.header:
                     raise ValueError("it is of another run, or of another version of this code")
             except Exception as error:  # a cut-off file fails in many ways
@@ -85,8 +127,26 @@ class Checkpoints:
                 continue
             if problem:
                 log.warning(f"{problem}: the run needs a better epoch than those before, or starts again after it")
+            self.loaded = path
             return state
         return None
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Restore the loaded state within this context; one that does not fit the run is set aside.
+
+        Raises:
+            ConfigError: it does not fit; the next start takes the state before it.
+        """
+        try:
+            yield
+        except Exception as error:  # PyTorch raises whatever its objects raise
+            assert self.loaded
+            set_aside(self.loaded, first_line(error))
+            raise ConfigError(
+                f"{self.loaded} does not fit the run ({first_line(error)}). Fix: run the same command again, which "
+                "takes the state before it, or begins anew"
+            ) from error
 
     def remove_states(self) -> None:
         """Remove the states of a run that is completed, apart from checkpoint.keep=all."""
@@ -102,22 +162,27 @@ class Checkpoints:
         """Explain why best.pt cannot be read; None if it can."""
         path = self.folder / "best.pt"
         try:
-            archive.load(path)["model"]
+            check_type(Best, archive.load(path))
         except Exception as error:  # a cut-off file fails in many ways
             return f"{path} {'is missing' if isinstance(error, OSError) else f'cannot be read ({first_line(error)})'}"
         return None
 
-    def load_best(self) -> dict[str, Any]:
-        """Read the best epoch's weights.
+    def load_best(self, model: nn.Module) -> None:
+        """Load the best epoch's weights into the model.
 
         Raises:
             ConfigError: the file is missing or damaged; the next start trains the run from the beginning.
         """
-        if problem := self.problem_of_best():
+        problem = self.problem_of_best()
+        if not problem:
+            try:
+                model.load_state_dict(archive.load(self.folder / "best.pt")["model"])
+            except Exception as error:  # PyTorch raises whatever its objects raise
+                problem = f"{self.folder / 'best.pt'} does not fit the run ({first_line(error)})"
+        if problem:
             for path in filter(Path.exists, self.states):
                 set_aside(path, problem)
             raise ConfigError(f"{problem}. Fix: put it back, or run the same command again to train from the beginning")
-        return archive.load(self.folder / "best.pt")
 
 
 def set_aside(path: Path, reason: str) -> None:

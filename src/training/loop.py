@@ -75,7 +75,7 @@ class Trainer:
                 state.begin_epoch()
                 self.save_or_stop(due=self.is_done or self.folder.checkpoints.is_due(state.epoch - 1))
             self.world.barrier()  # rank 0 has written best.pt
-            state.evaluated.load_state_dict(self.folder.checkpoints.load_best()["model"])
+            self.folder.checkpoints.load_best(state.evaluated)
             tested = self.evaluate(self.test_loader)
         state.clock.stop()
         return tested

@@ -114,7 +114,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     state, data, selection = trainer.state, trainer.data, trainer.state.selection
     assert selection
     if checkpoint:
-        state.load_state_dict(checkpoint)
+        with folder.checkpoints.restoring():
+            state.load_state_dict(checkpoint)
 
     # Log model and data.
     parts = summarize(config, data.channels, len(data.classes), data.image_size)

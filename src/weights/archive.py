@@ -19,9 +19,11 @@ def load(path: Path) -> Any:
     """Read a file that torch.save has written.
 
     Raises:
-        Damaged: a checksum differs.
+        Damaged: a checksum differs, or it is a pipe or a device.
         Exception: PyTorch's own, of many kinds, for a truncated or foreign file.
     """
+    if path.exists() and not path.is_file():
+        raise Damaged("it is no file")
     with path.open("rb") as file:  # of a path PyTorch would believe the suffix
         if zipfile.is_zipfile(file):
             verify(zipfile.ZipFile(file))

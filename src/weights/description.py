@@ -1,18 +1,50 @@
 """What a file of ours says beside its weights: the config that trained them, their classes, the images they expect."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Required
+
+from annotated_types import Gt, Interval, Len
+from typing_extensions import TypedDict
 
 from config import schema
 from config.check import check_constraints
 from config.command_line import override
+from config.schema import flatten
+from config.typed import Finite, Whole, check_config_types, check_type, strict
 from weights.layouts import Architecture, LayoutError
 
 # Keys of `model` that say how a model is made or computed, not what it is.
 NOT_THE_MODEL = ("pretrained", "backend")
 SECTIONS = ("model", "data", "trainer")
 MODEL_KEYS = {"d_model", "depth", "kernel_size", "patch_size", "activation"}  # in every config of ours
+
+
+Row = dict[str, float | None]  # of metrics.csv
+
+
+@strict
+class Sections(TypedDict):
+    """The sections of a run's config that an exported file keeps."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    trainer: dict[str, Any]
+
+
+@strict
+class Saved(TypedDict, total=False):
+    """What a file of ours holds beside its weights."""
+
+    config: Required[Sections]
+    classes: list[str] | None
+    labels: list[str] | None
+    image_size: Annotated[Sequence[Annotated[int, Interval(ge=1, le=65_535)]], Len(2, 2)] | None
+    mean: Sequence[Finite] | None
+    std: Sequence[Annotated[Finite, Gt(0)]] | None
+    metrics: Row
+    rows: list[Row]
+    step: Whole
 
 
 @dataclass(frozen=True)
@@ -42,23 +74,27 @@ def read_description(content: Mapping[str, Any], architecture: Architecture) -> 
     """What the file says; None for a file of others, which may have keys of these names, too.
 
     Raises:
-        LayoutError: the file contradicts its own weights, or is of a version with another model.
+        LayoutError: the description is damaged, contradicts the weights, or is of a version with another model.
     """
     config: Any = content.get("config")
-    if not isinstance(config, Mapping) or not all(isinstance(config.get(section), Mapping) for section in SECTIONS):
+    model: Any = config.get("model") if isinstance(config, Mapping) else None
+    if not isinstance(model, Mapping) or not model.keys() >= MODEL_KEYS:
         return None
-    if not config["model"].keys() >= MODEL_KEYS:
-        return None
-    size = content.get("image_size")
+    try:
+        saved: Saved = check_type(Saved, content)
+        check_config_types(dict(flatten({section: config[section] for section in SECTIONS})))
+    except ValueError as error:
+        raise LayoutError(f"its description is damaged: {error}") from None
+    size, mean, std = saved.get("image_size"), saved.get("mean"), saved.get("std")
     description = Description(
         config=dict(config),
-        model=read_model(config["model"], architecture),
-        classes=content.get("classes"),
-        labels=content.get("labels") or content.get("classes"),
+        model=read_model(model, architecture),
+        classes=saved.get("classes"),
+        labels=saved.get("labels") or saved.get("classes"),
         image_size=(size[0], size[1]) if size else None,
-        mean=tuple(content["mean"]) if content.get("mean") else None,
-        std=tuple(content["std"]) if content.get("std") else None,
-        epoch=epoch_of(content),
+        mean=tuple(mean) if mean and std else None,
+        std=tuple(std) if mean and std else None,
+        epoch=epoch_of(saved),
     )
     for name, values, expected in (
         ("classes", description.classes, architecture.n_classes),
@@ -82,11 +118,11 @@ def read_model(saved: Mapping[str, Any], architecture: Architecture) -> schema.M
     return model
 
 
-def epoch_of(content: Mapping[str, Any]) -> dict[str, Any]:
+def epoch_of(saved: Saved) -> dict[str, Any]:
     """Best weights have the row of their epoch; a training state has all rows, the last is its own after an epoch."""
-    if "rows" not in content:
-        return dict(content.get("metrics") or {})
-    return dict(content["rows"][-1]) if content["rows"] and not content.get("step") else {}
+    if "rows" not in saved:
+        return saved.get("metrics") or {}
+    return saved["rows"][-1] if saved["rows"] and not saved.get("step") else {}
 
 
 def described(model: schema.Model) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from config.errors import ConfigError, first_line
 from config.text import shell
+from config.typed import check_type
 from weights import archive
 from weights.description import Description, read_description
 from weights.layouts import Architecture, LayoutError, from_layout
@@ -133,8 +134,8 @@ def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         LayoutError: they are larger than the file (views can be expanded without limit), or not finite.
     """
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise LayoutError(f"{name} is of {tensor.layout}, quantized or without content; expected dense weights")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+            raise LayoutError(f"{name} is sparse, quantized, complex or without content; expected dense weights")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > 4 * path.stat().st_size:
         raise LayoutError("its tensors claim to be far larger than the file")
     for name, tensor in tensors.items():
@@ -229,7 +230,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """The weights as they are named in the file, and what stands beside them."""
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            content = check_type(dict[str, Any], json.loads((file.metadata() or {}).get(METADATA, "{}")))
             return strip({name: file.get_tensor(name) for name in file.keys()}), content  # noqa: SIM118
     content = archive.load(path)
     if not isinstance(content, Mapping):
