@@ -1,4 +1,4 @@
-"""How often each class occurs in a data set, and what makes up for classes that are rare."""
+"""Sizes of classes, and class weights and a sampler for imbalanced ones."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ IMBALANCED = 2  # times as many training images of the largest class as of the s
 
 
 def counts(split: Split | None, classes: list[str]) -> NDArray[np.int64]:
-    """Images of each class."""
+    """Count the images of each class."""
     labels = split.labels if split else np.empty(0, np.int64)
     return np.bincount(labels, minlength=len(classes))
 
@@ -20,13 +20,13 @@ def parts(data: DataSplits) -> dict[str, Split]:
 
 
 def sizes(data: DataSplits) -> str:
-    """E.g. "10 classes, 1,293 training, 144 validation, 360 test images"."""
+    """Describe the data, e.g. "10 classes, 1,293 training, 144 validation, 360 test images"."""
     listed = ", ".join(f"{len(split):,} {name}" for name, split in parts(data).items())
     return f"{len(data.classes):,} classes, {listed} images"
 
 
 def class_lines(data: DataSplits) -> list[str]:
-    """A line for each class with its images in each part."""
+    """Describe each class in a line: its images in each part."""
     table = {name: counts(split, data.classes) for name, split in parts(data).items()}
     return [
         f"class {name}: " + ", ".join(f"{column[i]:,} {part}" for part, column in table.items())
@@ -35,7 +35,7 @@ def class_lines(data: DataSplits) -> list[str]:
 
 
 def imbalance(data: DataSplits) -> list[str]:
-    """Lines about classes without images in a part, and about a majority class."""
+    """Report classes without images in a part, and a majority class."""
     lines = []
     for part, split in parts(data).items():
         empty = np.flatnonzero(counts(split, data.classes) == 0)
@@ -55,7 +55,7 @@ def imbalance(data: DataSplits) -> list[str]:
 
 
 def balanced_weights(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
-    """Weights of the classes whose sum over the images is equal for all classes, and 1 in the mean over images.
+    """Compute class weights whose sum over the images is equal for all classes; their mean over images is 1.
 
     Source: King & Zeng, "Logistic Regression in Rare Events Data", 2001, as scikit-learn's class_weight="balanced".
     """
@@ -64,9 +64,9 @@ def balanced_weights(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.fl
 
 
 def balanced_order(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-    """As many images as there are labels in random order, equally many of each class; rare images repeat.
+    """Draw as many images as there are labels, equally many of each class, in random order; rare images repeat.
 
-    Images of one class are as often as possible equally frequent. Source: oversampling in Buda et al., "A systematic
+    Each image of a class is drawn equally often, plus or minus one. Source: oversampling in Buda et al., "A systematic
     study of the class imbalance problem", arXiv 1710.05381.
     """
     present = random.permutation(np.unique(labels))

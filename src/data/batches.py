@@ -1,4 +1,4 @@
-"""The batches that training and evaluation see.
+"""Batches for training and evaluation.
 
 Every image of a batch is a pure function of (seed, epoch, batch, position in the batch), so that a run is the same
 for any number of workers, and for any number of GPUs that share its batches.
@@ -31,7 +31,7 @@ from runtime.rng import preserve_rng_state
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """All that a batch, or a rank's share of it, depends on.
+    """Everything that a batch, or a rank's share of it, depends on.
 
     Attributes:
         indices: of its images in the split, [images].
@@ -80,24 +80,24 @@ class DistributedBatchSampler:
         return -(-self.length // self.batch_size)
 
     def size(self, batch: int) -> int:
-        """Images of a batch, counted from 0, over all ranks."""
+        """Count the images of a batch over all ranks; batches are numbered from 0."""
         return min(self.batch_size, self.length - batch * self.batch_size)
 
     def ranks(self, batch: int) -> NDArray[np.int64]:
-        """The rank that gets each image of a batch."""
+        """Assign each image of a batch to a rank."""
         positions = np.arange(self.size(batch))
         return np.minimum(positions, positions[::-1]) % self.world.size
 
     def smallest_share(self, batch: int) -> int:
-        """Images of a batch that the rank with the fewest gets."""
+        """Count the images of the rank that gets the fewest."""
         return int(np.bincount(self.ranks(batch), minlength=self.world.size).min())
 
     def micro_batches(self, batch: int, asked: int) -> int:
-        """Into how many micro-batches, at most as many as asked for, every rank can divide its share of a batch."""
+        """Limit the number of micro-batches to what every rank can divide its share of a batch into."""
         return min(asked, self.smallest_share(batch))
 
     def indices(self) -> NDArray[np.int64]:
-        """Of all images of this rank's batches, in the batches' order."""
+        """List the indices of this rank's images in the order of its batches."""
         return np.concatenate([spec.indices for spec in self])
 
     def __iter__(self) -> Iterator[BatchSpec]:
@@ -121,7 +121,8 @@ class Batches:
         self.split, self.transform = split, transform
 
     def __getitem__(self, spec: BatchSpec) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """
+        """Load and augment the images of a batch.
+
         Raises:
             DataError: an image cannot be read.
         """
@@ -202,13 +203,14 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """
+        """Yield the batches, on the device if their images are kept there.
+
         Raises:
             DataError: an image cannot be read.
             RuntimeError: a worker was killed.
         """
         workers = self.workers or self.start_workers()
-        self.workers = None  # those of an epoch that is left before its end end with it
+        self.workers = None  # if the epoch ends early, its workers end, too
         for pixels, labels in workers.map(self.sampler):
             yield (pixels, labels) if isinstance(pixels, Tensor) else self.as_tensors(pixels, labels)
         self.workers = workers
@@ -224,7 +226,8 @@ class Loader:
 def make_train_loader(
     data: DataSplits, config: Config, world: World | None = None, device: torch.device | str = "cpu"
 ) -> Loader:
-    """
+    """Make the loader of training batches.
+
     Raises:
         ConfigError: data.pipeline=device cannot do it, or there is not enough to train on for every process.
     """
@@ -270,7 +273,8 @@ class Loaders(NamedTuple):
 
 
 def make_loaders(data: DataSplits, config: Config, world: World, device: torch.device) -> Loaders:
-    """
+    """Make the loaders of training, validation and test batches.
+
     Raises:
         ConfigError: as of make_train_loader.
     """
@@ -297,7 +301,7 @@ def loader(
 
 
 def spare_cores() -> int:
-    """Cores for loading images: all but one of this process's share, at least 1 and at most 16."""
+    """Count the cores for loading images: all but one of this process's share, at least 1 and at most 16."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has set OMP_NUM_THREADS=1, whatever there is
         share = cores() // int(os.environ["LOCAL_WORLD_SIZE"])
     else:

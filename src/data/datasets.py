@@ -1,4 +1,4 @@
-"""Data sets: where images come from, and what a run takes of them.
+"""Data sets: their sources, and the parts that a run uses.
 
 Images of one size, at most 1 GiB of them, are decoded once per process and kept in memory; all others stay files
 until a batch needs them. Either way the transforms (data/transforms.py) see the same images.
@@ -19,7 +19,7 @@ from data.splits import DataSplits, Split, divide
 
 
 def load(config: schema.Data, patch_size: int) -> DataSplits:
-    """The images that a run trains on, validates with and is tested on.
+    """Load the images for training, validation and test.
 
     Raises:
         DataError: the images are missing, corrupt, or do not fit the config.
@@ -34,7 +34,7 @@ def read_configured(config: schema.Data, download: bool = True) -> DataSplits:
 def prepare(
     data: DataSplits, config: schema.Data, patch_size: int, image_size: tuple[int, int] | None = None
 ) -> DataSplits:
-    """The data set at the config's size and with its normalization, training images divided as it says.
+    """Set the image size and normalization of the config, and divide the training images as it says.
 
     Args:
         image_size: height and width where `data.image_size` leaves them open; None: the images' own.
@@ -69,7 +69,8 @@ def prepare(
 
 
 def check_patch_size(patch_size: int, image_size: tuple[int, int], name: str) -> None:
-    """
+    """Check that the patches cover the images.
+
     Raises:
         DataError: the patches do not cover the images.
     """
@@ -83,7 +84,7 @@ def check_patch_size(patch_size: int, image_size: tuple[int, int], name: str) ->
 
 
 def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel, over evenly spaced images; pixels in 0 … 1.
+    """Compute mean and standard deviation of every channel over evenly spaced images; pixels are 0 … 1.
 
     Over ten times as many images where they are small.
     """

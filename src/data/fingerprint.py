@@ -1,4 +1,4 @@
-"""A short text that identifies the images in a folder: the same wherever it is, another when an image changes."""
+"""A hash of the images in a folder: independent of the folder's path, different when an image changes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ MOST_FILES, MOST_BYTES = 100_000, 2**30
 
 @cache
 def fingerprint(root: Path) -> str:
-    """Of all images in the folders of `root`'s splits, or of its classes.
+    """Hash all images in the folders of `root`'s splits, or of its classes.
 
     Never raises, since the run reports what it cannot read. Computed once per process, as the images are read once.
     """

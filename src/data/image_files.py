@@ -1,4 +1,4 @@
-"""Image files: which ones a folder of classes holds, and how one is read.
+"""Image files: list those of a folder of classes, and read one.
 
 Light to import: a run's ID needs the list of files, but neither torch nor scikit-learn.
 """
@@ -33,16 +33,16 @@ SECONDS = 10.0  # for which an error looks for further unreadable images
 
 
 class DataError(ConfigError):
-    """The data cannot be used as asked; the message names the key or the file, and what would be right."""
+    """The data do not fit the config; the message names the key or the file, and the fix."""
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder is hidden (.ipynb_checkpoints, ._1.jpg) or a vendor's (@eaDir): it holds no images."""
+    """Check whether a file or folder is hidden (.ipynb_checkpoints, ._1.jpg) or a vendor's (@eaDir)."""
     return name.startswith(".") or name.lower() in VENDORS
 
 
 def split_folders(root: Path) -> dict[str, str]:
-    """The names of the folders in `root` by split, e.g. {"train": "train", "val": "valid"}, in alphabetical order.
+    """Find the folders of splits in `root`, e.g. {"train": "train", "val": "valid"}, in alphabetical order.
 
     Raises:
         DataError: `root` cannot be read, or two folders claim one split.
@@ -62,7 +62,7 @@ def split_folders(root: Path) -> dict[str, str]:
 
 
 def is_divided(root: Path) -> bool:
-    """Whether the folder has no test images of its own, so that a run takes a part of all for them."""
+    """Check whether the folder has no test images, so that a part of all images becomes the test set."""
     try:
         return not split_folders(root).keys() & {"test", "val"}
     except DataError:
@@ -70,7 +70,7 @@ def is_divided(root: Path) -> bool:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of a folder's subfolders, except those that hold no images.
+    """List the names of a folder's subfolders, without hidden ones and vendors'.
 
     Raises:
         DataError: the folder cannot be read.
@@ -82,7 +82,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
-    """The paths of a class' images, sorted, those in its subfolders too, as torchvision and timm have it.
+    """List the paths of a class's images, sorted, including those in subfolders, as torchvision and timm do.
 
     A dangling link is one, which cannot be read.
 
@@ -111,7 +111,7 @@ def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
 
 
 def open_image(path: str, mode: str | None = None) -> Image.Image:
-    """A file as an image of the mode asked for, else as "L" (grey) or "RGB", whichever it is nearer to.
+    """Read an image file, converted to `mode`, else to "L" (grey) or "RGB", whichever is nearer.
 
     16 bits are scaled to 8. The orientation that a camera notes in EXIF is ignored, as torchvision and timm do.
 
@@ -131,7 +131,8 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """
+    """Scale an image's levels to 8 bits.
+
     Raises:
         ValueError: the range of its levels is unknown.
     """
@@ -144,7 +145,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def unreadable_images(paths: Sequence[str], seconds: float | None = None) -> dict[str, str]:
-    """Path and reason, "PATH (reason)", of the images that cannot be read, by path.
+    """Find images that cannot be read; return "PATH (reason)" by path.
 
     Args:
         seconds: stop looking after this long.
@@ -168,12 +169,12 @@ def unreadable_images(paths: Sequence[str], seconds: float | None = None) -> dic
 
 
 def reason_of(error: DataError) -> str:
-    """PATH (reason) of an image that cannot be read."""
+    """Format "PATH (reason)" for an image that cannot be read."""
     return str(error).removeprefix("data.root: ").replace(CANNOT_BE_READ, "")
 
 
 def unreadable_error(paths: Sequence[str], first: DataError) -> DataError:
-    """One error for all images that cannot be read; `first` is that of one of them."""
+    """Make one error for all images that cannot be read; `first` is the error of one of them."""
     reasons = sorted({reason_of(first), *unreadable_images(paths, SECONDS).values()})
     count = "one image" if len(reasons) == 1 else f"{len(reasons):,} images"
     return DataError(

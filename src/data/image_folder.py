@@ -26,9 +26,10 @@ SAMPLE_SIZE = 500  # images that are looked at for what they have in common
 def read_image_folder(
     root: Path, skip_unreadable: bool = False, test_fraction: float = 0.2, split_seed: int = 0
 ) -> DataSplits:
-    """All images of a folder. Where there is no test folder, the validation folder holds the test set.
+    """Read all images of a folder.
 
-    Without either, a part of the images becomes the test set: `test_fraction` of each class, drawn by `split_seed`.
+    Without a test folder the validation folder is the test set. Without either, the test set is `test_fraction` of each
+    class, drawn by `split_seed`.
 
     Raises:
         DataError: a split or a class is missing, or an image cannot be read.
@@ -73,7 +74,7 @@ def read_image_folder(
 
 
 def read_one_split(folder: Path, mode: str, skip_unreadable: bool = False) -> DataSplits:
-    """The images of one split for an evaluation, in the place of all three.
+    """Read one split for an evaluation; it takes the place of all three parts.
 
     Args:
         folder: with the classes.
@@ -115,7 +116,7 @@ def check_no_class_is_empty(folder: Path, split: Split, classes: list[str]) -> N
 
 
 def without_unreadable(splits: list[Split]) -> tuple[list[Split], list[str]]:
-    """The splits without the images that cannot be read; these, each with the reason."""
+    """Drop images that cannot be read; return the splits, and the dropped images with their reasons."""
     readable, skipped = [], list[str]()
     for split in splits:
         errors = unreadable_images(split.images.tolist())
@@ -125,7 +126,7 @@ def without_unreadable(splits: list[Split]) -> tuple[list[Split], list[str]]:
 
 
 def decoded(data: DataSplits, mode: str | None = None) -> DataSplits:
-    """The data set with its channels and size; its images in memory where they are small and of one size.
+    """Set channels and image size; decode the images into memory if they are small and of one size.
 
     Args:
         mode: "RGB" or "L"; None: grey where 500 of the training images are.
@@ -148,7 +149,7 @@ def decoded(data: DataSplits, mode: str | None = None) -> DataSplits:
 
 
 def decode(parts: dict[str, Split], size: tuple[int, int], channels: int) -> dict[str, Split] | None:
-    """The splits with their images in memory; None if one of them is of another size: then all stay files."""
+    """Decode the images of all splits into memory; None if one has another size."""
     in_memory = {}
     for name, split in parts.items():
         pixels = np.empty((len(split), *size, channels), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Images and their classes, and how they are divided into parts for training, validation and test."""
+"""Images with their classes, divided into training, validation and test parts."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from data.image_files import DataError, open_image
 
 @dataclass(frozen=True)
 class Split:
-    """Some images and their classes.
+    """Images and their classes.
 
     Attributes:
         images: uint8 [images, height, width, channels], or the paths of the files.
@@ -50,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set as a run uses it.
+    """The training, validation and test images of a run.
 
     Attributes:
         val: None where nothing is split off for validation.

@@ -1,4 +1,4 @@
-"""What happens to images before the model sees them, by timm's transforms.
+"""Transforms of images before the model, made of timm's.
 
 One image at a time on the CPU, in worker processes: crop, flip, RandAugment, color. Whole batches on
 the device: normalize, mixup or cutmix, erase; in this order, as timm's own training script does.
@@ -25,7 +25,7 @@ Transform = Callable[[Image.Image], Image.Image]
 
 
 def training_transform(config: schema.Augmentation, data: DataSplits) -> Transform | None:
-    """From an image to the augmented image at the model's size; None: take decoded pixels as they are."""
+    """Make the transform from an image to the augmented image at the model's size; None if nothing changes."""
     jitter = (config.brightness, config.contrast, config.saturation, config.hue)
     auto_augment = config.auto_augment or ""
     whole = config.scale == config.ratio == [1.0, 1.0]  # no random crop: the middle, as in evaluation
@@ -56,7 +56,7 @@ def training_transform(config: schema.Augmentation, data: DataSplits) -> Transfo
 
 
 def evaluation_transform(crop_fraction: float, data: DataSplits) -> Transform | None:
-    """The same without chance: resize, take the middle."""
+    """Make the transform for evaluation: resize and centre-crop; None if nothing changes."""
     if crop_fraction == 1.0 and is_native(data):
         return None
     steps = transforms_imagenet_eval(
@@ -66,12 +66,12 @@ def evaluation_transform(crop_fraction: float, data: DataSplits) -> Transform | 
 
 
 def is_native(data: DataSplits) -> bool:
-    """Whether the images are decoded at the size that the model sees."""
+    """Check whether the images are decoded at the model's size."""
     return data.train.decoded and data.train.images.shape[1:3] == data.image_size
 
 
 class Normalize:
-    """From uint8 [batch, channels, height, width], channels last in memory, to what the model takes.
+    """Normalization of uint8 [batch, channels, height, width], channels last in memory, to the model's input.
 
     Floats of mean 0 and deviation 1, in the memory format asked for.
     """
@@ -125,13 +125,13 @@ class MixAndErase:
 
 
 class BatchErasing(RandomErasing):
-    """timm's random erasing of a batch in a dozen operations, where timm takes two for each image that it erases.
+    """Random erasing of a batch in a dozen operations, where timm needs two for each erased image.
 
     The rectangles are drawn as timm draws them: the first of ten that fits; the noise is drawn on the device.
     """
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[batch, channels, height, width]"""
+        """Erase rectangles of images, [batch, channels, height, width]."""
         batch, _, height, width = images.shape
         edges = torch.from_numpy(self.rectangles(batch, height, width)).to(images.device, non_blocking=True)
         top, bottom, left, right = edges[..., None]
@@ -142,7 +142,7 @@ class BatchErasing(RandomErasing):
         return torch.where(inside, noise, images, out=noise)  # whose strides are the images', also of one channel
 
     def rectangles(self, batch: int, height: int, width: int) -> NDArray[np.int64]:
-        """[top, bottom, left, right; batch], of NumPy's generator; empty for an image that stays as it is."""
+        """Draw [top, bottom, left, right; batch] with NumPy's generator; empty for an image that is not erased."""
         attempts = (10, batch)
         area = np.random.uniform(self.min_area, self.max_area, attempts) * height * width
         aspect = np.exp(np.random.uniform(*self.log_aspect_ratio, attempts))

@@ -1,4 +1,4 @@
-"""Processes that make batches ahead of who consumes them, and hand them over in order.
+"""Worker processes that make batches ahead, and return them in order.
 
 PyTorch's would pass them through /dev/shm and a socket in TMPDIR, wait for ever where either is too small, and not be
 ended by an error. Here pixels pass through memory that is shared since the fork, all else through a pipe.
@@ -35,7 +35,7 @@ Made = tuple[Any, Any]  # of a worker: pixels, an array of uint8, and what belon
 
 
 class Workers:
-    """Processes that call `make` for items; they end with this object, or with the process that has it.
+    """Processes that call `make` for items; they end with this object, or with the process that owns it.
 
     Args:
         make: returns pixels, and what belongs to them.
@@ -62,7 +62,7 @@ class Workers:
             self.slots.append(slots)
 
     def map(self, items: Iterable[Any]) -> Iterator[Made]:
-        """What `make` returns for each item, in order; to be read to its end.
+        """Yield the results of `make` for the items, in order; read it to its end.
 
         Args:
             items: each worker gets all of them and takes its share, so they should be small when pickled.
@@ -103,9 +103,10 @@ def send(pipe: Connection, message: Any) -> None:
 
 
 def receive(pipe: Connection) -> Any:
-    """
+    """Receive a worker's message, and raise its error.
+
     Raises:
-        ConfigError, RuntimeError: what the worker has run into.
+        ConfigError, RuntimeError: the worker's error.
     """
     try:
         answer = pipe.recv()
@@ -125,7 +126,7 @@ def receive(pipe: Connection) -> Any:
 def work(
     make: Callable[[Any], Made], slots: NDArray[np.uint8], pipe: Connection, worker: int, workers: int, run: int
 ) -> None:
-    """Make this worker's share of all items that are sent: every `workers`th, from the `worker`th on."""
+    """Process this worker's share of all items: every `workers`th, from the `worker`th on."""
     start_process(run)
     try:
         while True:

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device, every image with random operations of its own.
+"""Augmentation of whole batches on the device, with different random operations for each image.
 
 The CPU path says what happens: `BatchTransform` takes its transform (data/transforms.py) and does to
 uint8 [batch, channels, height, width] what timm, torchvision and Pillow do to one image after the other, with
@@ -65,7 +65,8 @@ class BatchTransform:
         self.apply(torch.zeros(1, *shape, dtype=torch.uint8, device=device), count)  # makes the constants, too
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """
+        """Augment a batch.
+
         Args:
             images: uint8 [batch, channels, height, width].
             uniforms: random numbers in 0 … 1, [numbers, batch].
@@ -86,6 +87,6 @@ class BatchTransform:
 
 
 def exact_division() -> dict[str, Any]:
-    """Inductor's option to round a division as eager PyTorch does; Triton's own is approximate."""
+    """Set Inductor's option to round a division as eager PyTorch does; Triton's division is approximate."""
     names = {"eager_numerics.division_rounding", "emulate_divison_rounding"}  # of PyTorch's newer and older versions
     return dict.fromkeys(names & set(torch._inductor.list_options()), True)

@@ -1,4 +1,4 @@
-"""What changes grey levels and colors of a batch, and leaves every pixel where it is."""
+"""Operations on grey levels and colors of a batch, which move no pixel."""
 
 from collections.abc import Callable
 
@@ -67,7 +67,7 @@ def blend(images: Tensor, drawn: dict[str, Tensor], factor: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """ITU-R 601-2 luma, [batch, 1, height, width], in Pillow's 16 bits: floats hold these whole numbers exactly."""
+    """Compute ITU-R 601-2 luma, [batch, 1, height, width], in Pillow's 16 bits, which floats hold exactly."""
     if images.shape[1] == 1:
         return images
     red_green_blue = constant((19595, 38470, 7471), images.device)[:, None, None]
@@ -81,7 +81,7 @@ def mean_grey(_: Tensor, luma: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor, _: Tensor) -> Tensor:
-    """Each pixel but those on the edge as the mean of its 3 x 3 neighborhood, in which it counts five times."""
+    """Average each pixel, except those on the edge, over its 3 x 3 neighborhood, in which it counts five times."""
     rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
     inner = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * images[:, :, 1:-1, 1:-1]
     smoothed = images.clone()
@@ -101,7 +101,7 @@ DEGENERATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def color_jitter(step: transforms.ColorJitter, images: Tensor, draw: Draw) -> Tensor:
-    """torchvision's: a factor for each property, in an order of each image's own."""
+    """Apply torchvision's color jitter: a factor for each property, in a random order for each image."""
     limits = {"Brightness": step.brightness, "Contrast": step.contrast, "Color": step.saturation, "Hue": step.hue}
     limits = {name: pair for name, pair in limits.items() if pair}
     uniforms, order = draw(len(limits)), draw(len(limits)).argsort(0)
@@ -116,7 +116,7 @@ def color_jitter(step: transforms.ColorJitter, images: Tensor, draw: Draw) -> Te
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """torchvision's `adjust_hue`: through Pillow's HSV in whole numbers; `turns` of the color wheel, [batch]."""
+    """Shift the hue as torchvision does, through Pillow's HSV in whole numbers; `turns` of the color wheel, [batch]."""
     red, green, blue = images.float().unbind(1)
     value, lowest = images.float().amax(1), images.float().amin(1)
     chroma = value - lowest

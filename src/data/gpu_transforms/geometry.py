@@ -22,7 +22,7 @@ def random_resized_crop(step: RandomResizedCropAndInterpolation, images: Tensor,
 
 
 def crop_boxes(size: tuple[int, int], scale: Any, ratio: Any, draw: Draw) -> tuple[Tensor, ...]:
-    """Top, left, height and width, each [batch]: the first of ten attempts that fits, else the middle.
+    """Draw top, left, height and width, each [batch]: the first of ten attempts that fits, else the middle.
 
     Source: timm.data.transforms.RandomResizedCropAndInterpolation.get_params.
     """
@@ -45,7 +45,7 @@ def crop_boxes(size: tuple[int, int], scale: Any, ratio: Any, draw: Draw) -> tup
 
 
 def interpolations(choice: Any, uniform: Tensor) -> Tensor:
-    """NEAREST, BILINEAR or BICUBIC for every image, from Pillow's or torchvision's name or several of them."""
+    """Choose NEAREST, BILINEAR or BICUBIC for every image, from one or several names of Pillow or torchvision."""
     options = choice if isinstance(choice, (tuple, list)) else (choice,)
     codes = constant(tuple(("NEAREST", "BILINEAR", "BICUBIC").index(option.name) for option in options), uniform.device)
     return codes[random_integers(uniform, len(options)).long()].long()
@@ -54,7 +54,7 @@ def interpolations(choice: Any, uniform: Tensor) -> Tensor:
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int], kind: Tensor
 ) -> Tensor:
-    """Pillow's `resize` of each image's own box: a matrix product for the rows, then one for the columns.
+    """Resize a box of each image as Pillow does: a matrix product for the rows, then one for the columns.
 
     Args:
         images: uint8 [batch, channels, height, width].
@@ -69,7 +69,7 @@ def resized_crop(
 
 
 def resize_weights(start: Tensor, length: Tensor, before: int, after: int, kind: Tensor) -> Tensor:
-    """What each pixel of a line contributes to each of the resized line: [batch, after, before].
+    """Compute the weight of each pixel of a line for each pixel of the resized line: [batch, after, before].
 
     Where lines get shorter the filter is stretched, so that every pixel contributes.
     """
@@ -84,14 +84,14 @@ def resize_weights(start: Tensor, length: Tensor, before: int, after: int, kind:
 
 
 def cubic(distance: Tensor) -> Tensor:
-    """Keys' cubic convolution with a = -1/2, which Pillow resizes with; its affine maps take -1."""
+    """Evaluate Keys' cubic convolution with a = -1/2, as Pillow resizes; its affine maps use -1."""
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 def random_shift(step: transforms.RandomCrop, images: Tensor, draw: Draw) -> Tensor:
-    """Padded with black, then cropped back."""
+    """Pad with black, then crop at random to the size before."""
     across, down = step.padding
     height, width = step.size
     padded = torch.nn.functional.pad(images, (across, across, down, down))
@@ -118,7 +118,7 @@ MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 def affine(
     images: Tensor, drawn: dict[str, Tensor], argument: Tensor, kind: Tensor, fill: tuple[int, ...], prob: float
 ) -> Tensor:
-    """Move the images that are to be moved.
+    """Apply an affine map to each image that has one.
 
     This takes longest, and a sixth of the images needs it. How many exactly is known to the device alone, so there
     is room for eight standard deviations more than expected; an image beyond that, in one of 10¹⁴ batches, stays.
@@ -148,7 +148,7 @@ CONTRIBUTIONS = (LINEAR, LINEAR, CUBIC)
 def resample(
     images: Tensor, from_x: tuple[Tensor, ...], from_y: tuple[Tensor, ...], kind: Tensor, fill: tuple[int, ...]
 ) -> Tensor:
-    """Pillow's `transform` with an affine map of each image's own.
+    """Resample each image with its affine map, as Pillow's `transform` does.
 
     Args:
         images: uint8 [batch, channels, height, width].

@@ -46,7 +46,7 @@ TIMM_LEVELS: dict[str, tuple[float, float, bool, bool, float, float]] = {
 
 
 def rand_augment(step: timm.data.auto_augment.RandAugment, images: Tensor, draw: Draw) -> Tensor:
-    """timm's RandAugment: in every layer each image draws one operation, which happens with probability `prob`."""
+    """Apply timm's RandAugment: in every layer each image draws one operation, applied with probability `prob`."""
     names = [op.name for op in step.ops]
     options = step.ops[0]  # all operations have the same
     for _ in range(step.num_layers):
@@ -61,7 +61,7 @@ def rand_augment(step: timm.data.auto_augment.RandAugment, images: Tensor, draw:
 
 
 def random_level(magnitude: float, std: float, highest: float, noise: Tensor) -> Tensor:
-    """The level of every image, 0 … 1 for timm's magnitudes 0 … 10, [batch]; `noise` is uniform."""
+    """Draw the level of every image, 0 … 1 for timm's magnitudes 0 … 10, [batch]; `noise` is uniform."""
     if std == math.inf:
         drawn = magnitude * noise
     else:
@@ -71,7 +71,7 @@ def random_level(magnitude: float, std: float, highest: float, noise: Tensor) ->
 
 
 def timm_argument(names: list[str], which: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    """The argument of each image's operation, [batch]; negated where `sign` is above one half."""
+    """Compute the argument of each image's operation, [batch]; negated where `sign` is above one half."""
     table = constant(tuple(TIMM_LEVELS[name] for name in names), level.device)
     offset, slope, signed, is_whole, low, high = table[which].unbind(1)
     amount = slope * level
@@ -80,7 +80,10 @@ def timm_argument(names: list[str], which: Tensor, level: Tensor, sign: Tensor) 
 
 
 def torchvision_rand_augment(step: transforms.RandAugment, images: Tensor, draw: Draw) -> Tensor:
-    """torchvision's: every operation happens, with one magnitude. Source: torchvision.transforms.RandAugment."""
+    """Apply torchvision's RandAugment: every operation is applied, with one magnitude.
+
+    Source: torchvision.transforms.RandAugment.
+    """
     height, width = images.shape[-2:]
     share = step.magnitude / (step.num_magnitude_bins - 1)
     operations: dict[str, tuple[float, float, bool]] = {
@@ -121,7 +124,7 @@ def operate(
     fill: tuple[int, ...],
     prob: float,
 ) -> Tensor:
-    """One operation on every image.
+    """Apply one operation to every image.
 
     Args:
         images: uint8 [batch, channels, height, width].

@@ -12,24 +12,24 @@ CONSTANTS: dict[tuple[tuple[Any, ...], torch.device], Tensor] = {}
 
 
 def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Numbers as floats on the device; kept, for a copy from the host waits for what is going on there."""
+    """Put numbers on the device as floats; cached, as a copy from the host would wait for the device."""
     if (values, device) not in CONSTANTS:
         CONSTANTS[values, device] = torch.tensor(values, dtype=torch.float32, device=device)
     return CONSTANTS[values, device]
 
 
 def random_integers(uniform: Tensor, count: Tensor | int) -> Tensor:
-    """Whole numbers 0 … count - 1, each as likely, as floats."""
+    """Convert to whole numbers 0 … count - 1, each equally likely, as floats."""
     return (uniform * count).floor().clamp(max=count - 1)
 
 
 def per_pixel(values: Tensor) -> Tensor:
-    """From [batch] to [batch, 1, 1, 1]."""
+    """Reshape [batch] to [batch, 1, 1, 1]."""
     return values[:, None, None, None]
 
 
 def to_levels(values: Tensor) -> Tensor:
-    """Whole grey levels, cut off as in C."""
+    """Convert to whole grey levels, truncated as in C."""
     return values.clamp(0, 255).to(torch.uint8)
 
 
