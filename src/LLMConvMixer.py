@@ -1,7 +1,7 @@
 """ConvMixer, the model of "Patches Are All You Need?" (Trockman & Kolter, arXiv 2201.09792).
 
-An image becomes a grid of patch embeddings; every layer mixes them twice, across positions with a
-depthwise convolution and across channels with a pointwise one; the head averages all positions and
+An image becomes a grid of patch embeddings. Every layer mixes the grid across positions with a depthwise
+convolution, then across channels with a pointwise convolution. The head averages all positions and
 classifies. The grid keeps its size from the first layer to the last.
 
     layer = ConvMixerLayer(d_model=256, kernel_size=9)
@@ -10,9 +10,9 @@ classifies. The grid keeps its size from the first layer to the last.
     model = ConvMixer(layer, 8, patch_emb, classification)      # ConvMixer-256/8
     logits = model(torch.randn(4, 3, 32, 32))                   # [4, 10]
 
-Parameter names are those of the annotated implementation (labml_nn.conv_mixer), so that its
-checkpoints load as they are; its layers use GELU, so they need activation="gelu". All that goes
-beyond the described model is keyword-only and off.
+Parameters have the names of the annotated implementation (labml_nn.conv_mixer), so that its checkpoints
+load without conversion. They need activation="gelu". Options that the paper does not describe are
+keyword-only and off by default.
 """
 
 import copy
@@ -52,9 +52,9 @@ class ConvPatchEmbeddings(nn.Module):
         self.norm = NORMS[norm](d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, in_channels, height, width] → [batch, d_model, height / patch_size, width / patch_size].
+        """Embed [batch, in_channels, height, width] as [batch, d_model, height / patch_size, width / patch_size].
 
-        Pixels beyond the last whole patch are not seen.
+        Pixels beyond the last whole patch are ignored.
         """
         return self.norm(self.act(self.conv(x)))
 
@@ -66,16 +66,16 @@ class ConvMixerLayer(nn.Module):
         z  = BN(σ(Pointwise(z')))
 
     Args:
-        d_model: channels, as many in as out.
+        d_model: channels of the grid.
         kernel_size: side of the depthwise kernel, odd or even; the grid keeps its size.
         activation: "relu" or "gelu".
         norm: "batch", "layer" (over channels, at every position) or "none".
-        residual_depthwise: add the depthwise convolution's input to its result.
-        residual_pointwise: add the pointwise convolution's input to its result.
+        residual_depthwise: add the input of the depthwise convolution to its output.
+        residual_pointwise: add the input of the pointwise convolution to its output.
         dropout: probability of dropping a value of the layer's input.
-        stochastic_depth: probability of dropping a residual branch, for an image as a whole
+        stochastic_depth: probability of dropping a residual branch of a whole image
             (Huang et al., arXiv 1603.09382).
-        backend: how the convolutions are computed (ops/depthwise.py); parameters are the same for all.
+        backend: the implementation of the convolutions (ops/depthwise.py); all have the same parameters.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ConvMixerLayer(nn.Module):
         self.norm2 = NORMS[norm](d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, d_model, height, width] → the same shape."""
+        """Mix the grid [batch, d_model, height, width]; the shape stays the same."""
         x = self.dropout(x)
         mixed = self.norm1(self.act1(self.depth_wise_conv(x)))
         x = x + self.stochastic_depth(mixed) if self.residual_depthwise else mixed
@@ -120,7 +120,7 @@ class ConvMixerLayer(nn.Module):
 
 
 class ConvClassificationHead(nn.Module):
-    """Average all positions, then one linear layer.
+    """The head: the average over all positions, then a linear layer.
 
     Args:
         d_model: channels of the grid.
@@ -136,24 +136,23 @@ class ConvClassificationHead(nn.Module):
         self.linear = nn.Linear(d_model, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, d_model, height, width] → logits [batch, n_classes]."""
+        """Classify the grid [batch, d_model, height, width] with logits [batch, n_classes]."""
         return self.linear(self.dropout(x.mean(dim=(-2, -1))))
 
 
 class ConvMixer(nn.Module):
-    """Patch embeddings, `n_layers` layers, classification head.
+    """The model: patch embeddings, `n_layers` layers, classification head.
 
     Args:
-        conv_mixer_layer: the pattern of every layer. It is copied, each copy draws initial values
-            of its own, and the pattern itself stays as it was.
+        conv_mixer_layer: the template of all layers. Each layer is a copy with new initial values.
         n_layers: number of layers.
-        patch_emb: used as it is.
-        classification: used as it is.
-        checkpoint_activations: in training compute each layer anew in the backward pass instead of keeping its
-            activations; results are the same.
+        patch_emb: the patch embedding.
+        classification: the head.
+        checkpoint_activations: in training, recompute each layer in the backward pass instead of keeping its
+            activations. The results are the same.
 
-    The pattern's `stochastic_depth` is the last layer's; layers before it drop less, in
-    proportion to their depth (Huang et al., equation 4).
+    The last layer has the template's `stochastic_depth`. Layers before it drop less, in proportion to their depth
+    (Huang et al., equation 4).
 
     Raises:
         ValueError: the three parts differ in `d_model`, or there is no layer.
@@ -181,7 +180,7 @@ class ConvMixer(nn.Module):
         self.checkpoint_activations = checkpoint_activations
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, channels, height, width] → logits [batch, n_classes]."""
+        """Classify images [batch, channels, height, width] with logits [batch, n_classes]."""
         x = self.patch_emb(x)
         for layer in self.conv_mixer_layers:
             x = recomputed(layer, x) if self.checkpoint_activations and self.training else layer(x)
@@ -197,7 +196,7 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         normalized = super().forward(x.movedim(1, -1)).movedim(-1, 1)
-        return normalized.to(x.dtype)  # autocast would go on in fp32, at twice the memory
+        return normalized.to(x.dtype)  # under autocast LayerNorm returns fp32, at twice the memory
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -205,9 +204,10 @@ NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": ChannelLa
 
 
 def check_sizes(**sizes: int) -> None:
-    """
+    """Check that sizes are positive, because PyTorch would fail only in `forward`.
+
     Raises:
-        ValueError: one is below 1, which PyTorch would notice in `forward` at the earliest.
+        ValueError: a size is below 1.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -215,18 +215,19 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_names(activation: str, norm: str) -> None:
-    """
+    """Check the names of activation and normalization.
+
     Raises:
-        ValueError: there is no such activation or norm.
+        ValueError: a name is unknown.
     """
     for name, value, options in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
         if value not in options:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(options)}")
 
 
-def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:
-    """A layer built as `pattern` is, with initial values of its own; `depth` in (0, 1]."""
-    layer = copy.deepcopy(pattern)
+def fresh_layer(template: ConvMixerLayer, depth: float) -> ConvMixerLayer:
+    """Copy a layer with new initial values, and scale its stochastic depth by `depth`, in (0, 1]."""
+    layer = copy.deepcopy(template)
     for module in layer.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
@@ -236,15 +237,15 @@ def fresh_layer(pattern: ConvMixerLayer, depth: float) -> ConvMixerLayer:
 
 
 def recomputed(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), of which x alone is kept for the backward pass; BatchNorm takes its statistics in once."""
-    if torch.compiler.is_compiling():  # the compiled backward pass recomputes values and repeats no update
+    """Compute layer(x), and keep only x for the backward pass; BatchNorm updates its statistics once."""
+    if torch.compiler.is_compiling():  # a compiled backward pass repeats no update of statistics
         return checkpoint(layer, x, use_reentrant=False)
     return checkpoint(layer, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(layer)))
 
 
 @contextmanager
 def frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes with the batch's statistics and leaves its running ones as they are."""
+    """Keep BatchNorm's running statistics unchanged while it normalizes with those of the batch."""
     norms: list[Any] = [module for module in layer.modules() if getattr(module, "track_running_stats", False)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

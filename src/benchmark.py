@@ -1,13 +1,12 @@
-"""How fast this code is beside its peers, measured on this machine.
+"""Benchmark this code and its peers on this machine.
 
 python src/benchmark.py                         training step and inference: the authors' plain model, timm's, ours
-python src/benchmark.py model.kernel_size=5     of another model, batch, precision
-python src/benchmark.py doctor                  what this machine can do, in ten lines, for a bug report; of a run: its
-                                                overrides, e.g. experiment=paper_cifar10
-python src/benchmark.py depthwise               a layer with each backend, and what `auto` takes
-python src/benchmark.py data                    batches: ours beside timm's loader
-python src/benchmark.py kernels target=sm_90    Triton's kernels, compiled for a GPU that need not be there
-python src/benchmark.py report results.jsonl    what --results has collected, as Markdown
+python src/benchmark.py model.kernel_size=5     the same with another model, batch size or precision
+python src/benchmark.py doctor                  a report of ten lines about this machine, for bug reports
+python src/benchmark.py depthwise               one layer with each backend, and the backend that auto selects
+python src/benchmark.py data                    data loading: ours compared with timm's loader
+python src/benchmark.py kernels target=sm_90    Triton kernels compiled for a GPU, without one
+python src/benchmark.py report results.jsonl    results saved with --results as Markdown
 """
 
 import argparse
@@ -23,31 +22,31 @@ MEASURED, PRINTED = ("steps", "depthwise"), ("data", "kernels", "report", "docto
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arguments", nargs="*", metavar="BENCHMARK|KEY=VALUE", help="left out, the benchmark is steps")
-    parser.add_argument("--json", action="store_true", help="print all figures")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="keep figures here, and measure what is missing")
-    parser.add_argument("--only", metavar="PATTERN", action="append", help='of steps, e.g. "ours*"; several: in order')
-    given = parser.parse_intermixed_args()
-    named = bool(given.arguments) and "=" not in given.arguments[0]
-    name, *arguments = given.arguments if named else ["steps", *given.arguments]
+    parser.add_argument("arguments", nargs="*", metavar="BENCHMARK|KEY=VALUE", help="without BENCHMARK: steps")
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="save results here, and skip saved ones")
+    parser.add_argument("--only", metavar="PATTERN", action="append", help='implementations to measure, e.g. "ours*"')
+    options = parser.parse_intermixed_args()
+    is_named = bool(options.arguments) and "=" not in options.arguments[0]
+    name, *arguments = options.arguments if is_named else ["steps", *options.arguments]
     if name not in (*MEASURED, *PRINTED):
-        raise ConfigError(f"{name}: there is no such benchmark; expected {', '.join((*MEASURED, *PRINTED))}")
-    if given.json and name in PRINTED and name != "doctor":
-        raise ConfigError(f"--json: {name} has a table only")
+        raise ConfigError(f"{name}: unknown benchmark; expected {', '.join((*MEASURED, *PRINTED))}")
+    if options.json and name in PRINTED and name != "doctor":
+        raise ConfigError(f"--json: not supported by {name}")
     benchmark = import_module(f"benchmarks.{name}")
     if name in PRINTED:
-        benchmark.run(arguments, *([given.json] if name == "doctor" else []))
+        benchmark.run(arguments, *([options.json] if name == "doctor" else []))
         return
     from benchmarks import report
 
-    options = {"patterns": given.only} if name == "steps" and given.only else {}
+    patterns = {"patterns": options.only} if name == "steps" and options.only else {}
     records = []
-    for record in benchmark.run(arguments, given.results, **options):
+    for record in benchmark.run(arguments, options.results, **patterns):
         records.append(record)
-        if not given.json:
+        if not options.json:
             print(report.line(record), flush=True)
-    records = report.read(given.results) or records
-    print(json.dumps(records, indent=2)) if given.json else report.show(records)
+    records = report.read(options.results) or records
+    print(json.dumps(records, indent=2)) if options.json else report.show(records)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare runs: what differed, what helped, how sure that is, and what it cost.
+"""Compare runs: settings, effects with their significance, and costs.
 
 python src/compare.py outputs/SWEEP [DIR ...]
 python src/compare.py outputs/SWEEP --metric test/accuracy --filter "kernel_size>3" --sort seconds
@@ -29,29 +29,29 @@ from runtime.console import say
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="a sweep's folder, or a run's")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="folder of a sweep or a run")
     parser.add_argument(
         "--wandb", metavar="ENTITY/PROJECT[/SWEEP]", action="append", default=[],
-        help="runs on W&B's server; SWEEP is our name of a sweep or the id of a W&B sweep",
+        help="runs on W&B's server; SWEEP is the name of a sweep, or the ID of a W&B sweep",
     )  # fmt: skip
-    parser.add_argument("--metric", metavar="KEY", help="what is compared, e.g. test/accuracy")
-    parser.add_argument("--sort", metavar="KEY", help="order of the rows: a config key, or a figure, its best first")
+    parser.add_argument("--metric", metavar="KEY", help="metric to compare, e.g. test/accuracy")
+    parser.add_argument("--sort", metavar="KEY", help="order of the rows: a config key, or a metric, best first")
     parser.add_argument(
         "--filter", metavar="KEY=VALUE", action="append", default=[], help="keep these runs; also !=, >, <, >=, <="
     )
     parser.add_argument(
-        "--images", action="store_true", help="which test images the best setting and each factor win and lose"
+        "--images", action="store_true", help="list the test images that the best setting and each factor win and lose"
     )
     parser.add_argument(
         "--smallest", metavar="SIZE", type=float,
-        help="differences of the metric below it do not matter; of accuracies in points, e.g. 0.3",
+        help="smallest difference that matters; in points for accuracies, e.g. 0.3",
     )  # fmt: skip
     parser.add_argument(
         "--confirm",
         metavar="SEEDS",
         help="test once on these new seeds alone, e.g. 5-14: see the power analysis",
     )
-    parser.add_argument("--watch", action="store_true", help="write comparison.html anew until all runs have ended")
+    parser.add_argument("--watch", action="store_true", help="update comparison.html until all runs have ended")
     parser.add_argument("--serve", action="store_true", help="serve comparison.html on 127.0.0.1 until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, ours or a published one: accuracy, loss, each class, calibration, confusion matrix.
+"""Evaluate a checkpoint of a run, or a published one: accuracy, loss, each class, calibration, confusion matrix.
 
 python src/evaluate.py checkpoint=outputs/SWEEP/RUN
 python src/evaluate.py checkpoint=convmixer_768_32 data=imagenet data.root=DIR
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
-    # torch takes seconds to import: not for --help or a misspelt key
+    # Imported late: torch takes seconds, which --help and a misspelt key need not wait for.
     from inference import evaluation, report
     from inference.checkpoint import names_data, open_checkpoint
 
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_new([folder], composed.overwrite)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").exists():
-        raise ConfigError(f"output={folder}: holds files that are no evaluation; expected another name")
+        raise ConfigError(f"output={folder}: contains files that are not of an evaluation; expected another name")
     checkpoint, settings = open_checkpoint(composed, overrides)
     data, split = evaluation.load_data(checkpoint, settings.split, download=names_data(overrides))
     for remark in data.remarks:

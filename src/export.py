@@ -1,4 +1,4 @@
-"""Export a checkpoint, ours or a published one: ONNX, torch.export, safetensors, the published layouts.
+"""Export a checkpoint of a run, or a published one: ONNX, torch.export, safetensors, published layouts.
 
 python src/export.py checkpoint=outputs/SWEEP/RUN format=onnx
 python src/export.py checkpoint=convmixer_768_32 format=safetensors
@@ -13,7 +13,7 @@ from config.commands import run_command
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
-    # torch takes seconds to import: not for --help or a misspelt key
+    # Imported late: torch takes seconds, which --help and a misspelt key need not wait for.
     from inference.checkpoint import open_checkpoint
     from inference.export import export
 

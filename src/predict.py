@@ -1,4 +1,4 @@
-"""Predict the classes of image files with a checkpoint, ours or a published one.
+"""Predict the classes of image files with a checkpoint of a run, or a published one.
 
 python src/predict.py checkpoint=outputs/SWEEP/RUN images=FOLDER
 python src/predict.py checkpoint=convmixer_768_32 'images="photos/*.jpg"' output=photos.json
@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 from config.commands import run_command
 
-SKIPPED = 2  # exit code: some images could not be read
+SKIPPED = 2  # exit code if some images could not be read
 
 
 def run(composed: DictConfig, overrides: Sequence[str]) -> int:
-    # torch takes seconds to import: not for --help or a misspelt key
+    # Imported late: torch takes seconds, which --help and a misspelt key need not wait for.
     from inference.checkpoint import open_checkpoint
     from inference.prediction import predict
 

@@ -35,7 +35,7 @@ def main(composed: DictConfig) -> None:
         if is_named_by_time(composed):
             name_by_time(config)
         make_folder(config)
-        from training.start import run  # torch takes seconds to import: not for --help or a misspelt key
+        from training.start import run  # takes seconds, which --help and a misspelt key need not wait for
 
         result = run(config, overrides, {group: hydra_config.runtime.choices.get(group) for group in GROUPS})
     if result.is_error:

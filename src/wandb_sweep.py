@@ -1,10 +1,10 @@
-"""A study as a W&B sweep: its agents, wherever they are started, fetch one run after the other.
+"""Make a W&B sweep of a study. Agents on any machine fetch and train its runs.
 
 python src/wandb_sweep.py experiment=dropout seed=0,1,2
 python src/wandb_sweep.py 'optimizer.lr=tag(log, interval(0.001, 0.1))' sweep=lr --method bayes --run-cap 20
 
-The overrides are those of `python src/train.py -m`. Writes OUTPUT_DIR/SWEEP/wandb_sweep.yaml; with wandb.mode=online
-the sweep is made on the server as well. What is printed last is the command to type next.
+The overrides are those of `python src/train.py -m`. Writes OUTPUT_DIR/SWEEP/wandb_sweep.yaml. With wandb.mode=online,
+also creates the sweep on the server. Prints the next command at the end.
 """
 
 import argparse
@@ -33,10 +33,10 @@ APP = "train"
 def wandb_sweep(
     arguments: Sequence[str], method: str, run_cap: int | None, hyperband: int | None
 ) -> tuple[Config, dict[str, Any]]:
-    """The config of the first run, and the sweep as W&B describes one.
+    """Make the config of the first run, and W&B's description of the sweep.
 
     Raises:
-        ConfigError: nothing is swept over, or not in a way that the method can do.
+        ConfigError: no key is swept, or the method does not support the values.
     """
     overrides = parse(arguments)
     swept, fixed = plan.split_overrides(overrides)
@@ -48,7 +48,7 @@ def wandb_sweep(
             )
         configs = [job.config for job in plan.make_jobs(APP, plan.expand_grid(overrides))]
     else:
-        from sweeps.space import check_space, make_space  # takes seconds to import
+        from sweeps.space import check_space, make_space  # takes seconds
 
         space = make_space(APP, swept, fixed)
         configs = check_space(APP, space, fixed)
@@ -65,7 +65,7 @@ def wandb_sweep(
         raise ConfigError(f"--hyperband {hyperband}: expected fewer than trainer.epochs={first.trainer.epochs}")
     validated = all(config.data.val_fraction for config in configs)
     metric = first.trainer.monitor if validated else "test/accuracy"
-    # One name for all, where it is the time of day.
+    # All runs share the name, also if it is the time of day.
     fixed = {**fixed, "sweep": first.sweep, "varied": plan.as_list(swept), "wandb.mode": "online"}
     described = {
         "name": first.sweep,
@@ -84,24 +84,24 @@ def wandb_sweep(
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Override]:
-    """The experiment's own overrides, unless the arguments say otherwise, and the arguments.
+    """Parse the arguments, with the experiment's sweep parameters as defaults.
 
     Raises:
-        ConfigError: one of them is for Hydra's sweeper or launcher.
+        ConfigError: an override is for Hydra's sweeper or launcher.
     """
-    asked = plan.parse_overrides(arguments).values()
-    for override in asked:
+    overrides = plan.parse_overrides(arguments).values()
+    for override in overrides:
         if override.is_hydra_override():
             raise ConfigError(f"{override.input_line}: the agents of a W&B sweep start its runs; leave it out")
-    single = [str(override.input_line) for override in asked if not override.is_sweep_override()]
+    single = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     composed = compose(APP, single, return_hydra_config=True)
-    if not any(override.get_key_element() == "sweep" for override in asked):
+    if not any(override.get_key_element() == "sweep" for override in overrides):
         arguments = [*arguments, named("sweep", composed.sweep)]  # the time of day of each run would be another
     return plan.parse_overrides(arguments, composed.hydra.sweeper.params)
 
 
 def interval(distribution: Any) -> dict[str, Any]:
-    """Optuna's distribution in the terms of W&B."""
+    """Convert a distribution of Optuna to W&B's format."""
     limits = {"min": distribution.low, "max": distribution.high}
     if isinstance(distribution.low, float):
         return {"distribution": "log_uniform_values" if distribution.log else "uniform", **limits}
@@ -111,12 +111,13 @@ def interval(distribution: Any) -> dict[str, Any]:
 
 
 def as_argument(value: Any) -> Any:
-    """A value that Hydra reads as this one once an agent has made KEY=VALUE of it."""
+    """Format a value so that Hydra parses the agent's KEY=VALUE as this value."""
     return value if isinstance(value, int | float) else Transformer.str(value)
 
 
 def save(sweep: Mapping[str, Any], file: Path) -> None:
-    """
+    """Write the sweep to a file.
+
     Raises:
         ConfigError: the file holds another sweep.
     """
@@ -128,10 +129,10 @@ def save(sweep: Mapping[str, Any], file: Path) -> None:
 
 
 def create(sweep: dict[str, Any], config: Config) -> str:
-    """Make the sweep on the server; ENTITY/PROJECT/ID.
+    """Create the sweep on the server, and return ENTITY/PROJECT/ID.
 
     Raises:
-        wandb.Error: there is no login, or the server is out of reach or refuses.
+        wandb.Error: there is no login, or the server cannot be reached or refuses.
     """
     import wandb
 
@@ -149,9 +150,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE[,VALUE]", help="as for `python src/train.py -m`")
     parser.add_argument(
-        "--method", choices=("grid", "random", "bayes"), default="grid", help="who chooses the next run"
+        "--method", choices=("grid", "random", "bayes"), default="grid", help="method that chooses the next run"
     )
-    parser.add_argument("--run-cap", type=positive, metavar="N", help="runs of all agents together; else no end")
+    parser.add_argument("--run-cap", type=positive, metavar="N", help="most runs of all agents together")
     parser.add_argument(
         "--hyperband", type=positive, metavar="EPOCH", help="stop the worse two thirds at this epoch, at 3 times it, …"
     )

@@ -167,7 +167,7 @@ def test_doctor_gives_ten_lines_and_the_same_as_json(
     report = json.loads(shown)
     assert list(report) == [*LINES, "auto", "backends"]
     assert all("/nonexistent/cc: " in each for each in (text, report["compiler"]))
-    assert "kernels of at most 31" in report["run"]
+    assert "kernels up to 31" in report["run"]
     assert "0123456789" not in text + shown
 
 

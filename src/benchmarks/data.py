@@ -1,4 +1,4 @@
-"""Batches per second: our data path beside timm's loader, with the same files, transforms and number of workers."""
+"""Benchmark of data loading: ours compared with timm's loader, with the same files, transforms and workers."""
 
 import os
 import statistics
@@ -22,13 +22,12 @@ from runtime.console import print_table, say
 
 
 def run(overrides: list[str]) -> None:
-    """Augmented, normalized, mixed and erased batches per second with the paper's full augmentation.
+    """Measure augmented, normalized, mixed and erased images per second with the paper's augmentation.
 
-    The images are crops of scikit-learn's two embedded photographs, as JPEG files.
-    PyTorch computes with one thread in this process: with more they would take the cores from the workers, and the
-    ratio would say less about the loaders (1.25 instead of 1.54 for 32×32 on two cores).
+    The images are crops of scikit-learn's two embedded photographs, as JPEG files. For both loaders, PyTorch uses one
+    thread: more would take cores from the workers (ratio 1.25 instead of 1.54 at 32×32 on two cores).
     """
-    torch.set_num_threads(1)  # of this process, for either side; the cores are the workers'
+    torch.set_num_threads(1)
     rows = []
     for size, count, rounds in ((32, 4000, 5), (224, 400, 3)):
         with tempfile.TemporaryDirectory() as root:
@@ -51,7 +50,7 @@ def row(size: int, name: str, values: list[float], form: str) -> tuple[str, ...]
 
 
 def write_images(root: Path, size: int, count: int) -> None:
-    """Random crops of two photographs, a class each, in train/ and ten in test/."""
+    """Write random crops of two photographs, one class each: `count` in train/, ten in test/."""
     for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
         for part, crops, seed in (("train", count // 2, 0), ("test", 5, 1)):
             folder = root / part / name
@@ -68,10 +67,10 @@ def our_epochs(images: datasets.DataSplits, config: Config) -> Callable[[], int]
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
 
     def epoch() -> int:
-        seen = 0
+        images = 0
         for pixels, labels in batches:
-            seen += len(mix_and_erase(normalize(pixels), labels)[0])
-        return seen
+            images += len(mix_and_erase(normalize(pixels), labels)[0])
+        return images
 
     return epoch
 
@@ -105,12 +104,12 @@ def timm_epochs(root: str, images: datasets.DataSplits, config: Config, workers:
 
 
 def measure(loaders: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Images per second of each loader, round by round, after a round of warm-up."""
+    """Measure images per second of each loader in turns, after a warm-up round."""
     rates: dict[str, list[float]] = {name: [] for name in loaders}
-    for measured in range(rounds + 1):
+    for number in range(rounds + 1):
         for name, epoch in loaders.items():
             started = time.perf_counter()
-            seen = epoch()
-            if measured:
-                rates[name].append(seen / (time.perf_counter() - started))
+            images = epoch()
+            if number:
+                rates[name].append(images / (time.perf_counter() - started))
     return rates

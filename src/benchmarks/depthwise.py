@@ -1,4 +1,4 @@
-"""What `auto` takes, and why: one layer, forward and backward, with each backend, setting by setting."""
+"""Benchmark of one layer with each backend, forward and backward, and the backend that `auto` selects."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,40 +21,41 @@ CPU_BACKENDS = [Backend(name, channels_last) for name in ("reference", "stacked"
 
 
 def run(overrides: list[str], results: Path | None) -> Iterator[Record]:
-    """
+    """Measure the backends of each setting.
+
     Args:
-        overrides: of the config, a sweep's as well; without any, settings of the paper's CIFAR-10 experiments.
-        results: a file of JSON lines; what it has already is not measured again.
+        overrides: config overrides, also of a grid; without any, settings of the paper's CIFAR-10 experiments.
+        results: a file of JSON lines. Settings in it are not measured again.
 
     Yields:
-        The measurement of a setting's backends, and the one that `auto` takes, as soon as it is there.
+        The measurements of a setting's backends, and the backend that `auto` selects.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     keep_freed_memory()
     where = describe_machine(device)
-    known = {record.get("depthwise") for record in read(results) if record["where"] == where}
+    measured = {record.get("depthwise") for record in read(results) if record["where"] == where}
     for config in make_configs(overrides or (GPU if device.type == "cuda" else CPU)):
         layer = layer_of(config, device)
-        if describe(layer) not in known:
-            yield keep({"where": where, "depthwise": describe(layer), **measure(layer)}, results)
+        if describe_layer(layer) not in measured:
+            yield keep({"where": where, "depthwise": describe_layer(layer), **measure_layer(layer)}, results)
 
 
-def describe(layer: Layer) -> str:
+def describe_layer(layer: Layer) -> str:
     trainer, (batch, channels, height, width) = layer.config.trainer, layer.grid
     compiled = f", compiled {trainer.compile_mode}" if trainer.compile else ""
     kernel_size = layer.config.model.kernel_size
     return f"{batch} × {channels} × {height}×{width}, kernel {kernel_size}, {trainer.precision}{compiled}"
 
 
-def measure(layer: Layer) -> Record:
+def measure_layer(layer: Layer) -> Record:
     backends = selection.CANDIDATES.get(layer.device.type, CPU_BACKENDS)
     reasons = {backend: layer.unsupported_reason(backend) for backend in backends}
-    found = {backend: Measurement(reason=reason) for backend, reason in reasons.items() if reason}
-    found |= selection.measure(layer, [backend for backend in backends if backend not in found], Measurements())
-    times = {backend: known.milliseconds for backend, known in found.items() if known.milliseconds}
+    results = {backend: Measurement(reason=reason) for backend, reason in reasons.items() if reason}
+    results |= selection.measure(layer, [backend for backend in backends if backend not in results], Measurements())
+    times = {backend: result.milliseconds for backend, result in results.items() if result.milliseconds}
     auto = min(times, key=times.__getitem__, default=REFERENCE)
     if layer.device.type not in selection.CANDIDATES:
         with autocast(layer.device, layer.config.trainer.precision):
             auto = Backend(depthwise.fastest(*layer.operands()), True)
-    return {"auto": str(auto), "backends": {str(backend): asdict(known) for backend, known in found.items()}}
+    return {"auto": str(auto), "backends": {str(backend): asdict(result) for backend, result in results.items()}}

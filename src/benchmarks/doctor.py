@@ -1,7 +1,7 @@
-"""What this machine can do, in ten lines: the first thing to ask for in a bug report.
+"""The doctor: a report of ten lines about this machine, for bug reports.
 
-python src/benchmark.py doctor                             a layer of ConvMixer-256/8 in batches of CIFAR-10's size
-python src/benchmark.py doctor experiment=paper_cifar10    of a run: its overrides
+python src/benchmark.py doctor                             measure a layer of ConvMixer-256/8
+python src/benchmark.py doctor experiment=paper_cifar10    measure a layer of this run
 """
 
 import json
@@ -56,8 +56,8 @@ def run(overrides: list[str], as_json: bool = False) -> None:
     measured: dict[str, Any] = {}
 
     def measure() -> str:
-        measured.update(depthwise.measure(layer))
-        return f"{depthwise.describe(layer)}: {times(measured['backends'])}"
+        measured.update(depthwise.measure_layer(layer))
+        return f"{depthwise.describe_layer(layer)}: {times(measured['backends'])}"
 
     for name, probe in {"layer": measure, "run": lambda: choice(layer, measured.get("auto"))}.items():
         report[name] = answer(probe)
@@ -68,11 +68,11 @@ def run(overrides: list[str], as_json: bool = False) -> None:
 
 
 def answer(probe: Callable[[], str]) -> str:
-    """Ask; what goes wrong is part of the answer, in one line."""
+    """Call a probe; report its error as one line."""
     try:
         return probe()
     except Exception as error:
-        return f"cannot be told: {type(error).__name__}: {first_line(error)}"
+        return f"unknown: {type(error).__name__}: {first_line(error)}"
 
 
 def software() -> str:
@@ -90,7 +90,7 @@ def gpu() -> str:
         major, minor = torch.cuda.get_device_capability(index)
         problem = missing_kernels((major, minor), torch.cuda.get_arch_list())
         if not problem:
-            (torch.ones(2, device=f"cuda:{index}") + 1).sum().item()  # a kernel, for real
+            (torch.ones(2, device=f"cuda:{index}") + 1).sum().item()  # runs a kernel
         cards.append(f"{torch.cuda.get_device_name(index)}, {problem or f'compute capability {major}.{minor}'}")
     return "; ".join(cards)
 
@@ -100,17 +100,17 @@ def driver() -> str:
 
 
 def compiler() -> str:
-    """The C compiler that Triton takes for its launcher, and Python's headers, which that includes."""
+    """Find the C compiler and Python's headers, with which Triton builds its launcher."""
     path = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if not path:
         return "none. Fix: install gcc, or set CC"
     try:
-        shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"{path}: {first_line(error)}. Fix: install gcc, or set CC"
     has_headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()
     missing = "" if has_headers else "; Python.h is missing. Fix: install python3-dev"
-    return f"{path}, {shown.splitlines()[0]}{missing}"
+    return f"{path}, {output.splitlines()[0]}{missing}"
 
 
 def memory() -> str:
@@ -129,7 +129,7 @@ def memory() -> str:
 
 def cores() -> str:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} of {os.cpu_count()}, {torch.get_num_threads()} threads, {spare_cores()} to load images with"
+    return f"{usable} of {os.cpu_count()}, {torch.get_num_threads()} threads, {spare_cores()} data loading workers"
 
 
 def disk(config: Config, layer: Layer) -> str:
@@ -143,7 +143,7 @@ def disk(config: Config, layer: Layer) -> str:
 
 
 def wandb(config: Config) -> str:
-    """Mode and whether there is a key; never the key."""
+    """Report W&B's version, mode, and whether a key exists, but never the key."""
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     has_key = "WANDB_API_KEY" in os.environ
     with suppress(OSError, netrc.NetrcParseError):
@@ -153,20 +153,20 @@ def wandb(config: Config) -> str:
 
 def times(backends: dict[str, dict[str, Any]]) -> str:
     return "; ".join(
-        f"{name} {known['reason'] or '{milliseconds:.2f} ms, error {error:.1%}'.format(**known)}"
-        for name, known in backends.items()
+        f"{name} {result['reason'] or '{milliseconds:.2f} ms, error {error:.1%}'.format(**result)}"
+        for name, result in backends.items()
     )
 
 
 def choice(layer: Layer, auto: str | None) -> str:
-    """The backend that a run takes, and why."""
+    """Name the backend that a run uses, and why."""
     if layer.config.model.backend != "auto":
         (backend, *_) = candidates(layer)
-        return f"model.backend={backend.name}: {layer.unsupported_reason(backend) or f'takes {backend}, as set'}"
+        return f"model.backend={backend.name}: {layer.unsupported_reason(backend) or f'uses {backend}, as configured'}"
     if auto is None:
-        return "takes the reference: nothing could be measured"
+        return "uses the reference: no backend could be measured"
     if layer.device.type not in CANDIDATES:
-        return f"takes {auto} on {layer.device.type}: by shape, without measuring"
+        return f"uses {auto} on {layer.device.type}: chosen by shape, without measuring"
     file = cache_file(layer)
-    known = f"known from {file}" if file.exists() else f"it will measure for itself, and keep the times in {file}"
-    return f"takes {auto} on {describe(layer.device)}: the fastest that is right; {known}"
+    source = f"cached in {file}" if file.exists() else f"a run will measure again, and cache the times in {file}"
+    return f"uses {auto} on {describe(layer.device)}: the fastest with a correct result; {source}"

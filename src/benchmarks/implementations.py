@@ -1,4 +1,4 @@
-"""ConvMixer as it is to be had: its authors' plain form, timm's, and ours; in the ways that a user could run each."""
+"""Implementations of ConvMixer to compare: the authors' plain model, timm's and ours, in each mode a user could run."""
 
 from dataclasses import dataclass, replace
 
@@ -15,19 +15,19 @@ from training.model import make_model, memory_format, wrap
 from training.selection import select
 
 CLASSES = 10
-MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; on the CPU all are the same
+MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's modes, which are the same on the CPU
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """A model and how it is run.
+    """A model and the mode in which it is run.
 
     Attributes:
         source: "authors", "timm" or "ours".
-        channels_last: memory format of model and images; None: the run's own choice (ours).
-        mode: of torch.compile; None: not compiled.
-        may_change_layout: whether Inductor may change the memory format within the model.
-        tuned: whether cuDNN tries its algorithms (torch.backends.cudnn.benchmark).
+        channels_last: memory format of model and images; None: selected as by a run (ours).
+        mode: torch.compile's mode; None: not compiled.
+        may_change_layout: True if Inductor may change the memory format within the model.
+        tuned: True if cuDNN searches for the fastest algorithm (torch.backends.cudnn.benchmark).
     """
 
     source: str
@@ -53,19 +53,19 @@ PLAIN = Implementation("authors", tuned=False)
 
 
 def implementations(device: torch.device) -> list[Implementation]:
-    """What is worth measuring on a device, in the order of what it takes to compile, the plain form first."""
+    """List the implementations for a device: the plain model first, long compilations last."""
     stock = [Implementation(source) for source in ("authors", "timm")]
     stock += [replace(each, channels_last=True) for each in stock]
     own = Implementation("ours", channels_last=None)
     if device.type == "cpu":
         return [PLAIN, own, *stock[1:], *(replace(each, mode="default") for each in (own, *stock))]
-    # NHWC stays NHWC; to NCHW Inductor does what it likes, unless it is told not to.
+    # Inductor may turn NCHW into NHWC, unless it is forbidden; it keeps NHWC.
     compilable = [own, *stock, *(replace(each, may_change_layout=False) for each in stock if not each.channels_last)]
     return [PLAIN, own, *stock, *(replace(each, mode=mode) for mode in MODES for each in compilable)]
 
 
 def configured(implementation: Implementation, config: Config, device: torch.device) -> Config:
-    """With the implementation's memory format and mode; ours selects its backend as a run does."""
+    """Resolve the config for an implementation: its memory format and mode, or the backend that a run selects."""
     compiled, mode = implementation.mode is not None, implementation.mode or "default"
     config = replace(config, trainer=replace(config.trainer, compile=compiled, compile_mode=mode))
     if implementation.channels_last is not None:
@@ -74,12 +74,12 @@ def configured(implementation: Implementation, config: Config, device: torch.dev
 
 
 def build(implementation: Implementation, config: Config, device: torch.device) -> nn.Module:
-    """The model of a config that is the implementation's, on its device, ready to be called."""
+    """Build the implementation's model on the device, compiled if its mode says so."""
     if implementation.source == "ours":
         if device.type == "cpu":
             keep_freed_memory()
-        own = make_model(config, 3, CLASSES).to(device).to(memory_format=memory_format(config))
-        return wrap(own, config, World(), device)
+        ours = make_model(config, 3, CLASSES).to(device).to(memory_format=memory_format(config))
+        return wrap(ours, config, World(), device)
     model = {"authors": authors_model, "timm": timms_model}[implementation.source](config.model)
     model = model.to(device).to(memory_format=memory_format(config))
     if implementation.mode:
@@ -98,7 +98,7 @@ class Residual(nn.Module):
 
 
 def authors_model(model: schema.Model) -> nn.Module:
-    """The paper's model as plain layers in sequence (arXiv 2201.09792, figure 3)."""
+    """Build the paper's model as plain layers in sequence (arXiv 2201.09792, figure 3)."""
     width, k = model.d_model, model.kernel_size
 
     def block(convolution: nn.Module) -> list[nn.Module]:

@@ -1,11 +1,11 @@
-"""The Triton kernels of the depthwise convolution, compiled for a GPU that need not be there, and what bounds them.
+"""Compilation of the depthwise convolution's Triton kernels for any GPU, without one, and lower bounds of their times.
 
 python src/benchmark.py kernels target=sm_90,sm_86 trainer.precision=bf16,fp32 model.kernel_size=3,9 model.patch_size=1
 
-Nothing is measured. Kernels are recorded with tensors that have no data (ops/launch.py), compiled as they would be
-launched, and disassembled: registers, spills and shared memory are those of the machine code, and say how many blocks
-fit on a multiprocessor. A kernel takes at least the longest of three times, each at the rate of the GPU's data sheet:
-reading and writing its tensors once, its matrix products, and issuing its instructions.
+Nothing is measured. Launches are recorded with tensors without data (ops/launch.py), compiled with their arguments and
+disassembled. Registers, spills and shared memory come from the machine code; they limit the blocks on a multiprocessor.
+A kernel takes at least the longest of three times, at the rates of the GPU's data sheet: for reading and writing its
+tensors once, for its matrix products, and for issuing its instructions.
 """
 
 import math
@@ -38,7 +38,7 @@ LAYER += ["model.patch_size=2,1", "model.kernel_size=5,9"]
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU in figures of NVIDIA's data sheets and CUDA programming guide."""
+    """A GPU's figures in NVIDIA's data sheets and CUDA programming guide."""
 
     name: str
     bandwidth: float  # bytes/s
@@ -46,11 +46,11 @@ class Target:
     tf32: float
     multiprocessors: int
     clock: float  # 1/s
-    warps: int  # on a multiprocessor
-    shared: int  # bytes on a multiprocessor; a block can have 1 KiB less
+    warps: int  # most on a multiprocessor
+    shared: int  # bytes of shared memory on a multiprocessor; a block can use 1 KiB less
 
 
-# Those of PyTorch's wheel from 8.0 on, and sm_89, which runs what is compiled for sm_86.
+# The architectures of PyTorch's wheel from 8.0 on, and sm_89, which runs code for sm_86.
 TARGETS = {
     "sm_80": Target("A100 SXM 80 GB", 2.04e12, 312e12, 156e12, 108, 1.41e9, 64, 164 * 1024),
     "sm_86": Target("RTX 3090", 0.936e12, 71e12, 35.6e12, 82, 1.70e9, 48, 100 * 1024),
@@ -59,25 +59,34 @@ TARGETS = {
     "sm_100": Target("B200", 8.0e12, 2250e12, 1125e12, 148, 1.85e9, 64, 228 * 1024),
     "sm_120": Target("RTX 5090", 1.792e12, 209e12, 105e12, 170, 2.41e9, 48, 100 * 1024),
 }
-HALF_RATE = re.compile(  # integers, logic, comparisons and conversions: 16 lanes of a scheduler's 32
+HALF_RATE = re.compile(  # integers, logic, comparisons and conversions use 16 lanes for 32 threads
     r"I?MOV|U?SEL|FSEL|LOP3|SHF|PRMT|IADD|IABS|[IF]SETP|LEA|PLOP3|V?[IF]M(NM|AX)|F2F|I2F|F2I|SGXT|BMSK|FLO|POPC|IMAD"
 )
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's machine code."""
+    """Figures of a kernel's machine code.
 
-    registers: int  # of a thread
-    spilled: int  # bytes of a thread
-    shared: int  # bytes of a block
-    product: str  # the instruction that multiplies matrices
-    issued: float  # scheduler slots that a warp takes at least
-    requested: float  # bytes that a warp loads and stores, from any cache
+    Attributes:
+        registers: registers of a thread.
+        spilled: bytes of a thread that do not fit into registers.
+        shared: bytes of shared memory of a block.
+        product: the instruction that multiplies matrices.
+        issued: the fewest scheduler slots that a warp takes.
+        requested: bytes that a warp loads and stores, from any cache.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+    product: str
+    issued: float
+    requested: float
 
 
 def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dtype) -> dict[str, Launch]:
-    """Record the kernels of a depthwise convolution in training as they would be launched."""
+    """Record the launches of a depthwise convolution in training."""
     with torch.device("meta"), torch.no_grad(), record() as launches:
         x, dy = torch.empty(2, batch, channels, side, side, dtype=dtype)
         weight, bias = torch.empty(channels, 1, k, k, dtype=dtype), torch.empty(channels, dtype=dtype)
@@ -93,14 +102,14 @@ def moved(launch: Launch) -> int:
 
 
 def turns(launch: Launch) -> int:
-    """Products of a program, one after the other."""
+    """Count the matrix products of a program's loop."""
     return launch.arguments.get("STEPS") or launch.arguments["blocks"]
 
 
 def operations(launch: Launch) -> float:
-    """Floating point operations of its products, including those with the zeros of a band and with padding."""
-    given = launch.arguments
-    size = given["STRIPS"] * given["STEP"] * given["ROWS"] * given["COLUMNS"] ** 2
+    """Count floating point operations of all products, including zeros of a band and padding."""
+    sizes = launch.arguments
+    size = sizes["STRIPS"] * sizes["STEP"] * sizes["ROWS"] * sizes["COLUMNS"] ** 2
     return 2.0 * math.prod(launch.grid) * turns(launch) * size * (3 if precision_of(launch) == "tf32x3" else 1)
 
 
@@ -110,13 +119,13 @@ def precision_of(launch: Launch) -> str:
 
 
 def compile_ahead(launch: Launch, target: str) -> Compiled:
-    """Compile a launch's kernel for a GPU of that compute capability.
+    """Compile a launch's kernel for a GPU of a compute capability.
 
     Raises:
         Exception: Triton cannot compile it.
     """
     capability = int(target.removeprefix("sm_"))
-    gpu = SimpleNamespace(  # what Triton asks its driver before it compiles; it keeps kernels by device
+    gpu = SimpleNamespace(  # the part of the driver that Triton's compiler calls; kernels are cached by device
         get_current_device=lambda: capability,
         get_current_stream=lambda _: 0,
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
@@ -146,10 +155,10 @@ def compile_ahead(launch: Launch, target: str) -> Compiled:
 
 
 def executions(code: str, operations: float, turns: int) -> Counter[str]:
-    """How often a warp executes each instruction.
+    """Count how often a warp executes each instruction.
 
-    The loop with matrix products in it is gone through as often as these need for so many operations; in `turns` where
-    the machine code does not show their shape (sm_100). Loops that wait for something are gone through once.
+    The loop with matrix products is repeated until it has done the operations, or `turns` times if the machine code
+    does not show the size of a product (sm_100). Other loops wait for something and count once.
 
     Raises:
         ValueError: there are several loops with products.
@@ -174,7 +183,7 @@ def executions(code: str, operations: float, turns: int) -> Counter[str]:
 
 
 def products(instructions: Counter[str]) -> float:
-    """Floating point operations of a warp's matrix products; four warps share an HGMMA."""
+    """Count floating point operations of a warp's matrix products; four warps share an HGMMA."""
     total = 0.0
     for name, n in instructions.items():
         if shape := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", name):
@@ -185,18 +194,18 @@ def products(instructions: Counter[str]) -> float:
 
 
 def width(name: str) -> int:
-    """Bytes that a thread loads or stores."""
+    """Return the bytes that a thread loads or stores."""
     bits = re.search(r"\.[US]?(128|64|16|8)\b", name)
     return int(bits[1]) // 8 if bits else 4
 
 
 def run(overrides: list[str]) -> None:
-    """ConvMixer-256/8 unless told otherwise, in batches of 512 in bf16: kernels 5 and 9 on grids of 16×16 and 32×32."""
+    """Show the kernels of ConvMixer-256/8, by default kernel 5 and 9, patch 2 and 1, batches of 512 in bf16."""
     targets = ",".join(each.removeprefix("target=") for each in overrides if each.startswith("target=")) or "sm_90"
     configs = make_configs([*LAYER, *(each for each in overrides if not each.startswith("target="))])
     for target in targets.split(","):
         if target not in TARGETS:
-            raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}; no kernel is for less than 8.0")
+            raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}")
     for target, config in product(targets.split(","), configs):
         show(config, target)
 
@@ -206,7 +215,7 @@ def show(config: Config, name: str) -> None:
     dtype, side, k = DTYPES[config.trainer.precision], height // model.patch_size, model.kernel_size
     x = torch.empty(batch, model.d_model, side, side, dtype=dtype, device="meta")
     if reason := unsupported_reason("banded", x, torch.empty(1, 1, k, k)):
-        raise ConfigError(f"model.kernel_size={k}: there are no kernels: {reason}")
+        raise ConfigError(f"model.kernel_size={k}: backend banded {reason}")
     rows, total = [], 0.0
     for kernel, launch in layer_kernels(batch, model.d_model, side, k, dtype).items():
         compiled, warps = compile_ahead(launch, name), launch.arguments["num_warps"]
@@ -224,7 +233,7 @@ def show(config: Config, name: str) -> None:
 
 
 def times(launch: Launch, compiled: Compiled, target: Target) -> dict[str, float]:
-    """Milliseconds that a kernel takes at least, by what bounds it."""
+    """Compute a kernel's least milliseconds by each bound."""
     slots = 4 * target.multiprocessors * target.clock
     rate = target.half if precision_of(launch) == "half" else target.tf32
     return {
@@ -235,7 +244,7 @@ def times(launch: Launch, compiled: Compiled, target: Target) -> dict[str, float
 
 
 def blocks_at_once(compiled: Compiled, warps: int, target: Target) -> int:
-    """Blocks that fit on a multiprocessor."""
+    """Compute the number of blocks that fit on a multiprocessor."""
     by_registers = 65_536 // (-(-compiled.registers // 8) * 8 * 32 * warps)
     by_shared = target.shared // (compiled.shared + 1024) if compiled.shared <= target.shared - 1024 else 0
     return min(by_registers, by_shared, target.warps // warps)

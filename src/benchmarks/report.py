@@ -1,4 +1,4 @@
-"""The results of benchmarks: kept in a file of JSON lines, and as tables, on the terminal and in Markdown."""
+"""Results of benchmarks: a file of JSON lines, tables on the terminal and in Markdown."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from runtime.device import describe
 
 Record = dict[str, Any]
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
-Chapter = tuple[str, list[Table], list[str]]  # of a setting on a machine: title, tables, notes
+Chapter = tuple[str, list[Table], list[str]]  # title, tables and notes of a setting on a machine
 
 
 def describe_machine(device: torch.device) -> str:
@@ -27,12 +27,12 @@ def describe_machine(device: torch.device) -> str:
 def keep(record: Record, results: Path | None) -> Record:
     if results:
         with results.open("a") as file:
-            file.write("\n" + json.dumps(record))  # begins anew after a line that was cut off
+            file.write("\n" + json.dumps(record))  # a new line, even if the last one was cut off
     return record
 
 
 def read(results: Path | None) -> list[Record]:
-    """The lines of a file of results, without any that was cut off; none where there is no file yet."""
+    """Read a file of results without lines that were cut off; a missing file has none."""
     records = []
     for text in results.read_text().splitlines() if results and results.exists() else ():
         with suppress(json.JSONDecodeError):
@@ -41,7 +41,7 @@ def read(results: Path | None) -> list[Record]:
 
 
 def line(record: Record) -> str:
-    """A result, as soon as it is there."""
+    """Format a result as one line."""
     if "depthwise" in record:
         return f"  {record['depthwise']}: auto takes {record['auto']}"
     if "error" in record:
@@ -53,7 +53,7 @@ def line(record: Record) -> str:
 def run(files: list[str]) -> None:
     for file in map(Path, files):
         if not file.exists():
-            raise ConfigError(f"{file}: there is no such file")
+            raise ConfigError(f"{file}: file not found")
         print(markdown(read(file)))
 
 
@@ -82,14 +82,14 @@ def chapters(records: list[Record]) -> Iterator[Chapter]:
     for record in records:
         subject = "One layer, forward and backward" if "depthwise" in record else record["setting"]
         groups[f"{subject}; {record['where']}"].append(record)
-    for title, found in groups.items():
-        yield about_depthwise(title, found) if "depthwise" in found[0] else about_steps(title, found)
+    for title, group in groups.items():
+        yield depthwise_chapter(title, group) if "depthwise" in group[0] else steps_chapter(title, group)
 
 
 # A layer with each backend.
 
 
-def about_depthwise(title: str, settings: list[Record]) -> Chapter:
+def depthwise_chapter(title: str, settings: list[Record]) -> Chapter:
     names = list(dict.fromkeys(name for record in settings for name in record["backends"]))
 
     def table(what: str, key: str, form: str) -> Table:
@@ -101,22 +101,22 @@ def about_depthwise(title: str, settings: list[Record]) -> Chapter:
         return (what, *names, "auto takes"), rows
 
     tables = [table("milliseconds", "milliseconds", ".2f"), table("error against float64", "error", ".1%")]
-    out = [
-        f"{record['depthwise']}, {name} is left out: {each['reason']}"
+    excluded = [
+        f"{record['depthwise']}, {name} is excluded: {each['reason']}"
         for record in settings
         for name, each in record["backends"].items()
         if each["reason"]
     ]
-    return title, tables, out
+    return title, tables, excluded
 
 
 # Steps.
 
 
-def about_steps(title: str, found: list[Record]) -> Chapter:
-    measured = [record for record in found if "training" in record]
+def steps_chapter(title: str, records: list[Record]) -> Chapter:
+    measured = [record for record in records if "training" in record]
     tables = [rates_table(what, measured) for what in ("training", "inference") if measured]
-    failures = [f"{record['name']}: {record['error']}" for record in found if "error" in record]
+    failures = [f"{record['name']}: {record['error']}" for record in records if "error" in record]
     return title, tables, [*best(measured), *failures]
 
 
@@ -125,12 +125,12 @@ def rates_table(what: str, measured: list[Record]) -> Table:
     rows = []
     for record in measured:
         rate, rates = median(record, what), record[what]["images_per_second"]
-        known = [record[what][key] for key in ("memory", "reserved") if record[what][key]]
+        sizes = [record[what][key] for key in ("memory", "reserved") if record[what][key]]
         rows.append((
             record["name"], f"{rate:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
-            f"{rate / plain[0]:.2f}" if plain else "", *(f"{si(size)}B" for size in known),
+            f"{rate / plain[0]:.2f}" if plain else "", *(f"{si(size)}B" for size in sizes),
         ))  # fmt: skip
-    header = (what, "images/s", "range", "× plain", "memory", "reserved")  # the last on a GPU
+    header = (what, "images/s", "range", "× plain", "memory", "reserved")  # "reserved" on a GPU only
     return header[: len(rows[0])], rows
 
 
@@ -139,7 +139,7 @@ def median(record: Record, what: str) -> float:
 
 
 def best(measured: list[Record]) -> Iterator[str]:
-    """Ours beside the best of what there is without this repository."""
+    """Compare ours with the fastest implementation of stock PyTorch."""
     for what in ("training", "inference"):
         sides = [[r for r in measured if r["name"].startswith("ours") is mine] for mine in (True, False)]
         if all(sides):

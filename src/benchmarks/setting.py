@@ -1,4 +1,4 @@
-"""The configs of a benchmark, composed as those of runs."""
+"""The configs of a benchmark, composed like those of runs."""
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -12,7 +12,7 @@ from training.selection import images_at_once
 
 
 def make_configs(overrides: list[str]) -> list[Config]:
-    """A grid's, as `-m` makes them: `a=1,2` gives `a=1` and `a=2`; of several overrides of a key the last counts."""
+    """Make the configs of a grid, as `-m` does. If a key is overridden twice, the last override counts."""
     parsed = {each.get_key_element(): each for each in OverridesParser.create().parse_overrides(overrides)}
     (grid,) = BasicSweeper.split_arguments(list(parsed.values()), max_batch_size=None)
     return [make_config(swept) for swept in grid]
@@ -29,6 +29,6 @@ def layer_of(config: Config, device: torch.device) -> Layer:
 
 
 def shape_of(config: Config) -> Shape:
-    """Of the images that are computed at once: colored, and 32×32 where no size is set."""
+    """Compute the shape of a batch of RGB images, of 32×32 if data.image_size is not set."""
     side = config.data.image_size or 32
     return images_at_once(config, config.data.batch_size, 3, (side, side))

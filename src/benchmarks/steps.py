@@ -1,7 +1,7 @@
-"""Training steps and inference: ConvMixer in its authors' plain form, timm's, and ours, as each is run best.
+"""Benchmark of training steps and inference: the authors' plain model, timm's and ours, each in its best form.
 
-Every implementation is measured in a process of its own, with the device and its memory to itself. What was found is
-kept at once, so that none is lost by one that fails, and a file of results can be added to from call to call.
+Every implementation is measured in a separate process, which has the device for itself. Results are saved one by one,
+so that a failure loses none, and a file of results can be extended by later calls.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,40 +27,40 @@ from training.optimization import make_optimizer
 
 ROUNDS = 5
 ROUND_SECONDS = {"cpu": 1.0, "cuda": 0.3}
-TIMEOUT = 200.0  # seconds for an implementation, most of which go into its compilation
+TIMEOUT = 200.0  # seconds for an implementation, most of them for its compilation
 
 PROCESSES = get_context("spawn")
 
 
 def run(overrides: list[str], results: Path | None, patterns: Sequence[str] = ("*",)) -> Iterator[Record]:
-    """ConvMixer-256/8 unless told otherwise: on a GPU kernel 9, patch 1, batches of 512 in bf16, as in the paper's
-    CIFAR-10 experiments; on the CPU patch 2, batches of 64 in fp32.
+    """Measure ConvMixer-256/8 with kernel 9: the paper's CIFAR-10 model on a GPU, a smaller batch on the CPU.
+
+    On a GPU: patch 1, batches of 512, bf16. On the CPU: patch 2, batches of 64, fp32.
 
     Args:
-        overrides: of the config; `model.kernel_size=5,9` measures both.
-        results: a file of JSON lines; what it has already is not measured again, failures included.
-        patterns: as of file names, for the names of the implementations; all of one's before those of the next.
+        overrides: config overrides; `model.kernel_size=5,9` measures both.
+        results: a file of JSON lines. Implementations in it are not measured again, including failed ones.
+        patterns: patterns of implementation names, as of file names, measured in this order.
 
     Yields:
-        What is measured, as soon as it is there.
+        The result of each implementation.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = ["model.patch_size=2", "data.batch_size=64"]
     if device.type == "cuda":
         size = ["model.patch_size=1", "data.batch_size=512", "trainer.precision=bf16"]
     defaults = ["model=convmixer_256_8", "model.kernel_size=9", "data=cifar10", *size]
-    known = read(results)
+    records = read(results)
     for pattern, config in product(patterns, make_configs([*defaults, *overrides])):
-        for record in missing(config, device, pattern, known):
-            known.append(record)
+        for record in measure_missing(config, device, pattern, records):
+            records.append(record)
             yield keep(record, results)
 
 
-def missing(config: Config, device: torch.device, pattern: str, known: list[Record]) -> Iterator[Record]:
-    """Measure the implementations that the pattern fits and that are not known of a setting."""
+def measure_missing(config: Config, device: torch.device, pattern: str, records: list[Record]) -> Iterator[Record]:
+    """Measure the implementations that match the pattern and have no record of this setting."""
     setting = {"setting": describe_setting(config), "where": describe_machine(device)}
-    found = [record for record in known if setting.items() <= record.items()]
-    names = {record.get("name") for record in found}
+    names = {record.get("name") for record in records if setting.items() <= record.items()}
     for implementation in implementations(device):
         if implementation.name not in names and fnmatch(implementation.name, pattern):
             yield setting | {"name": implementation.name} | measure(implementation, config, device)
@@ -75,11 +75,11 @@ def describe_setting(config: Config) -> str:
 
 
 def measure(implementation: Implementation, config: Config, device: torch.device) -> Record:
-    """Images per second, round by round, and memory, in training and in inference; or the error."""
-    pipe, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=measure_here, args=(theirs, implementation, config, device), daemon=True)
+    """Measure images per second of each round, and memory, in training and inference; or return the error."""
+    pipe, child_pipe = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=measure_here, args=(child_pipe, implementation, config, device), daemon=True)
     process.start()
-    theirs.close()  # here, so that its end is noticed
+    child_pipe.close()  # so that the end of the process ends pipe.recv
     try:
         return pipe.recv() if pipe.poll(TIMEOUT) else {"error": f"took longer than {TIMEOUT:.0f} s"}
     except EOFError:
@@ -90,7 +90,7 @@ def measure(implementation: Implementation, config: Config, device: torch.device
 
 
 def measure_here(pipe: Connection, implementation: Implementation, config: Config, device: torch.device) -> None:
-    """In a process of its own: an error, e.g. out of memory or no compiler, goes through the pipe as its first line."""
+    """Measure in this process, and send the result, or the first line of an error, through the pipe."""
     try:
         training, inference = steps_of(implementation, config, device)
         pipe.send({"training": rates(training, config, device), "inference": rates(inference, config, device)})
@@ -101,7 +101,7 @@ def measure_here(pipe: Connection, implementation: Implementation, config: Confi
 def steps_of(
     implementation: Implementation, config: Config, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A training step and a forward pass in eval mode, over the same random images."""
+    """Make functions for a training step and a forward pass in eval mode, on the same random images."""
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = implementation.tuned
     config = configured(implementation, config, device)
@@ -130,11 +130,11 @@ def steps_of(
 
 
 def rates(step: Callable[[], None], config: Config, device: torch.device) -> dict[str, Any]:
-    for _ in range(3):  # compilation, cuDNN's choice, CUDA graphs
+    for _ in range(3):  # compilation, cuDNN's algorithm search, CUDA graphs
         step()
     steps = steps_within(ROUND_SECONDS[device.type], step, device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what compilation and cuDNN's choice needed
+        torch.cuda.empty_cache()  # memory of compilation and cuDNN's algorithm search
     reset_peak_memory(device)
     images = steps * shape_of(config)[0]
     return {

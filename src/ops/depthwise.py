@@ -1,12 +1,12 @@
-"""Depthwise convolution, the operation that makes ConvMixer slow, in several ways with one result.
+"""Depthwise convolution, ConvMixer's slowest operation, with several backends.
 
-    reference   PyTorch's own, cuDNN or oneDNN underneath; what the others are tested against
-    stacked     PyTorch's own, but the gradient of the kernel as a convolution over all images at once (CPU)
-    banded      Triton: rows of the grid times banded matrices, on tensor cores, in NCHW (CUDA); ops/pointwise.py
-    auto        by shape on the CPU, elsewhere the reference; a run on a GPU measures (training/selection.py)
+    reference   PyTorch's convolution (cuDNN or oneDNN), with which the others are compared in tests
+    stacked     CPU: PyTorch's convolution, but the weight gradient is one convolution over many images
+    banded      CUDA: Triton, rows of the grid times banded matrices, on tensor cores, in NCHW (see ops/pointwise.py)
+    auto        CPU: chosen by shape; CUDA: measured by the run (training/selection.py)
 
-The others are a file of their own each, depthwise_NAME.py, with the convolution and its two gradients. All keep the
-grid's size as PyTorch's padding="same" does.
+Each backend is a module depthwise_NAME.py with the convolution and its two gradients. All keep the size of the grid, as
+PyTorch's padding="same" does.
 """
 
 from collections import Counter
@@ -35,10 +35,10 @@ class DepthwiseConv2d(nn.Conv2d):
     Args:
         channels: channels of the grid.
         kernel_size: side of the kernel, odd or even.
-        backend: one of BACKENDS; they differ in speed and in rounding.
+        backend: one of BACKENDS, which differ in speed and rounding.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: the backend is unknown.
     """
 
     def __init__(self, channels: int, kernel_size: int, *, backend: str = "auto") -> None:
@@ -48,35 +48,36 @@ class DepthwiseConv2d(nn.Conv2d):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, channels, height, width] → the same shape."""
+        """Convolve the grid [batch, channels, height, width]; the shape stays the same."""
         return depthwise(x, self.weight, self.bias, self.backend)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """
+    """Convolve each channel with a separate kernel.
+
     Args:
-        x: [batch, channels, height, width].
-        weight: [channels, 1, kernel_size, kernel_size].
+        x: grid [batch, channels, height, width].
+        weight: kernels [channels, 1, kernel_size, kernel_size].
         bias: [channels].
 
     Raises:
-        ValueError: the backend cannot compute this here.
+        ValueError: the backend does not support this shape, type or device.
     """
     if backend == "auto":
         backend = fastest(x, weight)
     count(backend)
-    if backend == "reference" or not x.numel() or torch.jit.is_tracing():  # whose files hold PyTorch's own alone
+    if backend == "reference" or not x.numel() or torch.jit.is_tracing():  # traced files hold PyTorch's operations only
         return depthwise_reference.convolution(x, weight, bias)
     if reason := unsupported_reason(backend, x, weight):
         raise ValueError(f"backend={backend!r}: {reason}")
-    if torch.is_autocast_enabled(x.device.type):  # which reaches PyTorch's operations, not these functions' backward
+    if torch.is_autocast_enabled(x.device.type):  # autocast does not reach a Function's backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     operation = WithOwnGradients if torch.compiler.is_compiling() else WithForwardMode
     return operation.apply(x, weight, bias, backend)
 
 
-COMPUTED: Counter[str] = Counter()  # convolutions by backend; those of a compiled graph when it is traced
+COMPUTED: Counter[str] = Counter()  # number of convolutions by backend; a compiled graph counts once, when traced
 
 
 @torch.compiler.assume_constant_result
@@ -85,7 +86,7 @@ def count(backend: str) -> None:
 
 
 def fastest(x: Tensor, weight: Tensor) -> str:
-    """By shape and device alone, never by the clock: a resumed run must compute as it did before."""
+    """Choose a backend by shape and device, without measuring, so that a resumed run computes the same."""
     if x.device.type == "cpu" and weight.requires_grad and x.dtype == torch.float32:
         channels, _, k, _ = weight.shape
         pays = (k >= 7 and channels >= 128) or (k >= 5 and channels >= 256 and x.shape[-1] >= 16)
@@ -95,21 +96,21 @@ def fastest(x: Tensor, weight: Tensor) -> str:
 
 
 def unsupported_reason(backend: str, x: Tensor, weight: Tensor) -> str | None:
-    """Say why a backend cannot compute a convolution of this shape on this device; None if it can."""
+    """Explain why a backend does not support this shape, type or device; None if it does."""
     if backend not in TRITON:
         return None
     height, width, k = *x.shape[-2:], weight.shape[-1]
     if max(height, width) > 64 or k > 31:
-        return f"grids of at most 64×64 and kernels of at most 31, not {height}×{width} and {k}"
+        return f"supports grids up to 64×64 and kernels up to 31, not {height}×{width} and {k}"
     if x.numel() >= 2**31:
-        return "fewer than 2³¹ values in a batch's grid"
+        return "supports fewer than 2³¹ values in a batch's grid"
     if x.dtype == torch.float64:
-        return "bf16, fp16 or fp32, not fp64"
+        return "supports bf16, fp16 and fp32, not fp64"
     return launch.unavailable(x.device)
 
 
 class WithOwnGradients(Function):
-    """A backend's convolution and the two gradients that it has for it."""
+    """The autograd function of a backend's convolution and its two gradients."""
 
     generate_vmap_rule = True
 
@@ -127,9 +128,8 @@ class WithOwnGradients(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_dx, needs_dw, needs_db, _ = ctx.needs_input_grad
-        backend = (
-            depthwise_reference if torch.is_grad_enabled() else IMPLEMENTATION[ctx.backend]
-        )  # to differentiate again
+        # The reference can be differentiated again.
+        backend = depthwise_reference if torch.is_grad_enabled() else IMPLEMENTATION[ctx.backend]
         dx = backend.input_gradient(dy, weight) if needs_dx else None
         dw = backend.weight_gradient(x, dy, weight.shape[-1]) if needs_dw else None
         return dx, dw, dy.sum((0, 2, 3)) if needs_db else None, None

@@ -1,24 +1,25 @@
 # mypy: disable-error-code=no-untyped-def
 """Depthwise convolution on tensor cores, in Triton: rows of the grid times banded matrices.
 
-For one channel the images are a matrix of rows. An output row is the sum over the kernel's rows i of the input row
-i - before further down, times the banded matrix B_i[u, v] = kernel[i, u - v + before] of width × width (a Toeplitz
-matrix). Rows beyond the image and columns beyond the grid are masked; nothing is padded or copied.
+In one channel, the images are a matrix of rows. Kernel row i contributes to output row r the product of input row
+r + i - before and the banded (Toeplitz) matrix B_i[u, v] = kernel[i, u - v + before] of size width × width. An output
+row is the sum over all i. Rows and columns outside the image are masked; nothing is padded or copied.
 
-    convolve     A program computes, for one channel, STRIPS strips of ROWS output rows each. It goes through the input
-                 rows of the strips, STEP at a time: [STRIPS, STEP · width] × [STEP · width, ROWS · width], the right
-                 side being B_i of the kernel row i that lies between input and output row, or zero. The gradient of
-                 the input is the same with the kernel turned round.
-    correlate    A program computes, for one channel and STEP input rows of every strip, the kernel's gradient over a
-                 share of the strips: [STEP · width, STRIPS] × [STRIPS, ROWS · width], accumulated in registers; the
-                 sums of its diagonals are the gradient. The shares' parts are added in order, without atomics.
+    convolve     A program computes STRIPS strips of ROWS output rows in one channel. It multiplies STEP input rows at a
+                 time: [STRIPS, STEP · width] × [STEP · width, ROWS · width]. The right side holds B_i, where i is the
+                 kernel row between input and output row, or zeros. The input gradient is the same computation with the
+                 kernel rotated by 180 degrees.
+    correlate    A program computes the weight gradient of one channel from STEP input rows of a share of the strips:
+                 [STEP · width, STRIPS] × [STRIPS, ROWS · width], accumulated in registers. The sums of its diagonals
+                 are the gradient. The parts of all shares are added in a fixed order, without atomics.
 
-All accumulate in float32. The bands of a channel lie in memory next to each other, [u, i, v] with i descending and
-zeros on either side, so that the right side of every product is a rectangle of it.
+All products accumulate in float32. The bands of a channel are contiguous in memory, [u, i, v] with i descending and
+zeros on both sides, so that the right side of each product is a rectangle of them.
 
-Cost for n = batch · channels · height · width: n elements read and n written (correlate: 2n read), each input element
-requested (ROWS + k - 1) / ROWS times, mostly from a cache; (ROWS + k - 1) · width multiply-accumulates an output, 384
-for kernel 9, width 32 and ROWS 4 instead of 81, at ten times the rate. `python src/benchmark.py kernels` counts them.
+Cost for n = batch · channels · height · width: n elements are read and n written (correlate: 2n read). Each input
+element is requested (ROWS + k - 1) / ROWS times, mostly from a cache. An output takes (ROWS + k - 1) · width
+multiply-accumulates: 384 for kernel 9, width 32 and ROWS 4 instead of 81, at ten times the rate.
+`python src/benchmark.py kernels` counts them.
 """
 
 from typing import Any
@@ -38,7 +39,7 @@ def build_bands(
     K: tl.constexpr, COLUMNS: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, BANDS: tl.constexpr,
     FLIP: tl.constexpr,
 ):  # fmt: skip
-    """Write bands [channels, COLUMNS, BANDS, COLUMNS] of kernel rows LAST, LAST - 1, …; FLIP turns the kernel round."""
+    """Write bands [channels, COLUMNS, BANDS, COLUMNS] of kernel rows LAST, LAST - 1, …; FLIP rotates the kernel."""
     band, channel = tl.program_id(0), tl.program_id(1)
     u = tl.arange(0, COLUMNS)[:, None]
     v = tl.arange(0, COLUMNS)[None, :]
@@ -56,7 +57,7 @@ def place(
     column, channels,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, STRIPS: tl.constexpr,
 ):  # fmt: skip
-    """Image, row and offset of positions [STRIPS, columns] of a block of images; the row is far outside for none."""
+    """Compute image, row and offset of positions [STRIPS, columns]; a masked position has a row far outside."""
     strips: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS  # of an image
     strip = tl.arange(0, STRIPS)[:, None]
     image, row = strip // strips, strip % strips * ROWS + column // COLUMNS
@@ -73,12 +74,12 @@ def convolve(
     STEPS: tl.constexpr, FIRST: tl.constexpr, STRIPS: tl.constexpr, IMAGES: tl.constexpr, BANDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y = convolution(x) + bias for a block of IMAGES, from the strips' input rows FIRST, FIRST + 1, …"""
+    """Compute y = convolution(x) + bias for a block of IMAGES; strips read input rows FIRST, FIRST + 1, …"""
     block, channel = tl.program_id(0), tl.program_id(1)
     start = (block * IMAGES * channels + channel) * HEIGHT * WIDTH
     column = tl.arange(0, STEP * COLUMNS)
     out = tl.arange(0, ROWS * COLUMNS)[None, :]
-    band = (STEPS * STEP - 1 - column // COLUMNS)[:, None]  # where the first step's rectangle begins
+    band = (STEPS * STEP - 1 - column // COLUMNS)[:, None]  # first column of the first step's rectangle
     bands += ((channel * COLUMNS + column % COLUMNS)[:, None] * BANDS + band) * COLUMNS + out
     image, row, at = place(column[None, :], channels, HEIGHT, WIDTH, COLUMNS, ROWS, STRIPS)
     row = tl.where(image < batch - block * IMAGES, row + FIRST, -65536)
@@ -102,7 +103,7 @@ def correlate(
     STEP: tl.constexpr, FIRST: tl.constexpr, LEFT: tl.constexpr, STRIPS: tl.constexpr, IMAGES: tl.constexpr,
     TAPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write parts [shares, ROWS, channels, K, K] of the kernel's gradient, each of so many blocks of IMAGES."""
+    """Write parts [shares, ROWS, channels, K, K] of the weight gradient; a share is `blocks` blocks of IMAGES."""
     step, channel, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first = FIRST + step * STEP
     stride = IMAGES * channels * HEIGHT * WIDTH
@@ -122,7 +123,7 @@ def correlate(
         rows = tl.load(x + block * stride, mask=block * IMAGES < images_in, other=0.0)
         gradients = tl.load(dy + block * stride, mask=block * IMAGES < images_out, other=0.0)
         total = tl.dot(tl.trans(rows), gradients, total, input_precision=PRECISION)
-    # Diagonal j of a block of the product is where its input column is its output column + j - LEFT.
+    # On diagonal j of a block of the product, input column = output column + j - LEFT.
     u = tl.arange(0, STEP * COLUMNS)[:, None] % COLUMNS
     tap = tl.arange(0, ROWS * TAPS)[None, :]
     row, j = tap // TAPS, tap % TAPS
@@ -135,17 +136,23 @@ def correlate(
     tl.store(to, taps, mask=(i >= 0) & (i < K) & (j < K))
 
 
-# Launching. What a program takes is chosen by shape and type alone: a resumed run must add up in the same order. The
-# choice keeps all in registers from compute capability 8.0 to 9.0 (src/benchmark.py kernels).
+# Launching. Tile sizes depend on shape and type only, so that a resumed run adds up in the same order. They fit into
+# registers from compute capability 8.0 to 9.0 (src/benchmark.py kernels).
 
 
 def tiles(x: Tensor, k: int, left: int, rows: int, step: int, strips: int, warps: int) -> dict[str, Any]:
-    """Cut the grid: `rows` and `step` are positions in the output and the input of a product of so many strips."""
+    """Choose tile sizes.
+
+    Args:
+        rows: output positions of a product.
+        step: input positions of a product.
+        strips: strips of a product.
+    """
     height, width = x.shape[2:]
     precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     columns = max(4, triton.next_power_of_2(width))
     rows = max(triton.cdiv(16, columns), min(rows // columns, triton.next_power_of_2(height)))
-    whole = rows >= height  # a strip is an image: only rows within it are input
+    whole = rows >= height  # a strip is a whole image, and reads only its rows
     step = max(triton.cdiv(16, columns), min(step // columns, triton.next_power_of_2(height)))
     return {
         "HEIGHT": height,
@@ -157,7 +164,7 @@ def tiles(x: Tensor, k: int, left: int, rows: int, step: int, strips: int, warps
         "FIRST": 0 if whole else -left,
         "STRIPS": strips,
         "IMAGES": strips // triton.cdiv(height, rows),
-        "PRECISION": "tf32" if precision == "tf32" else "tf32x3",  # of float32
+        "PRECISION": "tf32" if precision == "tf32" else "tf32x3",  # for float32
         "batch": x.shape[0],
         "channels": x.shape[1],
         "num_warps": warps,
@@ -165,7 +172,7 @@ def tiles(x: Tensor, k: int, left: int, rows: int, step: int, strips: int, warps
 
 
 def run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, flip: bool = False) -> Tensor:
-    """Convolve with `left` zeros on the left and on top of the grid, the other k - 1 on the right and below."""
+    """Convolve with `left` zeros to the left and above the grid, and k - 1 - left to the right and below."""
     channels, _, k, _ = weight.shape
     cut = tiles(x, k, left, *CONVOLVE[x.element_size() == 2])
     columns, input_rows = cut["COLUMNS"], cut["STEPS"] * cut["STEP"]
@@ -184,7 +191,7 @@ def run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, f
 
 
 def run_correlation(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """The kernel's gradient [channels, 1, k, k]; the shares' parts are added in a fixed order."""
+    """Compute the weight gradient [channels, 1, k, k]; parts are added in a fixed order."""
     cut = tiles(x, k, before(k), *CORRELATE[x.element_size() == 2])
     channels, steps = x.shape[1], cut.pop("STEPS")
     blocks = triton.cdiv(x.shape[0], cut["IMAGES"])
@@ -197,10 +204,10 @@ def run_correlation(x: Tensor, dy: Tensor, k: int) -> Tensor:
     return parts.sum((0, 1)).unsqueeze(1).to(x.dtype)
 
 
-# Output positions, input positions and strips of a product, and warps; for values of 2 bytes (True) and of 4.
+# Output positions, input positions, strips and warps, for values of 2 bytes (True) and of 4 bytes.
 CONVOLVE = {True: (128, 64, 128, 8), False: (64, 32, 128, 8)}
 CORRELATE = {True: (128, 128, 64, 8), False: (64, 64, 64, 4)}
-PROGRAMS = 512  # enough for every GPU to be busy, few enough that summing up diagonals takes no time
+PROGRAMS = 512  # enough to keep a GPU busy, few enough that the sums of diagonals take little time
 
 
 @torch.library.triton_op("convmixer::banded", mutates_args=())

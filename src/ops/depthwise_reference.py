@@ -1,7 +1,7 @@
-"""PyTorch's own depthwise convolution, cuDNN or oneDNN underneath; what the other backends are tested against.
+"""PyTorch's depthwise convolution (cuDNN or oneDNN), with which other backends are compared in tests.
 
-The grid keeps its size as with PyTorch's padding="same": `before(k)` zeros on the left and on top, `after(k)` on
-the right and below.
+The grid keeps its size as with PyTorch's padding="same": `before(k)` zeros to the left and above, `after(k)` to the
+right and below.
 """
 
 from torch import Tensor
@@ -13,7 +13,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     k = weight.shape[-1]
     if k % 2:
         return F.conv2d(x, weight, bias, padding="same", groups=len(weight))
-    x = F.pad(x, (before(k), after(k), before(k), after(k)))  # PyTorch would do the same, and warn
+    x = F.pad(x, (before(k), after(k), before(k), after(k)))  # as padding="same", but without PyTorch's warning
     return F.conv2d(x, weight, bias, groups=len(weight))
 
 
@@ -26,7 +26,7 @@ def after(kernel_size: int) -> int:
 
 
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of convolution's input: the same, with kernel and padding turned round."""
+    """Compute the gradient of the input: a convolution with rotated kernel and swapped padding."""
     k = weight.shape[-1]
     if k % 2:
         return convolution(dy, weight.flip(2, 3))
@@ -35,6 +35,6 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """The same as PyTorch computes it; it can be differentiated again."""
+    """Compute the gradient of the weight with PyTorch's function, which can be differentiated again."""
     padded = F.pad(x, (before(k), after(k), before(k), after(k)))
     return conv2d_weight(padded, (x.shape[1], 1, k, k), dy, groups=x.shape[1])

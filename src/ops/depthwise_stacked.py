@@ -1,6 +1,6 @@
-"""PyTorch's convolution, with the kernel's gradient as a convolution over all images at once.
+"""PyTorch's convolution, with the weight gradient as one convolution over many images (CPU).
 
-oneDNN computes this gradient tap by tap, which is slow where kernels are large; its forward pass is fast.
+oneDNN's forward pass is fast, but its weight gradient is computed tap by tap, which is slow for large kernels.
 """
 
 import torch
@@ -11,15 +11,15 @@ from ops.depthwise_reference import after, before, convolution, input_gradient
 
 __all__ = ["convolution", "input_gradient", "weight_gradient"]
 
-ROWS = 64  # of a column of images; they stay in the processor's cache
+ROWS = 64  # rows of a column of images, which fits into the processor's cache
 
 
 def weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
-    """[batch, channels, height, width] twice → [channels, 1, k, k].
+    """Compute the gradient [channels, 1, k, k] from x and dy, both [batch, channels, height, width].
 
-    dw[c, i, j], the sum over all b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u], is a
-    depthwise convolution itself: of all images in one tall column, zeros between them, with all of dy as the
-    kernel. It is summed column by column of about ROWS rows.
+    dw[c, i, j] is the sum over b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u]. This is a depthwise
+    convolution of all images, stacked in one tall column with zeros between them, with all of dy as the kernel. It is
+    summed over columns of about ROWS rows.
     """
     batch, channels, height, width = x.shape
     top, spacing = before(k), height + after(k)

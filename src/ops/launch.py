@@ -1,4 +1,4 @@
-"""How Triton's kernels are started: by PyTorch, within a graph that it compiles, or only written down for a table."""
+"""Launches of Triton kernels: run by PyTorch, traced into a compiled graph, or recorded for `benchmark.py kernels`."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 class Launch:
     kernel: Any
     grid: tuple[int, ...]
-    arguments: dict[str, Any]  # tensors, numbers and compile-time constants, by parameter; num_warps, num_stages
+    arguments: dict[str, Any]  # tensors, numbers and constants by parameter name; num_warps, num_stages
 
 
 recording: list[Launch] | None = None
@@ -24,17 +24,17 @@ recording: list[Launch] | None = None
 def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     if recording is not None:
         recording.append(Launch(kernel, grid, arguments))
-    elif is_interpreted():  # which torch.library does not know
+    elif is_interpreted():  # wrap_triton does not support the interpreter
         kernel[grid](**arguments)
     else:
         a_tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
-        with torch.cuda.device_of(a_tensor):  # Triton starts kernels on the current device, wherever the tensors are
+        with torch.cuda.device_of(a_tensor):  # Triton launches on the current device
             torch.library.wrap_triton(kernel)[grid](**arguments)
 
 
 @contextmanager
 def record() -> Iterator[list[Launch]]:
-    """Write kernels down instead of starting them, so that tensors may be on the device "meta"."""
+    """Record launches instead of running them, so that tensors may be on the device "meta"."""
     global recording
     recording = []
     try:
@@ -44,13 +44,13 @@ def record() -> Iterator[list[Launch]]:
 
 
 def is_interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU, slowly: for tests."""
+    """Check if Triton's interpreter runs the kernels on the CPU, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @torch.compiler.assume_constant_result
 def unavailable(device: torch.device) -> str | None:
-    """Why Triton's kernels cannot run on a device; None where they can."""
+    """Explain why Triton kernels cannot run on a device; None if they can."""
     if find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "meta" or is_interpreted():
