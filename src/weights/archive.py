@@ -1,4 +1,4 @@
-"""PyTorch's files, verified: no code of theirs runs, their checksums match, and they claim no more than they hold."""
+"""Verified reading of PyTorch's files: no code runs, checksums match, and sizes are those of the content."""
 
 import argparse
 import zipfile
@@ -12,7 +12,7 @@ MOST_INFLATED = 100  # times a file's size; PyTorch itself compresses nothing
 
 
 class Damaged(ValueError):
-    """A file that begins as PyTorch's do, but whose content has changed since."""
+    """A file of PyTorch whose content has changed since it was written."""
 
 
 def load(path: Path) -> Any:
@@ -33,7 +33,7 @@ def load(path: Path) -> Any:
 
 
 def verify(archive: zipfile.ZipFile) -> None:
-    """Compare each part with its CRC, which PyTorch does not do; zero is none, as torch.save can be told to write.
+    """Compare each part with its CRC, which PyTorch does not do; torch.save can be set to write 0 for no CRC.
 
     Raises:
         Damaged: a part differs, or the archive claims far more content than it has bytes.

@@ -1,4 +1,4 @@
-"""What a file of ours says beside its weights: the config that trained them, their classes, the images they expect."""
+"""The description beside the weights in our files: config, classes, and the images that the model expects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -34,7 +34,7 @@ class Sections(TypedDict):
 
 @strict
 class Saved(TypedDict, total=False):
-    """What a file of ours holds beside its weights."""
+    """The content of our files beside the weights."""
 
     config: Required[Sections]
     classes: list[str] | None
@@ -49,7 +49,8 @@ class Saved(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Description:
-    """
+    """The description of weights.
+
     Attributes:
         config: the run's, with the sections model, data and trainer.
         model: its section of the config.
@@ -71,7 +72,7 @@ class Description:
 
 
 def read_description(content: Mapping[str, Any], architecture: Architecture) -> Description | None:
-    """What the file says; None for a file of others, which may have keys of these names, too.
+    """Read the description; None for files of others, which may have keys of these names, too.
 
     Raises:
         LayoutError: the description is damaged, contradicts the weights, or is of a version with another model.
@@ -119,17 +120,17 @@ def read_model(saved: Mapping[str, Any], architecture: Architecture) -> schema.M
 
 
 def epoch_of(saved: Saved) -> dict[str, Any]:
-    """Best weights have the row of their epoch; a training state has all rows, the last is its own after an epoch."""
+    """Find the metrics of the weights' epoch: in best weights their row, in a state after an epoch the last row."""
     if "rows" not in saved:
         return saved.get("metrics") or {}
     return saved["rows"][-1] if saved["rows"] and not saved.get("step") else {}
 
 
 def described(model: schema.Model) -> dict[str, Any]:
-    """The keys of `model` that say what it is."""
+    """Select the keys of `model` that define the architecture."""
     return {key: value for key, value in asdict(model).items() if key not in NOT_THE_MODEL}
 
 
 def differences(model: schema.Model, expected: Mapping[str, Any]) -> list[str]:
-    """The overrides that the model has instead of the expected ones."""
+    """List the overrides in which a model differs from the expected keys."""
     return [override(f"model.{key}", getattr(model, key)) for key in expected if getattr(model, key) != expected[key]]

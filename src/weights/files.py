@@ -1,4 +1,4 @@
-"""Files with weights: runs' checkpoints, published ones, strangers'. Reading them runs no code from them."""
+"""Files with weights: checkpoints of runs, published ones, files of unknown origin. Reading them runs no code."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ FOREIGN = {  # how files begin that are no weights
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights as a file has them.
+    """The weights of a file.
 
     Attributes:
         tensors: by our names, in fp32.
@@ -69,14 +69,14 @@ class Weights:
 
     @property
     def published(self) -> str | None:
-        """The published ImageNet model that these are weights of, by their shape and number of classes alone."""
+        """Name of the published ImageNet model with this shape and number of classes; None for others."""
         if self.description:
             return None
         return next((name for name, (shape, _) in PUBLISHED.items() if shape == self.architecture), None)
 
     @property
     def activation(self) -> str | None:
-        """As far as it is known; the authors' files have it in their name."""
+        """Activation, if known; the authors' files have it in their name."""
         if self.description:
             return self.description.model.activation
         if self.published:
@@ -86,19 +86,19 @@ class Weights:
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and deviation of each channel that images were normalized with, as far as they are known."""
+        """Mean and deviation of each channel that images were normalized with, if known."""
         if self.description and self.description.mean and self.description.std:
             return self.description.mean, self.description.std
         return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if self.published else None
 
     @property
     def run(self) -> Path | None:
-        """The folder of the run that the file is a checkpoint of."""
+        """Folder of the run that wrote the checkpoint; None for other files."""
         folder = self.path.parent.parent
         return folder if self.path.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
 
     def fingerprint(self) -> str:
-        """A hash of the weights' content, whatever the file's name, place and layout."""
+        """Hash the content of the weights, independent of the file's name, place and layout."""
         content = hashlib.sha256()
         for name, tensor in self.tensors.items():
             content.update(f"{name}{list(tensor.shape)}".encode())
@@ -107,7 +107,8 @@ class Weights:
 
 
 def read_weights(given: str, key: str = "checkpoint") -> Weights:
-    """
+    """Read weights, and recognize their layout and architecture.
+
     Args:
         given: a run's folder (or that of a sweep of one run), a file, or the name of a published model.
         key: the config key that it is the value of, for errors.
@@ -129,7 +130,8 @@ def read_weights(given: str, key: str = "checkpoint") -> Weights:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """
+    """Check that tensors are dense, finite and not larger than their file.
+
     Raises:
         LayoutError: they are larger than the file (views can be expanded without limit), or not finite.
     """
@@ -144,12 +146,12 @@ def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def published_name(given: str) -> str | None:
-    """timm's name of a published model; it may be given as conf/model has it."""
+    """Return timm's name of a published model, given that name or the one in conf/model."""
     return next((name for name in PUBLISHED if given in (name, name.removesuffix("_ks9_p14"))), None)
 
 
 def reason(error: Exception, path: Path) -> str:
-    """Why a file cannot be read, in one line that says what it is."""
+    """Explain in one line why a file cannot be read, and what it is."""
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if kind := kind_of(path):
@@ -166,11 +168,11 @@ def reason(error: Exception, path: Path) -> str:
 
 
 class NoWeights(ValueError):
-    """A file that can be read, but holds no named tensors."""
+    """A readable file without named tensors."""
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file is that holds no weights, by its content; None where nothing tells."""
+    """Recognize a file without weights by its content; None if it is unknown."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -213,7 +215,7 @@ def find_file(given: str, key: str) -> Path:
 
 
 def fetch(name: str, key: str) -> Path:
-    """timm's published weights from the Hugging Face hub, kept in its client's cache."""
+    """Fetch timm's published weights from the Hugging Face hub, through the cache of its client."""
     from huggingface_hub import hf_hub_download
 
     repository = f"timm/{name}.in1k"
@@ -227,7 +229,7 @@ def fetch(name: str, key: str) -> Path:
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The weights as they are named in the file, and what stands beside them."""
+    """Read the weights under the file's names, and the rest of the file's content."""
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
             content = check_type(dict[str, Any], json.loads((file.metadata() or {}).get(METADATA, "{}")))
@@ -239,14 +241,14 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """By the file's content: a header's length, then the header."""
+    """Recognize safetensors by the content: a header's length, then the header."""
     with path.open("rb") as file:
         length, first = int.from_bytes(file.read(8), "little"), file.read(1)
     return first == b"{" and length <= path.stat().st_size
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The named tensors within what a training script has saved."""
+    """Find the named tensors in a dictionary that a training script has saved."""
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             return unwrap(content[wrapper])
@@ -254,7 +256,7 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same without the prefixes that wrapped modules leave."""
+    """Remove the prefixes of wrapped modules from the names."""
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return strip({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})

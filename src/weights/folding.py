@@ -24,7 +24,7 @@ from LLMConvMixer import ConvMixer, ConvMixerLayer
 
 @torch.no_grad()
 def fold_batch_norm(model: ConvMixer) -> ConvMixer:
-    """A copy for inference that gives the same logits; of a model without BatchNorm, just a copy."""
+    """Copy the model with BatchNorm folded into convolutions where that is exact; the logits are the same."""
     folded = copy.deepcopy(model).eval()
     layers = cast(list[ConvMixerLayer], list(folded.conv_mixer_layers))
     if not isinstance(layers[-1].norm2, nn.BatchNorm2d):
@@ -37,7 +37,7 @@ def fold_batch_norm(model: ConvMixer) -> ConvMixer:
 
 
 class FoldedLayer(nn.Module):
-    """A ConvMixerLayer in evaluation without norm1; takes over the layer's modules and changes their weights."""
+    """A ConvMixerLayer in evaluation without norm1; it takes over the layer's modules and changes their weights."""
 
     scale: Tensor
 
@@ -54,7 +54,7 @@ class FoldedLayer(nn.Module):
         self.register_buffer("scale", scale.to(layer.depth_wise_conv.weight.dtype)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, d_model, height, width] → the same shape."""
+        """Compute the layer: [batch, d_model, height, width] → the same shape."""
         mixed = self.act1(self.depth_wise_conv(x))
         if self.residual_depthwise:
             x = torch.addcmul(x, mixed, self.scale)
@@ -65,14 +65,14 @@ class FoldedLayer(nn.Module):
 
 
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What BatchNorm does in evaluation, for each channel, in float64."""
+    """Return BatchNorm's scale and shift in evaluation, for each channel, in float64."""
     mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
     scale = norm.weight.double() / torch.sqrt(variance + norm.eps)
     return scale, norm.bias.double() - mean * scale
 
 
 def fold_into(consumer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor) -> None:
-    """Change a linear or 1×1 layer so that it does for x what it did for scale · x + shift."""
+    """Fold scale and shift of the input into a linear or 1×1 layer."""
     weight, bias = consumer.weight, cast(Tensor, consumer.bias)
     matrix = weight.double().flatten(1)
     bias.copy_(bias.double() + matrix @ shift)

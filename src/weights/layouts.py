@@ -1,4 +1,4 @@
-"""The layouts in which ConvMixer's weights are published, and what weights tell about their model.
+"""The layouts in which ConvMixer's weights are published, and the architecture that weights imply.
 
     ours      patch_emb.conv, conv_mixer_layers.N.depth_wise_conv, …, classification.linear: this repository and the
               annotated implementation (labml_nn.conv_mixer)
@@ -33,7 +33,7 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What weights tell about their model."""
+    """The architecture that weights imply."""
 
     d_model: int
     depth: int
@@ -48,11 +48,11 @@ class Architecture:
 
     @property
     def model_keys(self) -> dict[str, Any]:
-        """What `model.…` of a config says of it."""
+        """The architecture as keys of `model`."""
         return {key: value for key, value in asdict(self).items() if key not in ("channels", "n_classes")}
 
     def empty_tensors(self) -> dict[str, Tensor]:
-        """Every tensor of such a model, without content, by our name."""
+        """Make every tensor of such a model, without content, by our name."""
         with torch.device("meta"):
             model = ConvMixer(
                 ConvMixerLayer(self.d_model, self.kernel_size, norm=self.norm),
@@ -64,7 +64,7 @@ class Architecture:
 
 
 def module_names(layout: str, depth: int) -> dict[str, str]:
-    """The layout's name of every module with weights, by ours."""
+    """Map our name of every module with weights to the layout's."""
     if layout == "authors":
         patch_emb, layers, head = "", [str(3 + i) for i in range(depth)], str(3 + depth + 2)  # pool, flatten, linear
     else:
@@ -83,13 +83,13 @@ def module_names(layout: str, depth: int) -> dict[str, str]:
 
 
 def to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Weights under our names → under the layout's."""
+    """Rename weights from our names to the layout's."""
     names = module_names(layout, count_layers(weights, "ours"))
     return {rename(name, names): tensor for name, tensor in weights.items()}
 
 
 def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[str, Tensor]]:
-    """Weights of any of the layouts → which one it is, their model, and the weights under our names in fp32.
+    """Recognize the layout of weights; return it, the architecture, and the weights under our names in fp32.
 
     Raises:
         LayoutError: something is missing, unexpected or of another shape.
@@ -122,7 +122,8 @@ def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[
 
 
 def read_architecture(found: Mapping[str, Tensor], theirs: Mapping[str, str]) -> Architecture:
-    """
+    """Read the architecture from the shapes of tensors.
+
     Args:
         found: tensors by our name.
         theirs: the file's name of each module, for errors.
@@ -158,7 +159,7 @@ def count_layers(weights: Mapping[str, Tensor], layout: str) -> int:
 
 
 def rename(name: str, modules: Mapping[str, str]) -> str:
-    """ "stem.0.weight" → "patch_emb.conv.weight", where `modules` has "stem.0"."""
+    """Rename a tensor, e.g. "stem.0.weight" to "patch_emb.conv.weight", if `modules` contains its module."""
     module, dot, parameter = name.rpartition(".")
     return f"{modules.get(module, module)}{dot}{parameter}"
 

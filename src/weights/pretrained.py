@@ -1,4 +1,4 @@
-"""Weights that a run starts from: what of them fits a new model, and what begins anew."""
+"""Weights that a run starts from: the part that fits is loaded, the rest is initialized."""
 
 import hashlib
 import json
@@ -24,10 +24,10 @@ KEY = "model.pretrained"
 def load_pretrained(
     model: ConvMixer, config: schema.Model, channels: int, classes: Sequence[str]
 ) -> tuple[Weights, str]:
-    """Load what fits of model.pretrained into a model.
+    """Load the weights of model.pretrained that fit into a model.
 
-    The classifier begins anew where the classes are others; a patch embedding for another number of channels is made
-    as timm makes it.
+    The classifier is initialized if the classes differ. A patch embedding for another number of channels is adapted
+    as in timm.
 
     Args:
         model: just built; changed in place.
@@ -58,7 +58,8 @@ def load_pretrained(
 
 
 def check_same_model(weights: Weights, config: schema.Model) -> None:
-    """
+    """Check that the weights have the architecture of the config.
+
     Raises:
         ConfigError: the weights are of another model; the message says what to set.
     """
@@ -72,7 +73,7 @@ def check_same_model(weights: Weights, config: schema.Model) -> None:
 
 
 def normalize_as_before(data: DataSplits, weights: Weights, config: schema.Data) -> DataSplits:
-    """Images with the mean and deviation that the weights were trained with, unless data.mean says otherwise."""
+    """Normalize images with the mean and deviation of the weights, unless data.mean is set."""
     known = weights.normalization
     if config.mean is not None or known is None or len(known[0]) != data.channels:
         return data
@@ -80,17 +81,17 @@ def normalize_as_before(data: DataSplits, weights: Weights, config: schema.Data)
 
 
 def same_classes(weights: Weights, classes: Sequence[str]) -> bool:
-    """By name; where the file has no names, by their number."""
+    """Compare classes by name; if the file has no names, by their number."""
     if weights.description and weights.description.classes:
         return list(weights.description.classes) == list(classes)
     return weights.architecture.n_classes == len(classes)
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A patch embedding for another number of channels, as timm's adapt_input_conv makes it.
+    """Adapt a patch embedding to another number of channels, as timm's adapt_input_conv does.
 
-    For grey images the sum over channels, which gives a grey RGB image's result; else the channels repeated and scaled,
-    so that an activation stays about as large.
+    For grey images the channels are summed, so that a grey image gives the same result as in RGB. Otherwise they are
+    repeated and scaled, so that activations stay about as large.
 
     Args:
         weight: [d_model, channels before, patch_size, patch_size].
@@ -102,7 +103,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def content_of(given: str) -> str:
-    """A hash of all in a file that changes what is trained, which stands for its path in a run's ID.
+    """Hash everything in a file that affects training; the hash replaces the path in a run's ID.
 
     That is the weights, and what one of our files says beside them: the classes that decide whether the classifier is
     kept, and the mean and deviation of the images.
