@@ -60,7 +60,7 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from PIL import Image
 
-from config.check import check_config
+from config.parse import parse_config
 from config.schema import Config, register
 from data import datasets, transforms
 from data.batches import make_eval_loader
@@ -105,7 +105,7 @@ def composed(**more: str) -> Config:
     """The config as `python src/train.py` would compose it."""
     with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
         overrides = [f"{key}={value}" for key, value in {**settings, **more}.items()]
-        return check_config(compose("train", overrides))
+        return parse_config(compose("train", overrides))
 
 
 # %% [markdown]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from comparison.disk import find_removable, remove
 from comparison.runs import read_runs
-from config.errors import check_are_folders, report_errors
+from config.errors import check_folders_exist, report_errors
 from config.process import prepare_process
 from runtime.console import print_table, say, si
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="remove without asking")
     options = parser.parse_args()
     with report_errors():
-        check_are_folders(options.folders)
+        check_folders_exist(options.folders)
         clean(options.folders, options.yes)
 
 

@@ -22,7 +22,7 @@ from comparison.images import compare_images
 from comparison.progress import progress
 from comparison.results import parse_seeds, read
 from comparison.watch import serve, watch
-from config.errors import ConfigError, check_are_folders, report_errors
+from config.errors import ConfigError, check_folders_exist, report_errors
 from config.process import prepare_process
 from runtime.console import say
 
@@ -62,7 +62,7 @@ def main() -> None:
     if (given.watch or given.serve) and (not given.folders or given.json):
         parser.error("--watch, --serve: expected DIR, whose page is written, and not --json")
     with report_errors():
-        check_are_folders(given.folders)
+        check_folders_exist(given.folders)
         seeds = parse_seeds(given.confirm) if given.confirm else ()
         read_again = partial(
             read, given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds

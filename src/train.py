@@ -12,9 +12,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from config.check import check_config
-from config.command_line import quoted, task_overrides
-from config.errors import check_options, report_errors
+from config.command_line import quote_for_hydra, task_overrides
+from config.errors import check_arguments, report_errors
+from config.parse import parse_config
 from config.process import prepare_process
 from config.schema import GROUPS, register
 from sweeps.launch import is_named, is_named_by_time, make_folder, name_by_time
@@ -27,7 +27,7 @@ def main(composed: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     overrides = task_overrides(hydra_config)
     with report_errors():
-        config = check_config(composed)
+        config = parse_config(composed)
         is_named(overrides)
         if config.plan:
             preview("train", Path(config.output_dir, config.sweep), [overrides], note="", as_json=config.plan == "json")
@@ -45,7 +45,7 @@ def main(composed: DictConfig) -> None:
 if __name__ == "__main__":
     prepare_process()
     register()
-    sys.argv[1:] = map(quoted, sys.argv[1:])
+    sys.argv[1:] = map(quote_for_hydra, sys.argv[1:])
     with report_errors():
-        check_options(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         main()

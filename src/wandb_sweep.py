@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override, Transformer
 
 from config.command_line import override as named
-from config.command_line import overrides_of, quoted
+from config.command_line import overrides_of, quote_for_hydra
 from config.errors import ConfigError, first_line, report_errors
 from config.process import prepare_process
 from config.schema import CONF, Config, register
@@ -159,7 +159,9 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     register()
     with report_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
-        config, sweep = wandb_sweep([*map(quoted, given.overrides)], given.method, given.run_cap, given.hyperband)
+        config, sweep = wandb_sweep(
+            [*map(quote_for_hydra, given.overrides)], given.method, given.run_cap, given.hyperband
+        )
         file = Path(config.output_dir) / config.sweep / "wandb_sweep.yaml"
         save(sweep, file)
     say(f"W&B sweep {config.sweep}: {given.method} over {' '.join(sweep['parameters'])} → {file}")

@@ -22,7 +22,7 @@ from PIL import Image
 
 import interpreter  # noqa: F401 (before what imports kernels)
 import training.start  # noqa: F401 (quicker than what imports the same)
-from config.check import check_config
+from config.parse import parse_config
 from config.schema import Config, register
 from data import datasets
 from processes import REPOSITORY, Command, environment_of
@@ -83,7 +83,7 @@ def checked(*overrides: str) -> Config:
 @cache  # it takes a tenth of a second, and many tests begin with the same
 def composed(overrides: tuple[str, ...], wandb_mode: str | None) -> Config:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return check_config(compose("train", ["sweep=test", *overrides]))  # not the time of day
+        return parse_config(compose("train", ["sweep=test", *overrides]))  # not the time of day
 
 
 @dataclass

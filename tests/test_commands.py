@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 
 from comparison.commands import commands
 from comparison.results import read
-from config.check import check_config
-from config.command_line import override, quoted
+from config.command_line import override, quote_for_hydra
+from config.parse import parse_config
 from config.schema import CONF, Config
 from run_folders import write_run
 from sweeps import plan
@@ -29,14 +29,14 @@ def expanded(command: str) -> list[Config]:
         params = compose("train", single, return_hydra_config=True).hydra.sweeper.params
         task = [argument for argument in arguments if "hydra." not in argument]
         runs = plan.expand_grid(plan.parse_overrides(task, params))
-        return [check_config(compose("train", run)) for run in runs]
+        return [parse_config(compose("train", run)) for run in runs]
 
 
 def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> list[Any]:
     """The settings of runs that were started with these overrides."""
     for number, overrides in enumerate(runs):
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = check_config(compose("train", [*overrides, "sweep=s"]))
+            config = parse_config(compose("train", [*overrides, "sweep=s"]))
         told = {"overrides": parse_overrides(overrides), **summary}
         write_run(folder / str(number), config=yaml.safe_dump(asdict(config)), **told, best__val__accuracy=0.9)
     return read([folder]).settings
@@ -60,9 +60,9 @@ def test_a_group_that_nobody_chose_from_is_not_swept(tmp_path: Path, choices: di
 
 @pytest.mark.parametrize("text", ["why, and what?", "it's (#3) [a] ${x}", "null and void", "=", "12"])
 def test_notes_need_no_quotes_of_hydras(text: str) -> None:
-    assert parse_overrides([quoted(f"notes={text}")]) == {"notes": text}
-    assert quoted("notes=null") == "notes=null" and quoted('notes="a, b"') == 'notes="a, b"'
-    assert quoted("model.depth=4,8") == "model.depth=4,8"
+    assert parse_overrides([quote_for_hydra(f"notes={text}")]) == {"notes": text}
+    assert quote_for_hydra("notes=null") == "notes=null" and quote_for_hydra('notes="a, b"') == 'notes="a, b"'
+    assert quote_for_hydra("model.depth=4,8") == "model.depth=4,8"
 
 
 def test_an_experiment_that_is_gone_has_no_command(tmp_path: Path) -> None:

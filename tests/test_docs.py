@@ -18,10 +18,10 @@ from PIL import Image
 
 import wandb_sweep
 from config import schema
-from config.check import check_config, check_constraints, check_keys
 from config.commands import COMMANDS, register_commands
 from config.compose import compose_config
-from config.errors import check_options
+from config.errors import check_arguments
+from config.parse import check_constraints, parse_config, parse_keys
 from config.schema import CONF, GROUPS, Config, keys_of
 from hydra_plugins.sweeper import Grid, Race, Search
 from processes import REPOSITORY
@@ -47,12 +47,12 @@ def command_lines(page: Path) -> list[list[str]]:
 
 def check_train(arguments: Sequence[str]) -> None:
     """Compose what the command would run; of a sweep all runs of the grid, or of a search the ends of its space."""
-    check_options(arguments)
+    check_arguments(arguments)
     task = [argument for argument in arguments if "=" in argument]
     if "--help" in arguments:
         return
     if "-m" not in arguments:
-        check_config(compose("train", task))
+        parse_config(compose("train", task))
         return
     overrides = plan.parse_overrides(task)
     single = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
@@ -67,7 +67,7 @@ def check_train(arguments: Sequence[str]) -> None:
         return
     assert isinstance(sweeper, Grid | Race)
     for run in plan.expand_grid(plan.parse_overrides(of_runs, sweeper.params)):
-        check_config(compose_config("train", run))
+        parse_config(compose_config("train", run))
 
 
 def parsed(script: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
@@ -113,7 +113,7 @@ def check_command(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None
         for key in ("data.name", "data.root"):  # as the checkpoint says
             if OmegaConf.is_missing(composed.data, key.removeprefix("data.")):
                 OmegaConf.update(composed, key, "digits")
-        check_keys(composed)
+        parse_keys(composed)
     elif name == "wandb_sweep":
         given = parsed(name, arguments, monkeypatch)
         wandb_sweep.wandb_sweep(given.overrides, given.method, given.run_cap, given.hyperband)

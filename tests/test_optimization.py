@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from config.check import check_config
 from config.errors import ConfigError
+from config.parse import parse_config
 from config.schema import CONF, Config
 from conftest import Train, checked
 from tracking.identity import run_id
@@ -28,7 +28,7 @@ def own_optimizer(tmp_path: Path) -> OwnOptimizer:
     def compose_with(text: str) -> Config:
         (conf / "optimizer" / "mine.yaml").write_text(text)
         with initialize_config_dir(str(conf), version_base="1.3"):
-            return check_config(compose("train", ["sweep=test", "optimizer=mine"]))
+            return parse_config(compose("train", ["sweep=test", "optimizer=mine"]))
 
     return compose_with
 

@@ -379,7 +379,7 @@ def test_what_cannot_be_searched(arguments: list[str], message: str) -> None:
         "optimizer.nmae=choice(sgd,adam)",
     ],
 )
-def test_a_wrong_search_is_report_errors_before_anything_starts(tmp_path: Path, wrong: str) -> None:
+def test_a_wrong_search_is_reported_before_any_run(tmp_path: Path, wrong: str) -> None:
     done = command(*SEARCH, *TINY, *wrong.split(), cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {wrong.partition('=')[0]}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from config.errors import ConfigError, check_options, explain
+from config.errors import ConfigError, check_arguments, explain
 from conftest import TINY, checked, command, start, summaries, wait_for
 from processes import REPOSITORY, environment_of
 from runtime.distributed import World
@@ -109,7 +109,7 @@ VALUES = ("/home/josé/bilder", "/data/[v2] x", "/data/(1)", "/data/a=b", "/data
 def test_a_value_that_must_be_quoted_is_shown_quoted(tmp_path: Path) -> None:
     for value in VALUES:
         with pytest.raises(HydraException) as caught:
-            check_options([f"data.root={value}"])
+            check_arguments([f"data.root={value}"])
         message = explain(caught.value)
         assert message.startswith(f"data.root={value}: ")
         (word,) = shlex.split(message.partition("Fix: ")[2])

@@ -114,7 +114,7 @@ def test_a_search_takes_values_from_intervals(override: str, parameter: dict[str
     [
         (["seed=1"], {}, "give a key several values"),
         (["model.kernel_size=5,0"], {}, "model.kernel_size=0: expected at least 1"),
-        (["dropout=none,head", "dropout.rate=0.1,0.2"], {}, "there is no place for it"),
+        (["dropout=none,head", "dropout.rate=0.1,0.2"], {}, "has no effect alone"),
         (["dropout.head=interval(0, 1)"], {"method": "random"}, r"dropout.head=1.0: expected at least 0 and below 1"),
         (["optimizer.lr=interval(0.001, 0.1)"], {}, "a grid needs single values"),
         (["optimizer.lr=interval(0.1, 0.001)"], {"method": "random"}, r"optimizer.lr=interval\(0.1, 0.001\): "),
@@ -228,9 +228,7 @@ def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
         ("team", "0" * 40, "--wandb team: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"),
     ],
 )
-def test_what_cannot_be_had_from_wandb_is_report_errors(
-    tmp_path: Path, server: WandbServer, path: str, key: str, message: str
-) -> None:
+def test_wandb_errors_are_reported(tmp_path: Path, server: WandbServer, path: str, key: str, message: str) -> None:
     environment = {**server.environment, "WANDB_API_KEY": key, "HOME": str(tmp_path)}
     done = command("--wandb", path, cwd=tmp_path, script="compare", **environment)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

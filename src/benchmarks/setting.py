@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from config.check import check_config
+from config.parse import parse_config
 from config.schema import CONF, Config, register
 from training.layer import Layer, Shape
 from training.selection import images_at_once
@@ -21,7 +21,7 @@ def make_configs(overrides: list[str]) -> list[Config]:
 def make_config(overrides: list[str]) -> Config:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check_config(compose("train", overrides))
+        return parse_config(compose("train", overrides))
 
 
 def layer_of(config: Config, device: torch.device) -> Layer:

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from comparison.runs import Run
 from comparison.settings import Setting
-from config.command_line import as_text, command_line, override, span
+from config.command_line import as_text, command_line, override, seed_override
 from config.schema import CONF, GROUPS, register
 from stats.factors import order
 from tracking.identity import is_safe, repeatable
@@ -49,7 +49,8 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
             for row, own in zip(rows, named, strict=True)
         ]
     return tuple(
-        command_line("train", "-m", *(word(key, levels) for key, levels in grid.items()), span(seeds)) for grid in grids
+        command_line("train", "-m", *(word(key, levels) for key, levels in grid.items()), seed_override(seeds))
+        for grid in grids
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
-from config.errors import shown
+from config.errors import format_value
 from config.text import printable
 from runtime.console import si
 from stats import Estimate
@@ -43,7 +43,7 @@ def level_text(level: Any, width: int | None = None) -> str:
     """A config value as YAML writes it."""
     if isinstance(level, tuple):
         level = f"[{', '.join(level_text(part) for part in level)}]"
-    return shorten(f"{level:g}" if isinstance(level, float) else printable(shown(level)), width)
+    return shorten(f"{level:g}" if isinstance(level, float) else printable(format_value(level)), width)
 
 
 def shorten(text: str, width: int | None) -> str:

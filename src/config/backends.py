@@ -1,3 +1,3 @@
-"""The values of model.backend; ops/depthwise.py says what they are. Apart, so that the model needs no Hydra."""
+"""The values of model.backend, explained in ops/depthwise.py; the model imports them without Hydra."""
 
 BACKENDS = ("auto", "reference", "stacked", "banded")

@@ -1,7 +1,7 @@
-"""Every config key of evaluate.py, predict.py and export.py; keys of training mean what they mean there.
+"""Every config key of evaluate.py, predict.py and export.py, except those that they share with train.py.
 
-What is not typed is as the checkpoint says: a run's own data set, precision and classes, the evaluation transform of
-a published model (inference/checkpoint.py).
+Keys that are not overridden are taken from the checkpoint: a run's data set, precision and classes, or a published
+model's evaluation transform (inference/checkpoint.py).
 """
 
 import functools
@@ -15,15 +15,15 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
-from config.command_line import quoted, task_overrides
-from config.errors import check_folders, report_errors
+from config.command_line import quote_for_hydra, task_overrides
+from config.errors import check_hydra_folders, report_errors
 from config.process import prepare_process
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
 
 
 @dataclass
 class Activation:
-    activation: str | None = key(ACTIVATION, None)  # null: as the file says; weights cannot tell
+    activation: str | None = key(ACTIVATION, None)  # for files that do not name it; null: the file's
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Compute:
 
 @dataclass
 class Command:
-    checkpoint: str = MISSING  # a run's folder, a sweep's, a file with weights, or the name of a published model
+    checkpoint: str = MISSING  # a run's folder, a sweep's folder, a file with weights, or a published model's name
     model: Activation = field(default_factory=Activation)
     data: Data = field(default_factory=Data)
     trainer: Compute = field(default_factory=Compute)
-    output: str | None = None  # where the result is written
-    overwrite: bool = False  # what is there already
+    output: str | None = None  # path of the result
+    overwrite: bool = False  # replace an existing result
 
 
 @dataclass
@@ -58,24 +58,29 @@ class Predict(Command):
 @dataclass
 class Export(Command):
     format: str = key(one_of("onnx", "torch_export", "safetensors", "timm", "authors"))
-    fold: bool = True  # BatchNorm into the convolutions, where that is exact; onnx and torch_export only
-    normalize: bool = True  # within the program, which takes pixels / 255; onnx and torch_export only
+    fold: bool = True  # fold BatchNorm into the convolutions where that is exact; onnx and torch_export only
+    normalize: bool = True  # the program normalizes its input, pixels / 255; onnx and torch_export only
 
 
 COMMANDS = {"evaluate": Evaluate, "predict": Predict, "export": Export}
 
 
 def register_commands() -> None:
-    """Make the classes known to Hydra; conf/evaluate.yaml and its like refer to them."""
+    """Register the schemas with Hydra, for the defaults lists of conf/evaluate.yaml, predict.yaml and export.yaml."""
     for name, node in COMMANDS.items():
         ConfigStore.instance().store(name=f"schema_{name}", node=node)
 
 
 def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None]) -> None:
-    """Call `run` of src/NAME.py with conf/NAME.yaml as composed and what was typed; it returns the exit code."""
+    """Compose conf/NAME.yaml and call `run` of src/NAME.py with it.
+
+    Args:
+        name: The command's name.
+        run: Takes the composed config and the command line's overrides; returns the exit code, None for 0.
+    """
 
     @hydra.main(version_base="1.3", config_path="../conf", config_name=name)
-    @functools.wraps(run)  # Hydra looks for conf/ from the file of this function
+    @functools.wraps(run)  # Hydra resolves ../conf relative to this function's file
     def main(composed: DictConfig) -> None:
         with report_errors():
             if code := run(composed, task_overrides(HydraConfig.get())):
@@ -83,7 +88,7 @@ def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None
 
     prepare_process()
     register_commands()
-    sys.argv[1:] = map(quoted, sys.argv[1:])
+    sys.argv[1:] = map(quote_for_hydra, sys.argv[1:])
     with report_errors():
-        check_folders(sys.argv[1:])
+        check_hydra_folders(sys.argv[1:])
         main()

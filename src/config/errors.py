@@ -1,4 +1,4 @@
-"""Bad input gets one clear error, without a traceback."""
+"""Errors about input: one clear line each, without a traceback."""
 
 import argparse
 import difflib
@@ -28,7 +28,7 @@ from omegaconf.errors import (
 from config.schema import CONF, GROUPS, flatten
 from config.text import printable, shell
 
-# Python 3.14 checks the help of every option; of one, Hydra 1.3.8 has no text (facebookresearch/hydra issue 3121).
+# Python 3.14 checks that every option's help is a string; one of Hydra 1.3.8's is not (facebookresearch/hydra 3121).
 if hasattr(argparse.ArgumentParser, "_check_help"):
     check_help = argparse.ArgumentParser._check_help
 
@@ -40,7 +40,7 @@ if hasattr(argparse.ArgumentParser, "_check_help"):
 
 
 class ConfigError(ValueError):
-    """Invalid input; the message names the key, the value and what would be right."""
+    """Invalid input; the message names the key, the value and what is expected."""
 
 
 HYDRA_FOLDERS = ("hydra.job.chdir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
@@ -51,15 +51,15 @@ FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn what Hydra raises into one line; HYDRA_FULL_ERROR=1 shows the whole traceback instead.
+    """End the process with one line for an error of the input; HYDRA_FULL_ERROR=1 shows the traceback instead.
 
-    Also within Hydra's main function, which would otherwise say something of its own.
+    Inside Hydra's main function this also replaces the messages that Hydra would print.
     """
     if FULL_ERRORS:
         yield
         return
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing.
     try:
         yield
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
@@ -75,17 +75,18 @@ def report_errors() -> Iterator[None]:
         os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def check_options(arguments: Sequence[str]) -> None:
-    """Checks what Hydra answers with a traceback or a paragraph: a group's option that is no word, a forgotten -m.
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check the command line for mistakes that Hydra reports with a traceback or a paragraph.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: A key of Hydra's folders is set, --cfg is combined with -m, several values come without -m, or a
+            group's option is not a word.
     """
-    check_folders(arguments)
+    check_hydra_folders(arguments)
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     if is_sweep and {"--cfg", "-c"} & set(arguments):
         raise ConfigError(
-            "--cfg: shows the config of one run; with -m, plan=true lists the runs, plan=json with all keys"
+            "--cfg: shows the config of one run. Fix: with -m, plan=true lists the runs, plan=json with all keys"
         )
     for override in OverridesParser.create().parse_overrides(
         [text for text in arguments if "=" in text and text[0] != "-"]
@@ -93,85 +94,93 @@ def check_options(arguments: Sequence[str]) -> None:
         key, sweep = override.key_or_group, override.is_sweep_override()
         if sweep and not is_sweep and not override.is_hydra_override():
             raise ConfigError(
-                f"{override.input_line}: several values; add -m to sweep over them, or write them as a list, [A,B]"
+                f"{override.input_line}: several values. Fix: add -m to sweep over them, or write a list, [A,B]"
             )
         if key not in (*GROUPS, "hydra/launcher", "hydra/sweeper") or override.is_delete():
             continue
         for option in getattr(override.value(), "list", [override.value()]):  # of a ChoiceSweep
             if option is None or isinstance(option, bool | int | float):
                 options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
-                raise ConfigError(f"{key}={shown(option)}: expected one of {options}; or leave it out")
+                raise ConfigError(f"{key}={format_value(option)}: expected one of {options}, or no {key}")
 
 
-def check_folders(arguments: Sequence[str]) -> None:
-    """
+def check_hydra_folders(arguments: Sequence[str]) -> None:
+    """Check that no key of Hydra's own folders is set.
+
     Raises:
-        ConfigError: a key of Hydra's own folders is set.
+        ConfigError: A key is set.
     """
     for text in arguments:
         if text.lstrip("+~").partition("=")[0] in HYDRA_FOLDERS:
-            raise ConfigError(f"{text}: folders are not named by Hydra's keys. Fix: {HYDRA_FOLDERS_FIX}")
+            raise ConfigError(f"{text}: Hydra's keys do not set the folders here. Fix: {HYDRA_FOLDERS_FIX}")
 
 
-def check_are_folders(paths: Iterable[Path]) -> None:
-    """
+def check_folders_exist(paths: Iterable[Path]) -> None:
+    """Check that each path is a folder.
+
     Raises:
-        ConfigError: one of the paths is no folder.
+        ConfigError: A path is not a folder.
     """
     for path in paths:
         if not path.is_dir():
-            raise ConfigError(f"{path}: there is no such folder")
+            raise ConfigError(f"{path}: no such folder")
 
 
 def explain(error: Exception) -> str:
-    """What is wrong and what would be right, in terms of the keys that were typed."""
+    """Format an error in terms of the config's keys: the problem, and the fix or what is expected."""
     if isinstance(error, OverrideParseException) and "=" in error.override:
         name, _, value = error.override.partition("=")
         quoted = QuotedString(value.strip("'\""), Quote.double).with_quotes()
-        return f"{error.override}: Hydra cannot read this value as it is. Fix: {shell(f'{name}={quoted}')}"
+        return f"{error.override}: Hydra cannot read this value without quotes. Fix: {shell(f'{name}={quoted}')}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option}: there is no such option; expected one of {', '.join(error.options)}"
+        return f"{group}={option}: unknown option; expected one of {', '.join(error.options)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     key = getattr(cause, "full_key", None)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
         tree = OmegaConf.to_container(cause.parent_node._get_root())
         return f"{key}: unknown key; {suggest(key, [path for path, _ in flatten(tree)])}"
     if isinstance(cause, MissingMandatoryValue):
-        return f"{key}: has no value yet; set it with {key}=VALUE"
+        return f"{key}: has no value. Fix: {key}=VALUE"
     if isinstance(cause, ValidationError) and key and is_dataclass(cause.object_type):
         hint = typing.get_type_hints(cause.object_type)[key.rpartition(".")[2]]
-        return f"{key}={shown(cause.value)}: expected {described(hint)}"
-    return str(error).partition("\nConfig search path")[0].strip()  # Hydra's own words
+        return f"{key}={format_value(cause.value)}: expected {type_in_words(hint)}"
+    return str(error).partition("\nConfig search path")[0].strip()
 
 
-def shown(value: Any) -> str:
-    """A value as it is typed."""
+def format_value(value: Any) -> str:
+    """Format a value as on the command line."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def described(hint: Any) -> str:
-    """A key's type in words."""
+def type_in_words(hint: Any) -> str:
+    """Describe the type of a config key."""
     if isinstance(hint, types.UnionType):
-        return " or ".join(described(part) for part in typing.get_args(hint))
+        return " or ".join(type_in_words(part) for part in typing.get_args(hint))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
     return words.get(hint) or f"a {(typing.get_origin(hint) or hint).__name__}"
 
 
 def suggest(unknown: str, keys: Sequence[str]) -> str:
-    """What may have been meant by an unknown key; `keys` are all that the command has."""
+    """Suggest the most similar key for an unknown one, or list the keys of its section.
+
+    Args:
+        unknown: The full name of the unknown key.
+        keys: The full names of all keys of the command.
+    """
     section, _, name = unknown.rpartition(".")
     prefix = f"{section}." if section else ""
     siblings = list(dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)))
     if not section:
-        groups = GROUPS if "seed" in keys else ()  # of train.py
+        groups = GROUPS if "seed" in keys else ()  # Only train.py has groups, and a seed.
         siblings = [*groups, *(key for key in siblings if key not in (*groups, "hydra"))]
     similar = [prefix + sibling for sibling in difflib.get_close_matches(name, siblings, n=1)]
     elsewhere = [key for key in keys if key.rpartition(".")[2] == name and not key.startswith("hydra.")]
-    if meant := similar or elsewhere:
-        return f"did you mean {meant[0]}?"
+    if candidates := similar or elsewhere:
+        return f"did you mean {candidates[0]}?"
     return f"{section or 'the config'} has {', '.join(siblings) or 'no keys'}"
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has no message."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
 """Every config key: its type, its meaning, its constraint.
 
-The YAML files under conf/ choose the values; these classes declare what may be chosen. Hydra checks
-names and types while it composes; config/check.py checks the constraints and what must fit together.
+The YAML files under conf/ set the values. Hydra checks names and types while it composes; config/parse.py
+checks the constraints, and that the values are compatible.
 """
 
 import re
@@ -59,7 +59,7 @@ HALF = Constraint("at least 0 and at most 0.5", lambda value: 0 <= value <= 0.5)
 BETAS = Constraint(
     "two numbers, at least 0 and below 1", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
 )
-# Of pixels that are 0 … 1; files in 0 … 255 are read so, too.
+# Means and deviations are in units of pixels scaled to 0 … 1.
 PIXELS = "for each channel: pixels count as 0 to 1; divide 0 to 255 by 255"
 MEAN = Constraint(
     f"a number of 0 to 1 {PIXELS}", lambda values: bool(values) and all(0 <= value <= 1 for value in values)
@@ -86,7 +86,7 @@ WANDB_TAGS = Constraint("tags of 1 to 64 characters each", lambda tags: all(0 < 
 
 
 def key(constraint: Constraint | None, default: Any = MISSING) -> Any:
-    """A config key with its constraint; null always passes."""
+    """Declare a config key with its constraint; null always satisfies it."""
     metadata = {"constraint": constraint}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -97,8 +97,8 @@ def key(constraint: Constraint | None, default: Any = MISSING) -> Any:
 class Model:
     d_model: int = key(at_least(1))  # channels of every layer ("width")
     depth: int = key(at_least(1))  # number of layers
-    patch_size: int = key(at_least(1))  # pixels; must divide the image's sides
-    kernel_size: int = key(at_least(1))  # of the depthwise convolution, odd or even
+    patch_size: int = key(at_least(1))  # pixels; must divide the image's height and width
+    kernel_size: int = key(at_least(1))  # side of the depthwise kernels, odd or even
     activation: str = key(ACTIVATION, "relu")
     norm: str = key(one_of("batch", "layer", "none"), "batch")
     residual_depthwise: bool = True
@@ -109,60 +109,60 @@ class Model:
 
 @dataclass
 class Dropout:
-    rate: float = key(BELOW_ONE, 0.0)  # the one number to sweep; the places below refer to it
-    blocks: float = key(BELOW_ONE, 0.0)  # before every layer
-    head: float = key(BELOW_ONE, 0.0)  # before the classifier
-    stochastic_depth: float = key(BELOW_ONE, 0.0)  # of the last layer; in proportion to depth before it
+    rate: float = key(BELOW_ONE, 0.0)  # the rate to sweep over; the three keys below take it from here
+    blocks: float = key(BELOW_ONE, 0.0)  # rate before every layer
+    head: float = key(BELOW_ONE, 0.0)  # rate before the classifier
+    stochastic_depth: float = key(BELOW_ONE, 0.0)  # rate of the last layer; grows linearly with depth up to it
 
 
 @dataclass
 class Data:
     name: str = key(one_of("digits", "cifar10", "cifar100", "image_folder"))
-    root: str = MISSING  # where the images are, or are downloaded to
+    root: str = MISSING  # folder of the images; CIFAR is downloaded to it
     batch_size: int = key(at_least(1), 64)  # images per optimizer step
-    val_fraction: float = key(BELOW_ONE, 0.1)  # of the training images, stratified; 0: no validation
-    train_fraction: float = key(SHARE, 1.0)  # of what is left, stratified: to train on less
-    split_seed: int = key(at_least(0), 0)  # apart from `seed`: a sweep validates on the same images
-    pipeline: str = key(one_of("cpu", "device"), "cpu")  # augments images on the CPU, or whole batches on the device
+    val_fraction: float = key(BELOW_ONE, 0.1)  # share of the training images, stratified; 0: no validation
+    train_fraction: float = key(SHARE, 1.0)  # share of the other training images to train on, stratified
+    split_seed: int = key(at_least(0), 0)  # seed of the splits; `seed` leaves them the same
+    pipeline: str = key(one_of("cpu", "device"), "cpu")  # augment images on the CPU, or whole batches on the device
     num_workers: int | None = key(at_least(0), None)  # processes that augment; null: one per spare core
-    image_size: int | None = key(at_least(1), None)  # pixels; null: the images' own, or 224 if they differ
-    crop_fraction: float = key(SHARE, 1.0)  # evaluation takes this much of each side, from the middle
-    mean: list[float] | None = key(MEAN, None)  # null: measured on training images
+    image_size: int | None = key(at_least(1), None)  # pixels; null: the files' size, or 224 if they differ
+    crop_fraction: float = key(SHARE, 1.0)  # share of each side in evaluation's centre crop
+    mean: list[float] | None = key(MEAN, None)  # null: measured on the training images
     std: list[float] | None = key(STD, None)
-    hflip: float = key(PROBABILITY, 0.5)  # how often to mirror; 0 where that makes another class
-    test_fraction: float = key(INNER_SHARE, 0.2)  # of a folder without test images, stratified by split_seed
-    sampler: str = key(one_of("shuffled", "balanced"), "shuffled")  # balanced: each class as often in an epoch
-    skip_unreadable: bool = False  # train without the images of a folder that cannot be read
+    hflip: float = key(PROBABILITY, 0.5)  # probability of a horizontal flip; 0 where mirroring changes the class
+    test_fraction: float = key(INNER_SHARE, 0.2)  # test share of a folder without test images, by split_seed
+    sampler: str = key(one_of("shuffled", "balanced"), "shuffled")  # balanced: all classes equally often in an epoch
+    skip_unreadable: bool = False  # train without a folder's unreadable images
 
 
 @dataclass
 class Augmentation:
-    """What happens to training images; timm carries it out. Off where not set."""
+    """Augmentation of training images by timm's transforms; the defaults switch it off."""
 
-    shift: float = key(HALF, 0.0)  # pad each side by this share of the image, crop back at random
-    scale: list[float] = key(ascending(0, 1), [1.0, 1.0])  # random resized crop: share of the area
-    ratio: list[float] = key(ascending(0, 100), [1.0, 1.0])  # and its aspect ratio
+    shift: float = key(HALF, 0.0)  # pad each side by this share of the image, then crop at random
+    scale: list[float] = key(ascending(0, 1), [1.0, 1.0])  # area of the random resized crop, share of the image
+    ratio: list[float] = key(ascending(0, 100), [1.0, 1.0])  # aspect ratio of the random resized crop
     hflip: float = key(PROBABILITY, 0.0)
     vflip: float = key(PROBABILITY, 0.0)
-    brightness: float = key(PROBABILITY, 0.0)  # a factor drawn from 1 ± this
+    brightness: float = key(PROBABILITY, 0.0)  # factor drawn from 1 ± this; also of contrast and saturation
     contrast: float = key(PROBABILITY, 0.0)
     saturation: float = key(PROBABILITY, 0.0)
-    hue: float = key(HALF, 0.0)  # a shift drawn from ± this, in turns of the color wheel
+    hue: float = key(HALF, 0.0)  # shift drawn from ± this, in turns of the color wheel
     auto_augment: str | None = key(RAND_AUGMENT, None)
     interpolation: str = key(one_of("bilinear", "bicubic", "random"), "bicubic")  # of resized images
-    random_erasing: float = key(PROBABILITY, 0.0)  # a rectangle filled with noise ("pixel" mode)
-    mixup: float = key(at_least(0), 0.0)  # alpha of the Beta distribution of shares; batches are mixed
-    cutmix: float = key(at_least(0), 0.0)  # likewise; with both, each batch takes one of them at random
+    random_erasing: float = key(PROBABILITY, 0.0)  # probability of a rectangle of noise ("pixel" mode)
+    mixup: float = key(at_least(0), 0.0)  # alpha of mixup's Beta distribution, one draw per batch
+    cutmix: float = key(at_least(0), 0.0)  # alpha of cutmix's; with both, each batch uses one of them at random
 
 
 @dataclass
 class Optimizer:
-    name: str = MISSING  # of any optimizer of torch.optim: config/optimizers.py
-    lr: float = key(above(0))  # the schedule's highest
+    name: str = MISSING  # class in torch.optim, see config/optimizers.py
+    lr: float = key(above(0))  # the schedule's highest learning rate
     weight_decay: float = key(at_least(0), 0.0)
-    decay_norm_and_bias: bool = False  # weight decay for norms and biases, too
-    layer_decay: float = key(SHARE, 1.0)  # of the learning rate, from the head down, by this factor for each layer
-    arguments: dict[str, Any] = field(default_factory=dict)  # further ones of the class in torch.optim
+    decay_norm_and_bias: bool = False  # apply weight decay to norms and biases, too
+    layer_decay: float = key(SHARE, 1.0)  # factor of the learning rate per layer, from the head down
+    arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the class in torch.optim
 
 
 @dataclass
@@ -181,7 +181,7 @@ class SGD(Optimizer):
 
 @dataclass
 class Scheduler:
-    """The learning rate over the run, set at every step."""
+    """The learning rate's schedule over the run, applied at every step."""
 
     name: str = key(chosen("scheduler", "one_cycle"))
 
@@ -189,20 +189,20 @@ class Scheduler:
 @dataclass
 class WarmedUp(Scheduler):
     name: str = key(chosen("scheduler", "constant"))
-    warmup_epochs: int = key(at_least(0), 0)  # linear, from 0
+    warmup_epochs: int = key(at_least(0), 0)  # epochs of linear growth from 0
 
 
 @dataclass
 class Cosine(WarmedUp):
     name: str = key(chosen("scheduler", "cosine"))
-    min_lr: float = key(at_least(0), 0.0)  # at the end
+    min_lr: float = key(at_least(0), 0.0)  # learning rate at the end
 
 
 @dataclass
 class Step(WarmedUp):
     name: str = key(chosen("scheduler", "step"))
-    decay_epochs: float = key(above(0))  # from one step to the next
-    decay_rate: float = key(above(0), 0.1)  # the factor of each
+    decay_epochs: float = key(above(0))  # epochs between steps
+    decay_rate: float = key(above(0), 0.1)  # factor of each step
 
 
 @dataclass
@@ -211,7 +211,7 @@ class EarlyStopping:
 
     patience: int | None = key(at_least(1), None)  # null: never
     min_delta: float = key(at_least(0), 0.0)
-    start_epoch: int = key(at_least(0), 0)  # epochs before it do not count
+    start_epoch: int = key(at_least(0), 0)  # first epoch that counts
 
 
 @dataclass
@@ -222,47 +222,47 @@ class Trainer:
     channels_last: bool | str = key(AUTO, "auto")  # memory format: true NHWC, false NCHW; auto: NHWC, on a GPU measured
     compile: bool = False  # torch.compile
     compile_mode: str = key(COMPILE_MODE, "auto")  # torch.compile's mode; auto: default, on a GPU measured
-    clip_grad_norm: float | None = key(above(0), None)  # the norm of all gradients at most this
-    sync_batch_norm: bool = False  # one run on several GPUs: statistics over all of them
+    clip_grad_norm: float | None = key(above(0), None)  # highest norm of all gradients together; null: no clipping
+    sync_batch_norm: bool = False  # take BatchNorm's statistics over all GPUs of the run
     checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, a third more time
-    accumulation_steps: int = key(at_least(1), 1)  # parts that a batch is processed in, to fit in memory
+    accumulation_steps: int = key(at_least(1), 1)  # micro-batches per step, to fit a batch in memory
     label_smoothing: float = key(BELOW_ONE, 0.0)
-    freeze: str = key(one_of("none", "all_but_head", "depthwise", "pointwise", "patch_emb"), "none")  # does not train
-    ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps; evaluate the average
-    figures: bool = True  # of the trained model, in the run's folder and W&B; they take a second or two
-    monitor: str = key(MONITOR, "val/accuracy")  # picks the best epoch
-    class_weights: str = key(one_of("none", "balanced"), "none")  # of an image in the training loss, by its class
+    freeze: str = key(one_of("none", "all_but_head", "depthwise", "pointwise", "patch_emb"), "none")  # frozen weights
+    ema_decay: float | None = key(BELOW_ONE, None)  # average the weights over steps, and evaluate the average
+    figures: bool = True  # draw the trained model for the run's folder and W&B, in a second or two
+    monitor: str = key(MONITOR, "val/accuracy")  # metric that selects the best epoch
+    class_weights: str = key(one_of("none", "balanced"), "none")  # weights of the classes in the training loss
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
 
 @dataclass
 class Checkpoint:
-    """When a run's state is written, to resume from; at its end and when it is interrupted it always is."""
+    """The schedule of checkpoints to resume from; one is always written at the end and on an interruption."""
 
-    epochs: int | None = key(at_least(1), 1)  # every so many epochs; null: not by epochs
-    minutes: float | None = key(above(0), 10.0)  # and so many minutes after the last, within an epoch
-    max_share: float = key(SHARE, 0.005)  # but not by epochs where writing would take more of the time than this
-    keep: str = key(one_of("best", "all"), "best")  # after completion: best.pt alone, or the states to resume from, too
+    epochs: int | None = key(at_least(1), 1)  # epochs between checkpoints; null: only by minutes
+    minutes: float | None = key(above(0), 10.0)  # minutes between checkpoints within an epoch; null: only by epochs
+    max_share: float = key(SHARE, 0.005)  # highest share of the time spent on checkpoints by epochs
+    keep: str = key(one_of("best", "all"), "best")  # checkpoints kept after completion; best: best.pt alone
 
 
 @dataclass
 class Wandb:
-    mode: str | None = key(one_of("offline", "online", "disabled"), None)  # null: as W&B's switches say, else offline
+    mode: str | None = key(one_of("offline", "online", "disabled"), None)  # null: W&B's own switches, else offline
     project: str = key(WANDB_PROJECT, "convmixer")
     entity: str | None = None
-    tags: list[str] = key(WANDB_TAGS, [])  # []: those of WANDB_TAGS
+    tags: list[str] = key(WANDB_TAGS, [])  # []: the tags of WANDB_TAGS
 
 
 @dataclass
 class Study:
-    """What an experiment asks and what others measured: for the comparison, without effect on a run."""
+    """An experiment's question and published values, for the comparison; they do not affect a run."""
 
     name: str | None = None  # conf/experiment/NAME.yaml
     question: str | None = None
-    source: str | None = None  # of the reference values
-    metric: str = key(one_of("val/accuracy", "test/accuracy"), "test/accuracy")  # what they are values of
-    where: dict[str, Any] = field(default_factory=dict)  # config key: value of runs beside a reference; else NAME's
-    reference: list[dict[str, Any]] = field(default_factory=list)  # {where: {config key: value}, value: fraction}
+    source: str | None = None  # source of the published values
+    metric: str = key(one_of("val/accuracy", "test/accuracy"), "test/accuracy")  # metric of the published values
+    where: dict[str, Any] = field(default_factory=dict)  # matching config, {key: value}; empty: the experiment's
+    reference: list[dict[str, Any]] = field(default_factory=list)  # published values, {where: {key: value}, value: …}
 
 
 @dataclass
@@ -279,29 +279,29 @@ class Config:
     study: Study = field(default_factory=Study)
     seed: int = key(at_least(0), 0)
     plan: bool | str = key(PLAN, False)  # list the runs and train none: true as a table, or json
-    on_failure: str = key(one_of("continue", "stop"), "continue")  # what a sweep does when a run fails
+    on_failure: str = key(one_of("continue", "stop"), "continue")  # reaction of a sweep to a failed run
     output_dir: str = "outputs"
-    sweep: str = key(FOLDER_NAME)  # the runs that share a folder in output_dir and a group in W&B
-    varied: list[str] = field(default_factory=list)  # keys that vary in the run's sweep, which sets it: they name runs
-    notes: str | None = None  # why the run is made: for people, in summary.json, W&B and comparisons
-    trial: str | None = None  # STUDY/NUMBER in the sweep's search.db, set by a search whose pruner may stop the run
+    sweep: str = key(FOLDER_NAME)  # folder in output_dir and group in W&B
+    varied: list[str] = field(default_factory=list)  # keys that vary in the sweep, set by it; runs are named by them
+    notes: str | None = None  # a remark for readers of summary.json, W&B and comparisons
+    trial: str | None = None  # STUDY/NUMBER in the sweep's search.db, set by a search with a pruner
 
 
-# Keys that a run's result does not depend on: where it reads and writes, how it is shown, what runs it.
+# Keys that do not affect a run's result: its paths, its logging, its hardware.
 NOT_IDENTITY = (
     "data.root", "data.num_workers", "model.backend", "trainer.device", "trainer.figures",
     "trainer.checkpoint_activations", "checkpoint", "wandb",
     "study", "plan", "on_failure", "output_dir", "sweep", "varied", "notes", "trial",
 )  # fmt: skip
 
-# Keys that are ignored when published values are matched: chance, speed, precision, what acts through other keys.
+# Keys ignored when published values are matched: seeds, speed, precision, and defaults of other keys.
 NOT_RECIPE = (
     *NOT_IDENTITY, "seed", "data.split_seed", "data.pipeline", "trainer.precision", "trainer.channels_last",
     "trainer.compile", "trainer.compile_mode", "trainer.sync_batch_norm", "trainer.accumulation_steps",
     "data.hflip", "dropout.rate",
 )  # fmt: skip
 
-# Keys that came after runs had been hashed without them: at their default they are no part of a run's ID.
+# Keys added after the first runs were hashed: a default value is not part of a run's ID.
 LATER_KEYS = (
     "trainer.compile_mode", "model.pretrained", "trainer.freeze", "optimizer.layer_decay", "data.skip_unreadable",
     "data.test_fraction", "data.sampler", "trainer.class_weights", "optimizer.arguments",
@@ -316,7 +316,7 @@ SCHEDULERS = {"cosine": Cosine, "step": Step, "warmed_up": WarmedUp, "plain": Sc
 
 
 def register() -> None:
-    """Make the classes known to Hydra; the defaults lists under conf/ refer to them."""
+    """Register the classes with Hydra; the defaults lists under conf/ refer to them."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, node in {**OPTIMIZERS, **SCHEDULERS}.items():
@@ -324,7 +324,7 @@ def register() -> None:
 
 
 def keys_of(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Constraint | None]]:
-    """Every key below a section, as (full name, value, constraint)."""
+    """Yield every key below a section as (full name, value, constraint)."""
     for item in fields(section):
         value = getattr(section, item.name)
         if is_dataclass(value):
@@ -334,7 +334,7 @@ def keys_of(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Constrai
 
 
 def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """A nested config, as YAML holds it, as ("section.key", value) pairs."""
+    """List the values of a nested config, as read from YAML, as ("section.key", value) pairs."""
     if not isinstance(tree, dict):
         return [(prefix, tree)]
     return [
@@ -343,5 +343,5 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def is_below(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key is one of the sections or below one."""
+    """Return True if a key is one of the sections or below one."""
     return any(key == section or key.startswith(section + ".") for section in sections)

@@ -1,4 +1,4 @@
-"""Every config key of hydra/sweeper=basic, optuna and race; conf/hydra/sweeper says what those of the last two mean."""
+"""Every config key of hydra/sweeper=basic, optuna and race; conf/hydra/sweeper explains the keys of the last two."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ SEEDS = Constraint(
 
 @dataclass
 class Grid:
-    max_batch_size: int | None = key(at_least(1), None)  # runs handed to the launcher at once; null: all
+    max_batch_size: int | None = key(at_least(1), None)  # runs passed to the launcher at once; null: all
     params: dict[str, Any] | None = None
     method: str = "sweeps.grid.grid"
     _target_: str = "hydra_plugins.sweeper.Sweeps"
@@ -34,7 +34,7 @@ class Search:
 
     @property
     def n_seeds(self) -> int:
-        """Runs of a trial that gets all of its seeds."""
+        """The number of runs of a complete trial."""
         return len(self.seeds or [None])
 
 

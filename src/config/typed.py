@@ -1,4 +1,4 @@
-"""Content of files, checked against types: a TypedDict for each file; for a config, the types of config/schema.py."""
+"""Type checks of files: a TypedDict describes each file, config/schema.py the configs."""
 
 import math
 import sys
@@ -16,16 +16,16 @@ from typing_extensions import TypedDict
 from config.schema import OPTIMIZERS, SCHEDULERS, Config, is_below
 
 Kind = TypeVar("Kind")
-Whole = Annotated[int, Interval(ge=-(2**63), lt=2**63)]  # JSON has numbers of 400 digits, too
+Whole = Annotated[int, Interval(ge=-(2**63), lt=2**63)]  # a number in JSON may have 400 digits
 Finite = Annotated[float, Interval(ge=-sys.float_info.max, le=sys.float_info.max)]
 NOT_FINITE = dict.fromkeys(("less_than", "less_than_equal", "greater_than_equal"), "expected a finite number")
-EXPECTED = {**NOT_FINITE, "predicate_failed": "expected plain, finite values"}  # by pydantic's kind of error
+EXPECTED = {**NOT_FINITE, "predicate_failed": "expected plain, finite values"}  # by pydantic's type of error
 DEEPEST = 30  # levels of a config; many thousands exhaust libyaml's stack
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
 
 def is_plain(value: Any, deepest: int = DEEPEST) -> bool:
-    """Check for what JSON can say, with finite numbers of usual size."""
+    """Return True if a value can be written as JSON with finite numbers and 64-bit integers."""
     if isinstance(value, (list, tuple)):
         return deepest > 0 and all(is_plain(part, deepest - 1) for part in value)
     if isinstance(value, dict):
@@ -39,24 +39,24 @@ Plain = Annotated[Any, Predicate(is_plain)]
 
 
 def strict(kind: Kind) -> Kind:
-    """Make a TypedDict one in which "5" is no number, and which may have further keys, those of other versions."""
+    """Configure a TypedDict: text like "5" is not a number, and unknown keys, of other versions, are allowed."""
     setattr(kind, "__pydantic_config__", {"strict": True, "extra": "allow"})  # noqa: B010 (mypy knows no such attribute)
     return kind
 
 
 @strict
 class Published(TypedDict):
-    """An entry of study.reference: a value that others measured."""
+    """A published value, an entry of study.reference."""
 
     where: NotRequired[dict[str, Plain]]
     value: Finite
 
 
 def check_type(kind: Any, value: Any) -> Any:
-    """Return the value as it is.
+    """Check that a value has a type, and return it unchanged.
 
     Raises:
-        ValueError: it is of another type; in one line, which begins with the key.
+        ValueError: The value has another type; the message is one line that begins with the key.
     """
     from pydantic import ValidationError
 
@@ -64,9 +64,9 @@ def check_type(kind: Any, value: Any) -> Any:
         adapter(kind).validate_python(value)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
-        path = errors[0]["loc"]  # within a value it also names the types that were tried
+        path = errors[0]["loc"]  # below the key it also names the alternative types
         key = ".".join(map(str, path if errors[0]["type"] == "missing" else path[:1]))
-        texts = [EXPECTED.get(one["type"], one["msg"]) for one in errors if one["loc"][:1] == path[:1]]
+        texts = [EXPECTED.get(part["type"], part["msg"]) for part in errors if part["loc"][:1] == path[:1]]
         text = " or ".join(dict.fromkeys(texts[:3])).replace("Input should be", "expected")
         raise ValueError(f"{key}: {text}".removeprefix(": ")) from None
     return value
@@ -74,16 +74,20 @@ def check_type(kind: Any, value: Any) -> Any:
 
 @cache
 def adapter(kind: Any) -> Any:
+    """Make pydantic's validator of a type."""
     from pydantic import TypeAdapter  # takes a tenth of a second, which --help need not wait for
 
     return TypeAdapter(kind)
 
 
 def check_config_types(values: Mapping[str, Any]) -> None:
-    """Check a config that was read from a file, as "section.key" → value; keys of other versions need only be plain.
+    """Check the types of a config that was read from a file; keys of other versions may have any plain value.
+
+    Args:
+        values: The config as "section.key" → value.
 
     Raises:
-        ValueError: a value is of another type than its key, or not finite.
+        ValueError: A value has another type than its key, or is not finite.
     """
     kind = config_types()
     single = [key for key, hint in kind.__annotations__.items() if typing.get_origin(hint) is not dict]
@@ -95,16 +99,17 @@ def check_config_types(values: Mapping[str, Any]) -> None:
 
 @cache
 def config_types() -> Any:
+    """Make a TypedDict of the types of all config keys."""
     sections = [Config(optimizer=optimizer()) for optimizer in OPTIMIZERS.values()]
     sections += [Config(scheduler=scheduler()) for scheduler in SCHEDULERS.values()]
     keys = {key: hint for section in sections for key, hint in types_of(section).items()}
     keys["study.reference"] = list[Published]
-    make: Any = TypedDict  # mypy knows it as a special form alone
+    make: Any = TypedDict  # mypy only accepts it with literal keys
     return strict(make("config", keys, total=False, extra_items=Plain))
 
 
 def types_of(section: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of every key below a section, by its full name."""
+    """Collect the type of every key below a section by its full name."""
     hints = typing.get_type_hints(type(section))
     keys: dict[str, Any] = {}
     for item in fields(section):
@@ -115,7 +120,7 @@ def types_of(section: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def bounded(hint: Any) -> Any:
-    """The type without NaN, infinite numbers and those of hundreds of digits."""
+    """Narrow a type to finite numbers, and integers to 64 bits."""
     if isinstance(hint, types.UnionType):
         return typing.Union[tuple(map(bounded, typing.get_args(hint)))]  # noqa: UP007
     if arguments := typing.get_args(hint):
@@ -127,8 +132,8 @@ def load_yaml(text: str) -> Any:
     """Read a tree of plain values, as train.py writes its configs.
 
     Raises:
-        ValueError: it has tags, is very deep, or repeats parts of itself, which can stand for billions of values.
-        YAMLError: it is no YAML.
+        ValueError: The text has tags, is nested too deeply, or has aliases, which can expand to billions of values.
+        YAMLError: The text is not YAML.
     """
     depth = 0
     for event in yaml.parse(text, Loader=YamlLoader):

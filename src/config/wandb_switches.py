@@ -1,4 +1,4 @@
-"""W&B's own switches: what `wandb.mode` and `wandb.tags` are where nobody has set them."""
+"""W&B's own switches: the defaults of `wandb.mode` and `wandb.tags`."""
 
 import configparser
 import os
@@ -8,23 +8,23 @@ ALIASES = {"dryrun": "offline", "run": "online"}  # W&B's older words
 
 
 def default_mode() -> str:
-    """WANDB_MODE, then WANDB_DISABLED, then what `wandb disabled` (or offline, online) has written; else offline."""
+    """Return the mode set by WANDB_MODE, else WANDB_DISABLED, else `wandb disabled` and its like, else offline."""
     disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
     mode = os.environ.get("WANDB_MODE") or ("disabled" if disabled else mode_of_settings()) or "offline"
     return ALIASES.get(mode, mode)
 
 
 def mode_of_settings() -> str | None:
-    """The mode in W&B's settings files: this folder's, else the user's."""
+    """Read the mode from W&B's settings files: this folder's, else the user's."""
     user = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     settings = configparser.ConfigParser(interpolation=None)
     try:
         settings.read([user / "settings", Path("wandb/settings"), Path(".wandb/settings")], encoding="utf-8")
     except configparser.Error:
-        return None  # W&B itself says what is wrong with it
+        return None  # W&B's client reports what is wrong with the file.
     return settings.get("default", "mode", fallback=None)
 
 
 def default_tags() -> list[str]:
-    """Those of WANDB_TAGS, which W&B's client reads only where it is given none."""
+    """Return the tags of WANDB_TAGS, which W&B's client ignores when it is passed tags."""
     return [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]

@@ -15,8 +15,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from config.check import check_constraints
 from config.command_line import override
+from config.parse import check_constraints
 from config.sweepers import Grid, Race, Search
 from sweeps.launch import conclude, is_named, is_named_by_time, name_by_time
 from sweeps.plan import check_one_folder, parse_overrides

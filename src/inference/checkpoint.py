@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from timm.data.imagenet_info import ImageNetInfo
 
 from config import schema
-from config.check import check_keys
 from config.commands import Command
-from config.errors import ConfigError, shown
+from config.errors import ConfigError, format_value
+from config.parse import parse_keys
 from config.schema import Config, flatten
 from config.text import printable
 from inference.choice import choose_run
@@ -96,7 +96,7 @@ def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -
         is_chosen = "data" in typed and key.startswith("data.") and key not in PREPROCESSING
         if key in of_command and key not in typed_keys and not is_chosen:
             OmegaConf.update(completed, key, literal(value))
-    return check_keys(completed)
+    return parse_keys(completed)
 
 
 def literal(value: Any) -> Any:
@@ -200,7 +200,9 @@ def check_images(data: schema.Data, weights: Weights, size: tuple[int, int] | No
     """
     architecture = weights.architecture
     if (data.mean is None) != (data.std is None):
-        raise ConfigError(f"data.mean={shown(data.mean)}, data.std={shown(data.std)}: expected both, or null for both")
+        raise ConfigError(
+            f"data.mean={format_value(data.mean)}, data.std={format_value(data.std)}: expected both, or null for both"
+        )
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
         if values is not None and len(values) != architecture.channels:
             raise ConfigError(f"{key}={values}: expected {architecture.channels} numbers, one for each channel")

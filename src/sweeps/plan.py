@@ -12,9 +12,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from config.check import check_config
 from config.compose import chosen_options, compose_config
 from config.errors import ConfigError, explain
+from config.parse import parse_config
 from config.schema import Config, Model
 from runtime.console import track
 from tracking.identity import IMAGE_SIZES, as_given, in_short, run_id, without_unnamed
@@ -135,7 +135,7 @@ def make_job(app: str, overrides: tuple[str, ...]) -> Job:
     Raises:
         ConfigError: the run's values are invalid, or do not fit together.
     """
-    config = check_config(compose_config(app, overrides))
+    config = parse_config(compose_config(app, overrides))
     return Job(overrides, config, run_id(config), chosen_options(app, overrides))
 
 

@@ -7,10 +7,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from config.check import check_config
 from config.command_line import overrides_of
 from config.compose import compose_config
 from config.errors import ConfigError
+from config.parse import parse_config
 from config.schema import Config
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -74,7 +74,7 @@ def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> list[Config
     Raises:
         ConfigError: one of them is invalid.
     """
-    return [check_config(compose_config(app, overrides_of(values))) for values in space_ends(space, fixed)]
+    return [parse_config(compose_config(app, overrides_of(values))) for values in space_ends(space, fixed)]
 
 
 def space_ends(space: Space, fixed: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from annotated_types import Gt, Interval, Len
 from typing_extensions import TypedDict
 
 from config import schema
-from config.check import check_constraints
 from config.command_line import override
+from config.parse import check_constraints
 from config.schema import flatten
 from config.typed import Finite, Whole, check_config_types, check_type, strict
 from weights.layouts import Architecture, LayoutError
