@@ -31,7 +31,7 @@ def clean(folders: list[Path], yes: bool) -> None:
         say("nothing to remove")
         return
     rows = [[str(item.run.folder), f"{si(item.bytes)}B", item.reason] for item in items]
-    print_table(f"to remove, {si(sum(item.bytes for item in items))}B", ["run", "size", "why"], rows)
+    print_table(f"to remove, {si(sum(item.bytes for item in items))}B", ["run", "size", "why"], rows, best_first=False)
     if not yes and not (sys.stdin.isatty() and input("Remove them? [y/N] ").strip().lower() in ("y", "yes")):
         say("nothing removed" + ("" if sys.stdin.isatty() else "; --yes removes without asking"))
         return

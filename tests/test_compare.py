@@ -15,10 +15,12 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from comparison.report import publish, table, table_csv
+from comparison.figure import comparison_figure
+from comparison.report import differing_keys, page_of, publish, table, table_csv
 from comparison.results import read
 from comparison.runs import Run
 from config.errors import ConfigError
+from config.text import markdown_table
 from conftest import command
 from processes import REPOSITORY
 from run_folders import DEPTH, KERNEL, REFERENCE, as_yaml, report, rows, write_run, write_sweep
@@ -57,6 +59,23 @@ def test_a_newcomer_reads_what_won_that_one_seed_is_no_proof_and_where_the_pictu
     assert "8 more runs, 100 s" in out, "what it takes to know"
     assert f"{folder}/comparison.html, comparison.png" in out
     assert "±" not in out and "It is " not in out, "nothing is claimed"
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_two_runs_show_differing_keys_and_both_curves(tmp_path: Path, seeds: tuple[int, int]) -> None:
+    for name, kernel, seed in (("z", 5, seeds[0]), ("a", 5 if seeds[1] else 9, seeds[1])):
+        write_run(tmp_path / name, f"{KERNEL}={kernel}", f"seed={seed}", "trainer.device=cpu", "sweep=" + name,
+                  best__val__accuracy=0.8)  # fmt: skip
+    comparison = read([tmp_path / "z", tmp_path / "a"])
+    expected = [["seed", "0", "1"]] if seeds[1] else [[KERNEL, "5", "9"]]
+    assert differing_keys(comparison) == expected
+    assert markdown_table(["key"], expected)[2] in page_of(comparison)
+    figure = comparison_figure(comparison)
+    assert figure
+    lines = {line.get_label() for axes in figure.axes for line in axes.get_lines()}
+    assert {"A val", "A train", "B val", "B train"} <= lines
+    write_run(tmp_path / "third", f"{KERNEL}=3", best__val__accuracy=0.8)
+    assert not differing_keys(read([tmp_path]))
 
 
 def test_notes_are_shown_beside_their_setting(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from config.schema import CONF, GROUPS, register
 from stats.factors import order
 from tracking.identity import is_safe, repeatable
 
-UNNAMED = ("seed", "sweep", "varied")  # the command names these itself
+UNNAMED = ("seed", "sweep", "varied", "notes")  # the command names these itself, or they are about one run
 
 
 def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:

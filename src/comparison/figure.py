@@ -46,9 +46,12 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
 def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
     """The figure from top to bottom; where there is nothing else to draw, the curves of a single epoch."""
     bands: list[Band] = []
+    if len(comparison.runs) == 2 and all(len(run.epochs) > 1 for run in comparison.runs):
+        two = partial(panels.curves_of_two, runs=comparison.runs)
+        bands.append((2.5, [partial(two, quantity=quantity) for quantity in ("loss", "accuracy")]))
     curves = partial(panels.learning_curves, looks=looks)
     above: list[Draw] = []
-    if any(len(run.epochs) > 1 for look in looks for run in look.setting.completed):
+    if not bands and any(len(run.epochs) > 1 for look in looks for run in look.setting.completed):
         above.append(curves)
     if pair := panels.crossed_factors(comparison):
         above.append(partial(panels.heat_map, comparison=comparison, across=pair[0], down=pair[1]))

@@ -20,6 +20,7 @@ from comparison.formatting import label, level_text
 from comparison.power_analysis import Plan
 from comparison.power_text import question
 from comparison.results import Comparison, is_lower_better
+from comparison.runs import Run
 from comparison.settings import Setting
 from stats import Effect
 from tracking.plots import COLORS, GREY
@@ -61,6 +62,19 @@ def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
     band = ", mean ± std of the seeds" if max(map(len, histories)) > 1 else ""
     axes.set(title=f"Learning curves{band}", xlabel="epoch", ylabel=f"{metric}, %")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
+    """Loss or accuracy of two runs by epoch, of training (dotted) and validation."""
+    for name, run, color in zip("AB", runs, COLORS, strict=False):
+        for part, line in (("val", "-"), ("train", ":")):
+            values = run.epochs.get(f"{part}/{quantity}", pd.Series(dtype=float)).dropna()
+            axes.plot(range(1, len(values) + 1), [scaled(value, quantity) for value in values], line, color=color,
+                      marker="." if len(values) == 1 else "", label=f"{name} {part}")  # fmt: skip
+    axes.set(xlabel="epoch", ylabel=axis_label(quantity), title=f"Learning curves: {quantity}")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.legend()
     axes.grid(alpha=0.25, linewidth=0.5)
 
 

@@ -28,12 +28,15 @@ from comparison.power_text import as_record, power_lines
 from comparison.results import ACCURACIES, COSTS, Comparison, class_averages
 from comparison.settings import Setting
 from config.errors import ConfigError
+from config.schema import is_below
 from config.text import code, csv_text, markdown, markdown_table, printable
 from runtime.console import print_table, say
 from runtime.files import write_text
 from stats import Effect
 
 SUFFIXES = ("html", "png", "svg", "md", "csv")
+TWO_RUNS = ("key", "A", "B")  # header of the table of differing keys
+ABOUT_THE_SWEEP = ("output_dir", "sweep", "varied", "trial", "study")  # keys that say nothing of a run itself
 SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # rows of a table and of a list; comparison.csv holds all
 STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of runs without a result; red are failures
 
@@ -93,6 +96,10 @@ def show(comparison: Comparison) -> None:
     limit = SHOWN["terminal"]
     for line in notes(comparison):
         say(line, style="yellow")
+    if differing := differing_keys(comparison):
+        print_table(
+            "A: {}\nB: {}".format(*(run.folder for run in comparison.runs)), TWO_RUNS, differing, best_first=False
+        )
     if comparison.settings:
         header, rows = table(comparison)
         print_table(caption(comparison), header, rows[:limit])
@@ -108,6 +115,15 @@ def show(comparison: Comparison) -> None:
         say("What it would take to tell:", style="bold")
         for line in power:
             say(line)
+
+
+def differing_keys(comparison: Comparison) -> list[list[str]]:
+    """Of two runs, list the config keys that differ, with both values."""
+    if len(comparison.runs) != 2:
+        return []
+    a, b = (run.config for run in comparison.runs)
+    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key) and not is_below(key, ABOUT_THE_SWEEP)]
+    return [[key, level_text(a.get(key)), level_text(b.get(key))] for key in keys]
 
 
 def page_of(comparison: Comparison, stem: str = "comparison") -> str:
@@ -126,6 +142,9 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
             + ".",
             "",
         ]
+    if differing := differing_keys(comparison):
+        lines += bullets([f"{name}: {run.folder}" for name, run in zip("AB", comparison.runs, strict=True)])
+        lines += markdown_table(TWO_RUNS, differing)
     lines += ["## Result", "", *bullets(result(comparison))]
     if comparison.valued:
         lines += [f"![The comparison as a figure]({stem}.png)", ""]
@@ -229,6 +248,7 @@ def as_json(comparison: Comparison) -> str:
         "title": comparison.title,
         "metric": comparison.metric,
         "keys": comparison.keys,
+        "two_runs": differing_keys(comparison),
         "rows": [record(setting, comparison) for setting in comparison.settings],
         "effects": [effect_record(effect) for effect in comparison.effects],
         "differences_from_best": [

@@ -108,15 +108,17 @@ class WandbRun(Run):
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """All runs in or below the folders, each once."""
-    found = set()
+    """All runs in or below the folders, each once, in the folders' order."""
+    found: dict[Path, None] = {}
     for folder in folders:
+        inside = []
         for path, below, files in os.walk(folder.resolve()):
             if {"config.yaml", "summary.json"} & set(files):
-                found.add(Path(path))
+                inside.append(Path(path))
                 below.clear()
             below[:] = [name for name in below if not name.startswith(".")]
-    return [read_run(folder) for folder in sorted(found)]
+        found |= dict.fromkeys(sorted(inside))
+    return [read_run(folder) for folder in found]
 
 
 def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:

@@ -105,8 +105,8 @@ def si(number: float) -> str:
     return f"{digits.rstrip('.')} {' kMGT'[power]}".rstrip()
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with its first row highlighted and numbers aligned right.
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], best_first: bool = True) -> None:
+    """Print a table with its first row highlighted if it is the best, and numbers aligned right.
 
     On a terminal, columns that do not fit are left out from the right, and a line names them.
     """
@@ -116,7 +116,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         numeric = all(re.fullmatch(r"([-+]?[\d.,]+( ± [\d.,]+)?( ?[kMGT]?B?)?)?", row[i]) for row in rows)
         table.add_column(Text(printable(name, kept="\n")), justify="right" if numeric else "left", overflow="fold")
     for i, row in enumerate(rows):
-        table.add_row(*(Text(printable(text)) for text in row), style="bold green" if i == 0 else None)
+        table.add_row(*(Text(printable(text)) for text in row), style="bold green" if best_first and i == 0 else None)
 
     def width() -> int:
         return Measurement.get(console, console.options.update(width=10_000), table).maximum

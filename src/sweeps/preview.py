@@ -115,7 +115,7 @@ def show(folder: Path, runs: Sequence[PlannedRun], totals: dict[str, Any], note:
         ]
         for run in runs
     ]  # fmt: skip
-    print_table(f"plan of {folder}{f': {note}' if note else ''}", header, rows)
+    print_table(f"plan of {folder}{f': {note}' if note else ''}", header, rows, best_first=False)
     for problem in dict.fromkeys(run.problem for run in runs if run.problem):
         names = [run.name for run in runs if run.problem == problem]
         say(
