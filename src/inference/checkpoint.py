@@ -44,7 +44,8 @@ PREPROCESSING = ("data.image_size", "data.crop_fraction", "data.mean", "data.std
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """
+    """A loaded checkpoint.
+
     Attributes:
         model: in evaluation mode, on the device.
         config: of a run that would train such a model on such images.
@@ -77,9 +78,9 @@ def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> tuple[Che
 
 
 def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:
-    """The command's keys as objects of its class in config/commands.py, with what the file says.
+    """Complete a command's keys with the file's description, and return objects of its class in config/commands.py.
 
-    An override goes before the file, and so does a chosen data set, but for what the model's images are like.
+    Overrides have priority over the file, and so has a chosen data set, except for the preprocessing keys.
 
     Args:
         composed: the command's config.
@@ -100,19 +101,19 @@ def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -
 
 
 def literal(value: Any) -> Any:
-    """A value with its interpolations escaped: a stranger's file must not read the environment."""
+    """Escape interpolations in a value, as a file of unknown origin must not read the environment."""
     if isinstance(value, (list, tuple)):
         return [literal(part) for part in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def names_data(overrides: Sequence[str]) -> bool:
-    """Whether the user names the data set, which then may be downloaded."""
+    """Check whether the user names the data set, which then may be downloaded."""
     return bool(parse_overrides(overrides).keys() & {"data", "data.name", "data.root"})
 
 
 def said_by(weights: Weights) -> dict[str, Any]:
-    """What the file says of the command's config, by key."""
+    """Collect the keys of the command's config that the file describes."""
     values: dict[str, Any] = {"data.name": "image_folder"}
     if weights.description:
         saved = weights.description.config
@@ -127,7 +128,8 @@ def said_by(weights: Weights) -> dict[str, Any]:
 
 
 def load_checkpoint(weights: Weights, settings: Command) -> Checkpoint:
-    """
+    """Build the model of a checkpoint on its device.
+
     Raises:
         ConfigError: what was typed does not fit the weights.
     """
@@ -149,7 +151,8 @@ def load_checkpoint(weights: Weights, settings: Command) -> Checkpoint:
 
 
 def make_config(weights: Weights, settings: Command) -> Config:
-    """
+    """Make the config of a run that would train such a model.
+
     Raises:
         ConfigError: the activation is not known, or another one than was typed.
     """
@@ -170,7 +173,7 @@ def make_config(weights: Weights, settings: Command) -> Config:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Describe an exported file's weights, as weights/description.py reads: no path, no key that only trained them."""
+    """Describe weights for export, as weights/description.py reads them, without paths and training keys."""
     description, data = checkpoint.weights.description, asdict(checkpoint.config.data)
     for key in ("num_workers", "pipeline", "root"):
         del data[key]
@@ -194,7 +197,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def check_images(data: schema.Data, weights: Weights, size: tuple[int, int] | None) -> None:
-    """
+    """Check that the model can take such images.
+
     Raises:
         ConfigError: the model cannot take such images.
     """
@@ -211,7 +215,7 @@ def check_images(data: schema.Data, weights: Weights, size: tuple[int, int] | No
 
 
 def class_names(weights: Weights) -> tuple[list[str] | None, list[str]]:
-    """As a data set has them, and for people to read: ImageNet's are WordNet's numbers and words."""
+    """Return the class names as data sets have them, and for people to read; ImageNet's are WordNet's IDs and words."""
     if weights.published:
         imagenet = ImageNetInfo()
         return imagenet.label_names(), list(imagenet.label_descriptions())

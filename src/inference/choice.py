@@ -1,4 +1,4 @@
-"""The run of a sweep that a command takes: the best one, or outputs/SWEEP#3, outputs/SWEEP#depth=8, #depth=8#2."""
+"""The choice of a run of a sweep: the best one, or outputs/SWEEP#3, outputs/SWEEP#depth=8, #depth=8#2."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How good a model's predictions are: accuracy, loss, each class, calibration."""
+"""Evaluation of a model: accuracy, loss, accuracy of each class, calibration."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,7 +30,8 @@ BINS = 15  # of confidence, equally wide, as in Guo et al., arXiv 1706.04599
 
 @dataclass(frozen=True)
 class Evaluation:
-    """
+    """The results of a model on a data set.
+
     Attributes:
         loss: mean cross-entropy.
         top1, top5: fractions; top5 of fewer than six classes is 1.
@@ -45,7 +46,7 @@ class Evaluation:
     confidence: NDArray[np.float32]
 
     def bins(self) -> list[dict[str, float]]:
-        """Images by confidence: how many, their mean confidence, their accuracy."""
+        """Bin images by confidence: their number, mean confidence and accuracy."""
         index = np.minimum((self.confidence * BINS).astype(int), BINS - 1)
         correct = self.predictions["prediction"] == self.predictions["label"]
         return [
@@ -56,13 +57,14 @@ class Evaluation:
 
     @property
     def ece(self) -> float:
-        """The expected calibration error: how far accuracy is from confidence, over bins of confidence."""
+        """Expected calibration error: the mean difference of accuracy and confidence over bins of confidence."""
         gaps = [row["images"] * abs(row["accuracy"] - row["confidence"]) for row in self.bins()]
         return sum(gaps) / len(self.predictions)
 
 
 def evaluate(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Evaluation:
-    """
+    """Evaluate a checkpoint on one split of a data set.
+
     Args:
         split: of the data, the one to evaluate on.
 
@@ -77,7 +79,7 @@ def evaluate(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Evaluati
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
-    """[images, classes] and [images]."""
+    """Evaluate logits [images, classes] against labels [images]."""
     predicted = logits.argmax(1)
     top5 = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     probabilities = logits.double().softmax(1)
@@ -94,7 +96,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
 
 
 def load_data(checkpoint: Checkpoint, name: str, download: bool) -> tuple[DataSplits, Split]:
-    """The configured data set as the checkpoint expects it, in image size and normalization, and one of its splits.
+    """Load the data set with the checkpoint's image size and normalization, and one of its splits.
 
     Of a folder of images the other splits need not be there, except where the split is a part of the training images.
 
@@ -122,7 +124,7 @@ def load_data(checkpoint: Checkpoint, name: str, download: bool) -> tuple[DataSp
 
 
 def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
-    """The folder with a split's images and no others; None where it takes the training images to tell.
+    """Find the folder of a split; None if the split is a part of the training images.
 
     Classes without folders of splits are all evaluated, except by a model that may have trained on a part of them.
 
@@ -154,7 +156,7 @@ def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
 
 
 def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]:
-    """The model's number of each of the data set's classes: by name, or by position where names are not known.
+    """Map the data set's classes to the model's, by name, or by position if names are not known.
 
     Raises:
         ConfigError: the model does not know a class.
@@ -176,7 +178,7 @@ def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]
 
 
 def compute_logits(checkpoint: Checkpoint, batches: Iterable[Any], data: DataSplits) -> Iterator[tuple[Tensor, Tensor]]:
-    """For batches of uint8 images and what belongs to them, on the CPU: logits in fp32, and the latter."""
+    """Yield logits in fp32 and the labels for batches of uint8 images and labels, on the CPU."""
     config, device = checkpoint.config, checkpoint.device
     normalize = Normalize(data, device, memory_format(config))
     for pixels, rest in prefetch(batches, device):

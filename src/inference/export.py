@@ -1,4 +1,4 @@
-"""A checkpoint in the formats that others read.
+"""Export of a checkpoint to the formats of other programs.
 
     onnx          with normalization and a batch of any size; checked with onnxruntime on photographs
     torch_export  a program that torch.export.load reads, likewise
@@ -43,7 +43,7 @@ class ExportError(RuntimeError):
 
 
 def export(checkpoint: Checkpoint, settings: Export) -> None:
-    """Write the file that was asked for.
+    """Write a checkpoint in the requested format.
 
     Raises:
         ConfigError: it is there already, or the format cannot hold the model.
@@ -86,7 +86,8 @@ def check_published(checkpoint: Checkpoint, form: str) -> None:
 
 
 def check_normalization(checkpoint: Checkpoint, settings: Export) -> None:
-    """
+    """Check that a program that normalizes images has a mean and a deviation.
+
     Raises:
         ConfigError: a program shall normalize its images, and the weights do not say how.
     """
@@ -98,7 +99,7 @@ def check_normalization(checkpoint: Checkpoint, settings: Export) -> None:
 
 
 def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
-    """Within a run's folder, else under outputs/export; the authors' files say what weights cannot tell."""
+    """Choose the path, in the run's folder or under outputs/export; authors' files are named by their activation."""
     model, weights = checkpoint.config.model, checkpoint.weights
     name = {
         "onnx": "model.onnx",
@@ -119,7 +120,7 @@ def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """What evaluate and predict need besides the weights, for a file's header."""
+    """Make the header of a file, which evaluate.py and predict.py need besides the weights."""
     return {METADATA: json.dumps(describe(checkpoint))}
 
 
@@ -127,7 +128,7 @@ def metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 class NormalizedModel(nn.Module):
-    """A model of pixels, 0 to 1: it normalizes them first."""
+    """A model with normalization; its input is pixels from 0 to 1."""
 
     mean: Tensor
     std: Tensor
@@ -139,7 +140,7 @@ class NormalizedModel(nn.Module):
         self.register_buffer("std", std[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """[batch, channels, height, width] → logits [batch, classes]"""
+        """Compute logits [batch, classes] of pixels [batch, channels, height, width]."""
         return self.model((images - self.mean) / self.std)
 
 
@@ -158,7 +159,7 @@ def inference_model(model: ConvMixer, images: Tensor) -> nn.Module:
 
 
 def images_per_second(models: list[nn.Module], images: Tensor, rounds: int = 3) -> list[float]:
-    """Each model's median rate; they take turns, so that what else the machine does meets all of them."""
+    """Measure each model's median rate in turns, so that other load on the machine affects all of them alike."""
     timers = [timeit.Timer("model(images)", globals={"model": model, "images": images}) for model in models]
     seconds = [[taken / number for number, taken in (timer.autorange() for timer in timers)] for _ in range(rounds)]
     return (len(images) / np.median(seconds, axis=0)).tolist()
@@ -218,7 +219,8 @@ def load_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def check(logits: Tensor, expected: Tensor, program: str) -> None:
-    """
+    """Check that an exported program gives the logits of the checkpoint.
+
     Raises:
         ExportError: they differ by more than rounding.
     """
@@ -229,7 +231,7 @@ def check(logits: Tensor, expected: Tensor, program: str) -> None:
 
 
 def photographs(checkpoint: Checkpoint, n: int) -> Tensor:
-    """Crops of scikit-learn's two photographs at the model's size: [n, channels, height, width], 0 to 1."""
+    """Crop scikit-learn's two photographs to the model's size: [n, channels, height, width], 0 to 1."""
     channels = checkpoint.weights.architecture.channels
     photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2) / 255
     crops = torch.stack([photos[i % 2, :, 30 * i : 30 * i + 200, 50 * i : 50 * i + 200] for i in range(n)])

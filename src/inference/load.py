@@ -1,4 +1,4 @@
-"""A trained model in plain Python: load("outputs/SWEEP") gives the model, its classes and the transform of images."""
+"""A trained model in plain Python: load("outputs/SWEEP") returns the model, its classes and the transform of images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,8 @@ from LLMConvMixer import ConvMixer
 
 
 class Loaded(NamedTuple):
-    """
+    """A trained model, its classes and the transform of images.
+
     Attributes:
         model: in evaluation mode, from [batch, channels, height, width] to logits [batch, classes].
         classes: their names, or numbers where the file has no names.

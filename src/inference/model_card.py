@@ -1,4 +1,4 @@
-"""A model card for the Hugging Face hub: what the model is, what it was trained on and reached, how to use it."""
+"""A model card for the Hugging Face hub: the model, its data, its results, and how to use it."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ RESULTS = {  # and how people read them
 
 
 def model_card(checkpoint: Checkpoint, path: Path) -> str:
-    """Markdown with the hub's metadata on top.
+    """Write the card as Markdown with the hub's metadata on top.
 
     Args:
         path: of the exported weights, for the commands.
@@ -72,7 +72,7 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
 
 
 def results_of(weights: Weights, summary: dict[str, Any]) -> dict[str, float]:
-    """The validation results of the weights' own epoch; the run's test results if it is the epoch that was tested."""
+    """Collect the validation results of the weights' epoch, and the test results if that epoch was tested."""
     epoch = weights.description.epoch if weights.description else {}
     figures = {key: epoch.get(key) for key in ("val/accuracy", "val/loss")}
     if epoch and summary.get("status") == "completed" and summary.get("best/epoch") == epoch.get("epoch"):
@@ -97,7 +97,7 @@ def commands(summary: dict[str, Any], path: Path) -> list[str]:
 
 
 def typed(item: tuple[str, Any]) -> str:
-    """A recorded override; nothing is chosen from a group only by ~GROUP, and of a path its last part is enough."""
+    """Format a recorded override: ~GROUP if nothing was chosen; of a path only its last part."""
     key, value = item
     if key == "model.pretrained":
         value = Path(value).name

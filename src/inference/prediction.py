@@ -1,4 +1,4 @@
-"""Image files to a table of classes with probabilities, and a contact sheet."""
+"""Prediction: from image files to a table of classes with probabilities, and a contact sheet."""
 
 import io
 import json
@@ -80,7 +80,7 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
 
 
 def output_paths(settings: Predict) -> tuple[Path, Path]:
-    """Of the table and the contact sheet.
+    """Return the paths of the table and the contact sheet.
 
     Raises:
         ConfigError: no table, or there already.
@@ -99,7 +99,7 @@ def output_paths(settings: Predict) -> tuple[Path, Path]:
 
 
 def find_images(given: Any) -> list[str]:
-    """Files as they are; of folders, all image files below; of globs, what fits; of "-", the lines of standard input.
+    """List image files: files, all images in folders, matches of globs, and for "-" the lines of standard input.
 
     Raises:
         ConfigError: there is nothing.
@@ -124,7 +124,7 @@ def find_images(given: Any) -> list[str]:
 
 
 def as_data(paths: list[str], checkpoint: Checkpoint) -> DataSplits:
-    """Files as a data set such as the checkpoint was trained on.
+    """Make a data set of files, like the one that the checkpoint was trained on.
 
     Raises:
         ConfigError: neither the checkpoint nor the command says what its images look like.
@@ -149,7 +149,7 @@ def as_data(paths: list[str], checkpoint: Checkpoint) -> DataSplits:
 
 
 def read_batches(data: DataSplits, settings: Predict, broken: list[DataError]) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 [batch, channels, height, width] and numbers of the images that can be read; of the others, say why not.
+    """Yield images, uint8 [batch, channels, height, width], and their numbers; log the errors of unreadable ones.
 
     Args:
         broken: takes the errors of those that cannot be read.
@@ -174,7 +174,7 @@ def read_batches(data: DataSplits, settings: Predict, broken: list[DataError]) -
 def read_images(
     split: Split, transform: Transform, numbers: Iterable[int]
 ) -> tuple[NDArray[np.uint8], tuple[list[int], list[DataError]]]:
-    """uint8 [images, height, width, channels] and numbers of the images that can be read, and the others' errors."""
+    """Read images, uint8 [images, height, width, channels]; return their numbers, and the errors of unreadable ones."""
     pixels, read, errors = [], [], []
     for number in numbers:
         try:
@@ -189,7 +189,7 @@ def read_images(
 
 
 def top_classes(logits: Tensor, labels: list[str], top: int) -> list[list[dict[str, Any]]]:
-    """For each image its `top` classes with their probabilities, the likeliest first."""
+    """Select the `top` classes of each image with their probabilities, the most likely first."""
     probabilities, classes = logits.double().softmax(1).topk(min(top, len(labels)))
     return [
         [{"class": labels[c], "probability": p} for c, p in zip(cs, ps, strict=True)]
@@ -198,7 +198,7 @@ def top_classes(logits: Tensor, labels: list[str], top: int) -> list[list[dict[s
 
 
 def as_csv(rows: Iterable[dict[str, Any]]) -> str:
-    """A row for each image: image, class1, probability1, class2, …"""
+    """Format a row for each image, with columns image, class1, probability1, class2 and so on."""
     table = []
     for row in rows:
         cells = {"image": row["image"]}
@@ -214,7 +214,7 @@ def caption(prediction: dict[str, Any]) -> str:
 
 
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
-    """Images side by side, each with its caption below."""
+    """Draw images side by side, each with its caption below."""
     columns = min(COLUMNS, len(images))
     rows, side = math.ceil(len(images) / columns), PAGE / COLUMNS
     with matplotlib.rc_context(STYLE):

@@ -1,4 +1,4 @@
-"""What evaluate.py leaves behind: a folder of figures, tables and pictures.
+"""The output of evaluate.py: a folder of figures, tables and pictures.
 
 evaluation.json         accuracy, loss and calibration; the checkpoint and the data they are of
 classes.csv             images and accuracy of each class that has images
@@ -41,7 +41,7 @@ def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
 
 
 def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate, evaluated: Split) -> None:
-    """All files of an evaluation, and its figures on the terminal."""
+    """Write all files of an evaluation, and print its figures."""
     split, data = settings.split, settings.data
     figures = {
         "checkpoint": str(checkpoint.weights.path),
@@ -85,7 +85,7 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
 
 
 def reliability_diagram(result: Evaluation) -> Figure:
-    """Accuracy over confidence; a calibrated model's bars end on the diagonal."""
+    """Draw accuracy over confidence; the bars of a calibrated model end on the diagonal."""
     bins = pd.DataFrame(result.bins())
     percent = 100 * bins
     bar = {"align": "edge", "width": percent["high"] - percent["low"], "edgecolor": "white", "linewidth": 0.5}

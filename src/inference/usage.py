@@ -1,4 +1,4 @@
-"""How to use an exported program: its input, its classes, and five lines of Python that run it."""
+"""Usage of an exported program: its input, its classes, and five lines of Python that run it."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ class Usage:
         return "\n".join((self.input_text, self.output_text, "", self.snippet(path)))
 
     def snippet(self, path: Path) -> str:
-        """Five lines of Python that print the class of IMAGE.png."""
+        """Write five lines of Python that print the class of IMAGE.png."""
         pixels = f"np.asarray(image, np.float32).reshape({self.height}, {self.width}, {self.channels}) / 255"
         if not self.normalizes and self.data.mean:
             pixels = f"np.float32(({pixels} - {self.data.mean}) / {self.data.std})"

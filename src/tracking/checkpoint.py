@@ -32,7 +32,7 @@ FORMAT = 2  # of last.pt; another cannot be resumed from
 
 @strict
 class Best(TypedDict):
-    """What best.pt holds beside its description."""
+    """The content of best.pt beside its description."""
 
     model: dict[str, Any]
 
@@ -49,7 +49,7 @@ strict(Row)
 
 @strict
 class State(TypedDict):
-    """What last.pt holds beside its description (training/state.py)."""
+    """The content of last.pt beside its description (training/state.py)."""
 
     identity: str
     format: int
@@ -83,7 +83,7 @@ class Checkpoints:
         self.cost = 0.0  # seconds that the last took to write
 
     def is_due(self, epoch: int | None = None) -> bool:
-        """Whether to write now, at the end of an epoch or between two steps."""
+        """Check whether to write now, at the end of an epoch or between two steps."""
         waited = time.monotonic() - self.written_at
         if epoch is None:
             return self.config.minutes is not None and waited > 60 * self.config.minutes
@@ -92,7 +92,7 @@ class Checkpoints:
         return waited * self.config.max_share >= self.cost
 
     def save(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
-        """Write the state, and the best weights where they are new."""
+        """Write the state, and the best weights if they are new."""
         started = time.monotonic()
         if best is not None:
             with whole(self.folder / "best.pt") as temporary:
@@ -106,7 +106,7 @@ class Checkpoints:
         self.cost = self.written_at - started
 
     def load(self, epochs: int) -> Any:
-        """Read the latest state that is intact and this run's; None to start from the beginning.
+        """Read the latest intact state of this run; None to start from the beginning.
 
         Args:
             epochs: of the whole run.
@@ -133,7 +133,7 @@ class Checkpoints:
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Restore the loaded state within this context; one that does not fit the run is set aside.
+        """Restore the loaded state within this context; set a state aside that does not fit the run.
 
         Raises:
             ConfigError: it does not fit; the next start takes the state before it.
@@ -149,7 +149,7 @@ class Checkpoints:
             ) from error
 
     def remove_states(self) -> None:
-        """Remove the states of a run that is completed, apart from checkpoint.keep=all."""
+        """Remove the states of a completed run, unless checkpoint.keep=all."""
         if self.config.keep == "best":
             for path in self.states:
                 path.unlink(missing_ok=True)
@@ -186,14 +186,14 @@ class Checkpoints:
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Rename a state that cannot be used, or it would take the place of a good one."""
+    """Rename a state that cannot be used, as it would replace a good one."""
     log.warning(f"{path} is not used: {reason}")
     with suppress(FileNotFoundError):  # another rank was first
         path.rename(f"{path}.unusable")
 
 
 def describe_model(config: schema.Config, data: DataSplits) -> dict[str, Any]:
-    """What a checkpoint holds beside the weights, so that they can be used without the run's data."""
+    """Describe the model for a checkpoint, so that it can be used without the run's data."""
     return {
         "config": asdict(config),
         "classes": data.classes,

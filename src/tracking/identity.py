@@ -1,4 +1,4 @@
-"""A run's ID, which hashes every setting that affects its result, and the name that people read."""
+"""A run's ID, a hash of all config keys that affect its result, and its name for people."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ IMAGE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # pixels of a side, 
 
 
 def run_id(config: Config) -> str:
-    """The run's ID: equal for runs that train the same model on the same images in the same way."""
+    """Compute a run's ID: equal for runs that train the same model on the same images in the same way."""
     return hashed(effect(config))
 
 
@@ -61,7 +61,7 @@ def all_keys() -> set[str]:
 
 @cache
 def required_keys() -> set[str]:
-    """The keys of every config since runs were first hashed as they are now."""
+    """List the keys of every config since runs were first hashed as they are now."""
     optional = (*NOT_IDENTITY, *LATER_KEYS, "optimizer", "scheduler")
     return {key for key, *_ in keys_of(Config()) if not is_below(key, optional)}
 
@@ -73,7 +73,7 @@ def hashed(settings: Mapping[str, Any]) -> str:
 
 
 def effect(config: Config) -> dict[str, Any]:
-    """Every key that a result can depend on, each way to write one training in the same words."""
+    """Collect every key that a result can depend on; equivalent configs get the same values."""
     weights = None
     if config.model.pretrained:  # not where the weights are, but which
         from weights.pretrained import content_of  # takes seconds, like the data below
@@ -84,7 +84,7 @@ def effect(config: Config) -> dict[str, Any]:
 
 
 def normalized(values: Mapping[str, Any], weights: str | None, images: str | None, divided: bool) -> dict[str, Any]:
-    """A key without effect in this config counts as what it is where nobody sets it.
+    """Set keys without effect in this config to their defaults.
 
     Args:
         weights, images: hashes of the content that the run starts from and trains on.
@@ -122,7 +122,7 @@ def normalized(values: Mapping[str, Any], weights: str | None, images: str | Non
 
 
 def divides_folder(config: Config) -> bool:
-    """Whether the test images are a part of a folder's, drawn by data.split_seed."""
+    """Check whether the test images are a part of a folder's, drawn by data.split_seed."""
     if config.data.name != "image_folder":
         return False
     from data.image_files import is_divided  # NumPy and Pillow take long to import
@@ -131,7 +131,7 @@ def divides_folder(config: Config) -> bool:
 
 
 def data_fingerprint(config: Config) -> str | None:
-    """Identifies the images of `data=image_folder`; None for the other data sets, which never change."""
+    """Hash the images of `data=image_folder`; None for the other data sets, which never change."""
     if config.data.name != "image_folder":
         return None
     from data.fingerprint import fingerprint  # takes seconds, which a search's mistake need not wait for
@@ -140,13 +140,13 @@ def data_fingerprint(config: Config) -> str | None:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """What was typed for this run, by config key or group; None where a key was deleted."""
+    """Parse a run's overrides, by config key or group; None for a deleted key."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {override.key_or_group: override.value() for override in parsed if override.key_or_group not in SET_BY_SWEEP}
 
 
 def repeatable(overrides: Any) -> dict[str, Any] | None:
-    """The recorded overrides that a command may repeat: keys of the schema, as others of Hydra run code (_target_).
+    """Select the recorded overrides that a command may repeat: keys of the schema, as others run code (_target_).
 
     None if they are not known, or if one of them is not safe to repeat: the record may be somebody else's.
     """
@@ -161,7 +161,7 @@ def repeatable(overrides: Any) -> dict[str, Any] | None:
 
 
 def is_safe(key: str, value: Any) -> bool:
-    """Whether a value does nothing when it is composed: an option is none of another folder, and no resolver is called.
+    """Check that composing a value has no side effect: no option in another folder, and no resolver.
 
     ${seed} refers to a key; ${oc.env:SECRET} would read the environment.
     """
@@ -171,12 +171,12 @@ def is_safe(key: str, value: Any) -> bool:
 
 
 def as_given(overrides: Iterable[str]) -> dict[str, str]:
-    """Overrides as typed, e.g. "+model.depth=8", by key; the last of several for a key."""
+    """Split overrides such as "+model.depth=8" into keys and values; the last one of a key counts."""
     return {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in overrides)}
 
 
 def display_name(overrides: Iterable[str], varied: Collection[str] = ()) -> str:
-    """What sets a run apart in its sweep, e.g. "kernel_size=5 depth=8", or else its overrides; else "baseline".
+    """Name a run by what varies in its sweep, e.g. "kernel_size=5 depth=8", else by its overrides, else "baseline".
 
     Args:
         varied: the keys that vary in the run's sweep.
@@ -188,16 +188,16 @@ def display_name(overrides: Iterable[str], varied: Collection[str] = ()) -> str:
 
 
 def without_unnamed(given: Mapping[str, str]) -> dict[str, str]:
-    """Overrides without those that say where and how, not what."""
+    """Drop overrides that do not affect the result."""
     return {key: value for key, value in given.items() if not is_below(key, UNNAMED)}
 
 
 def in_short(given: Mapping[str, str]) -> str:
-    """Overrides without their sections; of weights given by a path, its last part."""
+    """Join overrides without their sections; of weights given by a path, only its last part."""
     shortened = {key: value.rpartition("/")[2] if key == "model.pretrained" else value for key, value in given.items()}
     return " ".join(f"{key.rpartition('.')[2]}={value or given[key]}" for key, value in shortened.items())
 
 
 def folder_name(name: str) -> str:
-    """A run's name as the start of a folder's, free of what a shell or Hydra would trip over."""
+    """Turn a run's name into the start of a folder's name, without characters special to a shell or Hydra."""
     return re.sub(r"[^\w.+-]+", "_", "-".join(name.split())).strip("_")[:100]

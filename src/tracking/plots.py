@@ -1,4 +1,4 @@
-"""Figures of a run: its curves, and for a paper what its trained model looks like inside.
+"""Figures of a run: its curves, and the filters, kernels and confusion matrix of the trained model.
 
 Those of compare are in comparison/figure.py.
 
@@ -46,7 +46,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @styled
 def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Loss and accuracy by epoch, training beside validation.
+    """Draw loss and accuracy by epoch, in training and validation.
 
     Args:
         rows: those of metrics.csv.
@@ -72,7 +72,7 @@ def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 
 def model_figures(weights: Mapping[str, Tensor], confusion: ArrayLike, classes: Sequence[str]) -> dict[str, Figure]:
-    """What a trained model looks like inside, and which class of the test set it takes for which, by file name."""
+    """Draw filters, kernels and the confusion matrix of a trained model; return figures by file name."""
     depthwise = [weight.cpu() for name, weight in weights.items() if name.endswith("depth_wise_conv.weight")]
     return {
         "patch_embedding_filters": patch_embedding_filters(weights["patch_emb.conv.weight"].cpu()),
@@ -83,7 +83,7 @@ def model_figures(weights: Mapping[str, Tensor], confusion: ArrayLike, classes: 
 
 @styled
 def patch_embedding_filters(weight: ArrayLike) -> Figure:
-    """The filters of the patch embedding.
+    """Draw the filters of the patch embedding.
 
     Args:
         weight: [d_model, in_channels, patch_size, patch_size], e.g. state_dict["patch_emb.conv.weight"] on the CPU.
@@ -105,7 +105,7 @@ def patch_embedding_filters(weight: ArrayLike) -> Figure:
 
 @styled
 def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
-    """The depthwise kernels of every layer, the first at the top left; blue is negative, red positive.
+    """Draw the depthwise kernels of every layer, the first at the top left; blue is negative, red positive.
 
     Args:
         weights: for each layer [d_model, 1, kernel_size, kernel_size],
@@ -132,7 +132,7 @@ def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
 
 
 def show_tiles(axes: Axes, tiles: NDArray[np.float64]) -> None:
-    """[n, height, width(, 3)] as a near-square mosaic; values without color on a scale symmetric about zero."""
+    """Draw tiles [n, height, width(, 3)] as a near-square mosaic; grey values on a scale symmetric about zero."""
     fine = math.ceil(8 / tiles.shape[1])  # of a few pixels, each is drawn as several, for a narrow gap
     tiles = tiles.repeat(fine, axis=1).repeat(fine, axis=2)
     n, height, width, *color = tiles.shape
@@ -150,7 +150,7 @@ def show_tiles(axes: Axes, tiles: NDArray[np.float64]) -> None:
 
 
 def show_images(grid: Iterable[Axes], images: Sequence[Image.Image], captions: Sequence[str]) -> None:
-    """Each image with its caption below; axes that are left over stay empty."""
+    """Draw each image with its caption below; spare axes stay empty."""
     for axes, image, caption in zip_longest(grid, images, captions):
         axes.set_axis_off()
         axes.set_anchor("S")  # where the layout expects the caption
@@ -161,7 +161,7 @@ def show_images(grid: Iterable[Axes], images: Sequence[Image.Image], captions: S
 
 @styled
 def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
-    """Which class was taken for which.
+    """Draw a confusion matrix.
 
     Args:
         counts: [true class, predicted class], images; colored by the share of the true class.

@@ -1,4 +1,4 @@
-"""What a model takes each image for, by path and by the classes' names."""
+"""Tables of predictions by path and class name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from runtime.files import write_text
 def write_predictions(
     folder: Path, predictions: NDArray[np.void], split: Split, root: str, classes: Sequence[str]
 ) -> None:
-    """predictions.csv: a row for each image; wrong_images.csv: the misclassified ones, the most clearly wrong first.
+    """Write predictions.csv, a row for each image, and wrong_images.csv, the most confident errors first.
 
     Args:
         predictions: label, prediction and probability of the label, in the split's order.
@@ -32,7 +32,7 @@ def write_predictions(
 
 
 def image_names(split: Split, root: str) -> Sequence[str] | Sequence[int]:
-    """The files' paths below the data set's root; numbers where images are no files."""
+    """List the files' paths below the data set's root, or numbers if images are no files."""
     if split.files is None:
         return range(len(split))
     return [Path(path).relative_to(root).as_posix() for path in split.files.tolist()]

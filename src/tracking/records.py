@@ -1,4 +1,4 @@
-"""Files that runs and sweeps write and read back, as types: summary.json of a run, sweep.json of a grid."""
+"""Types of files that are read back: summary.json of a run, sweep.json of a grid."""
 
 import sys
 from typing import Annotated, Any, Literal, Required
@@ -38,6 +38,6 @@ class PlannedRun(TypedDict):
 
 
 def number(value: Any) -> float | None:
-    """A figure of a summary; None if it is no finite number."""
+    """Return a figure of a summary; None if it is no finite number."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and abs(value) <= sys.float_info.max else None

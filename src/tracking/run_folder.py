@@ -1,4 +1,4 @@
-"""What a run leaves behind.
+"""A run's folder.
 
 OUTPUT_DIR/SWEEP/RUN/
     config.yaml       the resolved config
@@ -50,7 +50,7 @@ COLUMNS = ("epoch", *MEASURED[:4], "lr", "images_per_second", "seconds", *MEASUR
 
 
 class LogFormatter(logging.Formatter):
-    """Records as text that a terminal can show."""
+    """A formatter that makes text safe for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), kept="\n\t")
@@ -61,7 +61,7 @@ class RunBusy(RuntimeError):
 
 
 class RunFolder:
-    """One run's folder, and the same in Weights & Biases. Rank 0 alone writes; on the others all of this does nothing.
+    """One run's folder and its W&B run. Only rank 0 writes; on other ranks these methods do nothing.
 
     Attributes:
         name: as people see it.
@@ -74,7 +74,7 @@ class RunFolder:
     def __init__(
         self, config: Config, overrides: Sequence[str], world: World, choices: Mapping[str, str | None] | None = None
     ) -> None:
-        """Lock the run and find its folder: the one that the sweep has for its ID, under whatever name, or a new one.
+        """Lock the run and find its folder: an existing one with its ID, under any name, or a new one.
 
         Args:
             choices: the option that Hydra chose from each config group.
@@ -120,14 +120,14 @@ class RunFolder:
             return self.rows[-1]
 
         def rank(row: dict[str, Any]) -> tuple[float, float]:
-            """The loss decides between equals, and the accuracy between equal losses."""
+            """Rank by the monitor; among equals the loss decides, and among equal losses the accuracy."""
             monitor, loss = self.config.trainer.monitor, row["val/loss"]
             return (-loss, row["val/accuracy"]) if monitor == "val/loss" else (row[monitor], -loss)
 
         return max(self.rows, key=rank)
 
     def start(self, rows: list[dict[str, Any]]) -> None:
-        """Begin, or resume after `rows`: the epochs that the checkpoint holds, and no others."""
+        """Start the record, or resume after `rows`, the epochs of the checkpoint."""
         if self.writes:
             self.start_record()
         for row in rows:
@@ -177,7 +177,7 @@ class RunFolder:
             write_predictions(self.path, predictions, test, self.config.data.root, classes)
 
     def save_figures(self, figures: Mapping[str, Figure]) -> None:
-        """In the run's folder and in W&B, by their names."""
+        """Save figures by name in the run's folder and in W&B."""
         if not self.writes:
             return
         folder = self.path / "figures"
@@ -189,7 +189,7 @@ class RunFolder:
         self.wandb.log_figures(files, self.rows[-1]["images"])
 
     def fail(self, error: BaseException) -> None:
-        """Keep the error; its traceback goes to the summary and the log file."""
+        """Record an error; its traceback goes to the summary and the log file."""
         text = "".join(traceback.format_exception(error))
         log.error(text, extra={"file_only": True})
         with log_exceptions():  # the disk may be full
@@ -212,7 +212,7 @@ class RunFolder:
             self.release()
 
     def relog(self) -> None:
-        """Tell the agent of a W&B sweep, if one has started this process, what the completed run has reached."""
+        """Log a completed run's results again if the agent of a W&B sweep has started this process."""
         if not self.writes or not run_of_agent():
             return
         self.wandb.start(self.config, self.path, self.name, self.summary["wandb_id"])
@@ -221,7 +221,7 @@ class RunFolder:
         self.wandb.finish(self.summary)
 
     def release(self) -> None:
-        """Let other processes have the run."""
+        """Release the run's lock."""
         if self.lock is None:
             return
         logging.getLogger().removeHandler(self.log_handler)

@@ -1,4 +1,4 @@
-"""The runs of a sweep's folder by their IDs: listed once, each summary read once and again only when it has changed."""
+"""An index of a sweep's runs by ID: listed once; a summary is read again only when it has changed."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,8 @@ from tracking.records import Summary
 
 
 class RunIndex:
-    """
+    """An index of the runs in a sweep's folder.
+
     Attributes:
         folders: ID → the run's folder, as last listed.
     """
@@ -21,7 +22,7 @@ class RunIndex:
         self.list()
 
     def list(self) -> None:
-        """Find the runs that have begun since."""
+        """List the runs again, to find new ones."""
         if self.sweep.is_dir():
             with os.scandir(self.sweep) as entries:  # of thousands, three times as fast as pathlib
                 for entry in entries:
@@ -32,7 +33,7 @@ class RunIndex:
                         self.folders[run_id] = path if known == path else min(known, path, key=rank)
 
     def summary(self, run_id: str) -> dict[str, Any]:
-        """The run's summary.json; empty where it has none."""
+        """Read the run's summary.json; empty if there is none."""
         if run_id not in self.folders:
             return {}
         path = self.folders[run_id] / "summary.json"
@@ -46,6 +47,6 @@ class RunIndex:
 
 
 def rank(folder: Path) -> tuple[bool, bool, int, int]:
-    """Of copies of a run's folder the completed one comes first, then the longest."""
+    """Rank copies of a run's folder: completed ones first, then the one with most epochs."""
     summary = read_json(folder / "summary.json", Summary)
     return not folder.exists(), summary.get("status") != "completed", -summary.get("epochs", 0), len(folder.name)

@@ -1,4 +1,4 @@
-"""Who trains a run: the process that holds its lock, `.locks/ID.lock` in the sweep's folder.
+"""A run's lock, `.locks/ID.lock` in the sweep's folder: the process that holds it trains the run.
 
 The system releases the lock when this process ends, however it ends. `.locks/ID.holder` says which process that is.
 """
@@ -17,7 +17,7 @@ WAIT_SECONDS = 1.0  # for those who only look; a run is held for longer
 
 
 def acquire_lock(path: Path) -> FileLock | None:
-    """None where another process has it.
+    """Acquire a lock; None if another process holds it.
 
     Raises:
         ConfigError: the file system has no locks.
@@ -37,7 +37,7 @@ def acquire_lock(path: Path) -> FileLock | None:
 
 
 def describe_holder(path: Path) -> str:
-    """The process that holds a lock, as far as its file says."""
+    """Describe the process that holds a lock, by its file."""
     try:
         return path.with_suffix(".holder").read_text()
     except OSError:
@@ -45,7 +45,7 @@ def describe_holder(path: Path) -> str:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is training the run of this folder."""
+    """Check whether a process is training the run of this folder."""
     return is_held(lock_of(folder.parent, folder.name.rpartition("-")[2]))
 
 

@@ -1,4 +1,4 @@
-"""A run as a trial of its sweep's search (sweeps/search.py): it reports every epoch, and the pruner may stop it.
+"""A run as a trial of a search (sweeps/search.py): it reports every epoch, and the pruner may stop it.
 
 Trials are kept in OUTPUT_DIR/SWEEP/search.db, which the run's process opens as well.
 """
@@ -40,7 +40,7 @@ class Trial:
         self.id = self.storage.get_trial_id_from_study_id_trial_number(study_id, int(number))
 
     def report(self, epoch: int, value: float) -> bool:
-        """Tell the search an epoch's `trainer.monitor`; whether the run is to stop here.
+        """Report an epoch's `trainer.monitor` to the search; return whether to stop the run.
 
         A run that resumes trains epochs again that it has reported: they are not reported twice, and the answer is
         the one that was given.
@@ -58,7 +58,7 @@ class Trial:
 
     @cached_property
     def pruner(self) -> "BasePruner":
-        """The study's, with Optuna's own defaults."""
+        """The pruner of the study, with Optuna's defaults."""
         from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 
         match self.study.user_attrs.get(PRUNER):
@@ -71,7 +71,8 @@ class Trial:
 
 
 def check_storage(path: Path) -> None:
-    """
+    """Check that a file is an intact database of a search.
+
     Raises:
         ValueError: the file is no database, or a part of it does not fit the others.
         sqlite3.Error: it cannot be read.
@@ -88,7 +89,7 @@ def check_storage(path: Path) -> None:
 
 
 def open_storage(path: Path) -> "RDBStorage":
-    """A database file, whatever its path: as a URL one with `?` or `%` would be another."""
+    """Open a database file by path, as `?` and `%` have a meaning in a URL."""
     from optuna.storages import RDBStorage
 
     return RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(path, timeout=60)})

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases: a row for each epoch, and within an epoch how it goes."""
+"""Logging to Weights & Biases: a row for each epoch, and the progress within an epoch."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ unreachable = False  # once the server could not be had, this process does not w
 
 @contextmanager
 def log_exceptions() -> Iterator[None]:
-    """Training goes on whatever W&B or a picture runs into; all of it is in metrics.csv and summary.json."""
+    """Log exceptions of W&B and figures instead of raising them: metrics.csv and summary.json hold all results."""
     try:
         yield
     except Exception as error:
@@ -37,7 +37,7 @@ def log_exceptions() -> Iterator[None]:
 
 
 class WandbLogger:
-    """A run's W&B run, where wandb.mode is not disabled. Nothing here raises.
+    """A run's W&B run, unless wandb.mode=disabled. No method raises.
 
     A run that is resumed is the same W&B run. Both kinds of rows are placed by the training images seen so far:
     `progress/…`, which says how the epoch goes, and the epoch's own.
@@ -56,13 +56,13 @@ class WandbLogger:
 
     @log_exceptions()
     def log_epoch(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.csv, and `images`."""
+        """Log a row of metrics.csv, and `images`."""
         if self.run:
             self.run.log({key: value for key, value in row.items() if value is not None}, step=row["images"])
 
     @log_exceptions()
     def log_progress(self, images: int, figures: Mapping[str, float]) -> None:
-        """How the epoch goes when the run has seen so many training images; not more often than makes sense."""
+        """Log the progress within an epoch after so many training images, at most every PROGRESS_SECONDS."""
         if self.run and time.monotonic() - self.progress_at >= PROGRESS_SECONDS:
             self.progress_at = time.monotonic()
             progress = {f"progress/{name}": value for name, value in figures.items()}
@@ -83,7 +83,7 @@ class WandbLogger:
 
     @log_exceptions()
     def relog(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Tell the agent of a W&B sweep what a run reached that was completed before.
+        """Log the results of a run again that was completed before, for the agent of a W&B sweep.
 
         Args:
             rows: those of metrics.csv.
@@ -101,7 +101,7 @@ class WandbLogger:
 
 
 def remove_empty_runs(folder: Path) -> None:
-    """Remove W&B runs without content from a run's folder, as a process leaves that is killed while W&B starts.
+    """Remove W&B runs without content from a run's folder; a process killed while W&B starts leaves them.
 
     One such among others stops `wandb sync` for all of them. No process may be training the run.
     """
@@ -112,18 +112,18 @@ def remove_empty_runs(folder: Path) -> None:
 
 @log_exceptions()
 def end_service() -> None:
-    """End W&B's service where it runs: a scheduler's next signal would, and the client would print a traceback."""
+    """End W&B's service if it runs; ended by a scheduler's signal, the client would print a traceback."""
     if wandb := sys.modules.get("wandb"):
         wandb.teardown()
 
 
 def run_of_agent() -> str | None:
-    """The id of the W&B run that this process is for, where the agent of a W&B sweep has started it."""
+    """Return the ID of the W&B run if the agent of a W&B sweep has started this process."""
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
-    """A W&B run inside the run's folder, or None where wandb.mode=disabled.
+    """Start a W&B run inside the run's folder; None if wandb.mode=disabled.
 
     A run that is resumed is the same W&B run; its files begin with the rows that it has already.
     Where the server cannot be reached or refuses, the run is recorded offline, to be synchronized later.
