@@ -6,7 +6,7 @@ python src/compare.py outputs/SWEEP --images
 python src/compare.py outputs/SWEEP --watch
 python src/compare.py --wandb ENTITY/PROJECT/SWEEP
 
-Writes comparison.html, .csv, .md, .png and .svg into the first folder; without one, into
+Writes comparison.html, .csv, .md, .png, .svg and comparison-runs.csv into the first folder; without one, into
 outputs/wandb-PROJECT-SWEEP. With --images: images.csv and images.png.
 """
 

@@ -1,5 +1,6 @@
 """What a person reads of a comparison: on the terminal, in its files, and as one line where it cannot be made."""
 
+import csv
 import itertools
 import json
 import math
@@ -45,6 +46,11 @@ def test_seeds_share_a_row_and_only_keys_that_differ_have_a_column(tmp_path: Pat
     assert {path.name for path in folder.glob("comparison.*")} == {
         "comparison.csv", "comparison.html", "comparison.md", "comparison.png", "comparison.svg",
     }  # fmt: skip
+    runs = list(csv.DictReader((folder / "comparison-runs.csv").open(newline="")))
+    assert [(run[KERNEL], run["seed"], run["status"]) for run in runs[:2]] == [
+        ("9", "0", "completed"), ("9", "1", "completed"),
+    ]  # fmt: skip
+    assert [float(run["val/accuracy"]) for run in runs] == [0.95, 0.96, 0.97, 0.9, 0.92, 0.94]
     assert not list(folder.glob(".comparison*"))
 
 

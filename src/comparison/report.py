@@ -34,7 +34,7 @@ from runtime.console import print_table, say
 from runtime.files import write_text
 from stats import Effect
 
-SUFFIXES = ("html", "png", "svg", "md", "csv")
+SUFFIXES = (".html", ".png", ".svg", ".md", ".csv", "-runs.csv")
 TWO_RUNS = ("key", "A", "B")  # header of the table of differing keys
 ABOUT_THE_SWEEP = ("output_dir", "sweep", "varied", "trial", "study")  # keys that say nothing of a run itself
 SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # rows of a table and of a list; comparison.csv holds all
@@ -75,10 +75,11 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
         temporary = Path(name)
         write_text(temporary / f"{stem}.md", page_of(comparison, stem))
         write_text(temporary / f"{stem}.csv", table_csv(comparison))
+        write_text(temporary / f"{stem}-runs.csv", runs_csv(comparison))
         write_text(temporary / f"{stem}.html", render_page(comparison, folder))
         if figure := comparison_figure(comparison):
             save(figure, temporary / f"{stem}.png")
-        files = [path for suffix in SUFFIXES if (path := temporary / f"{stem}.{suffix}").exists()]
+        files = [path for suffix in SUFFIXES if (path := temporary / f"{stem}{suffix}").exists()]
         for path in files:
             path.replace(folder / path.name)
     return [path.name for path in files]
@@ -213,6 +214,19 @@ def table_csv(comparison: Comparison) -> str:
     """comparison.csv: a line for every setting; accuracies as fractions, sizes in bytes, keys as in the config."""
     lines = [record(setting, comparison) for setting in comparison.settings]
     return csv_text(pd.DataFrame(lines, dtype=object), index=False)  # object: 5 stays 5 beside None
+
+
+def runs_csv(comparison: Comparison) -> str:
+    """Write comparison-runs.csv: a row for every run, with its levels and metrics, for statistics of one's own."""
+    metrics = dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), comparison.metric, *COSTS])
+    rows = [
+        {**setting.levels, "seed": run.config.get("seed"), "status": run.status}
+        | {name: run.figure(name) for name in metrics}
+        | {"run": run.folder.name}
+        for setting in comparison.settings
+        for run in setting.runs
+    ]
+    return csv_text(pd.DataFrame(rows, dtype=object), index=False)
 
 
 def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
