@@ -1,4 +1,4 @@
-"""The launcher of hydra/launcher=basic: the runs of a sweep in this process, one after the other."""
+"""The launcher of hydra/launcher=basic: runs in this process, one after the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class OneByOne(Launcher):
         self.processes, self.threads = 1, 0  # of the sweep on this machine; of this process alone, 0: not yet known
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all of them with the configs that the sweep has checked.
+        """Run all jobs with the configs that the sweep has checked.
 
         Raises:
             SystemExit: a signal came, or a run failed and on_failure=stop.
@@ -51,7 +51,7 @@ class OneByOne(Launcher):
         return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
     def share_cores(self, processes: int) -> None:
-        """Use a share of the threads, where other processes have joined the sweep or left it."""
+        """Use a share of the threads if other processes have joined the sweep or left it."""
         if processes == self.processes:
             return
         import torch  # takes seconds

@@ -1,4 +1,4 @@
-"""The launcher of conf/hydra/launcher/side_by_side.yaml: each run in a process of its own, several at once.
+"""The launcher of conf/hydra/launcher/side_by_side.yaml: each run in a separate process, several at once.
 
 A process is forked from one that has imported PyTorch, which takes seconds, and gets the config that the sweep has
 checked.
@@ -45,7 +45,7 @@ class SideBySide(Launcher):
         self.config, self.logging = config, logging_of(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all of them, `n_jobs` at once. A run that fails or is killed leaves the others alone.
+        """Run all jobs, `n_jobs` at once. A run that fails or is killed does not affect the others.
 
         Raises:
             SystemExit: a signal came, or a run did not complete and on_failure=stop.
@@ -87,7 +87,7 @@ class SideBySide(Launcher):
             process.terminate()
 
     def stop(self, exit_code: int) -> None:
-        """Every run writes its checkpoint and ends; the second time they end at once."""
+        """Ask every run to save a checkpoint and end; the second time, end them at once."""
         again, self.exit_code = bool(self.exit_code), self.exit_code or exit_code
         if not again:
             say("stopping: every run writes its checkpoint; Ctrl-C ends them at once", "yellow")
@@ -108,14 +108,14 @@ class SideBySide(Launcher):
 
 
 def default_n_jobs(processes: int) -> int:
-    """A run on each GPU, without a GPU on each core, shared with the other processes of the sweep."""
+    """Count runs at once: one on each GPU, without GPUs one on each core, shared with other processes of the sweep."""
     import torch  # takes seconds
 
     return torch.cuda.device_count() or max(1, cores() // processes)
 
 
 def fork_server(threads: int) -> ForkServerContext:
-    """A process that has imported what a run needs; runs are forked from it, each with so many threads."""
+    """Start a process with all imports of a run; runs are forked from it, each with so many threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.start"])
     inherited = {name: os.environ.get(name, str(max(1, threads))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -132,7 +132,7 @@ def fork_server(threads: int) -> ForkServerContext:
 
 
 def train_beside_others(job: Job, logging: DictConfig) -> None:
-    """Train a run of the sweep; stop in order when the sweep's process is gone."""
+    """Train a run of the sweep; save a checkpoint and stop if the sweep's process has ended."""
     prepare_process()
     threading.Thread(target=stop_with_parent, daemon=True).start()
     if train(job, logging).is_error:

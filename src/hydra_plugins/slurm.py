@@ -35,7 +35,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="schema_slurm", node=S
 
 
 class Task:
-    """What a job of Slurm does. Where the time limit stops it, submitit puts it back into the queue."""
+    """The task of a Slurm job. At the time limit submitit puts the job back into the queue."""
 
     def __init__(self, logging: DictConfig) -> None:
         self.logging = logging
@@ -120,13 +120,13 @@ class Slurm(SlurmLauncher):
 
 
 def max_array_size() -> int:
-    """The jobs that the cluster allows in an array."""
+    """Return the number of jobs that the cluster allows in an array."""
     settings = query("scontrol", "show", "config")
     return int(re.findall(r"MaxArraySize\s*=\s*(\d+)", settings)[0])
 
 
 def query(*command: str) -> str:
-    """The output of a command of Slurm.
+    """Return the output of a Slurm command.
 
     Raises:
         ConfigError: Slurm does not answer.
@@ -138,12 +138,12 @@ def query(*command: str) -> str:
 
 
 def ids_in_queue() -> set[str]:
-    """This user's jobs that wait or run, as submitit names them: 12, or 12_3 of an array."""
+    """List this user's jobs that wait or run, as submitit names them: 12, or 12_3 of an array."""
     return set(query("squeue", "--me", "--array", "--noheader", "--format=%i").split())
 
 
 def wait_for(job: Any) -> None:
-    """Wait for a job to end. A lost job, e.g. killed for its memory, is a line and does not end the sweep."""
+    """Wait for a job to end. A lost job, e.g. killed for its memory, is reported and does not end the sweep."""
     from submitit.core.utils import UncompletedJobError
 
     try:

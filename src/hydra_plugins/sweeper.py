@@ -1,4 +1,4 @@
-"""The sweeper of all sweeps: a grid, and those of conf/hydra/sweeper that choose runs by the results of earlier ones.
+"""The sweeper of all sweeps: grids, searches and races (conf/hydra/sweeper).
 
 Hydra looks for it in a package of this name and in no other.
 """

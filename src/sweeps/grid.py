@@ -1,4 +1,4 @@
-"""A grid: every combination of the values, apart from those that were completed before."""
+"""A grid: every combination of the values, except runs that were completed before."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every sweep does around its runs: make its folder, launch them, say how far it is, compare them at the end."""
+"""Sweep orchestration: make the folder, launch runs, print an ETA, compare the runs at the end."""
 
 import errno
 import json
@@ -39,17 +39,17 @@ GRID = "sweeps.grid.grid"  # hydra.sweeper.method of a sweep whose runs are know
 
 
 def is_first() -> bool:
-    """Whether this process is alone or the first of its run's (runtime/distributed.py)."""
+    """Check whether this process is alone or rank 0 of its run (runtime/distributed.py)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_alone() -> bool:
-    """Whether the runs are no ranks', which look at different times and must all take the same decisions."""
+    """Check whether this process is the only rank; ranks read files at different times, but must decide alike."""
     return int(os.environ.get("WORLD_SIZE", 1)) == 1
 
 
 def is_named(overrides: Iterable[str]) -> bool:
-    """Whether the sweep has a name, not the time of day.
+    """Check whether the sweep has a name, not the time of day.
 
     Raises:
         ConfigError: several processes were started for one run, without a name that they share.
@@ -100,7 +100,7 @@ def make_folder(config: DictConfig | Config) -> Path:
 
 @contextmanager
 def locked_folder(config: DictConfig) -> Iterator[Path]:
-    """The sweep's folder, for this process alone.
+    """Lock the sweep's folder for this process.
 
     Raises:
         ConfigError: there can be no such folder, or another process has it.
@@ -117,7 +117,7 @@ def locked_folder(config: DictConfig) -> Iterator[Path]:
 
 
 def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
-    """Write down the runs of a grid, from which comparison/progress.py estimates the time left."""
+    """Write the runs of a grid to sweep.json, from which comparison/progress.py estimates the time left."""
     planned = {
         run.run_id: {
             "name": display_name(run.overrides, varied),
@@ -131,7 +131,7 @@ def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
 
 
 def not_completed(jobs: Iterable[Job], index: RunIndex) -> list[Job]:
-    """Each run once, apart from those completed before."""
+    """List each run once, without those completed before."""
     unique = list({job.run_id: job for job in jobs}.values())
     return [job for job in unique if not (is_alone() and index.summary(job.run_id).get("status") == "completed")]
 
@@ -161,14 +161,14 @@ def train(job: Job, logging: DictConfig) -> "Result":
 
 
 def logging_of(config: DictConfig) -> DictConfig:
-    """What Hydra's config says of the log, for other processes."""
+    """Select Hydra's settings of the log, for other processes."""
     return OmegaConf.create(
         {"verbose": config.hydra.verbose, "job_logging": OmegaConf.to_container(config.hydra.job_logging, resolve=True)}
     )
 
 
 class Announcer:
-    """What is said before each run of a sweep, e.g. "run 3 of 12, about 5 min left"; a grid alone has an ETA.
+    """The line before each run of a sweep, e.g. "run 3 of 12, about 5 min left"; only grids have an ETA.
 
     The estimate looks at all runs, and is made again only after a hundred times as long as that took.
     """
@@ -181,7 +181,7 @@ class Announcer:
         self.looked_at, self.next_look = 0.0, 0.0 if config.hydra.sweeper.method == GRID else math.inf
 
     def say(self, number: int) -> None:
-        """Before the run of this number, from 0."""
+        """Announce the run of this number, from 0."""
         if is_first():
             left = self.time_left()
             say(f"run {number + 1:,} of {self.total:,}{self.until}" + (f", {left}" if left else ""))
@@ -241,13 +241,13 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
 
 
 def runs_of_search(config: DictConfig) -> int:
-    """The most runs that a search can have; 0 where the sweep is none."""
+    """Count the most runs that a search can have; 0 if the sweep is no search."""
     sweeper = config.hydra.sweeper
     return sweeper.get("n_trials", 0) * len(sweeper.get("seeds") or [None])
 
 
 def monitor_of(configs: Sequence[Config]) -> str:
-    """The metric by which runs are chosen.
+    """Return the metric by which runs are chosen.
 
     Raises:
         ConfigError: they have none in common.

@@ -1,4 +1,4 @@
-"""From a command line to the runs that it asks for: each composed and checked once, before the first starts."""
+"""The runs of a command line: each composed and checked once, before the first starts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ MOST_VALUES = 8  # of a key, shown in a line
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be launched: its overrides, the config that they compose to, the option chosen from each group."""
+    """A run to be launched: its overrides, the composed config, the option chosen from each group."""
 
     overrides: Sequence[str]
     config: Config
@@ -34,26 +34,27 @@ class Job:
 
     @property
     def epoch_size(self) -> float:
-        """The layers' multiply-accumulates in an epoch, as if the data set had one image."""
+        """Multiply-accumulates of the layers in an epoch, as if the data set had one image."""
         model, data = self.config.model, self.config.data
         positions = ((data.image_size or IMAGE_SIZES.get(data.name, 224)) // model.patch_size) ** 2
         return positions * layer_macs(model) * data.train_fraction * (1 - data.val_fraction)
 
 
 def layer_macs(model: Model) -> int:
-    """Multiply-accumulates of all layers at one position."""
+    """Count the multiply-accumulates of all layers at one position."""
     return model.depth * model.d_model * (model.kernel_size**2 + model.d_model)
 
 
 def parse_overrides(arguments: Sequence[str], params: Mapping[str, Any] | None = None) -> dict[str, Override]:
-    """Overrides by their keys: the sweeper's own params, then the command line's; of several for a key the last."""
+    """Parse overrides by key: the sweeper's params, then the command line; the last one of a key counts."""
     declared = [f"{key}={value}" for key, value in (params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     return {override.get_key_element(): override for override in parser.parse_overrides([*declared, *arguments])}
 
 
 def check_one_folder(overrides: Mapping[str, Override]) -> None:
-    """
+    """Check that the runs of the sweep share one folder.
+
     Raises:
         ConfigError: the runs of the sweep would get folders in several places.
     """
@@ -63,7 +64,8 @@ def check_one_folder(overrides: Mapping[str, Override]) -> None:
 
 
 def check_one_place(configs: Iterable[Config]) -> None:
-    """
+    """Check that the composed runs share one folder.
+
     Raises:
         ConfigError: the runs would get folders in several places, as with sweep=k${model.kernel_size}.
     """
@@ -78,7 +80,7 @@ def one_folder_error(key: str, value: str) -> ConfigError:
 
 
 def split_overrides(overrides: Mapping[str, Override]) -> tuple[dict[str, Override], dict[str, str]]:
-    """The keys that are given several values, and the others with their value.
+    """Split overrides into keys with several values, and keys with one.
 
     Raises:
         ConfigError: no key is given several values.
@@ -90,7 +92,7 @@ def split_overrides(overrides: Mapping[str, Override]) -> tuple[dict[str, Overri
 
 
 def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
-    """The overrides of every run of a grid, as Hydra's own sweeper makes them.
+    """List the overrides of every run of a grid, as Hydra's own sweeper does.
 
     Raises:
         ConfigError: a key is given an interval.
@@ -104,19 +106,19 @@ def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
 
 
 def varied_keys(runs: Iterable[Sequence[str]]) -> list[str]:
-    """The keys that differ between runs, in the order of their overrides."""
+    """List the keys that differ between runs, in the order of their overrides."""
     given = [as_given(run) for run in runs]
     keys = dict.fromkeys(key for run in given for key in run)
     return [key for key in keys if len({run.get(key) for run in given}) > 1]
 
 
 def as_list(values: Iterable[Any]) -> str:
-    """A list as it is typed, e.g. for `varied`."""
+    """Format a list as on the command line, e.g. for `varied`."""
     return f"[{','.join(map(str, values))}]"
 
 
 def describe(runs: Sequence[Sequence[str]]) -> str:
-    """A grid in a line, e.g. "4 runs of kernel_size=5,9 × depth=8,16, all with epochs=5"."""
+    """Describe a grid in a line, e.g. "4 runs of kernel_size=5,9 × depth=8,16, all with epochs=5"."""
     given = [as_given(run) for run in runs]
     varied = varied_keys(runs)
     axes = []
@@ -130,7 +132,7 @@ def describe(runs: Sequence[Sequence[str]]) -> str:
 
 @cache
 def make_job(app: str, overrides: tuple[str, ...]) -> Job:
-    """A run, composed and checked: what a sweep has checked is what its launcher starts.
+    """Compose and check a run; cached, so that a launcher starts exactly what the sweep has checked.
 
     Raises:
         ConfigError: the run's values are invalid, or do not fit together.
@@ -140,7 +142,7 @@ def make_job(app: str, overrides: tuple[str, ...]) -> Job:
 
 
 def make_jobs(app: str, runs: Sequence[Sequence[str]]) -> list[Job]:
-    """All runs, with a progress bar.
+    """Compose and check all runs, with a progress bar.
 
     Raises:
         ConfigError: one is invalid; the message names it.

@@ -1,4 +1,4 @@
-"""A plan before it runs (plan=true): the runs, what exists of them, what they would take, and which are impossible."""
+"""The plan of a sweep (plan=true): its runs, their status, their estimated time, and which are impossible."""
 
 import json
 import statistics
@@ -30,7 +30,8 @@ CIFAR = {"cifar10": 10, "cifar100": 100}  # classes; known before the images are
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """
+    """A run of a plan.
+
     Attributes:
         status: of the run's folder, where it exists; else `new`, or `impossible`.
         seconds: estimated from completed runs on the same data; None where there are none.
@@ -51,7 +52,7 @@ class PlannedRun:
 
 
 def planned_overrides(config: DictConfig, arguments: Sequence[str], options: Grid | Race | Search) -> tuple[Any, str]:
-    """The overrides of every run that is known before the sweep starts, and what else there will be."""
+    """List the overrides of every run that is known before the sweep starts, with a note on later ones."""
     parsed = parse_overrides(arguments, options.params)
     match options:
         case Grid():
@@ -158,7 +159,7 @@ def plan_run(
 
 @cache
 def dataset(name: str, root: str, skip_unreadable: bool) -> tuple[int, int, tuple[int, int], int]:
-    """Channels, classes, image size and training images, without downloading any.
+    """Return channels, classes, image size and number of training images, without a download.
 
     Raises:
         DataError: the images cannot be read.
@@ -178,7 +179,7 @@ def dataset(name: str, root: str, skip_unreadable: bool) -> tuple[int, int, tupl
 def size_of(
     config: Config, channels: int, n_classes: int, image_size: tuple[int, int], images: int
 ) -> tuple[int, int, int]:
-    """Parameters, multiply-accumulates of an image's forward pass, and images in an epoch.
+    """Return parameters, multiply-accumulates of an image's forward pass, and images in an epoch.
 
     Raises:
         DataError: the patch size does not divide the images.
@@ -197,7 +198,7 @@ def size_of(
 
 
 def completed_runs(output_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Data set → multiply-accumulates, and seconds for each of them, of an image in an epoch, of completed runs."""
+    """Collect multiply-accumulates, and seconds for each of them, of completed runs by data set."""
     runs: dict[str, list[tuple[int, float]]] = {}
     for sweep in output_dir.glob("*/sweep.json"):
         index = RunIndex(sweep.parent)
@@ -211,6 +212,6 @@ def completed_runs(output_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def seconds_per_mac(macs: int, runs: Sequence[tuple[int, float]]) -> float | None:
-    """The median over runs of similar size, as small ones take most of their time for other things."""
+    """Return the median over runs of similar size; small runs spend most of their time elsewhere."""
     similar = [rate for size, rate in runs if macs / SIMILAR <= size <= macs * SIMILAR]
     return statistics.median(similar) if similar else None

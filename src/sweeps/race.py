@@ -45,7 +45,7 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
 
     @cache
     def job(run: Run) -> Job:
-        """The run with its seed; composed, as other keys may refer to the seed."""
+        """Compose the run with its seed, as other keys may refer to the seed."""
         return plan.make_job(config.hydra.job.config_name, (*settings[run[0]].overrides, f"seed={first + run[1]}"))
 
     def result(run: Run) -> Result | None:
@@ -87,7 +87,7 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
 
 
 def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:
-    """The settings, each with its first seed.
+    """List the settings, each with its first seed.
 
     Raises:
         ConfigError: they are not several, or cannot be raced.
@@ -107,18 +107,18 @@ def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[J
 
 
 def images_of(runs: Sequence[Job], index: RunIndex) -> int | None:
-    """The validation images of the first run that has begun."""
+    """Count the validation images of the first run that has begun."""
     return next((images for run in runs if (images := index.summary(run.run_id).get("images", {}).get("val"))), None)
 
 
 def names_of(settings: Sequence[Job]) -> list[str]:
-    """What sets each setting apart, also where it is an experiment."""
+    """Name each setting by what varies, also if it is an experiment."""
     keys = plan.varied_keys(setting.overrides for setting in settings)
     return [display_name(setting.overrides, keys) for setting in settings]
 
 
 def round_line(now: Standing, rules: Rules, per_run: float | None) -> str:
-    """E.g. "round 2: 6 runs of 3 settings, run 13 of at most 54; about 4 min, at most 28 min left"."""
+    """Describe a round, e.g. "round 2: 6 runs of 3 settings, run 13 of at most 54; about 4 min"."""
     runs, done = len(now.missing), len(now.seconds)
     most = done + len(now.ranked) * (rules.max_seeds - now.seeds)
     line = f"round {now.round + 1}: {count(runs, 'run')} of {count(len(now.ranked), 'setting')}"

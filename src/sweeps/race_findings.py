@@ -1,4 +1,4 @@
-"""What a race found, in words: who was dropped and why, the winner and what is claimed of it, a table."""
+"""The results of a race in words: dropped settings, the winner, the claims, a table."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from stats.race import Behind, Rules, Standing, confidence
 
 @dataclass(frozen=True)
 class Racers:
-    """What a race is about.
+    """The settings of a race, the metric and the standing.
 
     Attributes:
         names: of the settings.
@@ -31,7 +31,7 @@ class Racers:
         return self.metric.endswith("accuracy")
 
     def distance(self, behind: Behind, unit: str = " points") -> str:
-        """A distance with its interval at the level of the race's tests; empty if failed runs decide it."""
+        """Format a distance with its interval at the level of the race's tests; empty if failed runs decide it."""
         if behind.margin is None:
             return ""
         if not np.isfinite(behind.margin):
@@ -41,7 +41,7 @@ class Racers:
 
 
 def dropped_lines(race: Standing, racers: Racers) -> list[str]:
-    """Which settings were dropped after the last round."""
+    """Describe the settings that were dropped after the last round."""
     return [
         f"  dropped after {race.seeds} seeds: {racers.names[setting]}, {reason(race, setting, racers)}"
         for setting, dropped in race.dropped.items()
@@ -59,12 +59,12 @@ def reason(race: Standing, setting: int, racers: Racers) -> str:
 
 
 def failed_text(race: Standing, setting: int) -> str:
-    """E.g. "2 of 6 runs failed"."""
+    """Describe failed runs, e.g. "2 of 6 runs failed"."""
     return f"{race.failures(setting)} of {count(len(race.by_seed(setting)), 'run')} failed"
 
 
 def ending(race: Standing, rules: Rules, racers: Racers) -> list[str]:
-    """Which setting won, or why none did, and what is claimed of it."""
+    """Describe which setting won, or why none did, and what is claimed."""
     if race.end == "failed":
         return ["No winner: no setting has a run that completed."]
     leader, left = racers.names[race.ranked[0]], f"{count(len(race.ranked), 'setting')} still in question"
@@ -91,7 +91,7 @@ def ending(race: Standing, rules: Rules, racers: Racers) -> list[str]:
 
 
 def claims(race: Standing, racers: Racers) -> list[str]:
-    """What is claimed of the winner, and what is not."""
+    """Describe what is claimed of the winner, and what is not."""
     winner = race.ranked[0]
     runs, images = len(race.by_seed(winner)), racers.images
     on = f"on these {images:,} validation images" if images else "on validation images that change with the seed"
@@ -114,7 +114,7 @@ def claims(race: Standing, racers: Racers) -> list[str]:
 
 
 def images_margin(accuracy: float, lead: float, images: int) -> float:
-    """How large a lead on some images can be where there is none on others, at 95 %; at most.
+    """Bound the lead that the choice of images alone can cause, with 95 %.
 
     Two models differ at most on the images that one of them gets wrong.
     """
@@ -122,7 +122,7 @@ def images_margin(accuracy: float, lead: float, images: int) -> float:
 
 
 def table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
-    """The header, and a row for each setting: those in question, then those dropped, the last ones first."""
+    """Make the header and a row for each setting: those in question, then those dropped, the last first."""
     unit = " %" if racers.is_accuracy else ""
     header = ["setting", "seeds", f"{racers.metric}{unit}", "behind the leader", "outcome"]
     rows = []
@@ -140,7 +140,7 @@ def table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
 
 
 def mean_text(values: Sequence[float], metric: str) -> str:
-    """The mean with the half width of its interval; empty where no run completed."""
+    """Format the mean with the half width of its interval; empty if no run completed."""
     numbers = [] if (estimate := mean(values)) is None else [estimate.value, estimate.margin]
     return " ± ".join(figure_text(number, metric, "") for number in numbers if number is not None)
 

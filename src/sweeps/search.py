@@ -1,4 +1,4 @@
-"""Search instead of a grid: Optuna proposes the runs of a sweep, and learns from how they did.
+"""A search instead of a grid: Optuna proposes each run of a sweep from the results of earlier ones.
 
 A trial is a run, or one for each of several seeds. Its first run reports to the study after every epoch, which may
 prune it (tracking/trial.py); a trial that is hopeless gets no further seeds (sweeps/trials.py).
@@ -98,7 +98,8 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
 
 
 def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study:
-    """
+    """Open the study of a search, or create it.
+
     Raises:
         ConfigError: the file cannot be read, or is damaged.
     """
@@ -118,7 +119,8 @@ def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study
 
 
 def check_options(options: Search, space: Space, fixed: Mapping[str, str]) -> None:
-    """
+    """Check that the options fit the search.
+
     Raises:
         ConfigError: an option does not fit to what is searched.
     """
@@ -133,7 +135,7 @@ def check_options(options: Search, space: Space, fixed: Mapping[str, str]) -> No
 
 
 def study_name(typical: Config, space: Space, seeds: Sequence[int] | None = None) -> str:
-    """The same for the same search: another one under an old name of a sweep starts from nothing."""
+    """Name a study by its search, so that another search in the same sweep starts a new study."""
     spaces = {key: distribution_to_json(values) for key, values in sorted(space.items())}
     searched = [run_id(typical), spaces, *([seeds] if seeds else [])]
     return f"{typical.sweep}-{hashlib.sha256(json.dumps(searched).encode()).hexdigest()[:8]}"
@@ -148,7 +150,7 @@ def run_batch(
     index: RunIndex,
     options: Search,
 ) -> None:
-    """Launch the runs, of all trials one seed after the other, and keep how they did.
+    """Launch the runs of all trials, one seed after the other, and record their results.
 
     A trial of which a run does not get to its end stays a running one.
     """

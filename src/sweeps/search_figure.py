@@ -1,4 +1,4 @@
-"""A search as a figure: the objective over the values of each searched key, a point for each trial."""
+"""The figure of a search: the objective over the values of each searched key, a point for each trial."""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ FAR = 4  # times the median distance from the best: what is farther away is draw
 
 
 def search_figure(study: optuna.Study, monitor: str, found: Mapping[str, Importance]) -> Figure | None:
-    """A panel for each key, the most important first; a line spans a trial's seeds. None if no trial completed.
+    """Draw a panel for each key, the most important first; a line spans a trial's seeds. None if no trial completed.
 
     Args:
         found: the importance of each key; see importance().
@@ -65,8 +65,10 @@ def search_figure(study: optuna.Study, monitor: str, found: Mapping[str, Importa
 
 
 def points_of(study: optuna.Study, unit: float) -> pd.DataFrame:
-    """The trials that have an objective, the best one twice: their values by key, `number`, `look`, `objective`, and
-    the `low` and `high` end of their seeds."""
+    """Collect the trials that have an objective, the best one twice.
+
+    Columns are the values by key, `number`, `look`, `objective`, and `low` and `high`, the range over the seeds.
+    """
     seeds, rows = seed_values(study), []
     for trial in study.trials:
         if trial.state == TrialState.PRUNED and trial.intermediate_values:
@@ -84,7 +86,7 @@ def points_of(study: optuna.Study, unit: float) -> pd.DataFrame:
 
 
 def draw_points(axes: Axes, points: pd.DataFrame, key: str, values: BaseDistribution) -> None:
-    """The objective over a key, each trial at its value."""
+    """Draw the objective over a key, each trial at its value."""
     low, high = axes.get_ylim()
     edge = 0.025 * (high - low)
     if isinstance(values, CategoricalDistribution):
@@ -110,7 +112,7 @@ def draw_points(axes: Axes, points: pd.DataFrame, key: str, values: BaseDistribu
 
 
 def limits(points: pd.DataFrame, sign: int) -> tuple[float, float]:
-    """What the panels show: trials at chance level would press all others together."""
+    """Choose the range of the panels; trials at chance level would compress all others."""
     values = points[["objective", "low", "high"]].to_numpy()
     best = sign * (sign * values).max()
     distances = np.abs(values - best)

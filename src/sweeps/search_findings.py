@@ -1,4 +1,4 @@
-"""What a search found, in words: its best trial, what pruning cost, how much each key matters."""
+"""The results of a search in words: its best trial, the cost of pruning, the importance of each key."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ TREES = 16  # of fANOVA's forests, which are grown again for every permutation
 
 
 def findings(study: optuna.Study, monitor: str, n_seeds: int, found: Mapping[str, Importance]) -> list[str]:
-    """Lines to be printed.
+    """List the lines to print.
 
     Args:
         n_seeds: that a trial gets.
@@ -42,7 +42,7 @@ def findings(study: optuna.Study, monitor: str, n_seeds: int, found: Mapping[str
 
 
 def importance_text(of_key: Importance) -> str:
-    """E.g. "77% (chance: up to 81%)", or "88%, more than chance (up to 81%)"."""
+    """Format an importance, e.g. "77% (chance: up to 81%)", or "88%, more than chance (up to 81%)"."""
     more = ", more than chance (" if of_key.stands_out else " (chance: "
     return f"{of_key.share:.0%}{more}up to {of_key.by_chance:.0%})"
 
@@ -61,7 +61,7 @@ def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
 
 
 def pruning(study: optuna.Study) -> str:
-    """How often pruning would have lost a winner, as far as the trials tell that were finished all the same."""
+    """Describe how often pruning would have lost a winner, by the trials that ran to the end as a check."""
     pruned = len(study.get_trials(states=[TrialState.PRUNED]))
     spared: list[float] = []
     others: list[float] = []
@@ -82,7 +82,7 @@ def pruning(study: optuna.Study) -> str:
 
 
 def importance(study: optuna.Study) -> Mapping[str, Importance]:
-    """The share of the objective's variance over the search space that each key accounts for, beside chance.
+    """Compute each key's share of the objective's variance over the search space, and that of chance.
 
     By functional ANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) of the completed trials; empty where they are too few.
     """

@@ -1,4 +1,4 @@
-"""What is searched: the keys that are given choices, a range or an interval, as Optuna's distributions."""
+"""The search space: keys with choices, a range or an interval, as Optuna's distributions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,8 @@ Space = Mapping[str, Distribution]
 
 
 def make_space(app: str, searched: Mapping[str, Override], fixed: Mapping[str, str]) -> Space:
-    """
+    """Make the search space of the keys with several values.
+
     Args:
         app: the name of the config.
         fixed: the keys that are given one value.
@@ -38,7 +39,8 @@ def make_space(app: str, searched: Mapping[str, Override], fixed: Mapping[str, s
 
 
 def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Distribution:
-    """
+    """Make Optuna's distribution of a key's values.
+
     Raises:
         ValueError: there is none of such values.
     """
@@ -78,7 +80,7 @@ def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> list[Config
 
 
 def space_ends(space: Space, fixed: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Every choice and both ends of every interval, each with the first value of the other keys."""
+    """List every choice and both ends of every interval, each with the first value of the other keys."""
     ends = {
         key: values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
         for key, values in space.items()

@@ -1,4 +1,4 @@
-"""The trials of a search: proposed, counted, tried again, given up.
+"""The trials of a search: propose, count, repeat, give up.
 
 Each is added whole, as running, so that there is never half a one in the file; and what it is depends on the seed and
 the trials before it alone, so that a search that was interrupted makes the same ones.
@@ -30,7 +30,7 @@ SEEDS = "seeds"  # attribute of a study: by a trial's number the objectives of i
 
 
 def propose(study: optuna.Study, space: Space, options: Search) -> list[FrozenTrial]:
-    """The next trials, from those so far; none where there are all."""
+    """Propose the next trials from those so far; none if there are enough."""
     count = max(0, min(options.n_jobs, options.n_trials - len(not_retried(study))))
     for _ in range(count):
         known = study.get_trials()
@@ -44,7 +44,8 @@ def propose(study: optuna.Study, space: Space, options: Search) -> list[FrozenTr
 
 
 def make_sampler(options: Search, seed: int) -> BaseSampler:
-    """
+    """Make the sampler, with the trials of earlier starts.
+
     Raises:
         ConfigError: there is no such sampler, or it could not go on after the trials of an earlier start.
     """
@@ -63,7 +64,7 @@ def make_sampler(options: Search, seed: int) -> BaseSampler:
 
 
 def shortened(value: Any, distribution: Distribution) -> Any:
-    """A number with few digits, to be read and typed."""
+    """Shorten a number to few digits."""
     if not isinstance(distribution, FloatDistribution):
         return value
     digits = 4 if distribution.step is None else 12
@@ -71,7 +72,7 @@ def shortened(value: Any, distribution: Distribution) -> Any:
 
 
 def try_again(study: optuna.Study, options: Search) -> int:
-    """Add every trial that failed once more; how many they are."""
+    """Add every failed trial once more; return their number."""
     failed = not_retried(study, TrialState.FAIL)
     for trial in failed:
         add(study, trial.params, trial.distributions, options, **{RETRY_OF: trial.number})
@@ -88,7 +89,7 @@ def add(study: optuna.Study, params: dict[str, Any], space: Any, options: Search
 
 
 def not_retried(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-    """Trials in these states, or all; one that was tried again is one."""
+    """List trials in these states, or all; a repeated trial counts once."""
     retried = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
     return [trial for trial in study.get_trials(states=states or None) if trial.number not in retried]
 
@@ -98,24 +99,24 @@ def completed(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def sign(study: optuna.Study) -> int:
-    """1 where a higher objective is better, else -1."""
+    """Return 1 if a higher objective is better, else -1."""
     return -1 if study.direction == StudyDirection.MINIMIZE else 1
 
 
 def seed_values(study: optuna.Study) -> dict[int, list[float]]:
-    """The objectives of the seeds of every completed trial, by its number."""
+    """Collect the objectives of the seeds of every completed trial, by its number."""
     kept = check_type(dict[str, list[Finite]], study.user_attrs.get(SEEDS, {}))
     return {int(number): values for number, values in kept.items()}
 
 
 def complete(study: optuna.Study, number: int, values: list[float]) -> None:
-    """Keep a trial's objective: the mean over its seeds."""
+    """Record a trial's objective: the mean over its seeds."""
     study.set_user_attr(SEEDS, {**study.user_attrs.get(SEEDS, {}), str(number): values})
     study.tell(number, float(np.mean(values)))
 
 
 def is_hopeless(values: Sequence[float], others: Sequence[Sequence[float]], lower_is_better: bool) -> bool:
-    """Whether a trial is significantly worse than the best of the others at 95 %: it gets no more seeds.
+    """Check whether a trial is significantly worse than the best of the others at 95 %; it gets no more seeds.
 
     By Fisher's least significant difference (The Design of Experiments, 1935): a t test with the spread over seeds
     pooled over all trials. It does not correct for how often it looks, nor for the best being the best of many: it
