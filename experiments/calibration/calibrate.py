@@ -1,48 +1,86 @@
 """Simulate how often the statistics are right, through the code that is shipped, and write it down.
 
-python experiments/calibration/calibrate.py              # all of it: calibration.csv, about an hour of one core
-python experiments/calibration/calibrate.py 100          # with so many repetitions of every design
+python experiments/calibration/calibrate.py        # calibration.csv and the table in README.md: 20 minutes of one core
+python experiments/calibration/calibrate.py 2      # two rounds instead of all
+
+Each round adds the same number of simulated studies to every part. A run that was stopped goes on where it was.
 """
 
-import csv
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import comparisons
+import pictures
+import races
 from designs import Design, grid
+from picks import MEANS, NOISE, bias, predictions
 from rates import Rate
+from table import read, summarize, write
 
 WRITTEN = Path(__file__).with_name("calibration.csv")
-COLUMNS = ("statement", "design", "claimed", "simulated", "low", "high", "cases")
-TAUS = (0.5, 1.0, 2.0)  # spreads of true means, in standard deviations of a run
+ROUNDS = 8
 
 
-def rates(repetitions: int) -> Iterator[Rate]:
-    yield comparisons.misses(repetitions)
+@dataclass(frozen=True)
+class Part:
+    """
+    Attributes:
+        simulate: the rates in the studies with these numbers.
+        studies: in a round.
+    """
+
+    name: str
+    simulate: Callable[[range], list[Rate]]
+    studies: int
+
+
+def parts() -> Iterator[Part]:
+    """All that is simulated."""
+    yield Part("misses", comparisons.misses, 125)
     studies = [Design(k, n, spread) for k, n in ((2, 3), (3, 3), (6, 3), (12, 5)) for spread in ("equal", "1:2")]
-    yield from comparisons.probabilities(studies, TAUS, repetitions)
+    yield Part("probabilities", partial(comparisons.probabilities, studies), 50)
     for design in (Design(k, n) for k, n in ((2, 3), (2, 5), (6, 3), (6, 5), (12, 3))):
-        yield comparisons.power(design, repetitions)
+        yield Part(f"power {design}", partial(comparisons.power, design), 125)
+    for field in races.EQUAL:
+        yield Part(f"race {field.name}", partial(races.equal, field), 125)
+    for field in (*races.UNSTEADY, *races.UNLUCKY):
+        yield Part(f"race {field.name}", partial(races.failing, field), 62)
+    for field in races.CONFIDENT:
+        yield Part(f"race {field.name}", partial(races.confident, field), 62)
+    for test in pictures.SAME:
+        yield Part(f"images {test}", partial(pictures.same, test), 125 if test.images < 1000 else 25)
+    for test in pictures.LISTS:
+        yield Part(f"images {test}", partial(pictures.lists, test), 25)
+    for noise in NOISE:
+        for runs in (2, 3, 5, 10):
+            yield Part(f"prediction {runs} {noise}", partial(predictions, noise, runs), 250)
+    for means in MEANS:
+        for seeds in (2, 3, 5):
+            yield Part(f"bias {means} {seeds}", partial(bias, means, seeds), 50)
     for design in grid():
-        yield from comparisons.errors(design, repetitions)
+        yield Part(f"errors {design}", partial(comparisons.errors, design), 125)
 
 
 def main() -> None:
-    repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    refuted = claims = 0
-    with WRITTEN.open("w") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        for rate in rates(repetitions):
-            table.writerow(rate.row)
-            file.flush()
-            claims, refuted = claims + 1, refuted + rate.is_refuted
-            mark = "REFUTED" if rate.is_refuted else "" if rate.holds else "within chance"
-            print(f"{rate.statement:45} {rate.design:50} {rate.simulated:.3f} of {rate.of} {mark}", flush=True)
-    print(f"{refuted} of {claims} claims refuted → {WRITTEN}")
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    done = read(WRITTEN)
+    for number in range(1, rounds + 1):
+        for part in parts():
+            studies, rates = done.get(part.name, (0, []))
+            if studies >= number * part.studies:
+                continue
+            new = part.simulate(range(studies, number * part.studies))
+            rates = [old + added for old, added in zip(rates, new, strict=True)] if rates else new
+            done[part.name] = number * part.studies, rates
+            write(WRITTEN, done)
+        print(f"round {number} of {rounds}: {time.process_time():.0f} seconds of the processor", flush=True)
+        summarize(done)
 
 
 if __name__ == "__main__":

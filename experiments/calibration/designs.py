@@ -14,6 +14,7 @@ SIZES = ((2, 3), (2, 8), (3, 2), (3, 5), (6, 2), (6, 3), (6, 8), (12, 2), (12, 3
 SPREADS = ("equal", "1:2", "1:5", "one x 10", "heavy tails", "skewed", "diverging", "ties")
 MILD = ("equal", "1:2")  # for which the stricter bounds are claimed
 MISSING = ("none", "one", "a fifth")
+CHANCES = ("plain", "hard seeds", "own seeds")
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,19 @@ class Design:
     Attributes:
         spread: of the runs: a relation of standard deviations, or a distribution; "ties": accuracies on few images.
         missing: runs without a result.
-        seeds_matter: some seeds are harder than others, for all settings.
+        chance: "plain"; "hard seeds": some are harder than others, for all settings; "own seeds": no two settings ran
+            with the same.
     """
 
     settings: int
     seeds: int
     spread: str = "equal"
     missing: str = "none"
-    seeds_matter: bool = False
+    chance: str = "plain"
 
     def __str__(self) -> str:
-        shared = ", hard seeds" if self.seeds_matter else ""
-        return f"{self.settings} x {self.seeds}, {self.spread}, missing {self.missing}{shared}"
+        chance = f", {self.chance}" if self.chance != "plain" else ""
+        return f"{self.settings} x {self.seeds}, {self.spread}, missing {self.missing}{chance}"
 
     @property
     def is_mild(self) -> bool:
@@ -61,11 +63,15 @@ class Design:
             noise = np.where(rng.random(shape) < 0.05, -20.0, noise)
         noise *= self.deviations[:, None]
         values = noise + np.broadcast_to(means, self.settings)[:, None]
-        values += rng.normal(size=self.seeds) if self.seeds_matter else 0.0
+        values += rng.normal(size=self.seeds) if self.chance == "hard seeds" else 0.0
         if self.spread == "ties":
             values = np.round(values)
         gone = self.draw_missing(rng)
-        return {i: {s: float(values[i, s]) for s in range(self.seeds) if not gone[i, s]} for i in range(self.settings)}
+        first = [100 * i * (self.chance == "own seeds") for i in range(self.settings)]
+        return {
+            i: {first[i] + s: float(values[i, s]) for s in range(self.seeds) if not gone[i, s]}
+            for i in range(self.settings)
+        }
 
     def draw_missing(self, rng: np.random.Generator) -> NDArray[np.bool_]:
         """[settings, seeds]: which runs have no result; every setting keeps one."""
@@ -79,7 +85,7 @@ class Design:
 
 
 def grid() -> Iterator[Design]:
-    """All designs; whether seeds matter alternates, so that half of them have hard seeds."""
-    for number, ((settings, seeds), spread, missing) in enumerate(product(SIZES, SPREADS, MISSING)):
+    """All sizes, spreads and kinds of missing runs; what seeds are takes turns (a Latin square)."""
+    for (settings, seeds), (i, spread), (j, missing) in product(SIZES, enumerate(SPREADS), enumerate(MISSING)):
         if settings * seeds > 5 or missing == "none":
-            yield Design(settings, seeds, spread, missing, seeds_matter=number % 2 == 1)
+            yield Design(settings, seeds, spread, missing, chance=CHANCES[(i + j) % 3])

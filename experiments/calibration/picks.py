@@ -1,9 +1,9 @@
 """How often prediction intervals hold a new run, and how much of the bias of a picked setting is said."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
-from rates import Rate
+from rates import Rate, generator
 
 from stats.prediction import prediction_interval
 from stats.selection import selection_bias
@@ -19,33 +19,31 @@ MEANS = {
 }
 
 
-def rates(repetitions: int) -> Iterator[Rate]:
-    for noise in NOISE:
-        for runs in (2, 3, 5, 10):
-            rng, inside = np.random.default_rng(runs), 0
-            for _ in range(repetitions):
-                drawn = {
-                    "normal": lambda n: rng.normal(size=n),  # noqa: B023
-                    "heavy tails": lambda n: rng.standard_t(3, n),  # noqa: B023
-                    "skewed": lambda n: 1 - rng.exponential(size=n),  # noqa: B023
-                }[noise](runs + 1)
-                low, high = prediction_interval(drawn[1:].mean(), drawn[1:].std(ddof=1), runs)
-                inside += bool(low <= drawn[0] <= high)
-            least = 0.93 if noise == "normal" else 0.9
-            yield Rate("a new run lies within 95 %", f"{runs} runs, {noise}", inside, repetitions, at_least=least)
+def draw(noise: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    if noise == "heavy tails":
+        return rng.standard_t(3, n)
+    return 1 - rng.exponential(size=n) if noise == "skewed" else rng.normal(size=n)
 
 
-def biases(repetitions: int) -> Iterator[tuple[str, int, float, float]]:
-    """Of each design and number of seeds: how much too good the picked mean is on average, and how much is said; in
-    standard deviations of a run."""
-    for name, means in MEANS.items():
-        for seeds in (2, 3, 5):
-            rng, true, said = np.random.default_rng(seeds), 0.0, 0.0
-            for _ in range(repetitions):
-                table = means[:, None] + rng.normal(size=(len(means), seeds))
-                values = {a: dict(enumerate(row)) for a, row in enumerate(table.tolist())}
-                selection = selection_bias(values)  # type: ignore[arg-type]
-                assert selection and selection.bias is not None
-                true += table[selection.best].mean() - means[selection.best]  # type: ignore[index, call-overload]
-                said += selection.bias
-            yield name, seeds, true / repetitions, said / repetitions
+def predictions(noise: str, runs: int, numbers: Iterable[int]) -> list[Rate]:
+    """Ask whether the prediction interval of some runs holds a further one."""
+    name, inside, n = f"{runs} runs, {noise}", 0, 0
+    for number in numbers:
+        new, *old = draw(noise, runs + 1, generator(name, number))
+        low, high = prediction_interval(float(np.mean(old)), float(np.std(old, ddof=1)), runs)
+        inside += bool(low <= new <= high)
+        n += 1
+    return [Rate("a new run lies within 95 %", name, inside, n, at_least=0.93 if noise == "normal" else 0.9)]
+
+
+def bias(means_name: str, seeds: int, numbers: Iterable[int]) -> list[Rate]:
+    """Compare how much too good the picked mean is on average with what is said."""
+    means, name, true, said = MEANS[means_name], f"{means_name}, {seeds} seeds", 0.0, 0.0
+    for number in numbers:
+        table = means[:, None] + generator(name, number).normal(size=(len(means), seeds))
+        values: dict[int, dict[int, float | None]] = {a: dict(enumerate(row)) for a, row in enumerate(table.tolist())}
+        selection = selection_bias(values)
+        assert selection and selection.bias is not None
+        true += table[selection.best].mean() - means[selection.best]
+        said += selection.bias
+    return [Rate("said of the bias of the best", name, said, true, at_least=0.67, at_most=1.1, is_share=True)]

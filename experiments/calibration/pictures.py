@@ -1,12 +1,13 @@
 """How often `compare.py --images` is right, through stats.images: a setting beside itself, and lists of images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from rates import Rate
+from rates import Rate, generator
 
-from stats.images import image_gains
+from stats.estimates import ERROR
+from stats.images import Sampled, image_gains
 
 WON = 0.1  # of the images, that the first setting alone gets right, where there are any
 
@@ -64,21 +65,29 @@ SAME = [
 LISTS = [Test(2, seeds, 500, spread, has_won=True) for seeds in (5, 8) for spread in (0.1, 0.5)]
 
 
-def rates(repetitions: int) -> Iterator[Rate]:
-    for test in SAME:
-        found = [image_gains(test.draw(rng), [(0, 1)]) for rng in generators(test, repetitions)]
-        for kind, words in (("new_runs", "new training runs, these images"), ("both", "both")):
-            wrong = sum(getattr(gains, kind).p < 0.05 for gains in found)
-            yield Rate(f"{words}: a setting differs from itself", str(test), wrong, repetitions, at_most=0.06)
-        lists = sum(bool((gains.rates <= 0.1).any()) for gains in found)
-        yield Rate("a list at a rate of 10 %, nothing differs", str(test), lists, repetitions, at_most=0.1)
-    for test in LISTS:
-        won, false = int(WON * test.images), 0.0
-        for rng in generators(test, repetitions):
-            listed = image_gains(test.draw(rng), [(0, 1)]).rates <= 0.1
-            false += listed[won:].sum() / max(1, listed.sum())
-        yield Rate("false images in a list at a rate of 10 %", str(test), false, repetitions, at_most=0.1)
+def same(test: Test, numbers: Iterable[int]) -> list[Rate]:
+    """Compare two settings that are the same."""
+    found = [image_gains(test.draw(generator(test, number)), [(0, 1)]) for number in numbers]
+    name, n = str(test), len(found)
+    return [
+        Rate("new training runs, these images: a setting differs from itself", name,
+             sum(is_significant(gains.new_runs) for gains in found), n, at_most=0.06),
+        Rate("both: a setting differs from itself", name,
+             sum(is_significant(gains.both) for gains in found), n, at_most=0.06),
+        Rate("a list of images at a rate of 10 %, nothing differs", name,
+             sum(bool((gains.rates <= 0.1).any()) for gains in found), n, at_most=0.1),
+    ]  # fmt: skip
 
 
-def generators(test: Test, repetitions: int) -> Iterator[np.random.Generator]:
-    return (np.random.default_rng([number, *str(test).encode()]) for number in range(repetitions))
+def is_significant(sampled: Sampled) -> bool:
+    return sampled.p is not None and sampled.p < ERROR
+
+
+def lists(test: Test, numbers: Iterable[int]) -> list[Rate]:
+    """List the images that the first setting has won."""
+    won, false, n = int(WON * test.images), 0.0, 0
+    for number in numbers:
+        listed = image_gains(test.draw(generator(test, number)), [(0, 1)]).rates <= 0.1
+        false += listed[won:].sum() / max(1, listed.sum())
+        n += 1
+    return [Rate("false images in a list at a rate of 10 %", str(test), false, n, at_most=0.1)]

@@ -1,11 +1,11 @@
 """How often a race names a wrong winner, and how sure its leader really is, through the code that is shipped."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rates import Rate
+from rates import Rate, generator
 
 from stats.race import Result, Rules, Standing, confidence, standing
 
@@ -77,39 +77,39 @@ UNLUCKY = [Field(f"{BETTER} loses {rate:.0%} of its runs", [0.6] * 2, lead=1, lo
 CONFIDENT = [Field(f"{settings} settings", [0.4] * settings) for settings in (2, 4, 8)]
 
 
-def rates(repetitions: int) -> Iterator[Rate]:
-    """All that is claimed of races, and below it what is not: a setting that diverges, and has not done so yet."""
-    for field in EQUAL:
-        races = [field.run(rng)[0] for rng in generators(field, repetitions)]
-        yield Rate("a race names a winner, none is", field.name, ends(races, "winner"), repetitions, at_most=0.05)
-    for field in (*UNSTEADY, *UNLUCKY):
-        races = [field.run(rng)[0] for rng in generators(field, repetitions)]
-        won = [race.ranked[0] for race in races if race.end == "winner"]
-        failed = sum(race.end == "winner" and race.failures(race.ranked[0]) > 0 for race in races)
-        yield Rate("a race names the worse one", field.name, won.count(1), repetitions, at_most=0.05)
-        yield Rate("a race names one with failed runs", field.name, failed, repetitions, at_most=0.0)
-        if field.diverging:
-            yield Rate("it named one that had not failed yet (not claimed)", field.name, won.count(0), repetitions)
-    for field in CONFIDENT:
-        yield from confident(field, repetitions)
+def equal(field: Field, numbers: Iterable[int]) -> list[Rate]:
+    """Race settings of which no single one is the best."""
+    races = [field.run(generator(field.name, number))[0] for number in numbers]
+    named = sum(race.end == "winner" for race in races)
+    return [Rate("a race names a winner, none is", field.name, named, len(races), at_most=0.05)]
 
 
-def generators(field: Field, repetitions: int) -> Iterator[np.random.Generator]:
-    return (np.random.default_rng([number, *field.name.encode()]) for number in range(repetitions))
+def failing(field: Field, numbers: Iterable[int]) -> list[Rate]:
+    """Race two settings, the better one of which diverges now and then, or loses runs.
+
+    A setting that diverges, and has not done so in the race, may be named: of this nothing is claimed.
+    """
+    races = [field.run(generator(field.name, number))[0] for number in numbers]
+    won = [race.ranked[0] for race in races if race.end == "winner"]
+    failed = sum(race.end == "winner" and race.failures(race.ranked[0]) > 0 for race in races)
+    rates = [
+        Rate("a race names the worse one", field.name, won.count(1), len(races), at_most=0.05),
+        Rate("a race names one with failed runs", field.name, failed, len(races), at_most=0.0),
+    ]
+    if field.diverging:
+        rates.append(Rate("it named one that had not failed yet", field.name, won.count(0), len(races)))
+    return rates
 
 
-def ends(races: Sequence[Standing], end: str) -> int:
-    return sum(race.end == end for race in races)
-
-
-def confident(field: Field, repetitions: int) -> Iterator[Rate]:
+def confident(field: Field, numbers: Iterable[int]) -> list[Rate]:
     """True means that scatter as much as runs do; races that end without a winner, of those sure of their leader."""
     right, sure = 0, 0
-    for rng in generators(field, repetitions):
+    for number in numbers:
+        rng = generator(field.name, number)
         means = rng.normal(0, 0.4, len(field.spreads))
         apart = Field(field.name, field.spreads, (means[1] - means[2:]).tolist(), means[0] - means[1])
         race, rules = apart.run(rng, max_seeds=9)
         if race.end == "max_seeds" and 0.85 < (confidence(race, rules) or 0) < 0.95:
             sure += 1
             right += race.ranked[0] == int(means.argmax())
-    yield Rate("a leader with 85 to 95 % is the best", field.name, right, sure, at_least=0.85)
+    return [Rate("a leader with 85 to 95 % is the best", field.name, right, sure, at_least=0.85)]

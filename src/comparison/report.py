@@ -254,9 +254,8 @@ def as_json(comparison: Comparison) -> str:
     """The whole comparison for programs; what is unknown is null."""
 
     def effect_record(effect: Effect) -> dict[str, Any]:
-        record = asdict(effect) | {"pairs": len(effect.pairs), "changes_with": comparison.changes_with(effect)}
-        del record["sample_size"]  # those of open questions are below
-        return record
+        values = {name: value for name, value in vars(effect).items() if name not in ("plan", "sample_size")}
+        return values | {"pairs": len(effect.pairs), "changes_with": comparison.changes_with(effect)}
 
     tree = {
         "title": comparison.title,

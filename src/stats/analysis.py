@@ -48,7 +48,6 @@ class Analysis:
         settings: each with its means and failed runs.
         ranked: the settings with a result, the best first.
         differences: of all pairs, first minus second; of more than 300 settings, of the pairs with the best one.
-        effects: of every level of every factor, where settings are tuples of (factor, level).
         best: None where no run completed.
         may_be_best: the settings that may still be the best, with 95 % confidence, in the order of their ranks.
         sample_sizes: of each difference.
@@ -58,13 +57,18 @@ class Analysis:
     settings: Mapping[Setting, Result]
     ranked: tuple[Setting, ...]
     differences: Mapping[tuple[Setting, Setting], Difference]
-    effects: tuple[Effect, ...]
     best: Setting | None
     may_be_best: tuple[Setting, ...]
     sample_sizes: Mapping[tuple[Setting, Setting], SampleSize | None]
     is_adjusted: bool
     shares_seeds: bool
+    estimate_effects: Callable[[], tuple[Effect, ...]] = field(repr=False)
     draw: Callable[[], Draws | None] = field(repr=False)
+
+    @cached_property
+    def effects(self) -> tuple[Effect, ...]:
+        """The effects of every level of every factor; none if settings are not tuples of (factor, level)."""
+        return self.estimate_effects()
 
     @cached_property
     def probability_best(self) -> Mapping[Setting, float]:
@@ -122,12 +126,12 @@ def analyse(
         },
         ranked=tuple(valued[i] for i in order),
         differences=ByPair(pair_of, family.difference),
-        effects=effects_of(list(values), valued, model, smallest),
         best=valued[order[0]] if order else None,
         may_be_best=tuple(valued[i] for i in order if still[i]),
         sample_sizes=ByPair(pair_of, family.sample_size),
         is_adjusted=model.is_adjusted,
         shares_seeds=model.shares_seeds,
+        estimate_effects=partial(effects_of, list(values), valued, model, smallest),
         draw=partial(draw, model, valued, np.array(failures), sign),
     )
 
@@ -202,6 +206,6 @@ def effects_of(
         difference = {f.name: getattr(family.difference(i), f.name) for f in fields(Difference)}
         effects.append(
             Effect(**difference, factor=change.factor, level=change.level, baseline=change.baseline, pairs=pairs,
-                   n_higher=higher, sample_size=family.sample_size(i))
+                   n_higher=higher, plan=partial(family.sample_size, i))
         )  # fmt: skip
     return tuple(effects)

@@ -1,8 +1,9 @@
 """What an analysis gives: estimates with their intervals, differences, effects and sample sizes, all frozen."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,12 @@ class Effect(Difference):
     baseline: Any = None
     pairs: tuple[tuple[Setting, Setting], ...] = ()  # settings that differ in the factor alone
     n_higher: int = 0  # pairs in which the metric goes up
-    sample_size: SampleSize | None = None
+    plan: Callable[[], SampleSize | None] = field(default=lambda: None, repr=False, compare=False)
+
+    @cached_property
+    def sample_size(self) -> SampleSize | None:
+        """What it would take to find this effect; None where no spread is known."""
+        return self.plan()
 
     @property
     def compared(self) -> tuple[Setting, ...]:

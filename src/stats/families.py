@@ -88,10 +88,10 @@ class Family:
         is_tied, runs = abs(estimate) < TIE, int(self.runs[i])
         if self.errors is None or np.isnan(self.p[i]):
             return Difference(estimate, n=runs, is_tied=is_tied, is_negligible=negligible)
-        margin, errors = float(self.margins(i // BLOCK)[i % BLOCK]), self.errors[i : i + 1]
+        margin, errors = float(self.margins(i // BLOCK)[i % BLOCK]), self.errors
         return Difference(
             estimate, estimate - margin, estimate + margin, float(self.p[i]), bool(self.significant[i]),
-            float(self.p_alone[i]), float(errors.error[0]), float(errors.freedom[0]), runs, is_tied, negligible,
+            float(self.p_alone[i]), float(errors.error[i]), float(errors.freedom[i]), runs, is_tied, negligible,
         )  # fmt: skip
 
     def sample_size(self, i: int, sign: int = 1) -> SampleSize | None:
@@ -121,8 +121,9 @@ def test_family(
     estimates = np.array(
         [model.means[own] @ list(c.weights.values()) for own, c in zip(places, contrasts, strict=True)]
     )
-    runs = np.array([model.runs_of[own].sum() for own in places])
-    testable = np.array([len(own) > 2 or bool((model.runs_of[own] > 1).all()) for own in places], dtype=bool)
+    runs_of = model.runs_of
+    runs = np.array([runs_of[own].sum() for own in places])
+    testable = np.array([len(own) > 2 or bool((runs_of[own] > 1).all()) for own in places], dtype=bool)
     errors = model.errors(*matrices(contrasts, len(model.means))) if contrasts and testable.any() else None
     p_alone = np.full(len(contrasts), np.nan)
     negligible = None if smallest is None else p_alone
@@ -173,11 +174,11 @@ class ByPair(Mapping[tuple[Setting, Setting], T]):
 def may_be_best(family: Family, sign: int, settings: int) -> NDArray[np.bool_]:
     """[settings]: those that no other is significantly better than.
 
-    Each setting is compared with all others, in one direction, as if it were the best (Hsu, 1984, Annals of Statistics
-    12, 1136-1144): the set holds the true best with 95 %, whichever it is.
+    Each setting is compared with all others as if it were the best (Hsu, 1984, Annals of Statistics 12, 1136-1144), but
+    in both directions: the set holds the true best with 95 %, also where spreads are far from equal.
     """
     still = np.ones(settings, bool)
-    beaten = (family.p_alone / 2 * (settings - 1) < ERROR) | (family.p < ERROR)
+    beaten = (family.p_alone * (settings - 1) < ERROR) | (family.p < ERROR)
     for i in np.flatnonzero(beaten & ~family.is_vetoed).tolist():
         (pair,) = family.contrasts[i].pairs
         still[pair[1] if sign * family.estimates[i] > 0 else pair[0]] = False

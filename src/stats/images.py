@@ -27,7 +27,7 @@ from stats.selection import as_table, residuals
 from stats.variances import Array, Prior, fit_prior
 
 SPLITS = 252  # of the runs into two groups: all of five against five; where there are more, so many are drawn
-BORROWED = 0.5  # of the degrees of freedom that settings of a like spread lend: how alike they are is an estimate, too
+BORROWED = 0.25  # of the degrees of freedom that settings of a like spread lend: how alike they are is an estimate, too
 BLOCK = 21  # splits at a time, for the memory
 
 Singles = NDArray[np.float32]

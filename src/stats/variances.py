@@ -10,6 +10,7 @@ the weight of its marginal likelihood. Degrees of freedom follow from Satterthwa
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,8 +22,9 @@ HETEROGENEITY = np.array([1e-6, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0])  # 
 SCALES = np.linspace(-4, 3, 41)  # logarithms of the common variance, beside the pooled one
 SHARED = 1e5  # degrees of freedom of the common variance, from which all settings have it
 LONE = 1.5  # degrees of freedom; of a setting with fewer, two runs tell the spread
-TAILS = 3.0, 0.75  # how much the tail of a spread from two runs counts, and of one from more; both as simulated
+TAILS = 3.0, 1.5, 0.75  # how much a spread's tail counts if two runs tell it; more, in a mean over pairs; in one pair
 NEGLIGIBLE = 1e-4  # weights below it
+PRECISION = 1e-7  # of the logarithms of probabilities
 
 
 @dataclass(frozen=True)
@@ -123,22 +125,38 @@ class Errors:
         return self.weights @ np.where(distance > 0, np.maximum(together, alone), together)
 
     def within(self, level: float) -> Array:
-        """[contrasts]: the distance that chance exceeds, in either direction, with this probability."""
-        low, high = np.zeros(self.errors.shape[1]), self.errors.max(0)
-        while np.any(wide := 2 * self.above(high) > level):
-            high = np.where(wide, 2 * high, high)
-        for _ in range(40):
-            middle = (low + high) / 2
-            wide = 2 * self.above(middle) > level
-            low, high = np.where(wide, middle, low), np.where(wide, high, middle)
-        return high
+        """[contrasts]: the distance that chance exceeds, in either direction, with this probability.
 
-    @property
+        By regula falsi on the logarithm of the probability, halving the end that stays twice (the Illinois algorithm).
+        """
+
+        def excess(distance: Array) -> Array:
+            return np.log(np.maximum(2 * self.above(distance), 1e-300) / level)
+
+        low, high = np.zeros(self.errors.shape[1]), self.errors.max(0)
+        at_low, at_high = excess(low), excess(high)
+        while (wide := at_high > 0).any():
+            low, at_low = np.where(wide, high, low), np.where(wide, at_high, at_low)
+            high = np.where(wide, 3 * high, high)
+            at_high = excess(high)
+        was_wide = wide
+        for number in range(60):
+            middle = (low * at_high - high * at_low) / (at_high - at_low)
+            at_middle = excess(middle)
+            if np.abs(at_middle).max(initial=0.0) < PRECISION:
+                break
+            wide = at_middle > 0
+            again = np.where((wide == was_wide) & (number > 0), 0.5, 1.0)
+            at_low, at_high = np.where(wide, at_middle, again * at_low), np.where(wide, again * at_high, at_middle)
+            low, high, was_wide = np.where(wide, middle, low), np.where(wide, high, middle), wide
+        return middle
+
+    @cached_property
     def error(self) -> Array:
         """[contrasts]: one standard error for each."""
         return np.exp(self.weights @ np.log(self.errors))
 
-    @property
+    @cached_property
     def freedom(self) -> Array:
         """[contrasts]: degrees of freedom, the harmonic mean over the grid."""
         return 1 / (self.weights @ (1 / self.freedoms))
@@ -164,7 +182,9 @@ def errors_of(spreads: Spreads, shares: Array, parts: NDArray[np.int64]) -> Erro
         part_errors = np.sqrt(np.where((parts < 0) | (prior > SHARED), 0, of_setting[rows, parts]))
         columns.append((np.sqrt(variance), freedoms, np.maximum(part_errors, 1e-150), part_freedoms[parts]))
     errors, freedoms, part_errors, part_freedoms = (np.array(column) for column in zip(*columns, strict=True))
-    part_weights = np.where(own < LONE, *TAILS)[parts]
+    few, several, pair = TAILS  # as simulated
+    more = np.where((parts >= 0).sum(1, keepdims=True) > 2, several, pair)
+    part_weights = np.where((own < LONE)[parts], few, more)
     return Errors(spreads.weights, errors, freedoms, part_errors, part_freedoms, part_weights)
 
 
