@@ -85,7 +85,7 @@ class Design:
 
 
 def grid() -> Iterator[Design]:
-    """All sizes, spreads and kinds of missing runs; what seeds are takes turns (a Latin square)."""
-    for (settings, seeds), (i, spread), (j, missing) in product(SIZES, enumerate(SPREADS), enumerate(MISSING)):
-        if settings * seeds > 5 or missing == "none":
-            yield Design(settings, seeds, spread, missing, chance=CHANCES[(i + j) % 3])
+    """All sizes with all spreads; missing runs and what seeds are take turns (a third of a factorial design)."""
+    for (i, (settings, seeds)), (j, spread) in product(enumerate(SIZES), enumerate(SPREADS)):
+        missing = MISSING[(i + j) % 3] if settings * seeds > 5 else "none"
+        yield Design(settings, seeds, spread, missing, chance=CHANCES[(i + 2 * j) % 3])

@@ -97,7 +97,8 @@ def variances_of(noise: Array, runs: Array) -> Array | None:
 def shrunken(means: Array, errors: Array) -> Array:
     """The expected true means, given the observed ones and the distribution of true means that fits them best."""
     grid = np.linspace(means.min(), means.max(), GRID)
-    fit = np.exp(-0.5 * ((means[:, None] - grid) / np.maximum(errors, 1e-12)[:, None]) ** 2)
+    squares = ((means[:, None] - grid) / np.maximum(errors, 1e-12)[:, None]) ** 2
+    fit = np.exp(-0.5 * (squares - squares.min(1, keepdims=True)))  # where errors are tiny, the nearest value remains
     weights = np.full(GRID, 1 / GRID)
     for _ in range(STEPS):
         shares = fit * weights

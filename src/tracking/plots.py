@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -18,9 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torch import Tensor
 
 from runtime.files import whole
+
+if TYPE_CHECKING:  # importing it takes seconds and 450 MB, which a comparison's figure need not
+    from torch import Tensor
 
 PAGE = 7.0  # inches
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
@@ -71,7 +73,7 @@ def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
-def model_figures(weights: Mapping[str, Tensor], confusion: ArrayLike, classes: Sequence[str]) -> dict[str, Figure]:
+def model_figures(weights: "Mapping[str, Tensor]", confusion: ArrayLike, classes: Sequence[str]) -> dict[str, Figure]:
     """Draw filters, kernels and the confusion matrix of a trained model; return figures by file name."""
     depthwise = [weight.cpu() for name, weight in weights.items() if name.endswith("depth_wise_conv.weight")]
     return {
