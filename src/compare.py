@@ -7,7 +7,7 @@ python src/compare.py outputs/SWEEP --watch
 python src/compare.py --wandb ENTITY/PROJECT/SWEEP
 
 Writes comparison.html, .csv, .md, .png, .svg and comparison-runs.csv into the first folder; without one, into
-outputs/wandb-PROJECT-SWEEP. With --images: images.csv and images.png.
+outputs/wandb-PROJECT-SWEEP. With --images: images.csv and images.png, and images.json for the page.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from comparison import report
 from comparison.disk import disk_lines
 from comparison.images import compare_images
-from comparison.progress import progress
+from comparison.progress import under_way
 from comparison.results import parse_seeds, read
 from comparison.watch import serve, watch
 from config.errors import ConfigError, check_folders_exist, report_errors
@@ -64,26 +64,28 @@ def main() -> None:
     with report_errors():
         check_folders_exist(given.folders)
         seeds = parse_seeds(given.confirm) if given.confirm else ()
+        of_wandb = [Path("outputs", "-".join(["wandb", *path.split("/")[1:]])) for path in given.wandb]
+        folder = [*given.folders, *of_wandb][0]
+        filters = [*given.filter, *([f"confirmed={given.confirm}"] if given.confirm else [])]
         read_again = partial(
             read, given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds
         )
         if given.serve:
-            serve(given.folders[0])
+            serve(folder, filters)
         if given.watch:
-            watch(read_again, given.folders[0])
+            watch(read_again, folder, filters)
         comparison = read_again()
         if given.images:
-            compare_images(comparison, given.folders[0])
+            compare_images(comparison, folder)
+            report.write_page(comparison, folder, filters)
         elif given.json:
             print(report.as_json(comparison))
         else:
-            of_wandb = [Path("outputs", "-".join(["wandb", *path.split("/")[1:]])) for path in given.wandb]
-            confirm = [f"confirmed={given.confirm}"] if given.confirm else []
-            report.publish(comparison, [*given.folders, *of_wandb][0], [*given.filter, *confirm])
-            under_way = [f"{folder}: {now}" for folder in given.folders if (now := progress(folder))]
-            for line in [*under_way, *disk_lines(given.folders, comparison.runs)]:
+            report.publish(comparison, folder, filters)
+            running = [f"{folder}: {progress}" for folder in given.folders if (progress := under_way(folder))]
+            for line in [*running, *disk_lines(given.folders, comparison.runs)]:
                 say(line)
-            if not comparison.runs and (given.filter or not under_way):
+            if not comparison.runs and (given.filter or not running):
                 where = " and ".join(map(str, [*given.folders, *given.wandb]))
                 raise ConfigError(f"{where}: no runs here{' that fit' if given.filter else ''}")
         if given.serve:

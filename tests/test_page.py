@@ -5,7 +5,8 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,24 @@ import pytest
 from comparison import report, watch
 from comparison.page import PLOTLY, render_update
 from comparison.results import Comparison, read
-from run_folders import write_run
+from conftest import command
+from run_folders import write_run, write_sweep
 from runtime.files import write_text
+from test_images import sweep as predicted_sweep
 
+TINY = (
+    "model.d_model=8", "model.depth=1", "data.train_fraction=0.2", "data.num_workers=0", "trainer.epochs=2",
+    "trainer.figures=false", "wandb.mode=disabled",
+)  # fmt: skip
+SEARCH = (
+    "-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log, interval(0.001, 0.1))", "model.kernel_size=choice(3,5)",
+    *TINY, "sweep=s",
+)  # fmt: skip
+RACE = (
+    "-m", "hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=4",
+    "optimizer.lr=0.03,0.04,0.00001", *TINY, "model.d_model=16", "data.batch_size=32", "data.train_fraction=1",
+    "sweep=r",
+)  # fmt: skip
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -34,7 +50,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kernel in (5, 9):
         for seed in range(3):
             accuracy = 0.90 + 0.01 * (kernel == 9) + 0.001 * seed
-            figures = {"best__val__accuracy": accuracy, "test__accuracy": accuracy}
+            figures = {"best__val__accuracy": accuracy, "test__accuracy": accuracy, "parameters": 1000 * kernel}
             own = {"model.kernel_size": kernel, "seed": seed}
             write_run(
                 folder / f"k{kernel}-{seed}", f"model.kernel_size={kernel}", f"seed={seed}", overrides=own, **figures
@@ -56,19 +72,50 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
-def page(browser, sweep: Path) -> Iterator:
-    """The page as opened from disk; anything that the browser complains about fails the test."""
-    page = browser.new_page(viewport={"width": 390, "height": 800})
-    page.set_default_timeout(120_000)
+def open_page(browser) -> Iterator[Callable]:
+    """Open pages from disk; anything that the browser complains about fails the test."""
     complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-    page.goto((sweep / "comparison.html").as_uri())
-    page.wait_for_selector("#chart-effects .main-svg")
-    yield page
-    page.close()
+    pages = []
+
+    def opened(path: Path, **context):
+        page = browser.new_page(**({"viewport": {"width": 390, "height": 800}} | context))
+        pages.append(page)
+        page.set_default_timeout(120_000)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(path.as_uri())
+        page.wait_for_selector("#settings tbody tr")
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
     assert complaints == []
+
+
+@pytest.fixture
+def page(open_page, sweep: Path):
+    page = open_page(sweep / "comparison.html")
+    page.wait_for_selector("#chart-effects .main-svg")
+    return page
+
+
+def click(page, chart: str, point: int, trace: int = 0) -> None:
+    """Click a point of a chart, as a reader does."""
+    x, y = page.evaluate(
+        """([chart, point, trace]) => {
+            const div = byId(`chart-${chart}`).querySelector(".chart");
+            div.scrollIntoView({ block: "center" });
+            const { xaxis, yaxis } = div._fullLayout, { x, y } = div.data[trace], box = div.getBoundingClientRect();
+            const place = (axis, value) => axis._offset + axis.l2p(axis.d2c(value));
+            return [box.left + place(xaxis, x[point]), box.top + place(yaxis, y[point])];
+        }""",
+        [chart, point, trace],
+    )
+    page.mouse.move(x - 1, y)
+    page.wait_for_selector(f"#chart-{chart} .hoverlayer .hovertext", state="attached")
+    page.mouse.click(x - 1, y)
 
 
 def test_page_answers_sorts_filters_and_links_selections(page, sweep: Path) -> None:
@@ -92,7 +139,7 @@ def test_page_answers_sorts_filters_and_links_selections(page, sweep: Path) -> N
     assert page.locator("#settings tbody tr[aria-selected=true]").count() == 1
     faded = page.evaluate("byId('chart-curves').querySelector('.chart').data.map((trace) => trace.opacity)")
     assert {0.2, 1} <= set(faded)  # the chart shows the selection, too
-    page.evaluate("choose(foldersOf(state.data.settings[1]))")  # as a click on a curve does
+    click(page, "cost", 0)  # drawn last to first: the other setting
     assert page.locator("#runs article").count() == 7
     page.keyboard.press("Escape")
     assert page.locator("#details").is_hidden()
@@ -129,6 +176,72 @@ def test_page_keeps_its_selection_when_runs_report(page, sweep: Path) -> None:
     assert page.inner_text("#selected") == selected
     (sweep / "comparison.live.js").unlink()
     page.evaluate("poll = () => {}")
+
+
+def test_cells_of_a_heat_map_select_their_runs(open_page, tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "grid", {(k, d): [0.9 + k / 1000 + d / 100] for k in (5, 9) for d in (2, 4)})
+    report.publish(read([folder]), folder)
+    page = open_page(folder / "comparison.html")
+    click(page, "heat", 0)
+    (name,) = page.locator("#runs h3").all_inner_texts()
+    assert "kernel_size=5" in name and "depth=2" in name
+
+
+def test_page_of_a_search_links_trials_to_runs(open_page, tmp_path: Path) -> None:
+    """Ten completed trials and pruned ones are drawn; the page says what the search said."""
+    done = command(*SEARCH, "hydra.sweeper.n_trials=11", "hydra.sweeper.pruner=median", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    record = json.loads((sweep / "search.json").read_text())
+    page = open_page(sweep / "comparison.html")
+    shown = page.evaluate("byId('chart-trials').querySelector('.chart').data.slice(1).map((trace) => trace.x)")
+    assert shown == [
+        [trial["number"] for trial in record["trials"] if trial["status"] == status]
+        for status in ("completed", "pruned")
+    ]
+    assert sum(map(len, shown)) == 11
+    caveats = page.inner_text("#caveats")
+    assert all(" ".join(line.split()) in " ".join(caveats.split()) for line in record["lines"])
+    click(page, "trials", 0, trace=1)
+    (name,) = page.locator("#runs h3").all_inner_texts()
+    first = next(trial for trial in record["trials"] if trial["status"] == "completed")
+    assert f"kernel_size={first['params']['model.kernel_size']}" in name
+    page.select_option("#chart-keys select", "model.kernel_size")
+    keys = page.evaluate("byId('chart-keys').querySelector('.chart').data[0].x")
+    assert set(keys) <= {"3", "5"}
+
+
+def test_page_of_a_race_answers_as_the_race_did(open_page, tmp_path: Path) -> None:
+    """A learning rate that hardly trains is dropped after the first round."""
+    done = command(*RACE, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "r"
+    record = json.loads((sweep / "race.json").read_text())
+    page = open_page(sweep / "comparison.html")
+    assert page.locator("#answer p").all_inner_texts() == record["lines"]
+    bars = page.evaluate("byId('chart-race').querySelector('.chart').data[0]")
+    assert bars["x"] == [setting["seeds"] for setting in reversed(record["settings"])]
+    assert bars["text"] == [setting["outcome"] for setting in reversed(record["settings"])]
+    assert [len(folders) for folders in bars["meta"]] == bars["x"]
+    assert {folder for folders in bars["meta"] for folder in folders} == {
+        path.parent.name for path in sweep.glob("*/summary.json")
+    }
+
+
+def test_images_won_and_lost_are_on_the_page(open_page, tmp_path: Path) -> None:
+    """With --images; they leave the page when other runs are compared."""
+    predicted_sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=2)
+    compare = partial(command, str(tmp_path), cwd=tmp_path, script="compare")
+    assert compare("--images").returncode == 0
+    page = open_page(tmp_path / "comparison.html")
+    record = json.loads((tmp_path / "images.json").read_text())
+    pictures = page.locator("#images img")
+    assert pictures.count() == sum(len(row["images"]) for row in record["rows"]) > 12
+    assert page.evaluate("[...document.querySelectorAll('#images img')].every((image) => image.naturalWidth > 0)")
+    assert page.inner_text("#images h3 >> nth=0") == record["rows"][0]["title"]
+    shutil.rmtree(tmp_path / "3-8-1")
+    assert compare().returncode == 0
+    assert open_page(tmp_path / "comparison.html").locator("#images img").count() == 0
 
 
 def test_server_gives_the_folder_and_nothing_else(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """A search instead of a grid: it proposes runs, goes on where it was, and counts over all of its starts."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -24,11 +25,9 @@ from stats.importance import Importance
 from sweeps import search
 from sweeps.launch import monitor_of
 from sweeps.plan import parse_overrides, split_overrides
-from sweeps.search_figure import search_figure
-from sweeps.search_findings import findings, importance
+from sweeps.search_findings import as_record, findings, importance
 from sweeps.space import check_space, make_space
 from sweeps.trials import complete, is_hopeless, make_sampler
-from test_plots import assert_legible
 from tracking.trial import Trial, open_storage
 
 TINY = (
@@ -222,7 +221,10 @@ def test_the_mean_over_seeds_decides_and_hopeless_trials_get_no_more(tmp_path: P
     values = {trial.params["optimizer.lr"]: trial.value for trial in trials(sweep)}
     assert values == {"0.03": pytest.approx(sum(good) / 3), "1e-05": min(objective for _, _, objective in reached)}
     assert f"best of 3 trials: val/accuracy {sum(good) / 3:.1%}" in done.stdout
-    assert (sweep / "search.png").exists()
+    record = json.loads((sweep / "search.json").read_text())
+    assert record["lines"][0] in done.stdout
+    runs = {trial["params"]["optimizer.lr"]: len(trial["runs"]) for trial in record["trials"]}
+    assert runs == {"0.03": 3, "1e-05": 1}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -257,22 +259,21 @@ def test_what_a_search_found() -> None:
     assert "10 completed trials" in findings(few, "val/accuracy", 3, {})[-1]
 
 
-def test_the_figure_of_a_search() -> None:
+def test_record_of_a_search_holds_trials_and_importances() -> None:
     study = searched(20)
     found = {"optimizer.lr": Importance(0.7, 0.6), "model.depth": Importance(0.2, 0.5)}
-    figure = search_figure(study, "val/accuracy", found)
-    assert figure
-    assert_legible(figure)
-    panels = {axes.get_title("left").partition(":")[0]: axes for axes in figure.axes if axes.axison}
-    assert next(iter(panels)) == "optimizer.lr"  # the most important
-    assert {key: axes.get_xscale() for key, axes in panels.items()} == {
-        "optimizer.lr": "log", "model.depth": "linear", "augmentation": "linear", "model.kernel_size": "linear"
-    }  # fmt: skip
-    assert sum(line.get_xdata().size for line in panels["optimizer.lr"].lines) == 20 + 1  # the best one twice
-    for key, choices in (("augmentation", 5), ("model.kernel_size", 2)):
-        drawn = np.concatenate([line.get_xdata() for line in panels[key].lines])
-        assert set(drawn) <= set(range(choices)), "each choice has one place"
-    assert search_figure(searched(0), "val/accuracy", {}) is None
+    record = json.loads(json.dumps(as_record(study, ["best"], found)))
+    assert [key["key"] for key in record["keys"]][:2] == ["optimizer.lr", "model.depth"]  # the most important first
+    keys = {key["key"]: key for key in record["keys"]}
+    assert keys["optimizer.lr"]["is_log"] and keys["optimizer.lr"]["importance"] == 0.7
+    assert not keys["model.depth"]["is_log"] and keys["model.depth"]["choices"] is None
+    assert len(keys["augmentation"]["choices"]) == 5 and keys["augmentation"]["importance"] is None
+    assert [trial["number"] for trial in record["trials"]] == list(range(20))
+    assert [trial["status"] for trial in record["trials"]].count("pruned") == 4
+    best = max(record["trials"], key=lambda trial: trial["value"])
+    assert (best["number"], best["low"], best["high"]) == (11, 0.95, 0.95)
+    pruned = next(trial for trial in record["trials"] if trial["status"] == "pruned")
+    assert pruned["value"] == study.trials[pruned["number"]].intermediate_values[1]
 
 
 def searched(n_trials: int) -> optuna.Study:

@@ -192,7 +192,7 @@ def caveats(comparison: Comparison) -> list[str]:
         lines.append(f"One seed only, so not tested: {listing(single, comparison)}.")
     if len(settings) > 1 and not comparison.effects:
         lines.append("No setting differs from a baseline in one factor alone: no factor's own effect can be estimated.")
-    if any(run.folder.with_name("race.md").exists() for run in comparison.runs):
+    if any(run.folder.with_name(name).exists() for run in comparison.runs for name in ("race.json", "race.md")):
         lines.append(
             "A race chose the seeds of each setting by its results. Its own tests (race.md) allow for that; the "
             "intervals and p values here do not."

@@ -1,12 +1,16 @@
-"""The test images that are won and lost most clearly, as a sheet of pictures."""
+"""The test images that are won and lost most clearly: as a sheet of pictures, and as thumbnails for a page."""
 
+import base64
+import io
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from comparison.formatting import count, shorten
 from comparison.image_differences import ImageDifference, Predictions
@@ -17,8 +21,9 @@ from data.splits import Split
 from tracking.plots import GREY, PAGE, STYLE, show_images
 
 COLUMNS = 6
+THUMBNAILS, SIDE = 12, 96  # of a row of the page; their larger side in pixels
 CLASS = 10  # characters of a class's name beside another
-LEGEND = "Below each image: its class; what most runs predict, with the second → with the first; how many are right"
+LEGEND = "Below an image: its class; what most runs predict, with the second → with the first; how many runs are right"
 
 
 def read_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]:
@@ -38,26 +43,60 @@ def read_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]
 def image_sheet(
     differences: Sequence[ImageDifference], predictions: Predictions, images: Split, classes: Sequence[str]
 ) -> Figure:
-    """For each difference the images that are won, the clearest first, and below them those that are lost."""
-    rows = [
-        (f"{one.name}: {word} on {count(len(found), 'image')}", one, found[:COLUMNS])
-        for one in differences
-        for word, found in (("more often right", one.won), ("less often right", one.lost))
-        if len(found)
-    ]
+    """Draw the rows of pictures, and below each picture its caption."""
+    rows = picture_rows(differences, COLUMNS)
     side = PAGE / COLUMNS
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 0.3 + len(rows) * (side + 0.65)), layout="constrained")
         figure.suptitle(LEGEND, fontsize=7, color=GREY, x=0.01, ha="left")
         areas = figure.subfigures(max(1, len(rows)), 1, squeeze=False)[:, 0]
-        for area, (title, one, found) in zip(areas, rows, strict=False):
+        for area, (title, one, shown) in zip(areas, rows, strict=False):
             area.suptitle(title, fontsize=8, x=0.01, ha="left")
-            captions = [caption(i, one, predictions, classes) for i in found]
-            show_images(area.subplots(1, COLUMNS), [images[i] for i in found], captions)
+            captions = ["\n".join(caption(i, one, predictions, classes)) for i in shown]
+            show_images(area.subplots(1, COLUMNS), [images[i] for i in shown], captions)
     return figure
 
 
-def caption(image: int, one: ImageDifference, predictions: Predictions, classes: Sequence[str]) -> str:
+def thumbnails(
+    differences: Sequence[ImageDifference], predictions: Predictions, images: Split, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the rows of pictures for a page, at most about 10 kB each."""
+    rows = [
+        {
+            "title": title,
+            "images": [
+                {"src": data_uri(images[i]), "caption": caption(i, one, predictions, classes)} for i in shown.tolist()
+            ],
+        }
+        for title, one, shown in picture_rows(differences, THUMBNAILS)
+    ]
+    return {"legend": LEGEND, "rows": rows}
+
+
+def picture_rows(
+    differences: Sequence[ImageDifference], most: int
+) -> list[tuple[str, ImageDifference, NDArray[np.int64]]]:
+    """List for each difference a title and the images won, the clearest first, and then those lost."""
+    return [
+        (f"{one.name}: {word} on {count(len(changed), 'image')}", one, changed[:most])
+        for one in differences
+        for word, changed in (("more often right", one.won), ("less often right", one.lost))
+        if len(changed)
+    ]
+
+
+def data_uri(image: Image.Image) -> str:
+    """Encode a small copy of an image as a URI that holds it; tiny ones without loss."""
+    image = image.convert("RGB")
+    form = "PNG" if max(image.size) <= 32 else "JPEG"
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, form, quality=80)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def caption(image: int, one: ImageDifference, predictions: Predictions, classes: Sequence[str]) -> list[str]:
+    """Describe an image in three lines; see LEGEND."""
     predicted, right = [], []
     for settings in zip(*one.pairs, strict=True):
         votes = np.concatenate([predictions.predicted(setting)[:, image] for setting in settings])
@@ -68,4 +107,4 @@ def caption(image: int, one: ImageDifference, predictions: Predictions, classes:
         ]
         right.append(f"{100 * np.mean(shares):.0f}")
     name = shorten(classes[predictions.labels[image]], 2 * CLASS)
-    return f"{name}\n{predicted[1]} → {predicted[0]}\n{right[1]} → {right[0]} % right"
+    return [name, f"{predicted[1]} → {predicted[0]}", f"{right[1]} → {right[0]} %"]

@@ -1,5 +1,6 @@
 """Which images the best setting and each factor win and lose: a table, images.csv and images.png."""
 
+import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 
 from comparison.formatting import change_text, p_text
 from comparison.image_differences import ImageDifference, Predictions, image_differences, read_predictions
-from comparison.results import Comparison
+from comparison.results import Comparison, compared_runs
 from comparison.runs import Run
 from config.errors import ConfigError, first_line
 from config.text import csv_text
@@ -35,7 +36,8 @@ PICTURED = 4  # of the differences
 def compare_images(comparison: Comparison, folder: Path) -> None:
     """Print which images are won and lost, by the best setting against the next and by every effect.
 
-    images.csv in the folder has all of them, and images.png the clearest, where the data set is at hand.
+    images.csv in the folder has all of them, and images.png the clearest, where the data set is available; images.json
+    has these for the comparison's page.
 
     Raises:
         ConfigError: there are no two settings, no predictions, or they are of different images; or the folder cannot be
@@ -50,7 +52,11 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
     for line in NOTES:
         say(line)
 
-    from comparison.image_sheet import image_sheet, read_images  # Matplotlib and torchvision take long to import
+    from comparison.image_sheet import (
+        image_sheet,
+        read_images,
+        thumbnails,
+    )  # Matplotlib and torchvision take long to import
     from data.image_files import DataError
 
     try:
@@ -62,9 +68,11 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
             say(f"→ {folder}/images.csv; no images.png: {error}")
             return
         largest = sorted(found[1:], key=lambda one: -abs(one.found.both.value))
-        sheet = image_sheet([found[0], *largest[: PICTURED - 1]], predictions, images, classes)
+        pictured = [found[0], *largest[: PICTURED - 1]]
         with whole(folder / "images.png") as temporary:
-            sheet.savefig(temporary, dpi=150)
+            image_sheet(pictured, predictions, images, classes).savefig(temporary, dpi=150)
+        record = {"runs": compared_runs(comparison), **thumbnails(pictured, predictions, images, classes)}
+        write_text(folder / "images.json", json.dumps(record))
     except OSError as error:
         raise ConfigError(f"{folder}: the images cannot be written there: {error.strerror or error}") from error
     say(f"→ {folder}/images.png, images.csv")

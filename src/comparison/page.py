@@ -22,12 +22,13 @@ from comparison.findings import caveats, effect_name, result
 from comparison.formatting import HEADINGS, label
 from comparison.notes import notes
 from comparison.power_text import question
-from comparison.progress import progress
-from comparison.results import ACCURACIES, COSTS, Comparison, is_lower_better
+from comparison.progress import under_way
+from comparison.results import ACCURACIES, COSTS, Comparison, class_averages, compared_runs, is_lower_better
 from comparison.runs import Run
 from comparison.settings import Setting
-from runtime.files import write_text
+from runtime.files import read_json, write_text
 from stats import Estimate
+from tracking import records
 
 PLOTLY = f"plotly-{version('plotly')}.min.js"
 ASSETS = Path(__file__).with_name("page_assets")
@@ -50,7 +51,7 @@ def render_page(comparison: Comparison, folder: Path) -> str:
         title=data["title"],
         plotly=place_plotly(folder),
         style=Markup((ASSETS / "page.css").read_text()),
-        script=Markup("".join((ASSETS / name).read_text() for name in ("charts.js", "page.js"))),
+        script=Markup("".join((ASSETS / name).read_text() for name in ("choices.js", "charts.js", "page.js"))),
         data=Markup(as_json(data)),
     )
 
@@ -61,13 +62,20 @@ def render_update(comparison: Comparison, folder: Path) -> str:
 
 
 def place_plotly(folder: Path) -> str:
-    """Write Plotly's script where it is missing, and return its path as seen from the folder."""
-    name = f"plotly-{version('plotly')}.min.js"
-    if not (folder.resolve().parent / name).exists():
-        write_text(
-            folder.resolve().parent / name, (files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
-        )
-    return f"../{name}"
+    """Write Plotly's script where it is missing, and return its path as seen from the folder.
+
+    It lies beside the folder, once for all sweeps; in the folder where only that can be written to.
+    """
+    script = files("plotly") / "package_data" / "plotly.min.js"
+    for place in ("..", "."):
+        path = folder.resolve() / place / PLOTLY
+        try:
+            if not path.exists():
+                write_text(path, script.read_text("utf-8"))
+            return f"{place}/{PLOTLY}"
+        except OSError as error:
+            problem = error
+    raise problem
 
 
 def as_json(data: Any) -> str:
@@ -79,10 +87,14 @@ def as_json(data: Any) -> str:
 def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
     """Collect what the page shows; page_assets/page.js reads it."""
     settings, metric = comparison.settings, comparison.metric
-    number = {run: i for i, run in enumerate(run for setting in settings for run in setting.runs)}
+    place = {run: i for i, run in enumerate(run for setting in settings for run in setting.runs)}
     drawn = curves(comparison)
-    names = [name for name in dict.fromkeys([*ACCURACIES, metric, *COSTS]) if any(s.estimate(name) for s in settings)]
-    under_way = progress(folder)
+    figures = dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), metric, *COSTS])
+    names = [name for name in figures if any(setting.estimate(name) for setting in settings)]
+    is_one_sweep = all(run.folder.is_relative_to(folder.resolve()) for run in comparison.runs)
+    search = read_json(folder / "search.json", records.Search) if is_one_sweep else {}
+    race = read_json(folder / "race.json", records.Race) if is_one_sweep else {}
+    images = read_json(folder / "images.json", records.Pictures)
     shared = settings[0].runs[0].config if settings else {}
     return {
         "title": comparison.title,
@@ -90,12 +102,12 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "percent": metric.endswith("accuracy"),
         "lower": is_lower_better(metric),
         "written": datetime.now().isoformat(),
-        "progress": str(under_way) if under_way else None,
-        "answer": result(comparison),
+        "progress": under_way(folder),
+        "answer": race.get("lines") or result(comparison),  # the tests of a race allow for its looks
         "caveats": [*notes(comparison), *caveats(comparison)],
         "keys": [{"key": key, "name": comparison.short(key)} for key in comparison.factors],
         "columns": [
-            {"key": name, "name": HEADINGS.get(name, name), "kind": kind(name)}
+            {"key": name, "name": HEADINGS.get(name, name), "kind": kind(name), "is_cost": name in COSTS}
             for name in names
         ],
         "settings": [
@@ -104,15 +116,14 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
                 "levels": [plain(setting.levels[key]) for key in comparison.factors],
                 "n": len(setting.by_seed(metric)),
                 "values": {name: as_record(setting.estimate(name)) for name in names},
-                "may_be_best": setting in comparison.may_be_best,
                 "probability_best": rounded(comparison.probability_best(setting)),
-                "runs": [number[run] for run in setting.runs],
+                "runs": [place[run] for run in setting.runs],
                 "curve": mean_curve([drawn[run] for run in setting.runs if run in drawn]),
             }
             for setting in settings
         ],
         "runs": [
-            run_record(run, i, setting, names, drawn, folder, len(number))
+            run_record(run, i, setting, names, drawn, folder, len(place))
             for i, setting in enumerate(settings)
             for run in setting.runs
         ],
@@ -130,7 +141,9 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
             }
             for plan in comparison.plans if plan.curve
         ],
-        "images": {"picture": "images.png", "lines": []} if (folder / "images.png").exists() else None,
+        "search": search or None,
+        "race": race or None,
+        "images": images if images.get("runs") == compared_runs(comparison) else None,
         "shared": {key: plain(value) for key, value in shared.items() if key not in comparison.keys and key != "seed"},
     }  # fmt: skip
 
@@ -166,7 +179,8 @@ def run_record(
     is_local = run.folder.is_dir()
     seed = run.config.get("seed", 0)
     return {
-        "name": run.folder.name, "setting": setting, "seed": seed, "status": run.status, "reason": run.reason,
+        "name": run.folder.name, "id": run.run_id, "setting": setting, "seed": seed,
+        "status": run.status, "reason": run.reason,
         "folder": str(run.folder.relative_to(folder.resolve()) if inside else run.folder),
         "values": {name: rounded(run.figure(name)) for name in names},
         "curve": drawn.get(run),

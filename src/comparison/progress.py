@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from comparison.formatting import duration
+from runtime.claims import is_held
 from runtime.files import read_json
-from tracking.records import PlannedRun
+from tracking.records import PlannedRun, Race, Search
 from tracking.run_index import RunIndex
 from tracking.run_lock import is_locked
 
@@ -39,6 +40,16 @@ class Progress:
         runs = self.ended + self.running + self.left
         told = f"{self.ended} of {runs} runs ended, {self.running} running, {self.left} to come"
         return f"{told}: {self.time_left}" if self.time_left else told
+
+
+def under_way(folder: Path) -> str | None:
+    """Say how far the folder's sweep is; None where it has ended."""
+    if grid := progress(folder):
+        return str(grid)
+    if not is_held(folder / "sweep.lock"):  # a search or a race holds it
+        return None
+    chosen = [read_json(folder / "search.json", Search), read_json(folder / "race.json", Race)]
+    return next((record["progress"] for record in chosen if record.get("progress")), "the first runs are being trained")
 
 
 def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | None:

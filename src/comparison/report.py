@@ -44,20 +44,40 @@ STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of 
 def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
     """Write the files of a comparison into the folder, and print it.
 
+    Args:
+        filters: by which the runs were chosen; they are in the files' names.
+
     Raises:
         ConfigError: the folder cannot be written to.
     """
     if not comparison.runs:
         return
-    # That of some of the runs does not take the place of that of all.
-    stem = "-".join(["comparison", *map(in_a_file_name, filters)])
     try:
-        names = write(comparison, folder, stem)
+        names = write(comparison, folder, stem_of(filters))
     except OSError as error:
         show(comparison)
         raise ConfigError(f"{folder}: the comparison cannot be written there: {error.strerror or error}") from error
     show(comparison)
     say(f"→ {folder}/{', '.join(names)}")
+
+
+def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
+    """Write the page alone.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    from comparison.page import render_page
+
+    try:
+        write_text(folder / f"{stem_of(filters)}.html", render_page(comparison, folder))
+    except OSError as error:
+        raise ConfigError(f"{folder}: the page cannot be written there: {error.strerror or error}") from error
+
+
+def stem_of(filters: Sequence[str]) -> str:
+    """Name the files of a comparison: that of some of the runs does not take the place of that of all."""
+    return "-".join(["comparison", *map(in_a_file_name, filters)])
 
 
 def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:

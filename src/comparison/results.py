@@ -185,6 +185,11 @@ def class_averages(runs: Sequence[Run]) -> list[str]:
     return []
 
 
+def compared_runs(comparison: Comparison) -> list[str]:
+    """List the IDs of the runs that have a result, by which it is known if images.json is of these."""
+    return sorted(run.run_id for setting in comparison.valued for run in setting.completed)
+
+
 def is_lower_better(figure: str) -> bool:
     return figure.endswith(LOWER_IS_BETTER)
 

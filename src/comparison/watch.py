@@ -3,14 +3,15 @@
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from comparison.page import PLOTLY, render_page, render_update
-from comparison.progress import progress
+from comparison.page import PLOTLY, render_update
+from comparison.progress import under_way
+from comparison.report import stem_of, write_page
 from comparison.results import Comparison
 from runtime.console import say
 from runtime.files import write_text
@@ -18,19 +19,19 @@ from runtime.files import write_text
 EVERY = 5.0  # seconds between two readings of the runs
 
 
-def watch(read: Callable[[], Comparison], folder: Path) -> None:
+def watch(read: Callable[[], Comparison], folder: Path, filters: Sequence[str] = ()) -> None:
     """Write the page again and again until all runs of the folder's sweep have ended.
 
     The page loads `comparison.live.js` every few seconds, which calls its function `update`.
     """
-    page, live = folder / "comparison.html", folder / "comparison.live.js"
+    live = folder / f"{stem_of(filters)}.live.js"
     try:
-        while now := progress(folder):
+        while progress := under_way(folder):
             started = time.monotonic()
             comparison = read()
-            write_text(page, render_page(comparison, folder))
+            write_page(comparison, folder, filters)
             write_text(live, render_update(comparison, folder))
-            say(f"{folder}: {now}")
+            say(f"{folder}: {progress}")
             time.sleep(max(EVERY, 4 * (time.monotonic() - started)))  # reading thousands of runs takes seconds
         write_text(live, render_update(read(), folder))  # for a page that is open
         time.sleep(EVERY)
@@ -38,11 +39,11 @@ def watch(read: Callable[[], Comparison], folder: Path) -> None:
         live.unlink(missing_ok=True)
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, filters: Sequence[str] = ()) -> None:
     """Serve the folder to this machine alone, read only, until the process ends."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder.resolve())))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    say(f"http://127.0.0.1:{server.server_port}/{quote(folder.resolve().name)}/comparison.html")
+    say(f"http://127.0.0.1:{server.server_port}/{quote(folder.resolve().name)}/{quote(stem_of(filters))}.html")
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -4,6 +4,7 @@ A round's runs go to the launcher together. Their results are read from their fo
 race that was stopped, and takes the same decisions.
 """
 
+import json
 import math
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from runtime.files import write_text
 from stats.race import Result, Rules, Run, Standing, standing
 from sweeps import launch, plan
 from sweeps.plan import Job
-from sweeps.race_findings import Racers, cost, dropped_lines, ending, table
+from sweeps.race_findings import Racers, as_record, cost, dropped_lines, ending, table
 from tracking.identity import display_name
 from tracking.run_index import RunIndex
 
@@ -65,6 +66,12 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
             result, replace(rules, resolution=1 / images if (images := images_of(jobs_so_far, index)) else None)
         )
 
+    def record(now: Standing, lines: Sequence[str] = (), progress: str = "") -> None:
+        seeds = {setting: range(len(results)) for setting, results in now.results.items()}
+        run_ids = {setting: [job((setting, seed)).run_id for seed in seeds[setting]] for setting in seeds}
+        tree = as_record(now, rules, racers, run_ids, lines, progress)
+        write_text(folder / "race.json", json.dumps(tree, indent=2))
+
     jobs_so_far = [job((setting, seed)) for setting in range(len(settings)) for seed in range(2)]
     limits = options.first_seeds, options.max_seeds, options.max_hours, options.smallest
     rules = Rules(len(settings), *limits, lower_is_better=metric == "val/loss")
@@ -74,8 +81,10 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         racers, started, made = Racers(names_of(settings), metric, None), time.monotonic(), 0
         while (now := stand()).missing:
             per_run = (time.monotonic() - started) / made if made else None
-            for line in [*dropped_lines(now, racers), round_line(now, rules, per_run)]:
+            progress = round_line(now, rules, per_run)
+            for line in [*dropped_lines(now, racers), progress]:
                 say(line)
+            record(now, progress=progress)
             launched.update(now.missing)
             launch.launch(launcher, map(job, now.missing), index, first_number=len(now.seconds))
             made += len(now.missing)
@@ -83,7 +92,10 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
                 return
         varies = len({of_seed.config.data.split_seed for of_seed in jobs_so_far}) > 1
-        report(now, rules, replace(racers, images=None if varies else images_of(jobs_so_far, index)), folder)
+        racers = replace(racers, images=None if varies else images_of(jobs_so_far, index))
+        lines = [*ending(now, rules, racers), cost(now, rules)]
+        record(now, lines)
+        report(now, racers, lines, folder)
 
 
 def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:
@@ -130,10 +142,9 @@ def round_line(now: Standing, rules: Rules, per_run: float | None) -> str:
     return f"{line}; about {duration(runs * per_run)}, at most {duration((most - done) * per_run)} left"
 
 
-def report(now: Standing, rules: Rules, racers: Racers, folder: Path) -> None:
+def report(now: Standing, racers: Racers, lines: Sequence[str], folder: Path) -> None:
     """Show the outcome and the table, on the terminal and in race.md."""
     header, rows = table(now, racers)
-    lines = [*ending(now, rules, racers), cost(now, rules)]
     title = f"race by {racers.metric}; ± is the mean's 95 % interval, and of a distance that of the race's tests"
     for line in dropped_lines(now, racers):
         say(line)

@@ -1,7 +1,7 @@
 """The results of a race in words: dropped settings, the winner, the claims, a table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from comparison.formatting import count, duration, figure_text
 from stats import mean
 from stats.prediction import rate_bounds
 from stats.race import Behind, Rules, Standing, confidence
+from tracking.records import Race, Racer
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
     unit = " %" if racers.is_accuracy else ""
     header = ["setting", "seeds", f"{racers.metric}{unit}", "behind the leader", "outcome"]
     rows = []
-    for setting in (*race.ranked, *sorted(race.dropped, key=lambda setting: -race.dropped[setting].round)):
+    for setting in standings(race):
         dropped = race.dropped.get(setting)
         behind = dropped.behind if dropped else race.behind.get(setting)
         outcome = "winner" if race.end == "winner" else "in question"
@@ -137,6 +138,43 @@ def table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
         result, runs = mean_text(race.completed(setting), racers.metric), str(len(race.by_seed(setting)))
         rows.append([racers.names[setting], runs, result, racers.distance(behind, "") if behind else "", outcome])
     return header, rows
+
+
+def standings(race: Standing) -> list[int]:
+    """List the settings: those in question, then those dropped, the last ones first."""
+    return [*race.ranked, *sorted(race.dropped, key=lambda setting: -race.dropped[setting].round)]
+
+
+def as_record(
+    race: Standing,
+    rules: Rules,
+    racers: Racers,
+    run_ids: Mapping[int, Sequence[str]],
+    lines: Sequence[str],
+    progress: str,
+) -> Race:
+    """Describe a race in race.json, which the page of its comparison shows.
+
+    Args:
+        run_ids: of each setting's runs.
+        lines: the outcome; none while the race goes on.
+        progress: of a race that goes on.
+    """
+    _, rows = table(race, racers)
+    settings: list[Racer] = [
+        {
+            "name": name,
+            "seeds": len(race.results[setting]),
+            "value": value,
+            "behind": behind,
+            "outcome": outcome,
+            "is_dropped": setting in race.dropped,
+            "runs": list(run_ids[setting]),
+        }
+        for setting, (name, _, value, behind, outcome) in zip(standings(race), rows, strict=True)
+    ]
+    rounds = list(rules.rounds[: race.round])
+    return {"progress": progress, "lines": list(lines), "rounds": rounds, "settings": settings}
 
 
 def mean_text(values: Sequence[float], metric: str) -> str:

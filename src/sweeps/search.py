@@ -27,12 +27,21 @@ from config.errors import ConfigError, first_line
 from config.schema import Config
 from config.sweepers import Search
 from runtime.console import say
+from runtime.files import write_text
 from sweeps import launch, plan
-from sweeps.search_figure import search_figure
-from sweeps.search_findings import findings, importance
+from sweeps.search_findings import as_record, findings, importance
 from sweeps.space import Space, check_space, make_space
-from sweeps.trials import complete, is_hopeless, make_sampler, not_retried, propose, seed_values, sign, try_again
-from tracking import plots
+from sweeps.trials import (
+    complete,
+    is_hopeless,
+    keep_runs,
+    make_sampler,
+    not_retried,
+    propose,
+    seed_values,
+    sign,
+    try_again,
+)
 from tracking.identity import run_id
 from tracking.run_index import RunIndex
 from tracking.trial import PRUNER, check_storage, open_storage
@@ -89,12 +98,14 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
             ended = len(not_retried(study)) - len(study.get_trials(states=[TrialState.RUNNING]))
             if left := max(0, options.n_trials - ended):
                 seconds = left * (time.monotonic() - started) / made
-                say(f"{ended} of {options.n_trials} trials ended, about {duration(seconds)} left")
+                progress = f"{ended} of {options.n_trials} trials ended, about {duration(seconds)} left"
+                say(progress)
+                write_text(folder / "search.json", json.dumps(as_record(study, [], {}, progress)))
         importances = importance(study)
-        for line in findings(study, monitor, options.n_seeds, importances):
+        lines = findings(study, monitor, options.n_seeds, importances)
+        for line in lines:
             say(line)
-        if figure := search_figure(study, monitor, importances):
-            plots.save(figure, folder / "search")
+        write_text(folder / "search.json", json.dumps(as_record(study, lines, importances)))
 
 
 def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study:
@@ -170,6 +181,7 @@ def run_batch(
                 log.error(f"FAILED {' '.join(overrides_of(own))}: {error}")
                 study.tell(trial.number, state=TrialState.FAIL)
         first_number = done * options.n_seeds + turn * len(batch)
+        keep_runs(study, {trial.number: run.run_id for trial, run in runs})
         launch.launch(launcher, [run for _, run in runs], index, first_number)
         waiting = []
         for trial, run in runs:

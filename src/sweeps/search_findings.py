@@ -1,19 +1,21 @@
 """The results of a search in words: its best trial, the cost of pruning, the importance of each key."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
+from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from comparison.formatting import count
 from config.command_line import overrides_of
 from stats.importance import Importance, importances
 from stats.prediction import rate_bounds
-from sweeps.trials import completed, not_retried, seed_values, sign
+from sweeps.trials import RUNS, completed, not_retried, seed_values, sign
+from tracking.records import Search, SearchedKey, Trial
 from tracking.trial import FINISH, PRUNED_AT
 
 FEWEST = 10  # completed trials that it takes for importances: of fewer they are noise
@@ -100,3 +102,45 @@ def importance(study: optuna.Study) -> Mapping[str, Importance]:
         return get_param_importances(variant, evaluator=evaluator)
 
     return importances(shares_of, objectives)
+
+
+def as_record(study: optuna.Study, lines: Sequence[str], found: Mapping[str, Importance], progress: str = "") -> Search:
+    """Describe a search in search.json, which the page of its comparison shows.
+
+    Args:
+        lines: its findings.
+        found: the importance of each key.
+        progress: of a search that goes on.
+    """
+    trials = not_retried(study)
+    space = trials[0].distributions
+    keys: list[SearchedKey] = [
+        {
+            "key": key,
+            "is_log": getattr(space[key], "log", False),
+            "choices": list(values.choices) if isinstance(values := space[key], CategoricalDistribution) else None,
+            "importance": found[key].share if key in found else None,
+            "by_chance": found[key].by_chance if key in found else None,
+        }
+        for key in sorted(space, key=lambda key: -found[key].share if key in found else 0.0)
+    ]
+    rows = [trial_record(study, trial) for trial in trials]
+    return {"progress": progress, "lines": list(lines), "keys": keys, "trials": rows}
+
+
+def trial_record(study: optuna.Study, trial: FrozenTrial) -> Trial:
+    """Describe a trial; the value of a pruned one is its best epoch's."""
+    values = seed_values(study).get(trial.number, [])
+    if trial.state == TrialState.PRUNED and trial.intermediate_values:
+        values = [max(trial.intermediate_values.values(), key=lambda value: sign(study) * value)]
+    return {
+        "number": trial.number,
+        "status": {TrialState.COMPLETE: "completed", TrialState.FAIL: "failed"}.get(
+            trial.state, trial.state.name.lower()
+        ),
+        "value": float(np.mean(values)) if values else None,
+        "low": min(values, default=None),
+        "high": max(values, default=None),
+        "params": trial.params,
+        "runs": study.user_attrs.get(RUNS, {}).get(str(trial.number), []),
+    }

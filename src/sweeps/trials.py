@@ -5,7 +5,7 @@ the trials before it alone, so that a search that was interrupted makes the same
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from tracking.trial import FINISH
 RESUMABLE = (TPESampler, GPSampler, RandomSampler)  # which propose by the trials so far alone
 RETRY_OF = "retry_of"  # attribute of a trial: the number of the one that failed
 SEEDS = "seeds"  # attribute of a study: by a trial's number the objectives of its seeds
+RUNS = "runs"  # attribute of a study: by a trial's number the IDs of its runs
 
 
 def propose(study: optuna.Study, space: Space, options: Search) -> list[FrozenTrial]:
@@ -107,6 +108,15 @@ def seed_values(study: optuna.Study) -> dict[int, list[float]]:
     """Collect the objectives of the seeds of every completed trial, by its number."""
     kept = check_type(dict[str, list[Finite]], study.user_attrs.get(SEEDS, {}))
     return {int(number): values for number, values in kept.items()}
+
+
+def keep_runs(study: optuna.Study, run_ids: Mapping[int, str]) -> None:
+    """Keep the ID of a run of each trial, by the trial's number."""
+    runs = study.user_attrs.get(RUNS, {})
+    added = {
+        str(number): list(dict.fromkeys([*runs.get(str(number), []), run_id])) for number, run_id in run_ids.items()
+    }
+    study.set_user_attr(RUNS, {**runs, **added})
 
 
 def complete(study: optuna.Study, number: int, values: list[float]) -> None:

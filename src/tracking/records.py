@@ -1,4 +1,7 @@
-"""Types of files that are read back: summary.json of a run, sweep.json of a grid."""
+"""Types of files that are read back: summary.json of a run, and those of a sweep.
+
+sweep.json lists the runs of a grid; search.json, race.json and images.json are for the page of a comparison.
+"""
 
 import sys
 from typing import Annotated, Any, Literal, Required
@@ -35,6 +38,74 @@ class PlannedRun(TypedDict):
     data: str
     epochs: Whole
     epoch_size: Finite
+
+
+@strict
+class Trial(TypedDict):
+    number: Whole
+    status: str
+    value: Finite | None  # of the monitored metric
+    low: Finite | None  # of its seeds
+    high: Finite | None
+    params: dict[str, Plain]
+    runs: list[str]  # IDs
+
+
+@strict
+class SearchedKey(TypedDict):
+    key: str
+    is_log: bool
+    choices: list[Plain] | None  # None: a range
+    importance: Finite | None
+    by_chance: Finite | None
+
+
+@strict
+class Search(TypedDict):
+    progress: str  # empty at its end
+    lines: list[str]  # its findings; empty before its end
+    keys: list[SearchedKey]  # the most important first
+    trials: list[Trial]
+
+
+@strict
+class Racer(TypedDict):
+    name: str
+    seeds: Whole
+    value: str
+    behind: str
+    outcome: str
+    is_dropped: bool
+    runs: list[str]  # IDs
+
+
+@strict
+class Race(TypedDict):
+    progress: str  # empty at its end
+    lines: list[str]  # the outcome; empty before its end
+    rounds: list[Whole]  # seeds after each
+    settings: list[Racer]  # those in question, then those dropped
+
+
+@strict
+class Picture(TypedDict):
+    src: str
+    caption: list[str]
+
+
+@strict
+class PictureRow(TypedDict):
+    title: str
+    images: list[Picture]
+
+
+@strict
+class Pictures(TypedDict):
+    """The test images that are won and lost most clearly."""
+
+    runs: list[str]  # IDs of the runs compared
+    legend: str
+    rows: list[PictureRow]
 
 
 def number(value: Any) -> float | None:

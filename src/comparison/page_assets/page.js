@@ -1,5 +1,5 @@
 // The page of a comparison: the table of settings, the selected runs, and live updates; charts.js draws the charts.
-// All names come from files of other people, so they are only ever set as text, never as HTML.
+// Names come from other people's files, so they are only ever set as text, never as HTML.
 "use strict";
 
 const state = {
@@ -16,7 +16,7 @@ function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value);
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
@@ -28,9 +28,10 @@ function format(value, kind) {
   if (value === null || value === undefined) return "";
   if (typeof value !== "number") return String(value);
   if (kind === "percent") return (100 * value).toFixed(2);
+  if (kind === "points") return `${value < 0 ? "−" : "+"}${(100 * Math.abs(value)).toFixed(2)}`;
   if (kind === "count") return engineering(value, ["", " k", " M", " G", " T"], 1000);
   if (kind === "bytes") return engineering(value, [" B", " kB", " MB", " GB", " TB"], 1000);
-  if (kind === "seconds") return value < 100 ? String(+value.toPrecision(2)) : Math.round(value).toLocaleString("en");
+  if (kind === "seconds") return value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
   return Number.isInteger(value) ? String(value) : String(+value.toPrecision(4));
 }
 
@@ -40,12 +41,10 @@ function engineering(value, units, base) {
   return `${value < 0 ? "−" : ""}${+size.toPrecision(3)}${units[unit]}`;
 }
 
-const isResult = (key) => key === state.data.metric || key.endsWith("accuracy");
-
-function formatEstimate(estimate, kind, hasInterval) {
+function formatEstimate(estimate, { kind, is_cost: isCost }) {
   if (!estimate) return "";
-  const margin = estimate.low === null || !hasInterval ? null : (estimate.high - estimate.low) / 2;
-  return format(estimate.value, kind) + (margin === null ? "" : ` ± ${format(margin, kind)}`);
+  const margin = isCost || estimate.low === null ? "" : ` ± ${format((estimate.high - estimate.low) / 2, kind)}`;
+  return format(estimate.value, kind) + margin;
 }
 
 // What is shown, in which order.
@@ -56,7 +55,7 @@ function columns() {
   const value = (entry) => ({
     name: entry.name, title: entry.key,
     of: (setting) => setting.values[entry.key]?.value ?? null,
-    text: (setting) => formatEstimate(setting.values[entry.key], entry.kind, isResult(entry.key)),
+    text: (setting) => formatEstimate(setting.values[entry.key], entry),
     ofRun: (run) => format(run.values[entry.key], entry.kind),
   });
   const name = { name: "setting", title: "setting", of: (setting) => setting.name, text: (setting) => setting.name };
@@ -68,13 +67,18 @@ function columns() {
   const failed = {
     name: "without result", title: "runs that failed, were stopped or are not finished",
     of: (setting) => setting.runs.length - setting.n,
-    text: (setting) => (setting.runs.length > setting.n ? `${setting.runs.length - setting.n} of ${setting.runs.length}` : ""),
+    text: (setting) => counts(setting.runs.map((i) => state.data.runs[i].status).filter((status) => status !== "completed")),
   };
   return [
     ...(keys.length ? keys.map(key) : [name]), count, ...values.map(value),
     ...(settings.some((setting) => setting.probability_best !== null) ? [chance] : []),
     ...(settings.some((setting) => setting.runs.length > setting.n) ? [failed] : []),
   ];
+}
+
+// E.g. "1 failed, 2 running".
+function counts(words) {
+  return [...new Set(words)].sort().map((word) => `${words.filter((other) => other === word).length} ${word}`).join(", ");
 }
 
 function compare(a, b) {
@@ -183,7 +187,7 @@ function drawDetails() {
   const runs = state.data.runs.filter((run) => state.selected.has(run.folder));
   byId("details").hidden = !runs.length;
   byId("clear").hidden = !runs.length;
-  byId("selected").textContent = runs.length ? `${runs.length} of ${state.data.runs.length} runs selected` : "";
+  byId("selected").textContent = runs.length ? `${runs.length} of ${state.data.runs.length} runs selected` : "Select rows or points to follow their runs.";
   byId("runs").replaceChildren(...runs.slice(0, MOST_DETAILS).map(runArticle),
     ...(runs.length > MOST_DETAILS ? [element("p", {}, `… and ${runs.length - MOST_DETAILS} more`)] : []));
 }
@@ -210,8 +214,9 @@ function drawText() {
   document.title = data.title;
   byId("title").textContent = data.title;
   byId("answer").replaceChildren(...data.answer.map((line) => element("p", {}, line)));
-  byId("caveats").replaceChildren(...data.caveats.map((line) => element("li", {}, line)));
-  byId("caveats-section").hidden = !data.caveats.length;
+  byId("caveats").replaceChildren(...[...data.caveats, ...(data.search?.lines ?? [])].map((line) => element("li", {}, line)));
+  byId("caveats-section").hidden = !byId("caveats").children.length;
+  drawPictures(data.images);
   byId("progress").hidden = !data.progress;
   byId("progress").textContent = data.progress ?? "";
   byId("config").replaceChildren(element("tbody", {}, ...Object.entries(data.shared).map(([key, value]) =>
