@@ -1,4 +1,4 @@
-"""Statistics of runs: numbers by setting and seed in, a frozen result out. Knows neither files nor words.
+"""Statistics of runs: from numbers by setting and seed to a frozen result, without files or words.
 
 from stats import analyse
 result = analyse({"k5": {0: 0.91, 1: 0.92}, "k9": {0: 0.94, 1: None}})  # None: the run failed

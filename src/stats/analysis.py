@@ -1,4 +1,4 @@
-"""The analysis of a table of runs: means, differences, effects, what may be the best, and how many seeds would tell."""
+"""The analysis of a table of runs: means, differences, effects, the settings that may be best, sample sizes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What some runs show.
+    """The result of an analysis.
 
     Attributes:
         settings: each with its means and failed runs.
@@ -72,16 +72,16 @@ class Analysis:
 
     @cached_property
     def probability_best(self) -> Mapping[Setting, float]:
-        """How likely each setting is the best; empty where no spread is known."""
+        """Probability of each setting to be the best; empty if no spread is known."""
         return self.draws.probability_best() if self.draws else {}
 
     @cached_property
     def draws(self) -> Draws | None:
-        """What the runs leave possible; drawn when it is asked for."""
+        """Draws from what the runs leave possible, made when first used."""
         return self.draw()
 
     def beats(self, first: Setting, second: Setting) -> Estimate | None:
-        """How likely a new run of one setting is better than a new run of another, with its 95 % interval.
+        """Estimate the probability that a new run of one setting is better than a new run of another.
 
         Source: Bouthillier et al., 2021, Proceedings of Machine Learning and Systems 3, 747-769.
         """
@@ -137,7 +137,7 @@ def analyse(
 
 
 def tabulate(runs: Sequence[Mapping[int, float]]) -> Array:
-    """[settings, seeds]: the values, NaN where there is none."""
+    """Arrange the values as [settings, seeds], with NaN for missing ones."""
     seeds = {seed: i for i, seed in enumerate(sorted({seed for of_setting in runs for seed in of_setting}))}
     table = np.full((len(runs), len(seeds)), np.nan)
     for row, of_setting in zip(table, runs, strict=True):
@@ -173,7 +173,7 @@ def ranking(means: Array, samples: Sequence[Array], failures: Sequence[int]) -> 
 
 
 def vetoes(family: Family, sign: int, samples: Sequence[Array], failures: Sequence[int]) -> NDArray[np.bool_]:
-    """[pairs]: where the better setting has the more failed runs, and is not better once these count as the worst."""
+    """Find pairs whose better setting has more failed runs and is not better once these count as the worst, [pairs]."""
     is_vetoed = np.zeros(len(family.contrasts), bool)
     rates = [failed / (failed + len(sample)) for failed, sample in zip(failures, samples, strict=True)]
     doubtful = []
@@ -193,7 +193,7 @@ def vetoes(family: Family, sign: int, samples: Sequence[Array], failures: Sequen
 def effects_of(
     planned: Sequence[Setting], valued: Sequence[Setting], model: SeedModel, smallest: float | None
 ) -> tuple[Effect, ...]:
-    """The effects of all factors, where all settings have levels of the same ones."""
+    """Estimate the effects of all factors, if all settings have levels of the same factors."""
     levels = [of_setting for setting in planned if (of_setting := factors.levels_of(setting)) is not None]
     if len(levels) < len(planned) or len({tuple(of_setting) for of_setting in levels}) != 1:
         return ()

@@ -25,7 +25,7 @@ LIKELY = np.diff(np.arctan(EDGES / 0.7))  # before there is a result
 
 @dataclass(frozen=True)
 class Draws:
-    """What the runs leave possible.
+    """Draws from what the runs leave possible.
 
     Attributes:
         place: of each setting, in the columns.
@@ -39,13 +39,13 @@ class Draws:
     failures: Array
 
     def probability_best(self) -> dict[Setting, float]:
-        """How likely each setting is the best; one of which most runs fail is not the best of any draw."""
+        """Compute each setting's probability of being the best; a setting whose runs mostly fail is never the best."""
         means = np.where(self.failures > 0.5, -np.inf, self.means)
         wins = np.bincount(means.argmax(1), minlength=means.shape[1]) / len(means)
         return {setting: float(wins[i]) for setting, i in self.place.items()}
 
     def beats(self, first: Setting, second: Setting) -> Estimate:
-        """How likely a new run of the first is better; a failed run loses."""
+        """Compute the probability that a new run of the first is better; a failed run loses."""
         from scipy.special import ndtr
 
         a, b = self.place[first], self.place[second]
@@ -58,7 +58,7 @@ class Draws:
 
 
 def draw(model: SeedModel, settings: list[Setting], failed: Array, sign: int) -> Draws | None:
-    """Draw from what the runs leave possible; None where no spread is known."""
+    """Draw from what the runs leave possible; None if no spread is known."""
     if model.spreads is None:
         return None
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What an analysis gives: estimates with their intervals, differences, effects and sample sizes, all frozen."""
+"""The frozen results of an analysis: estimates with intervals, differences, effects."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,7 @@ Setting = Any  # whatever identifies one; it must be hashable
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval; without an interval where one value leaves no spread to judge by."""
+    """A mean with its 95 % interval; one value alone has no interval."""
 
     value: float
     n: int  # runs that it rests on
@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better or worse one setting is than another, or a level of a factor than its baseline.
+    """The difference of two settings, or of a level of a factor and its baseline.
 
     Attributes:
         estimate: the difference of the means, the first minus the second, in the metric's own direction.

@@ -1,4 +1,4 @@
-"""What a factor does with the others held fixed, as contrasts of settings that differ in this factor alone."""
+"""Effects of factors with the others held fixed, as contrasts of settings that differ in one factor only."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ Levels = Mapping[Any, Any]  # of a setting: factor → level
 
 @dataclass(frozen=True)
 class Change:
-    """A level instead of its factor's baseline; `pairs` are the places of settings that differ in that alone."""
+    """A level instead of its factor's baseline; `pairs` are the indices of settings that differ in that only."""
 
     factor: Any
     level: Any
@@ -32,7 +32,7 @@ def levels_of(setting: Setting) -> Levels | None:
 
 
 def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change]:
-    """Every level of every factor against the factor's baseline.
+    """List every level of every factor, compared with the factor's baseline.
 
     The baseline is the level that most settings share, as in a study that changes one thing at a time; of equals the
     lowest. A level that no pair of settings singles out is left out.
@@ -76,7 +76,7 @@ def expanded(levels: Levels, every: Mapping[Any, set[Any]]) -> Iterator[Levels]:
 
 
 def order(level: Any) -> tuple[int, float, str]:
-    """Sorts the levels of a factor: nothing first, then numbers, then words."""
+    """Sort the levels of a factor: nothing first, then numbers, then words."""
     if level in (None, "none", "baseline"):
         return 0, 0.0, ""
     if isinstance(level, (int, float)):

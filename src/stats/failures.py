@@ -1,4 +1,4 @@
-"""Settings of which runs failed: a failed run is worse than every run that completed."""
+"""Failed runs: each is worse than every run that completed."""
 
 import math
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Tests of many contrasts at once: which differ, which may be the best, and which differ by less than what matters."""
+"""Tests of many contrasts at once: significance, the settings that may be best, negligible differences."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,13 +76,13 @@ class Family:
 
     @cached_property
     def margins(self) -> Callable[[int], Array]:
-        """Half the widths of the 95 % intervals, each for itself; found in blocks, when one is asked for."""
+        """Half the widths of the 95 % intervals, uncorrected; computed in blocks when first used."""
         assert self.errors is not None
         errors = self.errors
         return cache(lambda block: errors[block * BLOCK : (block + 1) * BLOCK].within(ERROR))
 
     def difference(self, i: int, sign: int = 1) -> Difference:
-        """One of the contrasts, or its reverse."""
+        """Return the difference of a contrast, or of its reverse."""
         estimate = sign * float(self.estimates[i])
         negligible = None if self.p_negligible is None else bool(self.p_negligible[i] < ERROR)
         is_tied, runs = abs(estimate) < TIE, int(self.runs[i])
@@ -95,7 +95,7 @@ class Family:
         )  # fmt: skip
 
     def sample_size(self, i: int, sign: int = 1) -> SampleSize | None:
-        """What it would take to find this contrast; None where no spread is known.
+        """Compute the sample size for a contrast; None if no spread is known.
 
         The level is Holm's for the next test: as many comparisons as are left once those that are significant are.
         """
@@ -139,7 +139,7 @@ def test_family(
 
 
 def matrices(contrasts: Sequence[Contrast], settings: int) -> tuple[Array, NDArray[np.int64]]:
-    """[contrasts, settings]: the weights; and [contrasts, parts]: the settings compared, filled up with -1."""
+    """Return the weights, [contrasts, settings], and the compared settings, [contrasts, parts], padded with -1."""
     weights = np.zeros((len(contrasts), settings))
     parts = np.full((len(contrasts), max(len(contrast.weights) for contrast in contrasts)), -1)
     for i, contrast in enumerate(contrasts):
@@ -149,7 +149,7 @@ def matrices(contrasts: Sequence[Contrast], settings: int) -> tuple[Array, NDArr
 
 
 class ByPair(Mapping[tuple[Setting, Setting], T]):
-    """What a family gives for each pair of settings; the reverse order of a pair can be read, too.
+    """The results of a family for each pair of settings, in either order.
 
     Args:
         place: of each pair, in the family.
@@ -172,7 +172,7 @@ class ByPair(Mapping[tuple[Setting, Setting], T]):
 
 
 def may_be_best(family: Family, sign: int, settings: int) -> NDArray[np.bool_]:
-    """[settings]: those that no other is significantly better than.
+    """Select the settings that no other is significantly better than, [settings].
 
     Each setting is compared with all others as if it were the best (Hsu, 1984, Annals of Statistics 12, 1136-1144), but
     in both directions: the set holds the true best with 95 %, also where spreads are far from equal.

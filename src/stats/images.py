@@ -1,4 +1,4 @@
-"""Images as chance: a difference of settings over training runs, over images and over both, and lists of images.
+"""Differences of settings over training runs, over images and over both, and lists of images won and lost.
 
 A result would be another one with other training runs, and also with other images. So there are three questions, and a
 difference has an error for each:
@@ -58,7 +58,7 @@ class Sampled:
 
     @property
     def p(self) -> float | None:
-        """Of no difference, two-sided: the level at which the interval ends at 0. Not corrected for other tests."""
+        """Two-sided p value of no difference: the level at which the interval ends at 0, uncorrected."""
         if self.parts is None or not self.error or self.error < TIE:
             return None if self.parts is None else float(abs(self.value) < TIE)
         low, high = 0.0, 1.0
@@ -68,14 +68,17 @@ class Sampled:
         return high
 
     def half_width(self, level: float) -> float:
-        """Of the interval at a level. Each part counts with its own quantile: if a variance from few runs happens to be
-        small, common degrees of freedom would be too many."""
+        """Compute half the width of the interval at a level.
+
+        Each part has its own quantile: if a variance from few runs happens to be small, common degrees of freedom would
+        be too many.
+        """
         return math.sqrt(sum(variance * quantile(freedom, 1 - level) ** 2 for variance, freedom in self.parts or ()))
 
 
 @dataclass(frozen=True)
 class ImageGains:
-    """What a setting instead of another does to each image, and to the accuracy; a mean over pairs of settings.
+    """The change of each image and of the accuracy between two settings, averaged over pairs of settings.
 
     Attributes:
         gains: [images], the change of the share of the runs that are right.
@@ -133,18 +136,18 @@ def image_gains(correct: Mapping[Setting, Runs], pairs: Sequence[Pair]) -> Image
 
 
 def seeds_of(first: Runs, second: Runs) -> tuple[list[int], list[int]]:
-    """The seeds of two settings that are compared: those that both have, if there are two, else all."""
+    """Choose the seeds to compare: the common ones, if there are two, else all."""
     both = sorted(set(first) & set(second))
     return (both, both) if len(both) > 1 else (sorted(first), sorted(second))
 
 
 def stacked(runs: Runs, seeds: Sequence[int]) -> Array:
-    """[seeds, images]"""
+    """Stack the predictions of seeds, [seeds, images]."""
     return np.array([runs[seed] for seed in seeds], dtype=np.float64)
 
 
 def prior_of(correct: Mapping[Setting, Runs]) -> tuple[Prior, float]:
-    """What the spreads of the settings' accuracies over runs have in common, and the degrees of freedom of all runs."""
+    """Fit the common distribution of the spreads over runs; return it with the degrees of freedom of all runs."""
     accuracies = {a: {seed: float(run.mean()) for seed, run in runs.items()} for a, runs in correct.items()}
     table = as_table(accuracies, list(correct), sorted({seed for runs in correct.values() for seed in runs}))
     freedoms = (~np.isnan(table)).sum(1) - 1
@@ -154,7 +157,7 @@ def prior_of(correct: Mapping[Setting, Runs]) -> tuple[Prior, float]:
 
 
 def run_variance(samples: Sequence[Array], prior: Prior, most: float) -> tuple[float, float, float] | None:
-    """The variance over new runs of a difference, its degrees of freedom, and the part of it that images have, too.
+    """Compute the variance of a difference over new runs, its degrees of freedom, and the images' part of it.
 
     Args:
         samples: [runs, images], the differences seed by seed, or the two settings' runs.
@@ -179,7 +182,7 @@ def run_variance(samples: Sequence[Array], prior: Prior, most: float) -> tuple[f
 
 
 def satterthwaite(variances: ArrayLike, freedoms: ArrayLike) -> float:
-    """Degrees of freedom of a sum of variances (Satterthwaite, 1946, Biometrics Bulletin 2, 110-114)."""
+    """Compute degrees of freedom of a sum of variances (Satterthwaite, 1946, Biometrics Bulletin 2, 110-114)."""
     parts = np.asarray(variances, float)
     return float(parts.sum() ** 2 / np.sum(parts**2 / np.asarray(freedoms))) if parts.any() else float(np.sum(freedoms))
 
@@ -212,7 +215,7 @@ def discoveries(gains: Array, runs: Singles, deals: Singles) -> tuple[float, Arr
 
 
 def groups(settings: Sequence[Setting], pairs: Sequence[Pair]) -> NDArray[np.int64]:
-    """A number for each run's setting, the same for settings that pairs connect: among these runs are dealt."""
+    """Assign each run to a group: runs are dealt among settings that pairs connect."""
     number = {setting: i for i, setting in enumerate(settings)}
     for a, b in pairs:
         old, new = number[b], number[a]
@@ -221,7 +224,7 @@ def groups(settings: Sequence[Setting], pairs: Sequence[Pair]) -> NDArray[np.int
 
 
 def deal(weights: Singles, group: NDArray[np.int64]) -> Singles:
-    """[deals, runs]: the weights of the runs, dealt to those of each group in all ways, or in many of them."""
+    """Deal the weights among the runs of each group in all ways, or in many of them, [deals, runs]."""
     n, first = len(weights), int(np.sum(weights > 0))
     if len(set(group.tolist())) == 1 and len(set(weights.tolist())) == 2 and math.comb(n, first) <= SPLITS:
         deals = np.full((math.comb(n, first), n), weights.min(), dtype=np.float32)

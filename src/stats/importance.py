@@ -1,4 +1,4 @@
-"""How much each key of a search matters, beside what it seems to matter where nothing does."""
+"""Importance of each key of a search, compared with its importance by chance."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,8 @@ from stats.variances import Array
 
 @dataclass(frozen=True)
 class Importance:
-    """
+    """The importance of a key.
+
     Attributes:
         share: of the objective's variance.
         by_chance: the highest share that the key had with permuted objectives.
@@ -23,12 +24,12 @@ class Importance:
 
     @property
     def stands_out(self) -> bool:
-        """If nothing matters, one key or another stands out in at most 5 % of searches."""
+        """Whether the key matters more than by chance; if none does, any key stands out in at most 5 % of searches."""
         return self.share > self.by_chance
 
 
 def importances(shares_of: Callable[[Array], Mapping[str, float]], objectives: Array) -> dict[str, Importance]:
-    """Compare the keys' shares with those that permuted objectives give, which depend on no key.
+    """Compare the keys' shares with those of permuted objectives, which depend on no key.
 
     There are so many permutations that the highest share of each of n keys is exceeded by chance in 5 % / n of cases.
 

@@ -1,4 +1,4 @@
-"""What further runs will show: the interval that holds their mean, and the rate at which they may fail."""
+"""Predictions of further runs: the interval of their mean, and their possible rate of failures."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The decisions of a race: who is dropped after which round, who runs next, and when it is over.
+"""The decisions of a race: the settings dropped after each round, the next runs, the end.
 
 Every setting gets the first few seeds; each later round adds half of the seeds so far, to the settings still in
 question. After a round each of them is compared with the leader and dropped if it is significantly worse (races: Maron
@@ -42,7 +42,8 @@ Run = tuple[int, int]  # setting, seed, both counted from 0
 
 @dataclass(frozen=True)
 class Result:
-    """
+    """The result of a run.
+
     Attributes:
         value: of the metric; None: the training failed. NaN: the run could not be made.
         seconds: that it trained.
@@ -54,7 +55,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Rules:
-    """
+    """The rules of a race.
+
     Attributes:
         settings: how many race, at least 2.
         max_hours: of training, summed over runs.
@@ -72,19 +74,19 @@ class Rules:
 
     @property
     def rounds(self) -> tuple[int, ...]:
-        """The seeds that a setting has after each round in which it is not dropped."""
+        """Seeds of a setting after each round in which it is not dropped."""
         steps = round(math.log(self.max_seeds / self.first_seeds, GROWTH))
         steps = max(steps, int(self.max_seeds > self.first_seeds))
         return tuple(np.geomspace(self.first_seeds, self.max_seeds, steps + 1).round().astype(int).tolist())
 
     def level(self, settings: int) -> float:
-        """The level of one test, two-sided, while so many settings are in question."""
+        """Return the two-sided level of one test, while so many settings are in question."""
         return look_level(LEVEL / max(1, settings - 1), self.rounds)
 
 
 @dataclass(frozen=True)
 class Behind:
-    """How far a setting is behind the leader.
+    """The distance of a setting from the leader.
 
     Attributes:
         value: the difference of their means; of the completed runs alone.
@@ -106,7 +108,7 @@ class Dropped:
 
 @dataclass
 class Standing:
-    """How a race stands after the results so far."""
+    """The standing of a race after the results so far."""
 
     round: int = 0  # the last one that is complete
     seeds: int = 0  # of the settings in question
@@ -119,11 +121,11 @@ class Standing:
 
     @property
     def seconds(self) -> list[float]:
-        """What each run took."""
+        """Seconds that each run took."""
         return [result.seconds for results in self.results.values() for result in results]
 
     def by_seed(self, setting: int) -> dict[int, float | None]:
-        """The values of a setting's runs; None of those that failed, and nothing of those that could not be made."""
+        """Collect the values of a setting's runs: None of failed ones, nothing of those that could not be made."""
         values = {seed: result.value for seed, result in enumerate(self.results[setting])}
         return {seed: value for seed, value in values.items() if value is None or not math.isnan(value)}
 
@@ -135,7 +137,7 @@ class Standing:
 
 
 def standing(result: Callable[[Run], Result | None], rules: Rules) -> Standing:
-    """Make all decisions again from the runs' results, which are None where there is none yet."""
+    """Make all decisions again from the runs' results; None stands for a result that is not there yet."""
     settings = list(range(rules.settings))
     race = Standing(ranked=settings, results={setting: [] for setting in settings})
     for number, seeds in enumerate(rules.rounds, 1):
@@ -222,7 +224,7 @@ def failures_tell(race: Standing, completed: dict[int, Array], leader: int, sett
 
 
 def confidence(race: Standing, rules: Rules) -> float | None:
-    """Return how likely the leader is the best setting; None where no spread is known."""
+    """Return the leader's probability of being the best setting; None if no spread is known."""
     values: Values = {setting: race.by_seed(setting) for setting in race.results if race.completed(setting)}
     analysis = analyse(values, not rules.lower_is_better, rules.resolution)
     return analysis.probability_best.get(race.ranked[0])
@@ -230,7 +232,7 @@ def confidence(race: Standing, rules: Rules) -> float | None:
 
 @cache
 def look_level(level: float, rounds: Sequence[int]) -> float:
-    """The level of each of several looks at growing data that have this level together (Pocock, 1977)."""
+    """Compute the level of each of several looks at growing data that together have this level (Pocock, 1977)."""
     low, high = float(ndtri(1 - level / 2)), float(ndtri(1 - level / 2 / len(rounds))) + 0.01
     for _ in range(40):
         bound = (low + high) / 2
@@ -239,7 +241,7 @@ def look_level(level: float, rounds: Sequence[int]) -> float:
 
 
 def crossing(bound: float, rounds: Sequence[int]) -> float:
-    """The probability that a standardized mean without a true difference exceeds the bound at one of the looks.
+    """Compute the probability that a standardized mean of no true difference exceeds the bound at any look.
 
     By the recursion of Armitage, McPherson and Rowe, 1969, Journal of the Royal Statistical Society A 132, 235-244.
     """

@@ -1,4 +1,4 @@
-"""Power analysis: which difference the seeds at hand find, and how many new seeds would find one of a given size.
+"""Power analysis: the difference that the available seeds find, and the new seeds that find a given one.
 
 How much results vary is itself known from few runs only. So the power stated is averaged over the spreads that these
 runs leave possible (assurance; O'Hagan, Stevens and Campbell, 2005, Pharmaceutical Statistics 4, 187-201), and the
@@ -27,7 +27,8 @@ UNLIKELY = (0.1, 0.9)  # that the spread is lower, or higher, than the one beyon
 
 @dataclass(frozen=True)
 class SampleSize:
-    """
+    """The sample size for a difference.
+
     Attributes:
         seeds: in each setting now, on average.
         settings: that are compared.
@@ -59,7 +60,7 @@ class SampleSize:
 def sample_size(
     estimate: float, error: float, freedom: float, critical: float, seeds: float, settings: int, level: float
 ) -> SampleSize:
-    """Plan for a difference: what is found with the seeds at hand, and how many new ones would find the one seen."""
+    """Compute the difference that the available seeds find, and the new seeds that would find the one seen."""
     now = SampleSize(seeds, settings, level, error, freedom, critical)
     fewest, most = (seeds_for(estimate * math.sqrt(chdtri(freedom, part) / freedom), now) for part in UNLIKELY)
     now = replace(now, seeds_low=fewest, seeds_high=most)

@@ -23,7 +23,8 @@ ROUNDS = 12  # of estimating variances and weights in turn; more change nothing 
 
 @dataclass(frozen=True)
 class SeedModel:
-    """
+    """The fitted model, value ~ setting + seed.
+
     Attributes:
         ran: [settings, seeds], where there is a value.
         raw_means, means: [settings], plain, and as if each setting had every seed.
@@ -41,17 +42,17 @@ class SeedModel:
 
     @property
     def runs_of(self) -> Array:
-        """[settings]: how many runs have a value."""
+        """Count the runs that have a value, [settings]."""
         return self.ran.sum(1).astype(float)
 
     @property
     def shares_seeds(self) -> bool:
-        """Settings are compared seed by seed."""
+        """Whether settings are compared seed by seed."""
         return self.inverse is not None
 
     @property
     def is_adjusted(self) -> bool:
-        """Missing runs make means differ from the plain ones."""
+        """Whether missing runs make means differ from the plain ones."""
         return not np.allclose(self.means, self.raw_means, rtol=0, atol=TIE)
 
     def errors(self, contrasts: Array, parts: NDArray[np.int64] | None = None) -> Errors | None:
@@ -69,7 +70,7 @@ class SeedModel:
         return joined([errors_of(self.spreads, *both) for both in zip(shares, places, strict=True)])
 
     def shares(self, contrasts: Array) -> Array:
-        """[contrasts, settings]: the sum of the squared weights of each setting's runs."""
+        """Sum the squared weights of each setting's runs, [contrasts, settings]."""
         shares = contrasts**2 / self.runs_of
         if self.inverse is not None and not self.ran.all():  # runs of others tell how hard the missing seeds are
             of_setting = self.ran / self.runs_of[:, None]

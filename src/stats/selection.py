@@ -1,4 +1,4 @@
-"""How much too good the best setting looks because the same runs picked it."""
+"""Selection bias: the best setting looks better than it is, as the same runs picked it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ STEPS = 200  # of the EM algorithm
 
 @dataclass(frozen=True)
 class Selection:
-    """
+    """The bias of the best setting's mean.
+
     Attributes:
         best: the setting with the best mean.
         bias: its expected mean minus its true one, in the metric's own direction: above 0 for an accuracy that looks
@@ -70,7 +71,7 @@ def selection_bias(values: Values, higher_is_better: bool = True, reported: Valu
 
 
 def as_table(values: Values, settings: Sequence[Setting], seeds: Sequence[int]) -> Array:
-    """[settings, seeds], NaN where a run is missing or failed."""
+    """Arrange values as [settings, seeds], with NaN for missing and failed runs."""
     return np.array([[values.get(a, {}).get(seed) for seed in seeds] for a in settings], dtype=float)
 
 
@@ -84,7 +85,7 @@ def residuals(table: Array) -> Array:
 
 
 def variances_of(noise: Array, runs: Array) -> Array | None:
-    """The settings' variances, moderated; None where no setting has two runs or nothing varies."""
+    """Moderate the settings' variances; None if no setting has two runs or nothing varies."""
     freedoms = np.maximum(runs - 1, 0)
     own = np.nansum(noise**2, axis=1) / np.maximum(freedoms, 1)
     prior = fit_prior(own, freedoms)
@@ -95,7 +96,7 @@ def variances_of(noise: Array, runs: Array) -> Array | None:
 
 
 def shrunken(means: Array, errors: Array) -> Array:
-    """The expected true means, given the observed ones and the distribution of true means that fits them best."""
+    """Estimate the true means from the observed ones and the best fitting distribution of true means."""
     grid = np.linspace(means.min(), means.max(), GRID)
     squares = ((means[:, None] - grid) / np.maximum(errors, 1e-12)[:, None]) ** 2
     fit = np.exp(-0.5 * (squares - squares.min(1, keepdims=True)))  # where errors are tiny, the nearest value remains
@@ -108,6 +109,6 @@ def shrunken(means: Array, errors: Array) -> Array:
 
 
 def slope(noise: Array, other: Array) -> float:
-    """How much another metric changes from run to run for each unit of the first."""
+    """Estimate how much another metric changes from run to run for each unit of the first."""
     both = ~np.isnan(noise) & ~np.isnan(other)
     return float(np.sum(noise[both] * other[both]) / np.sum(noise[both] ** 2))

@@ -1,4 +1,4 @@
-"""The spread of each setting's runs, drawn towards what the settings have in common.
+"""The spread of each setting's runs, shrunk towards the settings' common distribution.
 
 Two or three seeds show little of a setting's own spread, and settings share it only more or less. So the variance of
 setting i has a scaled inverse chi-square prior around a common value, with 1 / h degrees of freedom; h = 0 means that
@@ -29,7 +29,7 @@ PRECISION = 1e-7  # of the logarithms of probabilities
 
 @dataclass(frozen=True)
 class Spreads:
-    """What the residuals say of the settings' variances.
+    """The settings' variances, estimated from residuals.
 
     Attributes:
         weights: [grid], how likely each heterogeneity is.
@@ -50,7 +50,7 @@ class Spreads:
 
     @property
     def typical(self) -> Array:
-        """[settings]: one variance for each, the geometric mean over the grid."""
+        """One variance of each setting, the geometric mean over the grid, [settings]."""
         return np.exp(self.weights @ np.log(np.maximum(self.variances, 1e-300)))
 
 
@@ -114,7 +114,7 @@ class Errors:
         return Errors(self.weights, *rest, self.part_weights[some])
 
     def above(self, distance: Array) -> Array:
-        """[contrasts]: how likely chance alone goes beyond a distance, in one direction.
+        """Compute the probability that chance alone goes beyond a distance in one direction, [contrasts].
 
         The spread of one setting may be far larger than its few seeds show. Then the tail is that of this setting
         alone, and not that of Satterthwaite's approximation to the sum.
@@ -125,7 +125,7 @@ class Errors:
         return self.weights @ np.where(distance > 0, np.maximum(together, alone), together)
 
     def within(self, level: float) -> Array:
-        """[contrasts]: the distance that chance exceeds, in either direction, with this probability.
+        """Compute the distance that chance exceeds in either direction with this probability, [contrasts].
 
         By regula falsi on the logarithm of the probability, halving the end that stays twice (the Illinois algorithm).
         """
@@ -153,12 +153,12 @@ class Errors:
 
     @cached_property
     def error(self) -> Array:
-        """[contrasts]: one standard error for each."""
+        """One standard error of each contrast, [contrasts]."""
         return np.exp(self.weights @ np.log(self.errors))
 
     @cached_property
     def freedom(self) -> Array:
-        """[contrasts]: degrees of freedom, the harmonic mean over the grid."""
+        """Degrees of freedom, the harmonic mean over the grid, [contrasts]."""
         return 1 / (self.weights @ (1 / self.freedoms))
 
 
@@ -201,7 +201,7 @@ def joined(errors: list[Errors]) -> Errors:
 
 @dataclass(frozen=True)
 class Prior:
-    """What settings' variances have in common: scaled inverse chi-square with this scale and degrees of freedom."""
+    """The common distribution of settings' variances: scaled inverse chi-square."""
 
     variance: float
     freedom: float  # infinite: all are the same
