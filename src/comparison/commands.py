@@ -1,4 +1,4 @@
-"""The commands that run more seeds of some settings."""
+"""Commands that run more seeds of some settings."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ UNNAMED = ("seed", "sweep", "varied", "notes")  # the command names these itself
 
 
 def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
-    """The commands that run the settings with these seeds and nothing else.
+    """Make the commands that run the settings with these seeds, and no other run.
 
     One command if the settings are a grid, else one for each; none if a run does not record its overrides, if these
     are not safe to repeat, or if its experiment no longer exists.
@@ -55,13 +55,13 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
 
 
 def word(key: str, levels: Sequence[Any]) -> str:
-    """A key with its values; Hydra cannot choose nothing from a group, but the experiment's choice can be left out."""
+    """Format a key with its values; if nothing is chosen from a group, remove the experiment's choice."""
     is_nothing = key in GROUPS and list(levels) == [None]
     return f"~hydra.sweeper.params.{key}" if is_nothing else override(key, *levels)
 
 
 def named_keys(run: Run) -> list[str] | None:
-    """The keys that a command must name: what the run was started with, and what its experiment would sweep over.
+    """List the keys that a command must name: the run's overrides, and the keys that its experiment sweeps over.
 
     None if they are not known.
     """
@@ -78,7 +78,7 @@ def named_keys(run: Run) -> list[str] | None:
 
 @cache
 def swept_by(experiment: str) -> tuple[str, ...] | None:
-    """The keys that `-m experiment=…` sweeps over by itself; None if there is no such experiment."""
+    """List the keys that `-m experiment=…` sweeps over by itself; None if there is no such experiment."""
     register()
     is_sweep = GlobalHydra.instance().is_initialized()  # at the end of one, and not for compare.py
     try:
@@ -94,7 +94,7 @@ def has_value(run: Run, key: str) -> bool:
 
 
 def value_of(run: Run, key: str) -> Any:
-    """A key's value or a group's option; None for a group that nobody chose from."""
+    """Return a key's value or a group's option; None for a group without a choice."""
     return next((source[key] for source in sources(run) if key in source), None)
 
 
@@ -103,5 +103,5 @@ def sources(run: Run) -> list[Any]:
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:
-    """Each value once, in order."""
+    """Sort values, each once."""
     return list({as_text(value): value for value in sorted(values, key=order)}.values())

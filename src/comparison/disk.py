@@ -1,4 +1,4 @@
-"""Disk space: how much runs take, and what can be removed without losing a result."""
+"""Disk space of runs, and the files that can be removed without losing a result."""
 
 import os
 import shutil
@@ -19,7 +19,8 @@ STATES = ("last.pt", "previous.pt")  # in checkpoints/, to resume from
 
 @dataclass(frozen=True)
 class Removable:
-    """
+    """Files that no result needs.
+
     Attributes:
         run: of the paths.
         paths: its folder, or files in it.
@@ -57,7 +58,7 @@ def disk_lines(folders: Sequence[Path], runs: Sequence[Run]) -> Iterator[str]:
 
 
 def find_removable(runs: Sequence[Run]) -> Iterator[Removable]:
-    """Failed runs, unfinished ones that a newer run of the same overrides completed, and states of completed runs."""
+    """Find failed runs, unfinished runs that a completed run replaced, and states of completed runs."""
     completed = {what(run): run for run in runs if run.status == "completed"}
     for run in runs:
         if "run_id" not in run.summary or not run.folder.name.endswith(f"-{run.run_id}"):
@@ -74,12 +75,12 @@ def find_removable(runs: Sequence[Run]) -> Iterator[Removable]:
 
 
 def what(run: Run) -> tuple[Path, str]:
-    """What a run was started with, in its sweep."""
+    """Return a run's sweep and overrides."""
     return run.folder.parent, str(sorted(run.overrides.items()))
 
 
 def remove(item: Removable) -> bool:
-    """Remove what is listed; nothing where a process has the run or its status has changed since."""
+    """Remove the listed files, unless a process trains the run or its status has changed since."""
     lock = acquire_lock(lock_of(item.run.folder.parent, item.run.run_id))
     if lock is None:
         return False

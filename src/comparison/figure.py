@@ -1,4 +1,4 @@
-"""The figure of a comparison: learning curves, a heat map, costs, effects, the reference, and what more seeds show."""
+"""The figure of a comparison: learning curves, heat map, costs, effects, published values, power analysis."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Band = tuple[float, list[Draw]]  # height in inches, panels from left to right
 
 
 def comparison_figure(comparison: Comparison) -> Figure | None:
-    """All panels that make sense for these runs; None if no run has a result.
+    """Draw all panels that apply to these runs; None if no run has a result.
 
     The best seven settings have a color and a marker of their own, all others are grey.
     """
@@ -44,7 +44,7 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
 
 
 def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
-    """The figure from top to bottom; where there is nothing else to draw, the curves of a single epoch."""
+    """List the bands of the figure from top to bottom; without any other, the curves of a single epoch."""
     bands: list[Band] = []
     if len(comparison.runs) == 2 and all(len(run.epochs) > 1 for run in comparison.runs):
         two = partial(panels.curves_of_two, runs=comparison.runs)
@@ -84,7 +84,7 @@ def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
 
 
 def legend(looks: Sequence[Look], settings: int) -> tuple[list[Line2D], int]:
-    """The handles, and how many fit side by side."""
+    """Make the handles, and count how many fit side by side."""
     handles = [Line2D([], [], color=look.color, marker=look.marker, label=shorten(look.label, 95)) for look in looks]
     if settings > len(looks):
         others = f"{settings - len(looks)} others"

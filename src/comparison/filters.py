@@ -1,5 +1,7 @@
-"""Which runs are compared: KEY=VALUE, also with !=, >, <, >= and <=; by hand, since every key has values of its own
-types, which a table's columns would force into one."""
+"""Filters of runs: KEY=VALUE, also with !=, >, <, >= and <=.
+
+They are applied run by run, as a table's columns would force the values of a key into one type.
+"""
 
 import difflib
 import operator
@@ -22,7 +24,7 @@ ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def keep(runs: Sequence[Run], condition: str) -> list[Run]:
-    """The runs that meet a condition such as "kernel_size>3", "dropout!=none", "status!=failed" or "device=cpu".
+    """Select the runs that meet a condition such as "kernel_size>3", "dropout!=none", "status!=failed" or "device=cpu".
 
     Raises:
         ConfigError: it cannot be understood, or no run has the key.
@@ -62,7 +64,7 @@ def value_of(text: str, condition: str) -> Any:
 
 
 def value(run: Run, key: str) -> Any:
-    """What a config key, a group, a figure, `status` or another word of the summary says of a run."""
+    """Return a run's value of a config key, a group, a figure, `status` or another key of the summary."""
     if key in GROUPS:
         return options_of(run)[key]
     if key == "status" or key not in run.config:
@@ -71,7 +73,7 @@ def value(run: Run, key: str) -> Any:
 
 
 def find_key(name: str, runs: Sequence[Run]) -> str:
-    """The full name of a config key, a group or a figure.
+    """Find the full name of a config key, a group or a figure.
 
     Raises:
         ConfigError: no run has it, or the short name fits several.

@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences."""
+"""The sentences of a comparison."""
 
 from comparison.formatting import (
     change_text,
@@ -25,7 +25,7 @@ NOTABLE = 0.001  # of an accuracy
 
 
 def result(comparison: Comparison) -> list[str]:
-    """Which setting is the best, whether significantly, and how it stands beside the reference."""
+    """Describe the best setting, whether it is significantly better, and published values."""
     if not comparison.valued:
         return ["No run has completed yet: there is nothing to compare."] if comparison.runs else []
     metric, best = comparison.metric, comparison.valued[0]
@@ -56,7 +56,7 @@ def equal_settings(comparison: Comparison) -> str:
 
 
 def significance(comparison: Comparison) -> list[str]:
-    """Which of the others the best setting is significantly better than, and how likely each is the best."""
+    """Describe which settings the best one is significantly better than, and probabilities of being the best."""
     tested = [difference for difference in comparison.differences.values() if difference.p is not None]
     if not tested:
         return []
@@ -80,7 +80,7 @@ def significance(comparison: Comparison) -> list[str]:
 
 
 def selection(comparison: Comparison) -> list[str]:
-    """How much too good the best setting looks, because its results picked it."""
+    """Describe the selection bias of the best setting."""
     picked, metric = comparison.selection, comparison.metric
     on_test = " on the test set itself" if metric.startswith("test/") else ""
     best = f"Picked{on_test} as the best of {len(comparison.valued)}"
@@ -94,7 +94,7 @@ def selection(comparison: Comparison) -> list[str]:
 
 
 def failures(setting: Setting, comparison: Comparison) -> str:
-    """How often a setting's training failed, and how often it may."""
+    """Describe how often a setting's training failed, and how often it may."""
     failed = comparison.failed(setting)
     runs = failed + len(setting.by_seed(comparison.metric))
     low, high = rate_bounds(failed, runs)
@@ -106,7 +106,7 @@ def failures(setting: Setting, comparison: Comparison) -> str:
 
 
 def missing_runs(comparison: Comparison) -> list[str]:
-    """Which runs are missing, and the raw means beside those that are adjusted for it."""
+    """Describe which runs are missing, with raw and adjusted means."""
     missing, analysis, metric = comparison.missing, comparison.analysis, comparison.metric
     if not missing:
         return []
@@ -144,7 +144,7 @@ def effect_lines(comparison: Comparison) -> list[str]:
 
 
 def effect_line(effect: Effect, comparison: Comparison) -> str:
-    """E.g. "kernel_size 9 instead of 5: +1.20 points [+0.40, +2.00]; significant (p = 0.012)."."""
+    """Describe an effect, e.g. "kernel_size 9 instead of 5: +1.20 points [+0.40, +2.00]; significant (p = 0.012)."."""
     metric = comparison.metric
     text = f"{effect_name(effect, comparison)}: {change_text(effect.estimate, metric)}"
     if effect.low is not None and effect.high is not None:
@@ -155,7 +155,7 @@ def effect_line(effect: Effect, comparison: Comparison) -> str:
 
 
 def effect_name(effect: Effect, comparison: Comparison, width: int | None = None) -> str:
-    """E.g. "kernel_size 9 instead of 5"."""
+    """Name an effect, e.g. "kernel_size 9 instead of 5"."""
     level, baseline = level_text(effect.level, width), level_text(effect.baseline, width)
     name = f"{printable(comparison.short(effect.factor))} {level} instead of {baseline}"
     if effect.factor in GROUPS or effect.factor.endswith(".name"):  # what an option sets goes without saying
@@ -177,7 +177,7 @@ def verdict(effect: Effect, comparison: Comparison) -> str:
 
 
 def caveats(comparison: Comparison) -> list[str]:
-    """What the numbers cannot say."""
+    """Describe the limits of the comparison."""
     settings, metric = comparison.valued, comparison.metric
     lines = []
     single = [setting for setting in settings if len(setting.by_seed(metric)) == 1]
@@ -214,7 +214,7 @@ def caveats(comparison: Comparison) -> list[str]:
 
 
 def method(comparison: Comparison) -> list[str]:
-    """How the numbers came about, for the report."""
+    """Describe how the numbers were computed."""
     lines = []
     if comparison.metric.startswith("val/"):
         lines.append(
@@ -246,7 +246,7 @@ def method(comparison: Comparison) -> list[str]:
 
 
 def differed(comparison: Comparison) -> dict[str, str]:
-    """The keys that differ, with their values in words."""
+    """List the keys that differ, with their values."""
     found = {}
     for key in comparison.keys:
         levels = [level_text(level) for level in comparison.levels(key)]

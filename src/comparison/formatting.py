@@ -1,4 +1,4 @@
-"""How numbers and settings are written, in sentences, tables and figures."""
+"""Formatting of numbers and settings in sentences, tables and figures."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ HEADINGS = {  # of columns
 
 
 def label(setting: Setting, comparison: Comparison, width: int | None = None) -> str:
-    """What sets a setting apart, e.g. "kernel_size=9 depth=8"."""
+    """Name a setting by its levels, e.g. "kernel_size=9 depth=8"."""
     named = [f"{comparison.short(key)}={level_text(setting.levels[key], width)}" for key in comparison.factors]
     name = str(setting.runs[0].summary.get("name") or setting.runs[0].folder.name)
     words = named or [word for word in name.split() if not word.startswith("seed=")]
@@ -34,20 +34,20 @@ def listing(settings: Sequence[Setting], comparison: Comparison) -> str:
 
 
 def without_result(setting: Setting) -> str:
-    """E.g. "1 failed, 2 running"."""
+    """Count runs without a result, e.g. "1 failed, 2 running"."""
     counts = Counter(run.status for run in setting.runs if run.status != "completed")
     return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
 
 
 def level_text(level: Any, width: int | None = None) -> str:
-    """A config value as YAML writes it."""
+    """Format a config value as YAML writes it."""
     if isinstance(level, tuple):
         level = f"[{', '.join(level_text(part) for part in level)}]"
     return shorten(f"{level:g}" if isinstance(level, float) else printable(format_value(level)), width)
 
 
 def shorten(text: str, width: int | None) -> str:
-    """Leave out the middle: names tend to differ at their ends."""
+    """Shorten a name by its middle, as names tend to differ at their ends."""
     if width is None or len(text) <= width:
         return text
     return f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
@@ -57,7 +57,7 @@ def shorten(text: str, width: int | None) -> str:
 
 
 def number_text(estimate: Estimate | None, name: str, unit: str = " %") -> str:
-    """A mean with its interval's half width: "98.61 ± 0.43"; costs without."""
+    """Format a mean with half the width of its interval, e.g. "98.61 ± 0.43"; costs without."""
     if estimate is None:
         return ""
     if name in COSTS or estimate.margin is None:

@@ -1,4 +1,4 @@
-"""What a setting or a factor does to each test image, from the runs' predictions.npy (stats/images.py).
+"""Differences of settings and factors on each test image, from the runs' predictions.npy (stats/images.py).
 
 P values are corrected as in the comparison: for all effects, or for all pairs of settings, of which the best two are
 picked.
@@ -28,7 +28,8 @@ Pair = tuple[Setting, Setting]
 
 @dataclass(frozen=True)
 class Predictions:
-    """
+    """The predictions of all settings and seeds.
+
     Attributes:
         labels: [images].
         records: of each setting and seed, [images] of label, prediction, probability of the label.
@@ -38,20 +39,20 @@ class Predictions:
     records: Mapping[Setting, Mapping[int, NDArray[np.void]]]
 
     def predicted(self, setting: Setting) -> NDArray[np.uint16]:
-        """[runs, images]"""
+        """Predicted classes, [runs, images]."""
         return np.stack([run["prediction"] for run in self.records[setting].values()])
 
     def probability(self, setting: Setting) -> NDArray[np.float64]:
-        """[images]: of the label, on average over the runs."""
+        """Probability of the label, averaged over the runs, [images]."""
         return np.mean([run["probability"] for run in self.records[setting].values()], axis=0)
 
     def disagreement(self, pairs: Sequence[Pair]) -> float:
-        """The share of the images that two runs classify differently, one of each setting of a pair."""
+        """Compute the share of images that two runs classify differently, one of each setting of a pair."""
         predicted = [(self.predicted(a), self.predicted(b)) for a, b in pairs]
         return float(np.mean([np.mean(a[:, None] != b[None]) for a, b in predicted]))
 
     def disagreement_of_seeds(self, settings: Sequence[Setting]) -> float | None:
-        """The share that two runs of the same setting classify differently; None with one seed."""
+        """Compute the share that two runs of the same setting classify differently; None with one seed."""
         of_settings = [list(combinations(self.predicted(setting), 2)) for setting in settings]
         shares = [np.mean([np.mean(a != b) for a, b in pairs]) for pairs in of_settings if pairs]
         return float(np.mean(shares)) if shares else None
@@ -59,7 +60,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """What one setting instead of another, or a factor, does to the test images.
+    """The difference of two settings, or of a factor's levels, on the test images.
 
     Attributes:
         name: "A instead of B".
@@ -82,7 +83,7 @@ class ImageDifference:
 
     @property
     def won(self) -> NDArray[np.int64]:
-        """The images, the clearest first."""
+        """List the images won or lost, the clearest first."""
         gains = self.found.gains
         return np.lexsort((-self.probability_gains, -gains))[: np.sum(gains > 0)]
 
@@ -93,12 +94,13 @@ class ImageDifference:
 
     @property
     def clear(self) -> int:
-        """The images in the longest list of which at most one in ten is won or lost by chance."""
+        """Count the images in the longest list of which at most one in ten is won or lost by chance."""
         return int(np.sum(self.found.rates <= LISTED))
 
 
 def read_predictions(comparison: Comparison) -> Predictions:
-    """
+    """Read the predictions of all completed runs.
+
     Raises:
         ConfigError: there are no two settings, no predictions, or they are of different images.
     """
@@ -115,7 +117,8 @@ def read_predictions(comparison: Comparison) -> Predictions:
 
 
 def read_records(path: Path) -> NDArray[np.void]:
-    """
+    """Read and check a predictions.npy.
+
     Raises:
         ConfigError: the file is missing, cut off, or no predictions.
     """
@@ -135,7 +138,7 @@ def read_records(path: Path) -> NDArray[np.void]:
 
 
 def image_differences(comparison: Comparison, predictions: Predictions) -> list[ImageDifference]:
-    """Compare the best setting with the next, and the levels of every factor, apart from what is the same."""
+    """Compare the best setting with the next, and the levels of every factor; each comparison once."""
     correct: dict[Hashable, Runs] = {
         setting: {seed: run["prediction"] == predictions.labels for seed, run in runs.items()}
         for setting, runs in predictions.records.items()

@@ -27,7 +27,7 @@ LEGEND = "Below an image: its class; what most runs predict, with the second →
 
 
 def read_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]:
-    """The test images that a run was evaluated on, and the names of their classes.
+    """Read the test images that a run was evaluated on, and the names of their classes.
 
     Raises:
         DataError: they are not where the run found them, or they are others now.

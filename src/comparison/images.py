@@ -1,4 +1,4 @@
-"""Which images the best setting and each factor win and lose: a table, images.csv and images.png."""
+"""Test images won and lost by the best setting and each factor: a table, images.csv and images.png."""
 
 import json
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
 
 
 def row(one: ImageDifference, predictions: Predictions) -> list[str]:
-    """Of the table on the terminal."""
+    """Make a row of the table on the terminal."""
     found = one.found
     between, within = predictions.disagreement(one.pairs), predictions.disagreement_of_seeds(one.settings)
     return [
@@ -98,14 +98,14 @@ def row(one: ImageDifference, predictions: Predictions) -> list[str]:
 
 
 def sampled_text(sampled: Sampled, p: float | None = None) -> str:
-    """E.g. "± 1.20, p = 0.31"."""
+    """Format a margin and its p value, e.g. "± 1.20, p = 0.31"."""
     if sampled.margin is None:
         return "one seed"
     return f"± {100 * sampled.margin:.2f}" + ("" if p is None else f", {p_text(p)}")
 
 
 def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The table with each image's path and class, where the run has kept them."""
+    """Add each image's path and class to the table, if the run has kept them."""
     try:
         text = read_text(run.folder / "predictions.csv")
         names = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
@@ -121,7 +121,7 @@ def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
 
 
 def table(found: Sequence[ImageDifference], predictions: Predictions) -> pd.DataFrame:
-    """images.csv: a row for each image that is won or lost, the most clearly lost first.
+    """Make images.csv: a row for each image that is won or lost, the most clearly lost first.
 
     Its false discovery rate is that of the list of all images with such a gain.
     """

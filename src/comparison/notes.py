@@ -1,4 +1,4 @@
-"""What a reader must know before the ranking: copies of runs, and results on different images."""
+"""Notes before the ranking: copies of runs, and results on different images."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def different_images(comparison: Comparison) -> list[str]:
-    """A line if the metric was measured on other images for some settings than for others."""
+    """Report if the metric was measured on different images for some settings."""
     part, _, _ = comparison.metric.partition("/")
     keys = {
         "val": ("data.name", "data.root", "data.val_fraction", "data.split_seed"),

@@ -1,4 +1,4 @@
-"""Which option of each config group a run has.
+"""The option of each config group in a run.
 
 It is what Hydra chose, as the run recorded it; runs of older versions know only what they were started with. An
 option also fits a run whose config has all values that the option sets: model.kernel_size=5 is kernel=k5, and a run
@@ -19,7 +19,7 @@ ACROSS = ("patch", "kernel", "hardware")  # these set keys of other sections; th
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """Group → option; None where nothing was chosen, or where it is not recorded."""
+    """Map groups to options; None if nothing was chosen or recorded."""
     chosen = {group: run.overrides[group] for group in GROUPS if group in run.overrides}
     options = {**dict.fromkeys(GROUPS), **chosen, **(run.summary.get("choices") or {})}
     for group in GROUPS:
@@ -30,7 +30,7 @@ def options_of(run: Run) -> dict[str, Any]:
 
 
 def has_option(run: Run, group: str, option: str | None) -> bool:
-    """Whether a run was composed with an option, or has all that it sets."""
+    """Check whether a run was composed with an option, or has all values that it sets."""
     own = options_of(run)[group]
     return own == option or bool(option and own != "none" and has_effect_of(group, option, run))
 
@@ -45,7 +45,7 @@ def has_effect_of(group: str, option: str, run: Run) -> bool:
 
 @cache
 def effect_of(group: str, option: str) -> dict[str, Any]:
-    """The keys and values that an option alone decides; nothing of an unknown one."""
+    """Collect the keys and values that an option alone sets; nothing for an unknown option."""
     path = next((path for path in (CONF / group).glob("*.yaml") if path.stem == option), None)
     tree = yaml.safe_load(path.read_text()) or {} if path else {}
     tree.pop("defaults", None)

@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file to look around in, which opens from disk without a server or a network.
+"""The page of a comparison: one interactive HTML file, which opens from disk without a server or a network.
 
 Plotly draws its charts: a library of many years that brings its script in its package, so that nothing is fetched or
 built. The script lies once beside the sweeps, not in each page. All else of the page is in page_assets.

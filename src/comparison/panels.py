@@ -33,7 +33,7 @@ COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "seconds": 
 
 @dataclass(frozen=True)
 class Look:
-    """One setting as it is drawn in every panel."""
+    """The color, marker and label of one setting in every panel."""
 
     setting: Setting
     label: str
@@ -42,7 +42,7 @@ class Look:
 
 
 def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
-    """Accuracy by epoch, of validation if there was any: the mean over seeds, with a band of one standard deviation."""
+    """Draw validation or training accuracy by epoch: the mean over seeds, with a band of one standard deviation."""
     histories = [[run.epochs for run in look.setting.completed] for look in looks]
     is_validated = any(epochs.get("val/accuracy", pd.Series()).notna().any() for own in histories for epochs in own)
     metric = "val/accuracy" if is_validated else "train/accuracy"
@@ -66,7 +66,7 @@ def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
 
 
 def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
-    """Loss or accuracy of two runs by epoch, of training (dotted) and validation."""
+    """Draw loss or accuracy of two runs by epoch, of training (dotted) and validation."""
     for name, run, color in zip("AB", runs, COLORS, strict=False):
         for part, line in (("val", "-"), ("train", ":")):
             values = run.epochs.get(f"{part}/{quantity}", pd.Series(dtype=float)).dropna()
@@ -79,7 +79,7 @@ def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
 
 
 def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
-    """The two factors with the most levels, where most of their combinations have a result."""
+    """Choose the two factors with the most levels, if most of their combinations have a result."""
     levels = {key: comparison.levels(key) for key in comparison.factors}
     chosen = sorted((key for key in levels if len(levels[key]) > 1), key=lambda key: -len(levels[key]))[:2]
     if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
@@ -90,7 +90,7 @@ def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
 
 
 def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None:
-    """The metric for every combination of two factors, the mean over all others; the best is framed."""
+    """Draw the metric for every combination of two factors, averaged over all others; the best is framed."""
     metric = comparison.metric
     columns, rows = comparison.levels(across), comparison.levels(down)
     means, is_fair = means_by_levels(comparison, across, down)
@@ -122,8 +122,14 @@ def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None
 
 
 def means_by_levels(comparison: Comparison, across: str, down: str) -> tuple[NDArray[np.float64], bool]:
-    """[rows, columns] of a heat map, NaN where nothing ran; and whether its cells are means over the same settings
-    of all other factors. These are those that every cell has; without any, each cell's own."""
+    """Compute the cells of a heat map, [rows, columns], NaN without a result.
+
+    A cell is the mean over the settings of all other factors that every cell has. If there are none, it is the mean
+    over the cell's own settings.
+
+    Returns:
+        The cells, and whether they are means over common settings.
+    """
     others = [key for key in comparison.factors if key not in (across, down)]
     cells: dict[tuple[Any, Any], dict[tuple[Any, ...], float]] = defaultdict(dict)
     for setting in comparison.valued:
@@ -144,7 +150,7 @@ def varies(settings: Sequence[Setting], cost: str) -> bool:
 
 
 def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: str, first: str) -> None:
-    """The metric against a cost; a line joins the Pareto front, what nothing beats in both."""
+    """Draw the metric against a cost; a line joins the Pareto front, the settings that none beats in both."""
     metric = comparison.metric
     lower = is_lower_better(metric)
     points = [
@@ -187,7 +193,7 @@ def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: st
 
 
 def effect_plot(axes: Axes, comparison: Comparison) -> None:
-    """Each effect with its 95 % interval; filled where it is significant, hollow where it is not."""
+    """Draw each effect with its 95 % interval; filled if it is significant, hollow otherwise."""
     metric, effects = comparison.metric, comparison.effects
     largest = sorted(range(len(effects)), key=lambda i: -abs(effects[i].estimate))[:MOST]
     shown = [effects[i] for i in sorted(largest)]
@@ -213,7 +219,7 @@ def effect_names(effects: Sequence[Effect], comparison: Comparison) -> list[str]
 
 
 def beside_reference(axes: Axes, settings: Sequence[Setting], comparison: Comparison) -> None:
-    """Our mean and its 95 % interval, and the reference's value, for every setting that has one."""
+    """Draw our mean with its 95 % interval and the published value, for every setting that has one."""
     settings = settings[:MOST]
     for i, reference in enumerate(setting.reference for setting in settings):
         assert reference is not None
@@ -231,7 +237,7 @@ def beside_reference(axes: Axes, settings: Sequence[Setting], comparison: Compar
 
 
 def name_rows(axes: Axes, names: Sequence[str], xlabel: str) -> None:
-    """Names from top to bottom, at the heights 0, 1, 2 …"""
+    """Label an axis with names from top to bottom, at the heights 0, 1, 2 and so on."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
@@ -240,14 +246,13 @@ def name_rows(axes: Axes, names: Sequence[str], xlabel: str) -> None:
 
 
 def unanswered(comparison: Comparison) -> list[Plan]:
-    """The open questions that need the fewest seeds."""
+    """Select the open questions that need the fewest seeds."""
     found = [plan for plan in comparison.plans if plan.curve]
     return sorted(found, key=lambda plan: len(plan.seeds))[:DRAWN]
 
 
 def detectable_differences(axes: Axes, comparison: Comparison) -> None:
-    """For each open question a curve, the difference that so many new seeds find with 80 % power, and a dot where this
-    is the difference seen."""
+    """Draw the difference that new seeds find with 80 % power, for each open question; a dot marks the one seen."""
     metric = comparison.metric
     for plan, color in zip(unanswered(comparison), reversed(COLORS), strict=False):  # the first ones are settings
         seeds, differences = zip(*plan.curve, strict=True)
@@ -279,5 +284,5 @@ def axis_label(metric: str) -> str:
 
 
 def scaled(value: float, metric: str) -> float:
-    """Accuracies in percent."""
+    """Scale accuracies to percent."""
     return float(100 * value if metric.endswith("accuracy") else value)

@@ -1,4 +1,4 @@
-"""Power analysis of a comparison: what the seeds at hand find, and which new ones would answer each open question."""
+"""Power analysis of a comparison: the differences that the seeds find, and new seeds for each open question."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,8 @@ LISTED = 100  # open questions; of more, the smallest differences are no plans t
 
 @dataclass(frozen=True)
 class Plan:
-    """
+    """The plan for an open question.
+
     Attributes:
         settings: to run; of two, the best one first.
         difference: as seen, in the metric's unit.

@@ -38,7 +38,7 @@ def question(plan: Plan, comparison: Comparison) -> str:
 
 
 def plan_line(plan: Plan, comparison: Comparison) -> str:
-    """E.g. "k=5 against k=9: 0.31 points seen; 5 seeds find 0.84 points or more; about 9 new ones (6 to 20) …"."""
+    """Format a plan, e.g. "k=5 against k=9: 0.31 points seen; 5 seeds find 0.84 points or more; about 9 new ones …"."""
     size, metric = plan.size, comparison.metric
     runs = f": {count(plan.runs, 'more run')}" + (f", {duration(plan.seconds)}" if plan.seconds is not None else "")
     few = f"{count(len(plan.seeds), 'more seed')} of each setting would show how much results vary{runs}."
@@ -60,14 +60,14 @@ def plan_line(plan: Plan, comparison: Comparison) -> str:
 
 
 def confirmation(plan: Plan) -> str:
-    """The command that tests the new seeds."""
+    """Make the command that tests the new seeds."""
     folders = dict.fromkeys(run.folder.parent for setting in plan.settings for run in setting.runs)
     shortest = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in folders]
     return command_line("compare", *map(str, shortest), "--confirm", f"{plan.seeds[0]}-{plan.seeds[-1]}")
 
 
 def as_record(plan: Plan, comparison: Comparison) -> dict[str, Any]:
-    """A plan for programs."""
+    """Make a plan for programs."""
     size = {} if plan.size is None else asdict(plan.size)
     return {
         "question": question(plan, comparison), "difference": plan.difference, "is_answered": plan.is_answered,

@@ -1,4 +1,4 @@
-"""How far a grid is, and how long it will take.
+"""Progress of a grid, and the time left.
 
 `sweep.json` in its folder holds the runs that the sweep's last command asked for. What those that are left will take
 follows from what the completed ones took, as if seconds were in proportion to the size of a run.
@@ -19,7 +19,8 @@ from tracking.run_lock import is_locked
 
 @dataclass(frozen=True)
 class Progress:
-    """
+    """The progress of a grid.
+
     Attributes:
         ended: completed or failed runs.
         running: those that a process is training.
@@ -53,7 +54,7 @@ def under_way(folder: Path) -> str | None:
 
 
 def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | None:
-    """None where no grid has recorded its runs, or all of them have ended.
+    """Estimate a grid's progress; None if no grid has recorded its runs, or all of them have ended.
 
     Args:
         folder: the sweep's.

@@ -1,4 +1,4 @@
-"""A comparison as people and programs read it: on the terminal, as Markdown, CSV, pictures and JSON."""
+"""Reports of a comparison: on the terminal, as Markdown, CSV, figures and JSON."""
 
 import json
 import math
@@ -106,14 +106,14 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
 
 
 def in_a_file_name(condition: str) -> str:
-    """A filter in characters that a shell leaves alone: "depth>=8" is depth_from_8."""
+    """Write a filter in characters without a meaning for a shell: "depth>=8" is depth_from_8."""
     words = {"!=": "_not_", ">=": "_from_", "<=": "_to_", ">": "_above_", "<": "_below_"}
     spelled = re.sub(r"[!<>]=|[<>]", lambda sign: words[sign[0]], condition)
     return re.sub(r"[^\w.=+-]+", "_", spelled)
 
 
 def show(comparison: Comparison) -> None:
-    """The comparison on the terminal."""
+    """Print the comparison on the terminal."""
     limit = SHOWN["terminal"]
     for line in notes(comparison):
         say(line, style="yellow")
@@ -139,7 +139,7 @@ def show(comparison: Comparison) -> None:
 
 
 def differing_keys(comparison: Comparison) -> list[list[str]]:
-    """Of two runs, list the config keys that differ, with both values."""
+    """List the config keys in which two runs differ, with both values."""
     if len(comparison.runs) != 2:
         return []
     a, b = (run.config for run in comparison.runs)
@@ -203,7 +203,7 @@ def caption(comparison: Comparison) -> str:
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows as people read them; the less a column matters, the more to the right it is."""
+    """Make the header and the rows for people, the most important columns first."""
     settings, factors, metric = comparison.settings, comparison.factors, comparison.metric
     columns: dict[str, list[str]] = {}
     for key in factors:
@@ -231,7 +231,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def table_csv(comparison: Comparison) -> str:
-    """comparison.csv: a line for every setting; accuracies as fractions, sizes in bytes, keys as in the config."""
+    """Make comparison.csv: a line for every setting; accuracies are fractions, sizes bytes, keys as in the config."""
     lines = [record(setting, comparison) for setting in comparison.settings]
     return csv_text(pd.DataFrame(lines, dtype=object), index=False)  # object: 5 stays 5 beside None
 
@@ -271,7 +271,7 @@ def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
 
 
 def as_json(comparison: Comparison) -> str:
-    """The whole comparison for programs; what is unknown is null."""
+    """Format the whole comparison as JSON; unknown values are null."""
 
     def effect_record(effect: Effect) -> dict[str, Any]:
         values = {name: value for name, value in vars(effect).items() if name not in ("plan", "sample_size")}
@@ -304,7 +304,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def finite(tree: Any) -> Any:
-    """The tree without numbers that JSON does not have: of losses above 1e155 the spread is infinite."""
+    """Replace numbers that JSON does not have by None: the spread of losses above 1e155 is infinite."""
     if isinstance(tree, dict):
         return {key: finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

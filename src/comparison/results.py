@@ -1,4 +1,4 @@
-"""All that is known of some runs: their settings, ranked, and the differences between them."""
+"""The result of comparing runs: ranked settings and the differences between them."""
 
 import re
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ LOWER_IS_BETTER = ("loss", "parameters", "macs", "seconds", "memory")
 
 
 class Comparison:
-    """All that can be said of some runs; its settings are sorted, those with a result first and the best on top.
+    """Runs grouped into settings, ranked and compared; settings with a result come first, the best on top.
 
     Args:
         title: the sweep's name.
-        runs: wherever they were read from.
+        runs: from folders or from W&B.
         metric: the figure to compare; None: the study's, else validation accuracy, else test accuracy.
         sort: a config key or a figure to sort the settings by, in place of the metric.
         copies: of these runs, which are not compared, each with the one that is.
@@ -78,7 +78,7 @@ class Comparison:
         self.selection: Selection | None = selection_bias(values, not lower)
 
     def mean(self, setting: Setting) -> float | None:
-        """Of the metric, adjusted for missing runs."""
+        """Return a setting's mean of the metric, adjusted for missing runs."""
         return self.analysis.settings[self.key_of[setting]].mean
 
     def failed(self, setting: Setting) -> int:
@@ -90,11 +90,11 @@ class Comparison:
 
     @property
     def chance_of_best(self) -> Estimate | None:
-        """How likely a new run of the best setting beats a new run of the next."""
+        """Probability that a new run of the best setting beats a new run of the next."""
         return self.analysis.beats(*self.analysis.ranked[:2]) if len(self.analysis.ranked) > 1 else None
 
     def changes_with(self, effect: Effect) -> tuple[str, ...]:
-        """The keys that follow from the factors and change along with an effect's level."""
+        """List the keys that follow from the factors and change along with an effect's level."""
         others = [key for key in self.keys if key not in self.factors]
         pairs = self.pairs_of[effect]
         return tuple(key for key in others if any(a.levels[key] != b.levels[key] for a, b in pairs))
@@ -104,7 +104,7 @@ class Comparison:
         return setting.average("parameters") or 0, [order(level) for level in setting.levels.values()]
 
     def place(self, setting: Setting) -> tuple[Any, ...]:
-        """Of the setting in the table: those that completed first, then as `sort` says, then by rank."""
+        """Sort settings in the table: completed ones first, then by `sort`, then by rank."""
         by: tuple[Any, ...] = ()
         if self.sort and any(run.figure(self.sort) is not None for run in self.runs):
             average = setting.average(self.sort)
@@ -118,7 +118,7 @@ class Comparison:
         return sorted({setting.levels[key] for setting in self.settings}, key=order)
 
     def short(self, key: str) -> str:
-        """The last word of a key, where that is clear; the section of a name."""
+        """Shorten a key to its last word, if that is unique; a name to its section."""
         if key.endswith(".name"):
             return key.removesuffix(".name")
         last = key.rpartition(".")[2]
@@ -126,7 +126,7 @@ class Comparison:
 
     @cached_property
     def missing(self) -> dict[Setting, list[int]]:
-        """The seeds that other settings have a value for, by the setting that lacks them; failed runs are results."""
+        """Seeds that other settings have a value for, by the setting that lacks them; failed runs are results."""
         seeds = {setting: set(setting.results(self.metric)) for setting in self.valued}
         every = set().union(*(setting.by_seed(self.metric) for setting in self.valued))
         return {setting: sorted(every - own) for setting, own in seeds.items() if every - own}
@@ -195,7 +195,7 @@ def is_lower_better(figure: str) -> bool:
 
 
 def resolution(settings: Sequence[Setting], metric: str) -> float | None:
-    """The step between two accuracies; None where it is not known."""
+    """Compute the step between two accuracies; None if it is not known."""
     if metric not in ACCURACIES:
         return None
     part = metric.partition("/")[0]
@@ -220,7 +220,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def confirming(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
-    """The runs with these seeds, of the settings that ran with all of them.
+    """Select the runs with these seeds, of the settings that ran with all of them.
 
     Raises:
         ConfigError: these are not two settings.

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run as its folder tells it."""
+    """A run, read from its folder."""
 
     folder: Path
     config: Mapping[str, Any]  # "section.key" → value
@@ -42,12 +42,12 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """As it hashes its config; runs of older versions have it at the end of their folder's name."""
+        """Hash of the config; runs of older versions have it at the end of their folder's name only."""
         return self.summary.get("run_id") or self.folder.name.rpartition("-")[2]
 
     @property
     def reason(self) -> str:
-        """Why it has no result, in one line."""
+        """Reason for a missing result, in one line."""
         if self.status in ("interrupted", "running", "pruned"):
             return f"after {self.summary.get('epochs', 0)} of {self.config.get('trainer.epochs', '?')} epochs"
         lines = str(self.summary.get("error") or "").splitlines()
@@ -55,7 +55,7 @@ class Run:
 
     @cached_property
     def overrides(self) -> dict[str, Any]:
-        """The keys and groups that were set for this run alone; runs of older versions tell them by their name."""
+        """Keys and groups that were set for this run; runs of older versions have them in their name only."""
         if "overrides" in self.summary:
             return self.summary["overrides"]
         found: dict[str, Any] = {}
@@ -66,15 +66,15 @@ class Run:
 
     @property
     def varied(self) -> Sequence[str]:
-        """The keys that vary in its sweep; of a run for itself, and of older versions, all that were set."""
+        """Keys that vary in the sweep; of single runs and of older versions, all that were set."""
         return self.summary.get("varied") or list(self.overrides)
 
     def figure(self, name: str) -> float | None:
-        """A number of the summary; `val/…` and `train/…` are the best epoch's. None where it is no number."""
+        """Return a number of the summary, or None; `val/…` and `train/…` are the best epoch's."""
         return number(self.told(name))
 
     def told(self, name: str) -> Any:
-        """A number or a word of the summary."""
+        """Return a number or a word of the summary."""
         return self.summary.get(f"best/{name}" if name.startswith(("val/", "train/")) else name)
 
     @cached_property
@@ -96,7 +96,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class WandbRun(Run):
-    """A run as W&B's server tells it; `folder` is its ENTITY/PROJECT/ID there."""
+    """A run, read from W&B's server; `folder` is its ENTITY/PROJECT/ID."""
 
     source: Any  # wandb.apis.public.Run
 
@@ -108,7 +108,7 @@ class WandbRun(Run):
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """All runs in or below the folders, each once, in the folders' order."""
+    """Read all runs in or below the folders, each once, in the folders' order."""
     found: dict[Path, None] = {}
     for folder in folders:
         inside = []
@@ -122,7 +122,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Each run once, and each copied folder with the one that is kept: the completed one, then the longest.
+    """Separate copied folders from runs; of copies the completed one is kept, then the longest.
 
     A run is identified by its W&B id, which a copied folder shares.
     """
@@ -143,7 +143,7 @@ def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]
 
 
 def read_run(folder: Path) -> Run:
-    """A run's folder; what cannot be read becomes the run's error."""
+    """Read a run's folder; a file that cannot be read becomes the run's error."""
     config: dict[str, Any] = {}
     file = folder / "config.yaml"
     try:
@@ -165,7 +165,7 @@ def unreadable(folder: Path, config: Mapping[str, Any], problem: str) -> Run:
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """config.yaml, section by section: runs of a sweep share most of them, and parsing takes most of the time."""
+    """Read config.yaml by sections: runs of a sweep share most of them, and parsing takes most of the time."""
     return comparable(sections(text))
 
 
@@ -181,7 +181,7 @@ def parsed(section: str) -> tuple[tuple[str, Any], ...]:
 
 
 def read_wandb(path: str) -> list[Run]:
-    """The runs of ENTITY/PROJECT, or those of ENTITY/PROJECT/SWEEP: a W&B sweep by its id, or our `sweep`.
+    """Read the runs of ENTITY/PROJECT, or of ENTITY/PROJECT/SWEEP: a W&B sweep by its ID, or our `sweep`.
 
     Raises:
         ConfigError: there is no such project, no login, or the server is out of reach.
@@ -217,14 +217,17 @@ def read_wandb(path: str) -> list[Run]:
 
 
 def of_wandb(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary as summary.json has it: W&B writes NaN as a word, and `images` is a number until the run ends."""
+    """Convert a summary of W&B to summary.json's form: NaN is a word there, and `images` a number until the end."""
     values = {key: math.nan if value == "NaN" else value for key, value in summary.items()}
     return {key: value for key, value in values.items() if key != "images" or isinstance(value, dict)}
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with one spelling for one training: keys that are younger than the run have their default, and where
-    dropout was given place by place, `dropout.rate` is what it would have been."""
+    """Write equivalent configs alike.
+
+    Keys that are younger than the run get their defaults. If dropout was set place by place, `dropout.rate` is the
+    highest of these.
+    """
     places = (config.get(f"dropout.{place}") for place in ("blocks", "head", "stochastic_depth"))
     rates = [rate for rate in places if isinstance(rate, (int, float))]
     rate = {"dropout.rate": max(rates)} if rates else {}
@@ -238,7 +241,7 @@ def defaults() -> dict[str, Any]:
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """A config as "section.key" → value; the values can be keys."""
+    """Flatten a config to "section.key" → hashable value."""
     return frozen_values(dict(flatten(tree)))
 
 
@@ -247,7 +250,7 @@ def frozen_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def frozen(value: Any) -> Any:
-    """A config's value as one that can be a key."""
+    """Make a config's value hashable."""
     if isinstance(value, list):
         return tuple(frozen(part) for part in value)
     return json.dumps(value, default=str) if isinstance(value, dict) else value

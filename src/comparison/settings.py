@@ -1,4 +1,4 @@
-"""Runs by setting: what sets the settings apart, and what each of them comes to."""
+"""Runs grouped by setting, and the keys in which the settings differ."""
 
 import statistics
 from collections import defaultdict
@@ -17,7 +17,7 @@ from stats.prediction import prediction_interval
 
 @dataclass(frozen=True)
 class Reference:
-    """What others measured at a setting, beside ours."""
+    """A published value of a setting, and ours."""
 
     metric: str
     value: float
@@ -29,18 +29,18 @@ class Reference:
 
     @property
     def expected(self) -> tuple[float, float] | None:
-        """The interval in which one more run of ours would lie with 95 %; None with one seed."""
+        """Interval of one more run of ours, at 95 %; None with one seed."""
         return None if not self.ours.std else prediction_interval(self.ours.value, self.ours.std, self.ours.n)
 
     @property
     def is_expected(self) -> bool | None:
-        """The reference is as one more run of ours could be."""
+        """Whether the published value lies in the interval of one more run of ours."""
         return None if self.expected is None else self.expected[0] <= self.value <= self.expected[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in their seed."""
 
     levels: Levels  # of the keys that differ between settings
     runs: list[Run]
@@ -50,7 +50,7 @@ class Setting:
         return [run for run in self.runs if run.status == "completed"]
 
     def by_seed(self, figure: str) -> dict[int, float]:
-        """A figure of every completed run. A seed that was run twice is no second sample: it counts with its mean."""
+        """Collect a figure of completed runs by seed; a seed that was run twice counts once, with its mean."""
         found = defaultdict(list)
         for run in self.completed:
             if (value := run.figure(figure)) is not None:
@@ -58,7 +58,7 @@ class Setting:
         return {seed: statistics.fmean(values) for seed, values in sorted(found.items())}
 
     def results(self, figure: str) -> dict[int, float | None]:
-        """A figure by seed, and None for the seeds whose training failed.
+        """Collect a figure by seed, and None for the seeds whose training failed.
 
         Runs that ended for another reason, such as memory or a lost node, are missing: they say nothing of the setting.
         """
@@ -66,13 +66,13 @@ class Setting:
         return {**dict.fromkeys(run.config.get("seed", 0) for run in failed), **self.by_seed(figure)}
 
     def key(self, factors: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-        """The setting as `stats` identifies it; without dropout, its place makes no difference."""
+        """Return the setting's key in `stats`; without dropout, its place makes no difference."""
         is_dropless = self.levels.get("dropout") == "none" and self.levels.get("dropout.rate") == 0
         return tuple((key, EVERY if is_dropless and key == "dropout" else self.levels[key]) for key in factors)
 
     @property
     def notes(self) -> str:
-        """The notes of its runs, each once."""
+        """Notes of the runs, each once."""
         return "; ".join(dict.fromkeys(str(run.config["notes"]) for run in self.runs if run.config.get("notes")))
 
     def estimate(self, figure: str) -> Estimate | None:
@@ -83,7 +83,7 @@ class Setting:
 
     @cached_property
     def reference(self) -> Reference | None:
-        """The study's value whose `where`, and the study's own, fit this setting; the most specific one."""
+        """Most specific published value of the study that fits this setting."""
         config = next((run.config for run in self.runs if run.config.get("study.reference")), {})
         shared = {key.removeprefix("study.where."): config[key] for key in config if key.startswith("study.where.")}
         fitting = [
@@ -102,7 +102,7 @@ class Setting:
 
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:
-    """The runs by setting; unreadable ones have none."""
+    """Group runs by setting; unreadable runs have none."""
     readable = [run for run in runs if run.status != "unreadable"]
     images = images_of(readable)
     keys = dict.fromkeys(key for run in readable for key in run.config if decides(key) or key == "data.root")
@@ -118,7 +118,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 
 def decides(key: str) -> bool:
-    """Whether runs that differ in a key are of different settings."""
+    """Check whether runs that differ in a key belong to different settings."""
     return not is_below(key, (*NOT_IDENTITY, "seed", "trainer.channels_last"))  # the last one changes the speed alone
 
 
@@ -128,7 +128,7 @@ def is_seed(key: str, runs: Sequence[Run]) -> bool:
 
 
 def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
-    """The folder of images that each run was trained on, by its content: two paths to the same images are one folder.
+    """Identify each run's folder of images by its content: two paths to the same images are one folder.
 
     Where the images of a folder changed, their fingerprint stands beside its path. Runs without one, of
     older versions or ended before it was known, are told by the path alone.
@@ -151,12 +151,12 @@ def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
 
 
 def with_factors(settings: list[Setting]) -> tuple[list[Setting], list[str]]:
-    """The keys that set the settings apart, without those that follow from others: what varied within a sweep,
-    and as far as this does not tell all settings apart, what differed between sweeps.
+    """Choose the factors: the keys that set the settings apart, without those that follow from others.
 
-    For a config group of which several options were chosen the settings get a level of its own: "augmentation
-    light instead of none" says more than a list of keys. But where a single key is all that its options set,
-    kernel_size 5 says more than kernel k5.
+    These are keys that varied within a sweep; if they do not set all settings apart, keys that differ between sweeps
+    are added. For a config group of which several options were chosen, the option is a level: "augmentation light
+    instead of none" says more than a list of keys. If its options set a single key, that key is the factor: kernel_size
+    5 says more than kernel k5.
     """
     if not settings:
         return [], []
@@ -182,7 +182,7 @@ def with_factors(settings: list[Setting]) -> tuple[list[Setting], list[str]]:
 
 
 def follows(key: str, chosen: Sequence[Any], settings: Sequence[Setting]) -> bool:
-    """Whether the option decides the key's level."""
+    """Check whether the option decides the key's level."""
     pairs = {(option, setting.levels[key]) for option, setting in zip(chosen, settings, strict=True)}
     return len(pairs) == len(set(chosen))
 
