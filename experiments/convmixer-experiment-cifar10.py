@@ -102,7 +102,7 @@ print("changed by TUTORIAL:", *asked or ["nothing"])
 
 
 def composed(**more: str) -> Config:
-    """The config as `python src/train.py` would compose it."""
+    """Compose the config of `python src/train.py`."""
     with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
         overrides = [f"{key}={value}" for key, value in {**settings, **more}.items()]
         return parse_config(compose("train", overrides))
@@ -341,7 +341,7 @@ keep(plots.depthwise_kernels(depthwise), "depthwise_kernels")
 # %%
 @torch.no_grad()
 def predict(model: torch.nn.Module) -> np.ndarray:
-    """The probability of every class, for all test images."""
+    """Compute the probability of every class, for all test images."""
     batches = make_eval_loader(images.test, images, config)
     return torch.cat([model(normalize(pixels)).softmax(1) for pixels, _ in batches]).numpy()
 

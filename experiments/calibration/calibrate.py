@@ -29,7 +29,8 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class Part:
-    """
+    """A part of the simulations.
+
     Attributes:
         simulate: the rates in the studies with these numbers.
         studies: in a round.
@@ -41,7 +42,7 @@ class Part:
 
 
 def parts() -> Iterator[Part]:
-    """All that is simulated."""
+    """Yield all parts."""
     yield Part("misses", comparisons.misses, 125)
     studies = [Design(k, n, spread) for k, n in ((2, 3), (3, 3), (6, 3), (12, 5)) for spread in ("equal", "1:2")]
     yield Part("probabilities", partial(comparisons.probabilities, studies), 50)

@@ -41,12 +41,12 @@ def errors(design: Design, numbers: Iterable[int]) -> list[Rate]:
 
 
 def as_grid(values: Values) -> dict[tuple[int, int], dict[int, float | None]]:
-    """The settings as those of two factors, the second with two levels."""
+    """Turn the settings into those of two factors, the second with two levels."""
     return {divmod(i, 2): runs for i, runs in values.items()}
 
 
 def share_covered(differences: Sequence[Difference]) -> float:
-    """The share of a study's intervals that hold 0: they are not independent, so a study counts as one case."""
+    """Compute the share of a study's intervals that hold 0; they are not independent, so a study is one case."""
     tested = [(d.low, d.high) for d in differences if d.low is not None and d.high is not None]
     return float(np.mean([low <= 0 <= high for low, high in tested])) if tested else 1.0
 
@@ -114,7 +114,7 @@ def power(design: Design, numbers: Iterable[int]) -> list[Rate]:
 
 
 def misses(numbers: Iterable[int]) -> list[Rate]:
-    """Redraw the study of optimizers from its means and spreads: of settings over 5 points behind, which are missed?"""
+    """Redraw the study of optimizers, and count settings over 5 points behind whose difference is missed."""
     with STUDY.open() as file:
         rows = [(float(row["val/accuracy"]), float(row["val/accuracy/std"])) for row in csv.DictReader(file)]
     means, deviations = (np.array(column) for column in zip(*rows, strict=True))

@@ -19,7 +19,8 @@ CHANCES = ("plain", "hard seeds", "own seeds")
 
 @dataclass(frozen=True)
 class Design:
-    """
+    """A design of simulated studies.
+
     Attributes:
         spread: of the runs: a relation of standard deviations, or a distribution; "ties": accuracies on few images.
         missing: runs without a result.
@@ -74,7 +75,7 @@ class Design:
         }
 
     def draw_missing(self, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """[settings, seeds]: which runs have no result; every setting keeps one."""
+        """Draw which runs have no result, [settings, seeds]; every setting keeps one."""
         gone = np.zeros((self.settings, self.seeds), bool)
         runs = {"none": 0, "one": 1, "a fifth": round(0.2 * gone.size)}[self.missing]
         for run in rng.permutation(gone.size):

@@ -102,7 +102,7 @@ def failing(field: Field, numbers: Iterable[int]) -> list[Rate]:
 
 
 def confident(field: Field, numbers: Iterable[int]) -> list[Rate]:
-    """True means that scatter as much as runs do; races that end without a winner, of those sure of their leader."""
+    """Race means that vary as much as runs do; count, without a winner, how often a confident leader is the best."""
     right, sure = 0, 0
     for number in numbers:
         rng = generator(field.name, number)

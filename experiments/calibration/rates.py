@@ -9,13 +9,14 @@ FRESH = 20261130  # the constants in src/stats were chosen with other random num
 
 
 def generator(design: object, number: int) -> np.random.Generator:
-    """The random numbers of one simulated study."""
+    """Make the random numbers of one simulated study."""
     return np.random.default_rng([FRESH, number, *str(design).encode()])
 
 
 @dataclass(frozen=True)
 class Rate:
-    """
+    """A claimed and a simulated rate.
+
     Attributes:
         statement: what happened, or was said.
         design: of the simulated studies.

@@ -96,7 +96,7 @@ def complete(folder: Path) -> None:
 
 
 def measure_completed(runs: int, folder: Path) -> float:
-    """The same command on a sweep whose runs are completed."""
+    """Measure the same command on a sweep whose runs are completed."""
     process = subprocess.Popen(sweep(runs, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0

@@ -74,7 +74,7 @@ def convolve(
     STEPS: tl.constexpr, FIRST: tl.constexpr, STRIPS: tl.constexpr, IMAGES: tl.constexpr, BANDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute y = convolution(x) + bias for a block of IMAGES; strips read input rows FIRST, FIRST + 1, …"""
+    """Compute y = convolution(x) + bias for a block of IMAGES; strips read the input rows from FIRST on."""
     block, channel = tl.program_id(0), tl.program_id(1)
     start = (block * IMAGES * channels + channel) * HEIGHT * WIDTH
     column = tl.arange(0, STEP * COLUMNS)

@@ -19,7 +19,7 @@ LARGEST = 64 << 20  # characters of a file that is read at once; sweep.json of 5
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which gets its name at the end; an exception leaves what was there before.
+    """Write to a temporary file that gets its name at the end; an exception leaves the previous file.
 
     It is alone in a new folder beside `path`, so that no process can have put a link in its place. Where `path` is a
     link, the link is replaced.
@@ -40,7 +40,8 @@ def remove_partial(folder: Path) -> None:
 
 
 def check_new(paths: Iterable[Path], overwrite: bool) -> None:
-    """
+    """Check that a command may write these files or folders.
+
     Raises:
         ConfigError: a file or folder that a command is to write is there already, or cannot be written.
     """
@@ -53,7 +54,8 @@ def check_new(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def check_ours(path: Path, mark: str) -> None:
-    """
+    """Check that an existing file was written by this command.
+
     Raises:
         ConfigError: a file of somebody else has the name of one that a command writes beside its output.
     """
