@@ -149,7 +149,10 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
 
 
 def curves(comparison: Comparison) -> dict[Run, list[float]]:
-    """Read the metric by epoch of the best settings' completed runs."""
+    """Read the metric by epoch of the first CURVES completed runs, best settings first.
+
+    A test metric has no value by epoch; validation accuracy takes its place.
+    """
     column = comparison.metric if comparison.metric.startswith(("val/", "train/")) else "val/accuracy"
     runs = [run for setting in comparison.valued for run in setting.completed][:CURVES]
     columns = {run: run.epochs.get(column) for run in runs}

@@ -122,9 +122,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Separate copied folders from runs; of copies the completed one is kept, then the longest.
+    """Drop copies of runs; return the runs kept, and pairs of a dropped folder and the run kept in its place.
 
-    A run is identified by its W&B id, which a copied folder shares.
+    Copies share their W&B ID. A completed run is kept first, then the one with most epochs.
     """
     by_id: dict[Any, list[Run]] = {}
     for run in runs:

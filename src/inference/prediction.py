@@ -50,7 +50,7 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
         how many images were skipped because they could not be read.
 
     Raises:
-        ConfigError: there are no images, or what they should look like is not known.
+        ConfigError: no image can be read, or the checkpoint's image size or normalization is unknown.
     """
     table, sheet = output_paths(settings)
     data = as_data(find_images(settings.images), checkpoint)

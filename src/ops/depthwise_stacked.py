@@ -17,9 +17,9 @@ ROWS = 64  # rows of a column of images, which fits into the processor's cache
 def weight_gradient(x: Tensor, dy: Tensor, k: int) -> Tensor:
     """Compute the gradient [channels, 1, k, k] from x and dy, both [batch, channels, height, width].
 
-    dw[c, i, j] is the sum over b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u]. This is a depthwise
-    convolution of all images, stacked in one tall column with zeros between them, with all of dy as the kernel. It is
-    summed over columns of about ROWS rows.
+    dw[c, i, j] is the sum over b, v, u of x[b, c, v + i - before, u + j - before] · dy[b, c, v, u]; before is the
+    padding above and to the left. This is a depthwise convolution of all images, stacked in one tall column with zeros
+    between them, with all of dy as the kernel. It is summed over columns of about ROWS rows.
     """
     batch, channels, height, width = x.shape
     top, spacing = before(k), height + after(k)

@@ -82,7 +82,7 @@ class SeedModel:
 
 
 def fit(values: Array, floor: float = 0.0) -> SeedModel:
-    """Fit the model.
+    """Estimate the means of the settings and their spreads; if seeds matter, adjust for missing runs.
 
     Args:
         values: [settings, seeds], NaN where there is no run; every setting has one at least.

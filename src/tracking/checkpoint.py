@@ -149,7 +149,7 @@ class Checkpoints:
             ) from error
 
     def remove_states(self) -> None:
-        """Remove the states of a completed run, unless checkpoint.keep=all."""
+        """Remove last.pt and previous.pt, once the run is completed, unless checkpoint.keep=all."""
         if self.config.keep == "best":
             for path in self.states:
                 path.unlink(missing_ok=True)

@@ -256,7 +256,7 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrapped modules from the names."""
+    """Remove the prefixes of wrapped modules, such as "module.", if all names have them."""
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return strip({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
