@@ -25,7 +25,7 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     from inference.checkpoint import names_data, open_checkpoint
 
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    check_new([folder], composed.overwrite)
+    check_new([folder], composed.overwrite, is_folder=True)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").exists():
         raise ConfigError(f"output={folder}: contains files that are not of an evaluation; expected another name")
     checkpoint, settings = open_checkpoint(composed, overrides)

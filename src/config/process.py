@@ -2,6 +2,7 @@
 
 import io
 import locale
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -42,5 +43,6 @@ def prepare_process() -> None:
     if "utf" not in locale.getencoding().lower():
         with suppress(locale.Error):
             locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # Files are read and written as UTF-8.
+    logging.raiseExceptions = False  # A log on a full disk, W&B's among them, loses lines and prints no traceback.
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

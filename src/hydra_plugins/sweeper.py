@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from config.command_line import override
 from config.parse import check_constraints
 from config.sweepers import Grid, Race, Search
+from runtime.files import naming_full_disk
 from sweeps.launch import conclude, is_named, is_named_by_time, name_by_time
 from sweeps.plan import check_one_folder, parse_overrides
 from sweeps.preview import planned_overrides, preview
@@ -56,7 +57,8 @@ class Sweeps(Sweeper):
         sweep = get_method(self.method)  # not before: Hydra imports this module at every start, and Optuna takes long
         with env_override(self.config.hydra.job.env_set):
             try:
-                run_ids = sweep(self.config, self.launcher, arguments, self.options)
+                with naming_full_disk(outputs / self.config.sweep / "search.db"):
+                    run_ids = sweep(self.config, self.launcher, arguments, self.options)
             except Exception:
                 with suppress(OSError):  # the folders are empty where nothing has been started
                     (outputs / self.config.sweep).rmdir()

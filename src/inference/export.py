@@ -54,7 +54,8 @@ def export(checkpoint: Checkpoint, settings: Export) -> None:
     path = output_path(checkpoint, settings)
     card = path.with_suffix(".md")
     written = [path, card] if settings.format == "safetensors" else [path]
-    check_new(written, settings.overwrite)
+    size = sum(tensor.nbytes for tensor in checkpoint.weights.tensors.values())
+    check_new(written, settings.overwrite, size)
     if card in written:
         check_ours(card, CARD)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """Sweep orchestration: make the folder, launch runs, print an ETA, compare the runs at the end."""
 
-import errno
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from config.errors import ConfigError
 from config.schema import Config
 from config.text import printable, shell
 from runtime.console import say
-from runtime.files import write_text
+from runtime.files import check_place, write_text
 from sweeps.plan import Job
 from tracking.identity import display_name
 from tracking.run_index import RunIndex
@@ -87,14 +86,13 @@ def make_folder(config: DictConfig | Config) -> Path:
         ConfigError: there can be no such folder.
     """
     folder = Path(config.output_dir) / config.sweep
-    for key, path in (("output_dir", folder.parent), ("sweep", folder)):
+    fix = "a folder to write to, with output_dir=DIR"
+    for key, value, path in (("output_dir", config.output_dir, folder.parent), ("sweep", config.sweep, folder)):
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
-            value = config.output_dir if key == "output_dir" else config.sweep
-            raise ConfigError(f"{key}={value}: {path}: {error.strerror}; expected a folder to write to") from error
+            raise ConfigError(f"{key}={value}: {path}: {error.strerror}. Fix: {fix}") from error
+        check_place(path, f"{key}={value}", fix)
     return folder
 
 
@@ -209,7 +207,7 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
     """
     if not is_first():
         return
-    folder = make_folder(config)
+    folder = Path(config.output_dir, config.sweep)
     if not config.hydra.launcher.get("wait", True):
         script = Path(sys.argv[0]).with_name("compare.py")
         say(f"to compare the runs: {shell('python', str(script), str(folder))}")

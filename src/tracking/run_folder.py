@@ -18,6 +18,7 @@ import logging
 import secrets
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from config.schema import Config
 from config.text import printable
 from data.splits import Split
 from runtime.distributed import World
-from runtime.files import read_json, remove_partial, whole, write_text
+from runtime.files import append, naming_full_disk, read_json, remove_partial, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
 from tracking.identity import display_name, folder_name, parse_overrides, run_id
@@ -47,6 +48,17 @@ log = logging.getLogger(__name__)
 VALIDATED = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 MEASURED = ("train/loss", "train/accuracy", *(f"val/{name}" for name in VALIDATED))
 COLUMNS = ("epoch", *MEASURED[:4], "lr", "images_per_second", "seconds", *MEASURED[4:])
+
+
+class LogFile(logging.FileHandler):
+    """The run's log, in a file that is no link."""
+
+    def _open(self) -> Any:
+        return append(Path(self.baseFilename))
+
+    def close(self) -> None:
+        with suppress(OSError):  # the disk is full
+            super().close()
 
 
 class LogFormatter(logging.Formatter):
@@ -106,7 +118,7 @@ class RunFolder:
         self.wandb = WandbLogger()
         self.trial: Trial | None = None
         self.is_pruned = False
-        self.log_handler = logging.FileHandler(self.path / "train.log", delay=True, encoding="utf-8")
+        self.log_handler = LogFile(self.path / "train.log", delay=True)
         self.log_handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
 
     @property
@@ -155,7 +167,8 @@ class RunFolder:
         self.rows.append(row)
         if not self.writes:
             return
-        with (self.path / "metrics.csv").open("a", newline="") as file:
+        path = self.path / "metrics.csv"
+        with naming_full_disk(path), append(path) as file:
             csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(row)
         self.wandb.log_epoch(row)
         last = {f"last/{key}": row.get(key) for key in MEASURED}

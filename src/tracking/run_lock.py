@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from config.errors import ConfigError
+from config.errors import FULL, ConfigError
 from runtime.claims import is_held
 from runtime.files import write_text
 
@@ -29,6 +29,8 @@ def acquire_lock(path: Path) -> FileLock | None:
     except Timeout:
         return None
     except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         raise ConfigError(
             f"output_dir: {path} cannot be locked ({error}). Fix: an output_dir on a file system with flock"
         ) from error

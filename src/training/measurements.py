@@ -74,7 +74,8 @@ class Measurements:
         if self.attempts is None or backend.name == "reference":  # the reference is always available
             yield
             return
-        self.attempts.write_text(str(backend))
+        with log_write_errors():
+            write_text(self.attempts, str(backend))
         is_lost = False
         try:
             yield
@@ -106,7 +107,17 @@ def cached_measurements(layer: Layer) -> Iterator[Measurements]:
         yield measurements
         if measurements.by_backend != before:
             kept = {backend: asdict(measurement) for backend, measurement in measurements.by_backend.items()}
-            write_text(path, json.dumps({"layer": json.loads(layer.key), "backends": kept}, indent=2) + "\n")
+            with log_write_errors():
+                write_text(path, json.dumps({"layer": json.loads(layer.key), "backends": kept}, indent=2) + "\n")
+
+
+@contextmanager
+def log_write_errors() -> Iterator[None]:
+    """Go on without the cache where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        log.warning(f"not kept for the next run: {first_line(error)}")
 
 
 def forget(layer: Layer) -> None:
