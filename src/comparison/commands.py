@@ -17,20 +17,20 @@ from config.schema import CONF, GROUPS, register
 from stats.factors import order
 from tracking.identity import is_safe, repeatable
 
-UNNAMED = ("seed", "sweep", "varied", "notes")  # the command names these itself, or they are about one run
+UNNAMED = ("seed", "sweep", "varied", "notes")  # the command sets these itself, or they belong to one run
 
 
 def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
-    """Make the commands that run the settings with these seeds, and no other run.
+    """Make the commands that run these settings with these seeds, and no other runs.
 
-    One command if the settings are a grid, else one for each; none if a run does not record its overrides, if these
-    are not safe to repeat, or if its experiment no longer exists.
+    A grid of settings gets one command, other settings one each. There is none if a run has no record of its overrides,
+    if these are not safe to repeat, or if its experiment no longer exists.
     """
     runs = [setting.runs[0] for setting in settings]
-    named = [named_keys(run) for run in runs]
-    if not seeds or any(keys is None for keys in named):
+    keys_of_runs = [named_keys(run) for run in runs]
+    if not seeds or any(keys is None for keys in keys_of_runs):
         return ()
-    keys = dict.fromkeys([*(key for own in named for key in own or ()), "sweep"])
+    keys = dict.fromkeys([*(key for keys in keys_of_runs for key in keys or ()), "sweep"])
     rows = [{key: value_of(run, key) for key in keys if key in GROUPS or has_value(run, key)} for run in runs]
     if not all(is_safe(key, value) for row in rows for key, value in row.items()):
         return ()
@@ -43,10 +43,10 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
     )
     if is_grid:
         grids = [values]
-    else:  # each with the keys that it was started with
+    else:  # a command with its own keys for each run
         grids = [
-            {key: [value] for key, value in row.items() if key in (*(own or ()), "sweep")}
-            for row, own in zip(rows, named, strict=True)
+            {key: [value] for key, value in row.items() if key in (*(run_keys or ()), "sweep")}
+            for row, run_keys in zip(rows, keys_of_runs, strict=True)
         ]
     return tuple(
         command_line("train", "-m", *(word(key, levels) for key, levels in grid.items()), seed_override(seeds))
@@ -55,15 +55,15 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
 
 
 def word(key: str, levels: Sequence[Any]) -> str:
-    """Format a key with its values; if nothing is chosen from a group, remove the experiment's choice."""
+    """Write a key with its values as an override; no option of a group means removing the experiment's choice."""
     is_nothing = key in GROUPS and list(levels) == [None]
     return f"~hydra.sweeper.params.{key}" if is_nothing else override(key, *levels)
 
 
 def named_keys(run: Run) -> list[str] | None:
-    """List the keys that a command must name: the run's overrides, and the keys that its experiment sweeps over.
+    """List the keys that a command must set: the run's overrides, and the keys that its experiment sweeps over.
 
-    None if they are not known.
+    The result is None if these are unknown.
     """
     overrides = repeatable(run.summary.get("overrides"))
     if overrides is None:
@@ -72,15 +72,17 @@ def named_keys(run: Run) -> list[str] | None:
     swept = swept_by(experiment) if experiment else ()
     if swept is None:
         return None
-    typed = [key for key, value in overrides.items() if key not in GROUPS or value is not None]  # without ~GROUP
-    return [key for key in dict.fromkeys([*typed, *swept]) if key not in UNNAMED]
+    set_keys = [key for key, value in overrides.items() if key not in GROUPS or value is not None]  # without ~GROUP
+    return [key for key in dict.fromkeys([*set_keys, *swept]) if key not in UNNAMED]
 
 
 @cache
 def swept_by(experiment: str) -> tuple[str, ...] | None:
-    """List the keys that `-m experiment=…` sweeps over by itself; None if there is no such experiment."""
+    """List the keys that `-m experiment=…` sweeps over by default; None if the experiment is unknown."""
     register()
-    is_sweep = GlobalHydra.instance().is_initialized()  # at the end of one, and not for compare.py
+    is_sweep = (
+        GlobalHydra.instance().is_initialized()
+    )  # Hydra is initialized at the end of a sweep, but not in compare.py
     try:
         with nullcontext() if is_sweep else initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("train", [override("experiment", experiment)], return_hydra_config=True)
@@ -103,5 +105,5 @@ def sources(run: Run) -> list[Any]:
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:
-    """Sort values, each once."""
+    """Sort the values, each once."""
     return list({as_text(value): value for value in sorted(values, key=order)}.values())

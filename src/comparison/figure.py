@@ -15,16 +15,16 @@ from comparison.panels import COSTS, LEVEL, MOST, Look
 from comparison.results import Comparison
 from tracking.plots import COLORS, GREY, PAGE, STYLE
 
-MARKERS = "os^DvPX"  # say what the colors say
+MARKERS = "os^DvPX"  # repeat the colors for readers who cannot distinguish them
 
 Draw = Callable[[Axes], object]
 Band = tuple[float, list[Draw]]  # height in inches, panels from left to right
 
 
 def comparison_figure(comparison: Comparison) -> Figure | None:
-    """Draw all panels that apply to these runs; None if no run has a result.
+    """Draw all panels that fit these runs; None if no run has a result.
 
-    The best seven settings have a color and a marker of their own, all others are grey.
+    The best seven settings have distinct colors and markers; all others are grey.
     """
     if not comparison.valued:
         return None
@@ -44,7 +44,7 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
 
 
 def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
-    """List the bands of the figure from top to bottom; without any other, the curves of a single epoch."""
+    """Choose the bands of the figure, from top to bottom; without any other, draw the learning curves."""
     bands: list[Band] = []
     if len(comparison.runs) == 2 and all(len(run.epochs) > 1 for run in comparison.runs):
         two = partial(panels.curves_of_two, runs=comparison.runs)

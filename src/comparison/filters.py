@@ -1,6 +1,6 @@
 """Filters of runs: KEY=VALUE, also with !=, >, <, >= and <=.
 
-They are applied run by run, as a table's columns would force the values of a key into one type.
+pandas' query would not do: a key's values can be of several types, which a column forces into one.
 """
 
 import difflib
@@ -24,10 +24,10 @@ ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def keep(runs: Sequence[Run], condition: str) -> list[Run]:
-    """Select the runs that meet a condition such as "kernel_size>3", "dropout!=none", "status!=failed" or "device=cpu".
+    """Keep the runs that meet a condition such as "kernel_size>3", "dropout!=none", "status!=failed" or "device=cpu".
 
     Raises:
-        ConfigError: it cannot be understood, or no run has the key.
+        ConfigError: the condition cannot be parsed, or no run has the key.
     """
     parts = re.fullmatch(r"\s*([\w./]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", condition, re.DOTALL)
     if not parts:
@@ -36,15 +36,15 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
     wanted = value_of(text, condition)
 
     def meets(run: Run) -> bool:
-        own = value(run, key)
+        level = value(run, key)
         if sign in ("=", "!="):
-            # A word may look like a number, e.g. sweep=123.
-            fits = equal(own, wanted) or (isinstance(own, str) and own == text)
+            # A string may look like a number, e.g. sweep=123.
+            fits = equal(level, wanted) or (isinstance(level, str) and level == text)
             if key in GROUPS:
                 fits = has_option(run, key, wanted if wanted is None else text)
             return fits == (sign == "=")
         try:
-            return own is not None and ORDERS[sign](own, wanted)
+            return level is not None and ORDERS[sign](level, wanted)
         except TypeError:
             return False
 
@@ -53,30 +53,30 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
 
 def value_of(text: str, condition: str) -> Any:
     try:
-        return float(text)  # YAML takes 1e-2 for a word
+        return float(text)  # YAML parses 1e-2 as a string
     except ValueError:
         pass
     try:
         parsed = load_yaml(text)
-        return text if isinstance(parsed, date) else parsed  # sweeps may be named by their day
+        return text if isinstance(parsed, date) else parsed  # a sweep's name may be a date
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--filter {condition}: {text} is no YAML value; quote it, e.g. KEY='\"a: b\"'") from error
+        raise ConfigError(f"--filter {condition}: {text} is not a YAML value; quote it, e.g. KEY='\"a: b\"'") from error
 
 
 def value(run: Run, key: str) -> Any:
-    """Return a run's value of a config key, a group, a figure, `status` or another key of the summary."""
+    """Look up a config key, a group, a metric, `status` or another entry of the summary."""
     if key in GROUPS:
         return options_of(run)[key]
     if key == "status" or key not in run.config:
-        return {"status": run.status}.get(key, run.told(key))
+        return {"status": run.status}.get(key, run.entry(key))
     return run.config[key]
 
 
 def find_key(name: str, runs: Sequence[Run]) -> str:
-    """Find the full name of a config key, a group or a figure.
+    """Complete the name of a config key, a group or a metric.
 
     Raises:
-        ConfigError: no run has it, or the short name fits several.
+        ConfigError: no run has the key, or several keys end in this name.
     """
     keys = dict.fromkeys([*(key for run in runs for key in run.config), *GROUPS])
     figures = {key.removeprefix("best/") for run in runs for key in run.summary if run.summary[key] is not None}

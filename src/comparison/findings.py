@@ -1,4 +1,4 @@
-"""The sentences of a comparison."""
+"""The sentences of a comparison: the result, effects, caveats, method."""
 
 from comparison.formatting import (
     change_text,
@@ -20,12 +20,12 @@ from stats import Effect
 from stats.prediction import rate_bounds
 
 SEEDS = "seed=0,1,2,3,4"
-MOST = 20  # references listed
-NOTABLE = 0.001  # of an accuracy
+MOST = 20  # listed references
+NOTABLE = 0.001  # smallest bias of an accuracy that is stated
 
 
 def result(comparison: Comparison) -> list[str]:
-    """Describe the best setting, whether it is significantly better, and published values."""
+    """State the best setting, its significance, failures, and the comparison with published values."""
     if not comparison.valued:
         return ["No run has completed yet: there is nothing to compare."] if comparison.runs else []
     metric, best = comparison.metric, comparison.valued[0]
@@ -56,7 +56,7 @@ def equal_settings(comparison: Comparison) -> str:
 
 
 def significance(comparison: Comparison) -> list[str]:
-    """Describe which settings the best one is significantly better than, and probabilities of being the best."""
+    """State how many settings the best one significantly beats, and each setting's probability of being the best."""
     tested = [difference for difference in comparison.differences.values() if difference.p is not None]
     if not tested:
         return []
@@ -80,7 +80,7 @@ def significance(comparison: Comparison) -> list[str]:
 
 
 def selection(comparison: Comparison) -> list[str]:
-    """Describe the selection bias of the best setting."""
+    """State how much better the best setting looks because it was picked by the same results."""
     picked, metric = comparison.selection, comparison.metric
     on_test = " on the test set itself" if metric.startswith("test/") else ""
     best = f"Picked{on_test} as the best of {len(comparison.valued)}"
@@ -94,7 +94,7 @@ def selection(comparison: Comparison) -> list[str]:
 
 
 def failures(setting: Setting, comparison: Comparison) -> str:
-    """Describe how often a setting's training failed, and how often it may."""
+    """State how many runs of a setting failed, with an interval for the rate."""
     failed = comparison.failed(setting)
     runs = failed + len(setting.by_seed(comparison.metric))
     low, high = rate_bounds(failed, runs)
@@ -106,7 +106,7 @@ def failures(setting: Setting, comparison: Comparison) -> str:
 
 
 def missing_runs(comparison: Comparison) -> list[str]:
-    """Describe which runs are missing, with raw and adjusted means."""
+    """State which runs are missing, with raw and adjusted means."""
     missing, analysis, metric = comparison.missing, comparison.analysis, comparison.metric
     if not missing:
         return []
@@ -144,7 +144,7 @@ def effect_lines(comparison: Comparison) -> list[str]:
 
 
 def effect_line(effect: Effect, comparison: Comparison) -> str:
-    """Describe an effect, e.g. "kernel_size 9 instead of 5: +1.20 points [+0.40, +2.00]; significant (p = 0.012)."."""
+    """State an effect, e.g. "kernel_size 9 instead of 5: +1.20 points [+0.40, +2.00]; significant (p = 0.012)."."""
     metric = comparison.metric
     text = f"{effect_name(effect, comparison)}: {change_text(effect.estimate, metric)}"
     if effect.low is not None and effect.high is not None:
@@ -158,7 +158,7 @@ def effect_name(effect: Effect, comparison: Comparison, width: int | None = None
     """Name an effect, e.g. "kernel_size 9 instead of 5"."""
     level, baseline = level_text(effect.level, width), level_text(effect.baseline, width)
     name = f"{printable(comparison.short(effect.factor))} {level} instead of {baseline}"
-    if effect.factor in GROUPS or effect.factor.endswith(".name"):  # what an option sets goes without saying
+    if effect.factor in GROUPS or effect.factor.endswith(".name"):  # an option sets several keys by nature
         return name
     changed = [key for key in comparison.changes_with(effect) if key.partition(".")[0] not in comparison.factors]
     with_it = " and ".join(comparison.short(key) for key in changed[:3])
@@ -177,7 +177,7 @@ def verdict(effect: Effect, comparison: Comparison) -> str:
 
 
 def caveats(comparison: Comparison) -> list[str]:
-    """Describe the limits of the comparison."""
+    """State the limits of the comparison: few seeds, few images, selected settings."""
     settings, metric = comparison.valued, comparison.metric
     lines = []
     single = [setting for setting in settings if len(setting.by_seed(metric)) == 1]
@@ -214,7 +214,7 @@ def caveats(comparison: Comparison) -> list[str]:
 
 
 def method(comparison: Comparison) -> list[str]:
-    """Describe how the numbers were computed."""
+    """Describe how the numbers were computed, for the report."""
     lines = []
     if comparison.metric.startswith("val/"):
         lines.append(
@@ -246,16 +246,16 @@ def method(comparison: Comparison) -> list[str]:
 
 
 def differed(comparison: Comparison) -> dict[str, str]:
-    """List the keys that differ, with their values."""
-    found = {}
+    """Return the keys that differ, with their values as text."""
+    values = {}
     for key in comparison.keys:
         levels = [level_text(level) for level in comparison.levels(key)]
         listed = ", ".join(levels) if len(levels) <= 12 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
-        found[key] = listed + ("" if key in comparison.factors else " (follows from the others)")
+        values[key] = listed + ("" if key in comparison.factors else " (follows from the others)")
     seeds = sorted({run.config["seed"] for run in comparison.runs if "seed" in run.config})
     if len(seeds) > 1:
-        found["seed"] = ", ".join(map(str, seeds)) if len(seeds) <= 12 else count(len(seeds), "value")
-    return found
+        values["seed"] = ", ".join(map(str, seeds)) if len(seeds) <= 12 else count(len(seeds), "value")
+    return values
 
 
 def not_completed_lines(comparison: Comparison) -> list[str]:

@@ -1,4 +1,4 @@
-"""Formatting of numbers and settings in sentences, tables and figures."""
+"""Formats of numbers and settings in sentences, tables and figures."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from config.text import printable
 from runtime.console import si
 from stats import Estimate
 
-HEADINGS = {  # of columns
+HEADINGS = {  # short column names
     "val/accuracy": "val %", "test/accuracy": "test %", "val/balanced_accuracy": "val balanced %",
     "test/balanced_accuracy": "test balanced %", "parameters": "params", "macs": "MACs",
     "seconds": "s", "images_per_second": "img/s", "peak_memory": "memory",
@@ -21,7 +21,7 @@ HEADINGS = {  # of columns
 
 
 def label(setting: Setting, comparison: Comparison, width: int | None = None) -> str:
-    """Name a setting by its levels, e.g. "kernel_size=9 depth=8"."""
+    """Name a setting by its factors, e.g. "kernel_size=9 depth=8"."""
     named = [f"{comparison.short(key)}={level_text(setting.levels[key], width)}" for key in comparison.factors]
     name = str(setting.runs[0].summary.get("name") or setting.runs[0].folder.name)
     words = named or [word for word in name.split() if not word.startswith("seed=")]
@@ -34,20 +34,20 @@ def listing(settings: Sequence[Setting], comparison: Comparison) -> str:
 
 
 def without_result(setting: Setting) -> str:
-    """Count runs without a result, e.g. "1 failed, 2 running"."""
+    """Count the runs that are not completed, e.g. "1 failed, 2 running"."""
     counts = Counter(run.status for run in setting.runs if run.status != "completed")
     return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
 
 
 def level_text(level: Any, width: int | None = None) -> str:
-    """Format a config value as YAML writes it."""
+    """Write a config value as YAML does."""
     if isinstance(level, tuple):
         level = f"[{', '.join(level_text(part) for part in level)}]"
     return shorten(f"{level:g}" if isinstance(level, float) else printable(format_value(level)), width)
 
 
 def shorten(text: str, width: int | None) -> str:
-    """Shorten a name by its middle, as names tend to differ at their ends."""
+    """Leave out the middle of a long name, because names tend to differ at their ends."""
     if width is None or len(text) <= width:
         return text
     return f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
@@ -57,7 +57,7 @@ def shorten(text: str, width: int | None) -> str:
 
 
 def number_text(estimate: Estimate | None, name: str, unit: str = " %") -> str:
-    """Format a mean with half the width of its interval, e.g. "98.61 ± 0.43"; costs without."""
+    """Write a mean with half of its interval, e.g. "98.61 ± 0.43", and a cost without."""
     if estimate is None:
         return ""
     if name in COSTS or estimate.margin is None:
@@ -78,7 +78,7 @@ def figure_text(number: float, name: str, unit: str = " %") -> str:
 def change_text(change: float, name: str, unit: str = " points") -> str:
     if not name.endswith("accuracy"):
         return f"{change:+.4g}"
-    return f"{round(100 * change, 2) + 0.0:+.2f}{unit}"  # + 0.0: no -0.00
+    return f"{round(100 * change, 2) + 0.0:+.2f}{unit}"  # + 0.0 turns -0.0 into 0.0
 
 
 def p_text(p: float) -> str:

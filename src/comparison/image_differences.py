@@ -39,7 +39,7 @@ class Predictions:
     records: Mapping[Setting, Mapping[int, NDArray[np.void]]]
 
     def predicted(self, setting: Setting) -> NDArray[np.uint16]:
-        """Predicted classes, [runs, images]."""
+        """Return the predicted classes, [runs, images]."""
         return np.stack([run["prediction"] for run in self.records[setting].values()])
 
     def probability(self, setting: Setting) -> NDArray[np.float64]:
@@ -47,12 +47,12 @@ class Predictions:
         return np.mean([run["probability"] for run in self.records[setting].values()], axis=0)
 
     def disagreement(self, pairs: Sequence[Pair]) -> float:
-        """Compute the share of images that two runs classify differently, one of each setting of a pair."""
+        """Compute the share of images that two runs of different settings classify differently."""
         predicted = [(self.predicted(a), self.predicted(b)) for a, b in pairs]
         return float(np.mean([np.mean(a[:, None] != b[None]) for a, b in predicted]))
 
     def disagreement_of_seeds(self, settings: Sequence[Setting]) -> float | None:
-        """Compute the share that two runs of the same setting classify differently; None with one seed."""
+        """Compute the share of images that two seeds of a setting classify differently; None with one seed."""
         of_settings = [list(combinations(self.predicted(setting), 2)) for setting in settings]
         shares = [np.mean([np.mean(a != b) for a, b in pairs]) for pairs in of_settings if pairs]
         return float(np.mean(shares)) if shares else None
@@ -102,7 +102,7 @@ def read_predictions(comparison: Comparison) -> Predictions:
     """Read the predictions of all completed runs.
 
     Raises:
-        ConfigError: there are no two settings, no predictions, or they are of different images.
+        ConfigError: fewer than two settings have a result, or their predictions are missing or of different images.
     """
     if len(comparison.valued) < 2:
         raise ConfigError("--images: expected two settings at least that have a result")
@@ -123,9 +123,9 @@ def read_records(path: Path) -> NDArray[np.void]:
         ConfigError: the file is missing, cut off, or no predictions.
     """
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise FileNotFoundError("there is no such file")
-        mapped = np.load(path, mmap_mode="r")  # whose header may claim far more than there is
+        if not path.is_file():  # opening a pipe would block
+            raise FileNotFoundError("file not found")
+        mapped = np.load(path, mmap_mode="r")  # a damaged header may claim any size
         kinds = {name: mapped.dtype[name].kind for name in mapped.dtype.names or ()}
         if mapped.ndim != 1 or kinds != {"label": "u", "prediction": "u", "probability": "f"}:
             raise ValueError("no records of label, prediction and probability")
@@ -138,7 +138,7 @@ def read_records(path: Path) -> NDArray[np.void]:
 
 
 def image_differences(comparison: Comparison, predictions: Predictions) -> list[ImageDifference]:
-    """Compare the best setting with the next, and the levels of every factor; each comparison once."""
+    """Compare the best setting with the next one, and the levels of every factor."""
     correct: dict[Hashable, Runs] = {
         setting: {seed: run["prediction"] == predictions.labels for seed, run in runs.items()}
         for setting, runs in predictions.records.items()
@@ -159,7 +159,7 @@ def image_differences(comparison: Comparison, predictions: Predictions) -> list[
 
 
 def corrected(differences: Sequence[ImageDifference], comparisons: int | None = None) -> list[ImageDifference]:
-    """Correct the p values for each other, or for so many comparisons that they are picked from."""
+    """Correct the p values for multiple comparisons, by default for those listed."""
 
     def of(samples: Sequence[Sampled]) -> list[float | None]:
         p = holm(np.array([np.nan if sampled.p is None else sampled.p for sampled in samples]), comparisons)

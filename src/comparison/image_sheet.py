@@ -1,4 +1,4 @@
-"""The test images that are won and lost most clearly: as a sheet of pictures, and as thumbnails for a page."""
+"""Pictures of the test images that are won and lost most clearly: a sheet, and thumbnails for the page."""
 
 import base64
 import io
@@ -21,16 +21,16 @@ from data.splits import Split
 from tracking.plots import GREY, PAGE, STYLE, show_images
 
 COLUMNS = 6
-THUMBNAILS, SIDE = 12, 96  # of a row of the page; their larger side in pixels
-CLASS = 10  # characters of a class's name beside another
+THUMBNAILS, SIDE = 12, 96  # most thumbnails in a row of the page; their larger side in pixels
+CLASS = 10  # most characters of each class name in "second → first"
 LEGEND = "Below an image: its class; what most runs predict, with the second → with the first; how many runs are right"
 
 
 def read_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]:
-    """Read the test images that a run was evaluated on, and the names of their classes.
+    """Read the test images of a run, and the names of their classes.
 
     Raises:
-        DataError: they are not where the run found them, or they are others now.
+        DataError: the images are no longer at the run's data.root, or have changed.
     """
     name, root = run.config["data.name"], run.config["data.root"]
     options = [run.config[f"data.{key}"] for key in ("skip_unreadable", "test_fraction", "split_seed")]

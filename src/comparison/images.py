@@ -1,4 +1,4 @@
-"""Test images won and lost by the best setting and each factor: a table, images.csv and images.png."""
+"""The test images that the best setting and each factor win and lose: a table, images.csv and images.png."""
 
 import json
 from collections.abc import Sequence
@@ -30,18 +30,18 @@ NOTES = (
     "Disagree: images that two runs classify differently, of the two settings, or of one setting with two seeds.",
 )
 ROWS = 20
-PICTURED = 4  # of the differences
+PICTURED = 4  # differences in images.png
 
 
 def compare_images(comparison: Comparison, folder: Path) -> None:
-    """Print which images are won and lost, by the best setting against the next and by every effect.
+    """Print how many images the best setting and every factor win and lose.
 
-    images.csv in the folder has all of them, and images.png the clearest, where the data set is available; images.json
-    has these for the comparison's page.
+    Write all of them to images.csv in the folder. If the data set is available, write the clearest to images.png and
+    images.json, which the page shows.
 
     Raises:
-        ConfigError: there are no two settings, no predictions, or they are of different images; or the folder cannot be
-            written to.
+        ConfigError: fewer than two settings have a result, their predictions are missing or of different images, or the
+            folder cannot be written to.
     """
     predictions = read_predictions(comparison)
     found = image_differences(comparison, predictions)
@@ -52,11 +52,7 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
     for line in NOTES:
         say(line)
 
-    from comparison.image_sheet import (
-        image_sheet,
-        read_images,
-        thumbnails,
-    )  # Matplotlib and torchvision take long to import
+    from comparison.image_sheet import image_sheet, read_images, thumbnails  # takes seconds
     from data.image_files import DataError
 
     try:
@@ -98,21 +94,21 @@ def row(one: ImageDifference, predictions: Predictions) -> list[str]:
 
 
 def sampled_text(sampled: Sampled, p: float | None = None) -> str:
-    """Format a margin and its p value, e.g. "± 1.20, p = 0.31"."""
+    """Write an interval and a p value, e.g. "± 1.20, p = 0.31"."""
     if sampled.margin is None:
         return "one seed"
     return f"± {100 * sampled.margin:.2f}" + ("" if p is None else f", {p_text(p)}")
 
 
 def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """Add each image's path and class to the table, if the run has kept them."""
+    """Add each image's path and class if the run has recorded them."""
     try:
         text = read_text(run.folder / "predictions.csv")
         names = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
         names = names[["image", "label"]].loc[images["image"]]
         if not text.endswith("\n"):
             raise ValueError("it is cut off")
-    except FileNotFoundError:  # a run of an older version
+    except FileNotFoundError:  # older runs have none
         return images
     except (OSError, KeyError, ValueError) as problem:
         say(f"{run.folder}/predictions.csv cannot be used, so images.csv has no paths: {first_line(problem)}")
@@ -121,9 +117,9 @@ def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
 
 
 def table(found: Sequence[ImageDifference], predictions: Predictions) -> pd.DataFrame:
-    """Make images.csv: a row for each image that is won or lost, the most clearly lost first.
+    """Make images.csv: a row for each image won or lost, the most clearly lost first.
 
-    Its false discovery rate is that of the list of all images with such a gain.
+    A row's false discovery rate is that of the list of all images with at least this gain.
     """
     rows = [
         pd.DataFrame(

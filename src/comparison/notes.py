@@ -1,11 +1,11 @@
-"""Notes before the ranking: copies of runs, and results on different images."""
+"""Warnings above the ranking: copies of runs, and results on different images."""
 
 from collections import Counter
 
 from comparison.formatting import count, several
 from comparison.results import Comparison
 
-MOST = 5  # lines of a kind
+MOST = 5  # listed copies, and listed sets of images
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -14,7 +14,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def different_images(comparison: Comparison) -> list[str]:
-    """Report if the metric was measured on different images for some settings."""
+    """Warn if the metric was measured on different images for different settings."""
     part, _, _ = comparison.metric.partition("/")
     keys = {
         "val": ("data.name", "data.root", "data.val_fraction", "data.split_seed"),

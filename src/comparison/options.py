@@ -1,8 +1,7 @@
-"""The option of each config group in a run.
+"""The option of each config group that a run has.
 
-It is what Hydra chose, as the run recorded it; runs of older versions know only what they were started with. An
-option also fits a run whose config has all values that the option sets: model.kernel_size=5 is kernel=k5, and a run
-with dropout.blocks=0.1 is not dropout=none.
+It is Hydra's choice, which the run recorded; older runs recorded only their overrides. A run also has an option if its
+config has all values that the option sets: model.kernel_size=5 is kernel=k5, dropout.blocks=0.1 is not dropout=none.
 """
 
 from functools import cache
@@ -14,14 +13,14 @@ from omegaconf import MISSING
 from comparison.runs import Run, equal, flat
 from config.schema import CONF, GROUPS, NOT_IDENTITY, Config, is_below, keys_of
 
-RECORDS = ("experiment", "variant")  # what these set, other groups and keys may set as well
-ACROSS = ("patch", "kernel", "hardware")  # these set keys of other sections; the rest have a section of their own
+RECORDS = ("experiment", "variant")  # groups whose options set keys of other groups, too
+ACROSS = ("patch", "kernel", "hardware")  # groups without a config section of the same name
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """Map groups to options; None if nothing was chosen or recorded."""
-    chosen = {group: run.overrides[group] for group in GROUPS if group in run.overrides}
-    options = {**dict.fromkeys(GROUPS), **chosen, **(run.summary.get("choices") or {})}
+    """Return the option of each group; None without a choice or a record of it."""
+    overridden = {group: run.overrides[group] for group in GROUPS if group in run.overrides}
+    options = {**dict.fromkeys(GROUPS), **overridden, **(run.summary.get("choices") or {})}
     for group in GROUPS:
         if effect_of(group, "none"):
             composed = options[group] if options[group] != "none" else None
@@ -30,9 +29,9 @@ def options_of(run: Run) -> dict[str, Any]:
 
 
 def has_option(run: Run, group: str, option: str | None) -> bool:
-    """Check whether a run was composed with an option, or has all values that it sets."""
-    own = options_of(run)[group]
-    return own == option or bool(option and own != "none" and has_effect_of(group, option, run))
+    """Check if a run was composed with an option, or has all values that it sets."""
+    chosen = options_of(run)[group]
+    return chosen == option or bool(option and chosen != "none" and has_effect_of(group, option, run))
 
 
 def has_effect_of(group: str, option: str, run: Run) -> bool:
@@ -45,7 +44,7 @@ def has_effect_of(group: str, option: str, run: Run) -> bool:
 
 @cache
 def effect_of(group: str, option: str) -> dict[str, Any]:
-    """Collect the keys and values that an option alone sets; nothing for an unknown option."""
+    """Return the keys and values that an option alone sets; none for an unknown option."""
     path = next((path for path in (CONF / group).glob("*.yaml") if path.stem == option), None)
     tree = yaml.safe_load(path.read_text()) or {} if path else {}
     tree.pop("defaults", None)

@@ -1,4 +1,4 @@
-"""The panels of a comparison's figure, each a function of its axes."""
+"""Panels of a comparison's figure, each drawn by a function of its axes."""
 
 import math
 import textwrap
@@ -25,15 +25,15 @@ from comparison.settings import Setting
 from stats import Effect
 from tracking.plots import COLORS, GREY
 
-LEVEL = 20  # characters of a level's name
-MOST = 18  # lines of an effect plot, or beside the reference
-DRAWN = 4  # differences that are not significant
+LEVEL = 20  # most characters of a level
+MOST = 18  # most rows of a panel of effects or published values
+DRAWN = 4  # most curves of the power analysis
 COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "seconds": "training time, s"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """The color, marker and label of one setting in every panel."""
+    """The label, color and marker of a setting in all panels."""
 
     setting: Setting
     label: str
@@ -42,11 +42,13 @@ class Look:
 
 
 def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
-    """Draw validation or training accuracy by epoch: the mean over seeds, with a band of one standard deviation."""
+    """Draw validation accuracy by epoch, or else training accuracy: mean and standard deviation over seeds."""
     histories = [[run.epochs for run in look.setting.completed] for look in looks]
-    is_validated = any(epochs.get("val/accuracy", pd.Series()).notna().any() for own in histories for epochs in own)
+    is_validated = any(
+        epochs.get("val/accuracy", pd.Series()).notna().any() for history in histories for epochs in history
+    )
     metric = "val/accuracy" if is_validated else "train/accuracy"
-    late: list[float] = []  # accuracies after the first third: what the axis must show
+    late: list[float] = []  # accuracies after the first third, which the axis must show
     for look, history in zip(looks, histories, strict=True):
         curves = [100 * epochs[metric] for epochs in history if metric in epochs and epochs[metric].notna().all()]
         if not (shortest := min(map(len, curves), default=0)):
@@ -66,7 +68,7 @@ def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
 
 
 def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
-    """Draw loss or accuracy of two runs by epoch, of training (dotted) and validation."""
+    """Draw loss or accuracy of two runs by epoch, in training (dotted) and validation."""
     for name, run, color in zip("AB", runs, COLORS, strict=False):
         for part, line in (("val", "-"), ("train", ":")):
             values = run.epochs.get(f"{part}/{quantity}", pd.Series(dtype=float)).dropna()
@@ -79,18 +81,18 @@ def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
 
 
 def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
-    """Choose the two factors with the most levels, if most of their combinations have a result."""
+    """Choose the two factors with the most levels if most of their combinations have a result."""
     levels = {key: comparison.levels(key) for key in comparison.factors}
     chosen = sorted((key for key in levels if len(levels[key]) > 1), key=lambda key: -len(levels[key]))[:2]
     if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
         return None
-    met = {tuple(setting.levels[key] for key in chosen) for setting in comparison.valued}
+    combinations = {tuple(setting.levels[key] for key in chosen) for setting in comparison.valued}
     wide, high = sorted(chosen, key=lambda key: max(len(level_text(level)) for level in levels[key]))
-    return (wide, high) if 2 * len(met) > math.prod(len(levels[key]) for key in chosen) else None
+    return (wide, high) if 2 * len(combinations) > math.prod(len(levels[key]) for key in chosen) else None
 
 
 def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None:
-    """Draw the metric for every combination of two factors, averaged over all others; the best is framed."""
+    """Draw the metric for every combination of two factors, averaged over the others; frame the best."""
     metric = comparison.metric
     columns, rows = comparison.levels(across), comparison.levels(down)
     means, is_fair = means_by_levels(comparison, across, down)
@@ -150,7 +152,7 @@ def varies(settings: Sequence[Setting], cost: str) -> bool:
 
 
 def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: str, first: str) -> None:
-    """Draw the metric against a cost; a line joins the Pareto front, the settings that none beats in both."""
+    """Draw the metric against a cost, with a line through the Pareto front."""
     metric = comparison.metric
     lower = is_lower_better(metric)
     points = [
@@ -181,9 +183,9 @@ def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: st
         axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}") if cost == "seconds" else EngFormatter(sep=" "))
     axes.margins(0.12)
-    low, high = axes.get_ylim()  # a few intervals can be so wide that nothing else is to be seen
+    low, high = axes.get_ylim()  # a few wide intervals must not hide all else
     room = max(0.8 * (max(ys) - min(ys)), 1.2 * float(np.median(margins)), 0.02 * abs(max(ys)))
-    if metric.endswith("accuracy"):  # intervals may go beyond what an accuracy can be
+    if metric.endswith("accuracy"):  # an interval may exceed 0 to 100 %
         low, high = max(low, -2), min(high, 102)
     axes.set_ylim(max(low, min(ys) - room), min(high, max(ys) + room))
     axes.set_xlabel(COSTS[cost])
@@ -206,7 +208,7 @@ def effect_plot(axes: Axes, comparison: Comparison) -> None:
     axes.axvline(0, color="black", linewidth=0.7, zorder=0)
     sure = any(effect.p is not None for effect in shown)
     if not sure and all(effect.is_tied for effect in shown):
-        axes.set_xlim(-1, 1)  # no effect at all: no range to see
+        axes.set_xlim(-1, 1)  # all effects are 0
     which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
     axes.set_title(f"{which}, {'95 % interval' if sure else 'no interval with one seed'}")
     unit = "points" if metric.endswith("accuracy") else "change"
@@ -219,7 +221,7 @@ def effect_names(effects: Sequence[Effect], comparison: Comparison) -> list[str]
 
 
 def beside_reference(axes: Axes, settings: Sequence[Setting], comparison: Comparison) -> None:
-    """Draw our mean with its 95 % interval and the published value, for every setting that has one."""
+    """Draw our mean with its 95 % interval, and the published value, of every setting that has one."""
     settings = settings[:MOST]
     for i, reference in enumerate(setting.reference for setting in settings):
         assert reference is not None
@@ -237,7 +239,7 @@ def beside_reference(axes: Axes, settings: Sequence[Setting], comparison: Compar
 
 
 def name_rows(axes: Axes, names: Sequence[str], xlabel: str) -> None:
-    """Label an axis with names from top to bottom, at the heights 0, 1, 2 and so on."""
+    """Label the rows from top to bottom, at heights 0, 1, 2 and so on."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
@@ -247,14 +249,19 @@ def name_rows(axes: Axes, names: Sequence[str], xlabel: str) -> None:
 
 def unanswered(comparison: Comparison) -> list[Plan]:
     """Select the open questions that need the fewest seeds."""
-    found = [plan for plan in comparison.plans if plan.curve]
-    return sorted(found, key=lambda plan: len(plan.seeds))[:DRAWN]
+    plans = [plan for plan in comparison.plans if plan.curve]
+    return sorted(plans, key=lambda plan: len(plan.seeds))[:DRAWN]
 
 
 def detectable_differences(axes: Axes, comparison: Comparison) -> None:
-    """Draw the difference that new seeds find with 80 % power, for each open question; a dot marks the one seen."""
+    """Draw, for each open question, the difference that a number of new seeds finds with 80 % power.
+
+    A dot marks the difference seen so far.
+    """
     metric = comparison.metric
-    for plan, color in zip(unanswered(comparison), reversed(COLORS), strict=False):  # the first ones are settings
+    for plan, color in zip(
+        unanswered(comparison), reversed(COLORS), strict=False
+    ):  # the first colors are those of settings
         seeds, differences = zip(*plan.curve, strict=True)
         name = in_lines(f"{question(plan, comparison)}: {len(plan.seeds)} seeds")
         axes.plot(seeds, [scaled(difference, metric) for difference in differences], color=color, label=name)
@@ -284,5 +291,5 @@ def axis_label(metric: str) -> str:
 
 
 def scaled(value: float, metric: str) -> float:
-    """Scale accuracies to percent."""
+    """Convert accuracies to percent."""
     return float(100 * value if metric.endswith("accuracy") else value)

@@ -1,4 +1,4 @@
-"""The plans of a power analysis in sentences, with the commands below each."""
+"""Sentences and commands of a power analysis."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +12,7 @@ from comparison.results import Comparison
 from config.command_line import command_line
 from stats.sample_size import MOST
 
-COMMANDS = 3  # shown below a plan
+COMMANDS = 3  # most commands below a plan
 ONCE = "Test new seeds once, when all have run: testing after each finds differences that are not there."
 
 
@@ -38,7 +38,7 @@ def question(plan: Plan, comparison: Comparison) -> str:
 
 
 def plan_line(plan: Plan, comparison: Comparison) -> str:
-    """Format a plan, e.g. "k=5 against k=9: 0.31 points seen; 5 seeds find 0.84 points or more; about 9 new ones …"."""
+    """State a plan, e.g. "k=5 against k=9: 0.31 points seen; 5 seeds find 0.84 or more; about 9 new ones …"."""
     size, metric = plan.size, comparison.metric
     runs = f": {count(plan.runs, 'more run')}" + (f", {duration(plan.seconds)}" if plan.seconds is not None else "")
     few = f"{count(len(plan.seeds), 'more seed')} of each setting would show how much results vary{runs}."
@@ -67,7 +67,7 @@ def confirmation(plan: Plan) -> str:
 
 
 def as_record(plan: Plan, comparison: Comparison) -> dict[str, Any]:
-    """Make a plan for programs."""
+    """Convert a plan to a record for JSON."""
     size = {} if plan.size is None else asdict(plan.size)
     return {
         "question": question(plan, comparison), "difference": plan.difference, "is_answered": plan.is_answered,

@@ -1,7 +1,7 @@
-"""Progress of a grid, and the time left.
+"""The progress of a grid and its ETA.
 
-`sweep.json` in its folder holds the runs that the sweep's last command asked for. What those that are left will take
-follows from what the completed ones took, as if seconds were in proportion to the size of a run.
+`sweep.json` in its folder lists the runs of the sweep's last command. The ETA assumes that the time of a run is
+proportional to its size, and takes the factor from completed runs.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Progress:
     """The progress of a grid.
 
     Attributes:
-        ended: completed or failed runs.
-        running: those that a process is training.
-        left: the others: not begun, or interrupted.
-        seconds: until all have ended, with as many at once as now; None where nothing tells.
+        ended: number of completed or failed runs.
+        running: number of runs that a process is training.
+        left: number of other runs, which are new or interrupted.
+        seconds: time until all have ended, with as many at once as now; None if unknown.
     """
 
     ended: int
@@ -39,8 +39,8 @@ class Progress:
 
     def __str__(self) -> str:
         runs = self.ended + self.running + self.left
-        told = f"{self.ended} of {runs} runs ended, {self.running} running, {self.left} to come"
-        return f"{told}: {self.time_left}" if self.time_left else told
+        counts = f"{self.ended} of {runs} runs ended, {self.running} running, {self.left} to come"
+        return f"{counts}: {self.time_left}" if self.time_left else counts
 
 
 def under_way(folder: Path) -> str | None:
@@ -54,26 +54,26 @@ def under_way(folder: Path) -> str | None:
 
 
 def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | None:
-    """Estimate a grid's progress; None if no grid has recorded its runs, or all of them have ended.
+    """Estimate the progress of a grid; None without a grid, or if all runs have ended.
 
     Args:
-        folder: the sweep's.
-        starting: runs that are about to be trained, besides those that are.
-        at_once: as many are trained at once in any case, though some may not have begun.
+        folder: the sweep's folder.
+        starting: number of runs that are about to start.
+        at_once: the least number of runs that train at once, counting those not yet started.
     """
     runs = pd.DataFrame.from_dict(read_json(folder / "sweep.json", dict[str, PlannedRun]), orient="index")
     index = RunIndex(folder)
-    told = pd.DataFrame(map(index.summary, runs.index), runs.index, ["status", "epochs", "seconds"])
-    ended = told.status.isin(["completed", "failed"])
+    records = pd.DataFrame(map(index.summary, runs.index), runs.index, ["status", "epochs", "seconds"])
+    ended = records.status.isin(["completed", "failed"])
     if ended.all():
         return None
     running = sum(is_locked(index.folders[run_id]) for run_id in runs.index[~ended] if run_id in index.folders)
-    done = runs.epoch_size * told.epochs.fillna(0)
+    done = runs.epoch_size * records.epochs.fillna(0)
     left = runs.epoch_size * runs.epochs - done
-    completed = told.status == "completed"
-    spent = told.seconds[completed].groupby(runs.data).sum()  # as many images in all runs on a data set
+    completed = records.status == "completed"
+    spent = records.seconds[completed].groupby(runs.data).sum()  # data sets differ in images an epoch
     each = left[~ended] * runs.data.map(spent / done[completed].groupby(runs.data).sum())[~ended]
     at_once = max(at_once, running + starting)
-    known = at_once and each.notna().all()
-    seconds = max(each.max(), each.sum() / at_once) if known else None
+    is_known = at_once and each.notna().all()
+    seconds = max(each.max(), each.sum() / at_once) if is_known else None
     return Progress(int(ended.sum()), running, int((~ended).sum()) - running, seconds)

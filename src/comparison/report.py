@@ -1,4 +1,4 @@
-"""Reports of a comparison: on the terminal, as Markdown, CSV, figures and JSON."""
+"""Output of a comparison: terminal, Markdown, CSV, figures, page and JSON."""
 
 import json
 import math
@@ -36,9 +36,9 @@ from stats import Effect
 
 SUFFIXES = (".html", ".png", ".svg", ".md", ".csv", "-runs.csv")
 TWO_RUNS = ("key", "A", "B")  # header of the table of differing keys
-ABOUT_THE_SWEEP = ("output_dir", "sweep", "varied", "trial", "study")  # keys that say nothing of a run itself
-SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # rows of a table and of a list; comparison.csv holds all
-STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # of runs without a result; red are failures
+ABOUT_THE_SWEEP = ("output_dir", "sweep", "varied", "trial", "study")  # keys that do not affect a run
+SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # most rows of a table or list; comparison.csv has all
+STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # other statuses are red
 
 
 def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
@@ -76,17 +76,17 @@ def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = ()
 
 
 def stem_of(filters: Sequence[str]) -> str:
-    """Name the files of a comparison: that of some of the runs does not take the place of that of all."""
+    """Name the files of a comparison, so that a filtered comparison never replaces that of all runs."""
     return "-".join(["comparison", *map(in_a_file_name, filters)])
 
 
 def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
-    """Write all files of a comparison, or none: whatever interrupts it leaves those of the last one.
+    """Write all files of a comparison; if it is interrupted, the old files stay.
 
     Returns:
-        their names, the page first.
+        The names of the files, the page first.
     """
-    from comparison.figure import comparison_figure  # Matplotlib takes long to import
+    from comparison.figure import comparison_figure  # imports Matplotlib, which takes seconds
     from comparison.page import render_page
     from tracking.plots import save
 
@@ -106,7 +106,7 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
 
 
 def in_a_file_name(condition: str) -> str:
-    """Write a filter in characters without a meaning for a shell: "depth>=8" is depth_from_8."""
+    """Write a filter without special characters of the shell, e.g. "depth>=8" as depth_from_8."""
     words = {"!=": "_not_", ">=": "_from_", "<=": "_to_", ">": "_above_", "<": "_below_"}
     spelled = re.sub(r"[!<>]=|[<>]", lambda sign: words[sign[0]], condition)
     return re.sub(r"[^\w.=+-]+", "_", spelled)
@@ -148,7 +148,7 @@ def differing_keys(comparison: Comparison) -> list[list[str]]:
 
 
 def page_of(comparison: Comparison, stem: str = "comparison") -> str:
-    """comparison.md: what was asked, what differed, the result in words, tables, failures, the figure."""
+    """Make comparison.md: question, factors, result, table, effects, caveats, power analysis, failures."""
     limit = SHOWN["markdown"]
     lines = [f"# {markdown(comparison.title)}", ""]
     if important := notes(comparison):
@@ -203,7 +203,7 @@ def caption(comparison: Comparison) -> str:
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Make the header and the rows for people, the most important columns first."""
+    """Make the header and the rows of the table, with the most important columns on the left."""
     settings, factors, metric = comparison.settings, comparison.factors, comparison.metric
     columns: dict[str, list[str]] = {}
     for key in factors:
@@ -231,13 +231,13 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def table_csv(comparison: Comparison) -> str:
-    """Make comparison.csv: a line for every setting; accuracies are fractions, sizes bytes, keys as in the config."""
+    """Make comparison.csv: a row for every setting; accuracies as fractions, sizes in bytes, full keys."""
     lines = [record(setting, comparison) for setting in comparison.settings]
-    return csv_text(pd.DataFrame(lines, dtype=object), index=False)  # object: 5 stays 5 beside None
+    return csv_text(pd.DataFrame(lines, dtype=object), index=False)  # with object, 5 stays 5 in a column with None
 
 
 def runs_csv(comparison: Comparison) -> str:
-    """Write comparison-runs.csv: a row for every run, with its levels and metrics, for statistics of one's own."""
+    """Make comparison-runs.csv: a row for every run, with its levels and metrics, for other statistics programs."""
     metrics = dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), comparison.metric, *COSTS])
     rows = [
         {**setting.levels, "seed": run.config.get("seed"), "status": run.status}
@@ -266,12 +266,12 @@ def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
     line["difference"] = reference and reference.difference
     line["reference_in_interval"] = reference and reference.is_expected
     seeds, runs = " ".join(map(str, by_seed)), " ".join(run.folder.name for run in setting.runs)
-    told = {"notes": setting.notes} if any(other.notes for other in comparison.settings) else {}
-    return line | {"seeds": seeds, "without_result": without_result(setting), **told, "runs": runs}
+    with_notes = {"notes": setting.notes} if any(other.notes for other in comparison.settings) else {}
+    return line | {"seeds": seeds, "without_result": without_result(setting), **with_notes, "runs": runs}
 
 
 def as_json(comparison: Comparison) -> str:
-    """Format the whole comparison as JSON; unknown values are null."""
+    """Make the comparison as JSON; unknown values are null."""
 
     def effect_record(effect: Effect) -> dict[str, Any]:
         values = {name: value for name, value in vars(effect).items() if name not in ("plan", "sample_size")}
@@ -304,7 +304,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def finite(tree: Any) -> Any:
-    """Replace numbers that JSON does not have by None: the spread of losses above 1e155 is infinite."""
+    """Replace infinite numbers and NaN, which JSON does not have, with null."""
     if isinstance(tree, dict):
         return {key: finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -1,4 +1,4 @@
-"""The result of comparing runs: ranked settings and the differences between them."""
+"""The result of a comparison: runs grouped into settings, ranked, with differences and effects."""
 
 import re
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ LOWER_IS_BETTER = ("loss", "parameters", "macs", "seconds", "memory")
 
 
 class Comparison:
-    """Runs grouped into settings, ranked and compared; settings with a result come first, the best on top.
+    """The comparison of some runs, with settings sorted from best to worst, and those without a result last.
 
     Args:
-        title: the sweep's name.
-        runs: from folders or from W&B.
-        metric: the figure to compare; None: the study's, else validation accuracy, else test accuracy.
-        sort: a config key or a figure to sort the settings by, in place of the metric.
-        copies: of these runs, which are not compared, each with the one that is.
-        smallest: differences of the metric below it do not matter.
+        title: name of the sweep.
+        runs: runs from disk or from W&B.
+        metric: metric to compare; None: the study's metric, otherwise the monitored one, otherwise test accuracy.
+        sort: a config key or a metric to sort the settings by, instead of the metric.
+        copies: copies of runs, which are not compared, each with the run that is.
+        smallest: smallest difference of the metric that matters.
 
     Raises:
-        ConfigError: no run has the metric or the key to sort by.
+        ConfigError: no run has the metric or the sort key.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Comparison:
         return sorted({setting.levels[key] for setting in self.settings}, key=order)
 
     def short(self, key: str) -> str:
-        """Shorten a key to its last word, if that is unique; a name to its section."""
+        """Shorten a key to its last word if that is unique, and NAME.name to NAME."""
         if key.endswith(".name"):
             return key.removesuffix(".name")
         last = key.rpartition(".")[2]
@@ -126,7 +126,7 @@ class Comparison:
 
     @cached_property
     def missing(self) -> dict[Setting, list[int]]:
-        """Seeds that other settings have a value for, by the setting that lacks them; failed runs are results."""
+        """The seeds that a setting lacks and others have, by setting; a failed run counts as a result."""
         seeds = {setting: set(setting.results(self.metric)) for setting in self.valued}
         every = set().union(*(setting.by_seed(self.metric) for setting in self.valued))
         return {setting: sorted(every - own) for setting, own in seeds.items() if every - own}
@@ -148,11 +148,16 @@ def read(
     """Read runs from disk and from W&B, and compare them.
 
     Args:
-        smallest: differences of the metric below it do not matter; of accuracies in points.
-        seeds: compare these alone, of the settings that ran with all of them.
+        folders: folders of sweeps or runs.
+        metric: metric to compare; see Comparison.
+        sort: key to sort the settings by; see Comparison.
+        filters: conditions that the compared runs meet, e.g. "kernel_size>3".
+        wandb_paths: ENTITY/PROJECT or ENTITY/PROJECT/SWEEP on W&B's server.
+        smallest: smallest difference that matters; in points for accuracies.
+        seeds: compare only these seeds, and only settings that ran with all of them.
 
     Raises:
-        ConfigError: a filter cannot be understood, or not two settings ran with the seeds.
+        ConfigError: a filter cannot be parsed, or fewer than two settings ran with the seeds.
     """
     runs, copies = without_copies([*read_runs(folders), *(run for path in wandb_paths for run in read_wandb(path))])
     for condition in filters:
@@ -167,7 +172,7 @@ def read(
 
 
 def default_metric(runs: Sequence[Run]) -> str:
-    """Choose the study's if it has published values, else the one that the runs monitored, else test accuracy."""
+    """Choose the study's metric if it has published values, else the monitored one, else test accuracy."""
     for run in runs:
         if run.config.get("study.reference"):
             return run.config.get("study.metric", "test/accuracy")
@@ -177,7 +182,7 @@ def default_metric(runs: Sequence[Run]) -> str:
 
 
 def class_averages(runs: Sequence[Run]) -> list[str]:
-    """List averages over classes; none where balanced accuracy is within 1 point of accuracy in all runs."""
+    """List the averages over classes if balanced accuracy is a point or more from accuracy in any run."""
     for run in runs:
         accuracy, balanced = run.figure("test/accuracy"), run.figure("test/balanced_accuracy")
         if accuracy is not None and balanced is not None and abs(accuracy - balanced) >= 0.01:
@@ -195,7 +200,7 @@ def is_lower_better(figure: str) -> bool:
 
 
 def resolution(settings: Sequence[Setting], metric: str) -> float | None:
-    """Compute the step between two accuracies; None if it is not known."""
+    """Compute the smallest step between two accuracies, one image; None if unknown."""
     if metric not in ACCURACIES:
         return None
     part = metric.partition("/")[0]
@@ -208,7 +213,7 @@ def parse_seeds(text: str) -> list[int]:
     """Read seeds such as 5-14 or 5,6,7.
 
     Raises:
-        ConfigError: they cannot be read.
+        ConfigError: the text is not a list of seeds.
     """
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         raise ConfigError(f"--confirm {text}: expected seeds, e.g. 5-14 or 5,6,7")
@@ -220,10 +225,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def confirming(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
-    """Select the runs with these seeds, of the settings that ran with all of them.
+    """Select the runs with these seeds, of settings that ran with all of them.
 
     Raises:
-        ConfigError: these are not two settings.
+        ConfigError: there are fewer than two such settings.
     """
     kept = [
         [run for run in setting.runs if run.config.get("seed") in seeds]
@@ -235,4 +240,4 @@ def confirming(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
             f"--confirm {seeds[0]}-{seeds[-1]}: {len(kept)} settings ran with all of these seeds, expected two. "
             "Fix: the commands that the power analysis prints, and wait until all runs have ended"
         )
-    return [run for of_setting in kept for run in of_setting]
+    return [run for runs in kept for run in runs]

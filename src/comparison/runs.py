@@ -1,4 +1,4 @@
-"""Runs, read from their folders or from W&B's server."""
+"""Runs read from their folders or from W&B's server."""
 
 import json
 import logging
@@ -29,10 +29,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, read from its folder."""
+    """A run, read from its folder.
+
+    Attributes:
+        folder: the run folder.
+        config: values by "section.key".
+        summary: content of summary.json.
+    """
 
     folder: Path
-    config: Mapping[str, Any]  # "section.key" → value
+    config: Mapping[str, Any]
     summary: Mapping[str, Any]
 
     @property
@@ -42,12 +48,12 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """Hash of the config; runs of older versions have it at the end of their folder's name only."""
+        """The run ID; older runs have it at the end of the folder's name only."""
         return self.summary.get("run_id") or self.folder.name.rpartition("-")[2]
 
     @property
     def reason(self) -> str:
-        """Reason for a missing result, in one line."""
+        """The reason for a missing result, in one line."""
         if self.status in ("interrupted", "running", "pruned"):
             return f"after {self.summary.get('epochs', 0)} of {self.config.get('trainer.epochs', '?')} epochs"
         lines = str(self.summary.get("error") or "").splitlines()
@@ -55,31 +61,31 @@ class Run:
 
     @cached_property
     def overrides(self) -> dict[str, Any]:
-        """Keys and groups that were set for this run; runs of older versions have them in their name only."""
+        """The run's overrides by key or group; for older runs, those in the run's name."""
         if "overrides" in self.summary:
             return self.summary["overrides"]
-        found: dict[str, Any] = {}
+        overrides: dict[str, Any] = {}
         for word, _, value in (word.partition("=") for word in str(self.summary.get("name")).split()):
             keys = [key for key in self.config if key.rpartition(".")[2] == word]
-            found |= {word: value} if word in GROUPS else {key: self.config[key] for key in keys}
-        return found
+            overrides |= {word: value} if word in GROUPS else {key: self.config[key] for key in keys}
+        return overrides
 
     @property
     def varied(self) -> Sequence[str]:
-        """Keys that vary in the sweep; of single runs and of older versions, all that were set."""
+        """The keys that vary in the run's sweep; all overrides of a single or an older run."""
         return self.summary.get("varied") or list(self.overrides)
 
     def figure(self, name: str) -> float | None:
-        """Return a number of the summary, or None; `val/…` and `train/…` are the best epoch's."""
-        return number(self.told(name))
+        """Look up a number in the summary; `val/…` and `train/…` are of the best epoch. None if it is not a number."""
+        return number(self.entry(name))
 
-    def told(self, name: str) -> Any:
-        """Return a number or a word of the summary."""
+    def entry(self, name: str) -> Any:
+        """Look up a number or text in the summary."""
         return self.summary.get(f"best/{name}" if name.startswith(("val/", "train/")) else name)
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """metrics.csv; an unreadable file has no rows."""
+        """The rows of metrics.csv; none if the file cannot be read."""
         file = self.folder / "metrics.csv"
         try:
             text = read_text(file)
@@ -96,20 +102,27 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class WandbRun(Run):
-    """A run, read from W&B's server; `folder` is its ENTITY/PROJECT/ID."""
+    """A run, read from W&B's server.
 
-    source: Any  # wandb.apis.public.Run
+    Attributes:
+        folder: ENTITY/PROJECT/ID on the server.
+        source: wandb.apis.public.Run.
+    """
+
+    source: Any
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
         rows = self.source.history(samples=10_000, pandas=False)
         tables = ({key: number(value) for key, value in row.items()} for row in rows if isinstance(row, dict))
-        return pd.DataFrame(row for row in tables if row.get("epoch") is not None).astype(float)  # and no progress
+        return pd.DataFrame(row for row in tables if row.get("epoch") is not None).astype(
+            float
+        )  # progress within epochs has none
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read all runs in or below the folders, each once, in the folders' order."""
-    found: dict[Path, None] = {}
+    run_folders: dict[Path, None] = {}
     for folder in folders:
         inside = []
         for path, below, files in os.walk(folder.resolve()):
@@ -117,8 +130,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 inside.append(Path(path))
                 below.clear()
             below[:] = [name for name in below if not name.startswith(".")]
-        found |= dict.fromkeys(sorted(inside))
-    return [read_run(folder) for folder in found]
+        run_folders |= dict.fromkeys(sorted(inside))
+    return [read_run(folder) for folder in run_folders]
 
 
 def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
@@ -143,7 +156,7 @@ def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder; a file that cannot be read becomes the run's error."""
+    """Read a run's folder; if a file cannot be read, the run has status unreadable and the error."""
     config: dict[str, Any] = {}
     file = folder / "config.yaml"
     try:
@@ -165,7 +178,7 @@ def unreadable(folder: Path, config: Mapping[str, Any], problem: str) -> Run:
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """Read config.yaml by sections: runs of a sweep share most of them, and parsing takes most of the time."""
+    """Parse config.yaml by section with a cache, because runs of a sweep share most sections."""
     return comparable(sections(text))
 
 
@@ -181,12 +194,12 @@ def parsed(section: str) -> tuple[tuple[str, Any], ...]:
 
 
 def read_wandb(path: str) -> list[Run]:
-    """Read the runs of ENTITY/PROJECT, or of ENTITY/PROJECT/SWEEP: a W&B sweep by its ID, or our `sweep`.
+    """Read the runs of ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, where SWEEP is `sweep` or the ID of a W&B sweep.
 
     Raises:
-        ConfigError: there is no such project, no login, or the server is out of reach.
+        ConfigError: the project is unknown, there is no login, or the server cannot be reached.
     """
-    import wandb  # takes long
+    import wandb  # takes seconds
 
     entity, project, sweep = [*path.split("/"), "", ""][:3]
     if not entity or not project or path.count("/") > 2:
@@ -194,44 +207,45 @@ def read_wandb(path: str) -> list[Run]:
     filters = {"$or": [{"sweep": sweep}, {"group": sweep}]} if sweep else {}
     try:
         sources = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, lazy=False))
-    except Exception as error:  # of more kinds than the client documents
+    except Exception as error:  # the client documents no list
         raise ConfigError(f"--wandb {path}: {str(error).splitlines()[0]}") from error
-    order = {key: place for place, (key, *_) in enumerate(keys_of(Config()))}  # the server keeps none
-    found: list[Run] = []
+    order = {key: place for place, (key, *_) in enumerate(keys_of(Config()))}  # the server keeps no order
+    runs: list[Run] = []
     for run in sources:
         folder = Path(*run.path)
         unfinished = "running" if run.state == "running" else "interrupted"
         try:
             tree = check_type(dict[str, Any], run.config)
-            config = {key: value for key, value in flatten(tree) if key not in GROUPS}  # as W&B sweeps add
+            config = {key: value for key, value in flatten(tree) if key not in GROUPS}  # W&B sweeps add groups
             check_config_types(config)
             summary = check_type(
                 Summary, {"status": unfinished, **of_wandb(check_type(dict[str, Any], run.summary_metrics))}
             )
         except (ValueError, RecursionError) as problem:
-            found.append(unreadable(folder, {}, f"{run.url}: {problem}"))
+            runs.append(unreadable(folder, {}, f"{run.url}: {problem}"))
             continue
         config = dict(sorted(config.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-        found.append(WandbRun(folder, comparable(frozen_values(config)), summary, run))
-    return found
+        runs.append(WandbRun(folder, comparable(frozen_values(config)), summary, run))
+    return runs
 
 
 def of_wandb(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a summary of W&B to summary.json's form: NaN is a word there, and `images` a number until the end."""
+    """Convert W&B's summary to that of summary.json: NaN is text there, and `images` a number until the run ends."""
     values = {key: math.nan if value == "NaN" else value for key, value in summary.items()}
     return {key: value for key, value in values.items() if key != "images" or isinstance(value, dict)}
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Write equivalent configs alike.
+    """Normalize a config, so that equal trainings have equal configs.
 
-    Keys that are younger than the run get their defaults. If dropout was set place by place, `dropout.rate` is the
-    highest of these.
+    Keys that are newer than the run get their default. If dropout was set by place, `dropout.rate` follows from it.
     """
     places = (config.get(f"dropout.{place}") for place in ("blocks", "head", "stochastic_depth"))
     rates = [rate for rate in places if isinstance(rate, (int, float))]
     rate = {"dropout.rate": max(rates)} if rates else {}
-    mode = {"trainer.compile_mode": "auto"} if config.get("trainer.compile_mode") == "default" else {}  # one run ID
+    mode = (
+        {"trainer.compile_mode": "auto"} if config.get("trainer.compile_mode") == "default" else {}
+    )  # both have one run ID
     return {**defaults(), **config, **rate, **mode}
 
 
@@ -241,7 +255,7 @@ def defaults() -> dict[str, Any]:
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Flatten a config to "section.key" → hashable value."""
+    """Flatten a config to hashable values by "section.key"."""
     return frozen_values(dict(flatten(tree)))
 
 
@@ -250,7 +264,7 @@ def frozen_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def frozen(value: Any) -> Any:
-    """Make a config's value hashable."""
+    """Convert a config's value to a hashable one."""
     if isinstance(value, list):
         return tuple(frozen(part) for part in value)
     return json.dumps(value, default=str) if isinstance(value, dict) else value

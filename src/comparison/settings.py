@@ -1,4 +1,4 @@
-"""Runs grouped by setting, and the keys in which the settings differ."""
+"""Settings: runs that differ in the seed only, the keys in which settings differ, and their averages."""
 
 import statistics
 from collections import defaultdict
@@ -17,7 +17,7 @@ from stats.prediction import prediction_interval
 
 @dataclass(frozen=True)
 class Reference:
-    """A published value of a setting, and ours."""
+    """A published value of a setting, and our estimate."""
 
     metric: str
     value: float
@@ -29,20 +29,25 @@ class Reference:
 
     @property
     def expected(self) -> tuple[float, float] | None:
-        """Interval of one more run of ours, at 95 %; None with one seed."""
+        """The interval that contains one more run of ours with 95 % probability; None with one seed."""
         return None if not self.ours.std else prediction_interval(self.ours.value, self.ours.std, self.ours.n)
 
     @property
     def is_expected(self) -> bool | None:
-        """Whether the published value lies in the interval of one more run of ours."""
+        """True if the published value lies in that interval."""
         return None if self.expected is None else self.expected[0] <= self.value <= self.expected[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Runs that differ only in their seed."""
+    """Runs that differ in the seed only.
 
-    levels: Levels  # of the keys that differ between settings
+    Attributes:
+        levels: values of the keys that differ between settings.
+        runs: runs of any status.
+    """
+
+    levels: Levels
     runs: list[Run]
 
     @property
@@ -50,23 +55,23 @@ class Setting:
         return [run for run in self.runs if run.status == "completed"]
 
     def by_seed(self, figure: str) -> dict[int, float]:
-        """Collect a figure of completed runs by seed; a seed that was run twice counts once, with its mean."""
-        found = defaultdict(list)
+        """Return a metric of completed runs by seed. A seed that ran twice counts once, with its mean."""
+        values_of = defaultdict(list)
         for run in self.completed:
             if (value := run.figure(figure)) is not None:
-                found[run.config.get("seed", 0)].append(value)
-        return {seed: statistics.fmean(values) for seed, values in sorted(found.items())}
+                values_of[run.config.get("seed", 0)].append(value)
+        return {seed: statistics.fmean(values) for seed, values in sorted(values_of.items())}
 
     def results(self, figure: str) -> dict[int, float | None]:
-        """Collect a figure by seed, and None for the seeds whose training failed.
+        """Return a metric by seed, and None for seeds whose training failed.
 
-        Runs that ended for another reason, such as memory or a lost node, are missing: they say nothing of the setting.
+        Runs that failed for another reason, such as memory or a lost node, count as missing.
         """
         failed = [run for run in self.runs if run.status == "failed" and run.reason.startswith("NotFinite")]
         return {**dict.fromkeys(run.config.get("seed", 0) for run in failed), **self.by_seed(figure)}
 
     def key(self, factors: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-        """Return the setting's key in `stats`; without dropout, its place makes no difference."""
+        """Make the setting's key for `stats`; without dropout, its place does not matter."""
         is_dropless = self.levels.get("dropout") == "none" and self.levels.get("dropout.rate") == 0
         return tuple((key, EVERY if is_dropless and key == "dropout" else self.levels[key]) for key in factors)
 
@@ -83,7 +88,7 @@ class Setting:
 
     @cached_property
     def reference(self) -> Reference | None:
-        """Most specific published value of the study that fits this setting."""
+        """The study's published value that matches this setting; of several, the most specific one."""
         config = next((run.config for run in self.runs if run.config.get("study.reference")), {})
         shared = {key.removeprefix("study.where."): config[key] for key in config if key.startswith("study.where.")}
         fitting = [
@@ -102,7 +107,7 @@ class Setting:
 
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:
-    """Group runs by setting; unreadable runs have none."""
+    """Group readable runs into settings."""
     readable = [run for run in runs if run.status != "unreadable"]
     images = images_of(readable)
     keys = dict.fromkeys(key for run in readable for key in run.config if decides(key) or key == "data.root")
@@ -118,20 +123,20 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 
 
 def decides(key: str) -> bool:
-    """Check whether runs that differ in a key belong to different settings."""
-    return not is_below(key, (*NOT_IDENTITY, "seed", "trainer.channels_last"))  # the last one changes the speed alone
+    """Check if runs that differ in this key have different settings."""
+    return not is_below(key, (*NOT_IDENTITY, "seed", "trainer.channels_last"))  # channels_last changes only the speed
 
 
 def is_seed(key: str, runs: Sequence[Run]) -> bool:
-    """Return if a key follows the seed in all runs, as data.split_seed=${seed} does: then it varies with it."""
+    """Check if a key equals the seed in all runs, as with data.split_seed=${seed}."""
     return key.endswith("seed") and all(run.config.get(key) == run.config.get("seed") for run in runs)
 
 
 def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
-    """Identify each run's folder of images by its content: two paths to the same images are one folder.
+    """Identify each run's folder of images by its content, so that two paths to the same images are equal.
 
-    Where the images of a folder changed, their fingerprint stands beside its path. Runs without one, of
-    older versions or ended before it was known, are told by the path alone.
+    If the images of a folder changed between runs, the name contains their fingerprint. Runs without a fingerprint are
+    identified by the path.
     """
     of_folders = {
         run: str(run.config.get("data.root")) for run in runs if run.config.get("data.name") == "image_folder"
@@ -140,49 +145,47 @@ def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
     for run, path in of_folders.items():
         fingerprints[path] |= {run.summary.get("data_fingerprint")} - {None}
     paths: dict[str, str] = {}  # by fingerprint
-    found: dict[Run, str | None] = dict.fromkeys(runs)
+    names: dict[Run, str | None] = dict.fromkeys(runs)
     for run, path in of_folders.items():
         only = min(fingerprints[path]) if len(fingerprints[path]) == 1 else path
         fingerprint = run.summary.get("data_fingerprint") or only
         path = paths.setdefault(fingerprint, path)
         has_changed = len(fingerprints[path]) > 1 and fingerprint in fingerprints[path]
-        found[run] = f"{path} ({fingerprint})" if has_changed else path
-    return found
+        names[run] = f"{path} ({fingerprint})" if has_changed else path
+    return names
 
 
 def with_factors(settings: list[Setting]) -> tuple[list[Setting], list[str]]:
-    """Choose the factors: the keys that set the settings apart, without those that follow from others.
+    """Choose the factors: keys that varied within a sweep, and further keys until they distinguish all settings.
 
-    These are keys that varied within a sweep; if they do not set all settings apart, keys that differ between sweeps
-    are added. For a config group of which several options were chosen, the option is a level: "augmentation light
-    instead of none" says more than a list of keys. If its options set a single key, that key is the factor: kernel_size
-    5 says more than kernel k5.
+    A config group with several chosen options becomes a factor, because "augmentation light instead of none" is clearer
+    than a list of keys. If its options set a single key, that key is the factor: kernel_size 5, not kernel k5.
     """
     if not settings:
         return [], []
     varied = {key for setting in settings for run in setting.runs for key in run.varied}
-    typed = {key for setting in settings for run in setting.runs for key in run.overrides}
+    overridden = {key for setting in settings for run in setting.runs for key in run.overrides}
     factors = [key for key in settings[0].levels if key in varied]
     for group in (group for group in GROUPS if group in varied):
         options = [{options_of(run)[group] for run in setting.runs} for setting in settings]
-        if any(len(found) > 1 for found in options) or len(set.union(*options)) < 2:
+        if any(len(names) > 1 for names in options) or len(set.union(*options)) < 2:
             continue
         chosen = [option for (option,) in options]
-        decided = [key for key in settings[0].levels if key not in typed and follows(key, chosen, settings)]
+        decided = [key for key in settings[0].levels if key not in overridden and follows(key, chosen, settings)]
         if len(decided) == 1 and len({setting.levels[decided[0]] for setting in settings}) == len(set(chosen)):
             factors += decided
             continue
         factors.append(group)
         settings = [replace(setting, levels={group: option, **setting.levels})
                     for option, setting in zip(chosen, settings, strict=True)]  # fmt: skip
-    keys = sorted(settings[0].levels, key=lambda key: (key not in typed, not key.endswith(".name")))
+    keys = sorted(settings[0].levels, key=lambda key: (key not in overridden, not key.endswith(".name")))
     while distinct(settings, factors) < len(settings):
         factors.append(max(keys, key=lambda key: distinct(settings, [*factors, key])))
     return settings, [key for key in settings[0].levels if key in factors]
 
 
 def follows(key: str, chosen: Sequence[Any], settings: Sequence[Setting]) -> bool:
-    """Check whether the option decides the key's level."""
+    """Check if the option determines the key's level."""
     pairs = {(option, setting.levels[key]) for option, setting in zip(chosen, settings, strict=True)}
     return len(pairs) == len(set(chosen))
 
