@@ -78,7 +78,5 @@ def test_a_corrupt_or_missing_cifar_is_a_clear_error(tmp_path: Path, cifar_serve
     cifar_server.write_bytes(b"broken, too")
     for path in (root / "cifar-10-python.tar.gz", root / "cifar-10-batches-py" / "test_batch"):
         path.write_bytes(b"broken")
-    with pytest.raises(
-        datasets.DataError, match=r"data.root=.*cifar10 is not there intact and could not be downloaded"
-    ):
+    with pytest.raises(datasets.DataError, match=r"data.root=.*cifar10 is missing or damaged and cannot be downloaded"):
         load_cifar(root)

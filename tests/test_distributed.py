@@ -101,7 +101,7 @@ def test_a_team_divides_its_shares_into_as_many_parts(pairs: bool) -> None:
     [
         (["data.batch_size=2"], 2, "data.batch_size=2: .* expected at least 4"),
         (["data.batch_size=5"], 3, "data.batch_size=5: .* expected at least 6"),
-        (["data.train_fraction=0.01"], 8, "data.train_fraction=0.01: leaves 13 images to train on; .* at least 16"),
+        (["data.train_fraction=0.01"], 8, "data.train_fraction=0.01: only 13 training images remain; .* at least 16"),
     ],
 )
 def test_too_little_for_every_process_is_an_error(overrides: list[str], size: int, error: str) -> None:

@@ -89,7 +89,7 @@ def test_an_operation_that_is_missing_is_a_clear_error(name: str) -> None:
 def test_images_that_stay_files_are_a_clear_error() -> None:
     files = datasets.Split(np.array(["a.png", "b.png"]), np.arange(2))
     images = datasets.DataSplits(files, None, files, ["a", "b"], 3, (224, 224), (0.5,) * 3, (0.25,) * 3)
-    with pytest.raises(ConfigError, match=r"data.pipeline=device: .*these stay files; expected data.pipeline=cpu"):
+    with pytest.raises(ConfigError, match=r"data.pipeline=device: .*Fix: data.pipeline=cpu"):
         batches("augmentation=none", images=images)
 
 

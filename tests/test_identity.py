@@ -11,7 +11,7 @@ from comparison.runs import read_run
 from config.schema import LATER_KEYS
 from conftest import Finished, checked
 from data import datasets
-from data.fingerprint import fingerprint
+from data.fingerprint import hash_images
 from run_folders import as_yaml, write_run
 from tracking.identity import display_name, run_id
 from tracking.run_index import RunIndex
@@ -87,7 +87,7 @@ def test_of_copies_of_a_folder_the_completed_one_is_the_runs(tmp_path: Path) -> 
 
 
 def id_of(root: Path | str) -> str:
-    fingerprint.cache_clear()
+    hash_images.cache_clear()
     return run_id(checked("data=image_folder", f"data.root={root}"))
 
 
@@ -146,13 +146,13 @@ def test_a_run_records_its_images_and_reads_them_once(
         )
         return done.summary["data_fingerprint"]
 
-    fingerprint.cache_clear()
+    hash_images.cache_clear()
     first = images_of()
     with monkeypatch.context() as context:
-        context.setattr("data.fingerprint.content_of", pytest.fail)
+        context.setattr("data.fingerprint.read_content", pytest.fail)
         assert images_of("seed=1") == first
     rename_image(folder)
-    fingerprint.cache_clear()
+    hash_images.cache_clear()
     datasets.read.cache_clear()
     assert images_of() != first
 

@@ -19,7 +19,7 @@ from config.errors import first_line
 from conftest import LETTERS, Train, checked
 from data import datasets, image_folder
 from data.batches import make_eval_loader, make_train_loader
-from data.fingerprint import fingerprint
+from data.fingerprint import hash_images
 from data.image_files import DataError, open_image
 from test_evaluate import evaluate
 from tracking.identity import run_id
@@ -49,7 +49,7 @@ def test_a_validation_folder_beside_test_is_used(folder: Path, names: tuple[str,
     train, val, test = names
     (folder / "val").rename(folder / test)
     (folder / "train").rename(folder / train)
-    before = fingerprint.__wrapped__(folder)
+    before = hash_images.__wrapped__(folder)
     for name in LETTERS:
         (folder / val / name).mkdir(parents=True)
         Image.new("RGB", (12, 12), (1, 2, 3)).save(folder / val / name / "only.png")
@@ -57,7 +57,7 @@ def test_a_validation_folder_beside_test_is_used(folder: Path, names: tuple[str,
     assert loaded.val is not None
     assert [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [36, 3, 12]
     assert (loaded.val.images == np.array([1, 2, 3])).all()
-    assert fingerprint.__wrapped__(folder) != before
+    assert hash_images.__wrapped__(folder) != before
 
 
 @pytest.mark.parametrize("kind", ["classes alone", "train alone"])
@@ -303,7 +303,7 @@ def test_images_in_subfolders_of_a_class_are_its_images(folder: Path) -> None:
 
 @pytest.mark.parametrize("vendor", ["@eaDir", "__MACOSX", "#recycle", "System Volume Information"])
 def test_what_vendors_write_beside_images_is_skipped(folder: Path, vendor: str) -> None:
-    expected, before = load_folder(folder), fingerprint.__wrapped__(folder)
+    expected, before = load_folder(folder), hash_images.__wrapped__(folder)
     for place in (folder, folder / "train", folder / "train" / "cat", folder / "val" / "dog"):
         (place / vendor / "0.png").mkdir(parents=True)
         Image.new("RGB", (12, 12)).save(place / vendor / "0.png" / "SYNOPHOTO_THUMB_M.jpg")
@@ -311,7 +311,7 @@ def test_what_vendors_write_beside_images_is_skipped(folder: Path, vendor: str) 
     loaded = load_folder(folder)
     assert loaded.classes == expected.classes
     assert len(loaded.train) == len(expected.train)
-    assert fingerprint.__wrapped__(folder) == before
+    assert hash_images.__wrapped__(folder) == before
 
 
 @pytest.mark.parametrize("name", [r"cash $\\frac", r"$\$", "caf\udce9", "a\nb"])

@@ -61,7 +61,7 @@ def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Pa
         http_proxy=nowhere, https_proxy=nowhere, no_proxy="",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    assert "cifar10 is not there intact and could not be downloaded" in finished.stdout
+    assert "cifar10 is missing or damaged and cannot be downloaded" in finished.stdout
     assert "digits: 8×8 pixels" in finished.stdout
 
     runs = {summary["name"]: summary for summary in summaries(tmp_path / "tutorial")}

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from data.splits import DataSplits, Split
 
-IMBALANCED = 2  # times as many training images of the largest class as of the smallest
+IMBALANCED = 2  # ratio of the largest class to the smallest, in training images, above which a run warns
 
 
 def counts(split: Split | None, classes: list[str]) -> NDArray[np.int64]:
@@ -15,6 +15,7 @@ def counts(split: Split | None, classes: list[str]) -> NDArray[np.int64]:
 
 
 def parts(data: DataSplits) -> dict[str, Split]:
+    """Collect the splits that have images, by their names in messages."""
     named = {"training": data.train, "validation": data.val, "test": data.test}
     return {name: split for name, split in named.items() if split}
 
@@ -26,7 +27,7 @@ def sizes(data: DataSplits) -> str:
 
 
 def class_lines(data: DataSplits) -> list[str]:
-    """Describe each class in a line: its images in each part."""
+    """Describe each class in one line: its images in each split."""
     table = {name: counts(split, data.classes) for name, split in parts(data).items()}
     return [
         f"class {name}: " + ", ".join(f"{column[i]:,} {part}" for part, column in table.items())
@@ -35,7 +36,7 @@ def class_lines(data: DataSplits) -> list[str]:
 
 
 def imbalance(data: DataSplits) -> list[str]:
-    """Report classes without images in a part, and a majority class."""
+    """Report classes without images in a split, and a majority class, in a line each."""
     lines = []
     for part, split in parts(data).items():
         empty = np.flatnonzero(counts(split, data.classes) == 0)
@@ -64,10 +65,10 @@ def balanced_weights(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.fl
 
 
 def balanced_order(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-    """Draw as many images as there are labels, equally many of each class, in random order; rare images repeat.
+    """Draw as many images as there are labels, equally many of each class, in random order.
 
-    Each image of a class is drawn equally often, plus or minus one. Source: oversampling in Buda et al., "A systematic
-    study of the class imbalance problem", arXiv 1710.05381.
+    Images of rare classes repeat. Each image of a class is drawn equally often, plus or minus one. Source: oversampling
+    in Buda et al., "A systematic study of the class imbalance problem", arXiv 1710.05381.
     """
     present = random.permutation(np.unique(labels))
     order = random.permutation(np.resize(present, len(labels)))  # a class for each position

@@ -1,6 +1,6 @@
 """Batches for training and evaluation.
 
-Every image of a batch is a pure function of (seed, epoch, batch, position in the batch), so that a run is the same
+Every image of a batch is a pure function of (seed, epoch, batch, position in the batch). A run is therefore the same
 for any number of workers, and for any number of GPUs that share its batches.
 """
 
@@ -31,13 +31,14 @@ from runtime.rng import preserve_rng_state
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Everything that a batch, or a rank's share of it, depends on.
+    """The specification of a batch, or of a rank's share of it.
 
     Attributes:
-        indices: of its images in the split, [images].
-        positions: of these images in the whole batch, [images].
-        seeds: for the augmentation of each image on the CPU, [images].
-        batch_seed, batch_size: of the whole batch, for its augmentation on the device.
+        indices: Indices of the images in the split, [images].
+        positions: Positions of the images in the whole batch, [images].
+        seeds: Seeds for the augmentation of each image on the CPU, [images].
+        batch_seed: Seed for the augmentation of the whole batch on the device.
+        batch_size: Images of the whole batch.
     """
 
     indices: NDArray[np.int64]
@@ -48,14 +49,18 @@ class BatchSpec:
 
 
 class DistributedBatchSampler:
-    """The batches of an epoch: every image once, in random order with a seed, else in the split's order.
+    """A sampler of an epoch's batches: every image once, shuffled if there is a seed.
 
-    The last batch is smaller where the images do not divide evenly; with `pairs` an odd one leaves one image out.
-    Each rank gets its share of every batch; images that mixup or cutmix pairs (the first with the last, and so on)
-    stay on one rank.
+    The last batch may be smaller. Each rank gets its share of every batch. Images that mixup or cutmix pairs, the first
+    with the last and so on, stay on one rank.
 
     Args:
-        balanced: labels of the images, of which an epoch has equally many of each.
+        length: Images of the split.
+        batch_size: Images of a batch over all ranks.
+        seed: Seed of the order; None keeps the order of the split.
+        pairs: Drop one image if their number is odd, for mixup and cutmix.
+        world: The process's rank among all.
+        balanced: Labels of the images, for epochs that have equally many images of each class.
     """
 
     def __init__(
@@ -72,9 +77,9 @@ class DistributedBatchSampler:
         self.world = world or World()
         left_over = self.length % batch_size
         if seed is not None and left_over < 2 * self.world.size > 2:
-            self.length -= left_over  # every rank needs a pair to train on
+            self.length -= left_over  # Every rank needs a pair to train on.
         self.epoch = 0
-        self.start = 0  # batches of the epoch that are done
+        self.start = 0  # completed batches of the epoch
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
@@ -92,9 +97,9 @@ class DistributedBatchSampler:
         """Count the images of the rank that gets the fewest."""
         return int(np.bincount(self.ranks(batch), minlength=self.world.size).min())
 
-    def micro_batches(self, batch: int, asked: int) -> int:
-        """Limit the number of micro-batches to what every rank can divide its share of a batch into."""
-        return min(asked, self.smallest_share(batch))
+    def micro_batches(self, batch: int, most: int) -> int:
+        """Return the number of micro-batches: at most `most`, and at most the images of any rank."""
+        return min(most, self.smallest_share(batch))
 
     def indices(self) -> NDArray[np.int64]:
         """List the indices of this rank's images in the order of its batches."""
@@ -115,7 +120,7 @@ class DistributedBatchSampler:
 
 
 class Batches:
-    """Whole batches: uint8 [batch, height, width, channels] and labels [batch]."""
+    """Batches augmented on the CPU: uint8 [batch, height, width, channels] and labels [batch]."""
 
     def __init__(self, split: Split, transform: transforms.Transform | None) -> None:
         self.split, self.transform = split, transform
@@ -124,7 +129,7 @@ class Batches:
         """Load and augment the images of a batch.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: An image cannot be read.
         """
         if self.transform is None:
             pixels = self.split.images[spec.indices]
@@ -132,12 +137,13 @@ class Batches:
             seeded = zip(spec.indices.tolist(), spec.seeds.tolist(), strict=True)
             try:
                 with preserve_rng_state():
-                    pixels = np.stack([self.augmented(index, seed) for index, seed in seeded])
+                    pixels = np.stack([self.augment(index, seed) for index, seed in seeded])
             except DataError as error:
                 raise unreadable_error(self.split.images.tolist(), error) from error
         return pixels.reshape(*pixels.shape[:3], -1), self.split.labels[spec.indices]
 
-    def augmented(self, index: int, seed: int) -> NDArray[np.uint8]:
+    def augment(self, index: int, seed: int) -> NDArray[np.uint8]:
+        """Augment one image of the split with its own seed for Python's, NumPy's and PyTorch's generators."""
         assert self.transform is not None
         random.seed(seed)
         np.random.seed(seed)
@@ -146,9 +152,13 @@ class Batches:
 
 
 class DeviceBatches:
-    """Batches of images that are kept on the device, augmented there: uint8 [batch, channels, height, width].
+    """Batches of images kept and augmented on the device: uint8 [batch, channels, height, width] and labels [batch].
 
-    Batches of `compiled_size`, if that is given, in a few kernels instead of hundreds.
+    Args:
+        split: Decoded images with their labels.
+        transform: The CPU's transform of one image, applied to whole batches; None for evaluation.
+        device: The device of the images.
+        compiled_size: Images of the batches whose augmentation is compiled, to a few kernels instead of hundreds.
     """
 
     def __init__(
@@ -169,7 +179,7 @@ class DeviceBatches:
         )
         pixels = self.pixels.index_select(0, indices)
         if self.transform:
-            # Drawn for the whole batch: then it is the same for any number of GPUs that share it.
+            # The numbers are drawn for the whole batch, which makes it the same for any number of GPUs.
             self.generator.manual_seed(spec.batch_seed)
             shape = (spec.batch_size, self.transform.numbers)
             uniforms = torch.rand(shape, generator=self.generator, device=self.device)[positions].T
@@ -182,7 +192,11 @@ class Loader:
     """A split's batches in the sampler's order: uint8 [batch, channels, height, width] and labels [batch].
 
     Args:
-        max_bytes: of a batch's pixels.
+        batches: The batches by their specification.
+        sampler: The specifications of an epoch's batches.
+        num_workers: Processes that make batches; 0 makes them in this process.
+        pin_memory: Return tensors in pinned memory, for copies to a GPU.
+        max_bytes: Bytes of a batch's pixels at most.
     """
 
     def __init__(
@@ -197,7 +211,7 @@ class Loader:
         self.max_bytes = max_bytes
         self.workers: Workers | None = None
         if sampler.world.size > 1:
-            self.workers = self.start_workers()  # a process must not be forked once NCCL runs in it
+            self.workers = self.start_workers()  # Processes must not be forked after NCCL has started.
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -206,19 +220,21 @@ class Loader:
         """Yield the batches, on the device if their images are kept there.
 
         Raises:
-            DataError: an image cannot be read.
-            RuntimeError: a worker was killed.
+            DataError: An image cannot be read.
+            RuntimeError: A worker was killed.
         """
         workers = self.workers or self.start_workers()
-        self.workers = None  # if the epoch ends early, its workers end, too
+        self.workers = None  # If the epoch ends early, its workers end, too.
         for pixels, labels in workers.map(self.sampler):
             yield (pixels, labels) if isinstance(pixels, Tensor) else self.as_tensors(pixels, labels)
         self.workers = workers
 
     def start_workers(self) -> Workers:
+        """Start the worker processes, or none if num_workers=0."""
         return Workers(self.batches.__getitem__, self.num_workers, self.max_bytes)
 
     def as_tensors(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Convert a batch to tensors, with the channels first."""
         tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels)
         return (tensors[0].pin_memory(), tensors[1].pin_memory()) if self.pin_memory else tensors
 
@@ -229,7 +245,7 @@ def make_train_loader(
     """Make the loader of training batches.
 
     Raises:
-        ConfigError: data.pipeline=device cannot do it, or there is not enough to train on for every process.
+        ConfigError: The images or the augmentation do not suit data.pipeline=device, or a rank would have no images.
     """
     transform = transforms.training_transform(config.augmentation, data)
     pairs = transforms.mixes(config.augmentation)
@@ -238,34 +254,34 @@ def make_train_loader(
     size = sampler.world.size
     if config.data.batch_size < 2 * size > 2:
         raise ConfigError(
-            f"data.batch_size={config.data.batch_size}: each of the {size} processes needs two images of every batch; "
+            f"data.batch_size={config.data.batch_size}: each of the {size} ranks needs two images of every batch; "
             f"expected at least {2 * size}"
         )
     if not len(sampler):
         raise ConfigError(
-            f"data.train_fraction={config.data.train_fraction}: leaves {len(data.train)} images to train on; "
+            f"data.train_fraction={config.data.train_fraction}: only {len(data.train)} training images remain; "
             f"expected at least {2 * size}"
         )
     if config.data.pipeline == "device":
         if not data.train.decoded:
             raise ConfigError(
-                "data.pipeline=device: keeps decoded images of one size, at most 1 GiB of them; these stay files; "
-                "expected data.pipeline=cpu"
+                "data.pipeline=device: needs images of one size, at most 1 GiB of them decoded. Fix: data.pipeline=cpu"
             )
         compiled_size = config.data.batch_size if config.trainer.compile else 0
-        kept = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
-        return Loader(kept, sampler)
-    return loader(data, data.train, transform, sampler, config)
+        batches = DeviceBatches(data.train, transform, torch.device(device), compiled_size)
+        return Loader(batches, sampler)
+    return make_loader(data, data.train, transform, sampler, config)
 
 
 def make_eval_loader(split: Split, data: DataSplits, config: Config, world: World | None = None) -> Loader:
+    """Make the loader of a split for evaluation, in the order of its images."""
     transform = transforms.evaluation_transform(config.data.crop_fraction, data)
     sampler = DistributedBatchSampler(len(split), config.data.batch_size, seed=None, world=world)
-    return loader(data, split, transform, sampler, config)
+    return make_loader(data, split, transform, sampler, config)
 
 
 class Loaders(NamedTuple):
-    """A run's batches; `val` is None without validation."""
+    """The loaders of a run; `val` is None without validation."""
 
     train: Loader
     val: Loader | None
@@ -276,23 +292,24 @@ def make_loaders(data: DataSplits, config: Config, world: World, device: torch.d
     """Make the loaders of training, validation and test batches.
 
     Raises:
-        ConfigError: as of make_train_loader.
+        ConfigError: See make_train_loader().
     """
     train = make_train_loader(data, config, world, device)
     val = make_eval_loader(data.val, data, config, world) if data.val else None
     return Loaders(train, val, make_eval_loader(data.test, data, config, world))
 
 
-def loader(
+def make_loader(
     data: DataSplits,
     split: Split,
     transform: transforms.Transform | None,
     sampler: DistributedBatchSampler,
     config: Config,
 ) -> Loader:
+    """Make a loader of batches that are augmented on the CPU."""
     workers = config.data.num_workers
     if transform is None:
-        workers = 0  # a batch is one slice of an array
+        workers = 0  # A batch is one slice of an array.
     elif workers is None:
         workers = spare_cores()
     pin_memory = config.trainer.device in ("auto", "cuda") and torch.cuda.is_available()
@@ -302,7 +319,7 @@ def loader(
 
 def spare_cores() -> int:
     """Count the cores for loading images: all but one of this process's share, at least 1 and at most 16."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has set OMP_NUM_THREADS=1, whatever there is
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets OMP_NUM_THREADS=1 on any machine
         share = cores() // int(os.environ["LOCAL_WORLD_SIZE"])
     else:
         share = min(cores(), torch.get_num_threads())

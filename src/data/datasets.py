@@ -1,7 +1,7 @@
-"""Data sets: their sources, and the parts that a run uses.
+"""Data sets: their sources, and the splits that a run uses.
 
-Images of one size, at most 1 GiB of them, are decoded once per process and kept in memory; all others stay files
-until a batch needs them. Either way the transforms (data/transforms.py) see the same images.
+Images of one size, at most 1 GiB of them, are decoded once per process and kept in memory. Others are decoded when a
+batch needs them. The transforms (data/transforms.py) get the same images in both cases.
 """
 
 from dataclasses import replace
@@ -22,25 +22,29 @@ def load(config: schema.Data, patch_size: int) -> DataSplits:
     """Load the images for training, validation and test.
 
     Raises:
-        DataError: the images are missing, corrupt, or do not fit the config.
+        DataError: The images are missing, corrupt, or do not fit the config.
     """
     return prepare(read_configured(config), config, patch_size)
 
 
 def read_configured(config: schema.Data, download: bool = True) -> DataSplits:
+    """Read the data set of a config, not yet divided or normalized."""
     return read(config.name, config.root, download, config.skip_unreadable, config.test_fraction, config.split_seed)
 
 
 def prepare(
     data: DataSplits, config: schema.Data, patch_size: int, image_size: tuple[int, int] | None = None
 ) -> DataSplits:
-    """Set the image size and normalization of the config, and divide the training images as it says.
+    """Set the image size and normalization, and split off validation images.
 
     Args:
-        image_size: height and width where `data.image_size` leaves them open; None: the images' own.
+        data: The data set as read from its source.
+        config: The config of the data.
+        patch_size: The model's patch size in pixels.
+        image_size: Height and width if data.image_size=null; None keeps the size of the images.
 
     Raises:
-        DataError: the images do not fit the config.
+        DataError: The images do not fit the config.
     """
     if config.image_size is not None:
         image_size = (config.image_size, config.image_size)
@@ -48,7 +52,7 @@ def prepare(
     check_patch_size(patch_size, data.image_size, config.name)
     if not config.val_fraction:
         if data.val:
-            data = replace(data, remarks=(*data.remarks, "data.val_fraction=0: no validation, its folder is not used"))
+            data = replace(data, remarks=(*data.remarks, "data.val_fraction=0: the validation folder is not used"))
         data = replace(data, val=None)
     elif data.val is None:
         rest, held_out = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction", data.classes)
@@ -69,10 +73,10 @@ def prepare(
 
 
 def check_patch_size(patch_size: int, image_size: tuple[int, int], name: str) -> None:
-    """Check that the patches cover the images.
+    """Check that whole patches cover the images.
 
     Raises:
-        DataError: the patches do not cover the images.
+        DataError: The patch size does not divide the height and width of the images.
     """
     height, width = image_size
     if height % patch_size or width % patch_size:
@@ -86,7 +90,7 @@ def check_patch_size(patch_size: int, image_size: tuple[int, int], name: str) ->
 def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute mean and standard deviation of every channel over evenly spaced images; pixels are 0 … 1.
 
-    Over ten times as many images where they are small.
+    500 images are enough, or 5,000 of at most 64 × 64 pixels.
     """
     small = split[0].width * split[0].height <= 64 * 64
     chosen = np.linspace(0, len(split) - 1, min(len(split), 10 * SAMPLE_SIZE if small else SAMPLE_SIZE))
@@ -97,11 +101,11 @@ def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...]
     shares, levels = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
     mean = shares @ levels
     std = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
-    # A channel without any variation would otherwise divide by zero.
+    # Normalizing a constant channel would otherwise divide by zero.
     return tuple(mean.tolist()), tuple(np.maximum(std, 1e-3).tolist())
 
 
-# Sources. Each gives training and test images, undivided, once per process.
+# The sources return training and test images, before validation images are split off.
 
 
 @lru_cache(maxsize=1)
@@ -113,6 +117,11 @@ def read(
     test_fraction: float = 0.2,
     split_seed: int = 0,
 ) -> DataSplits:
+    """Read a data set, once per process.
+
+    Raises:
+        DataError: The images are missing or corrupt.
+    """
     if name == "digits":
         return read_digits()
     if name == "image_folder":
@@ -121,6 +130,7 @@ def read(
 
 
 def read_digits() -> DataSplits:
+    """Read scikit-learn's digits, with levels 0 … 16 scaled to 0 … 255; a fixed fifth of them is the test set."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -132,21 +142,26 @@ def read_digits() -> DataSplits:
 
 
 def read_cifar(name: str, root: Path, download: bool) -> DataSplits:
+    """Read CIFAR-10 or CIFAR-100; download them if they are missing or damaged.
+
+    Raises:
+        DataError: The files are missing or damaged, and cannot be downloaded.
+    """
     source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     try:
         try:
             parts = [source(str(root), train=train) for train in (True, False)]
-        except RuntimeError:  # missing or not intact
+        except RuntimeError:  # missing or damaged
             if not download:
                 raise
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{name}.lock"):  # runs side by side download once
+            with FileLock(root / f".{name}.lock"):  # Parallel runs download once.
                 parts = [source(str(root), train=train, download=True) for train in (True, False)]
-    except Exception as error:  # torchvision raises whatever urllib, tarfile and pickle raise
+    except Exception as error:  # urllib, tarfile and pickle raise errors of many types.
         raise DataError(
-            f"data.root={root}: {name} is not there intact{' and could not be downloaded' * download} ({error}); "
-            f"put {source.filename} there, or "
-            + ("delete what is broken and try again" if download else f"set data={name}, which downloads it")
+            f"data.root={root}: {name} is missing or damaged{' and cannot be downloaded' * download} ({error}). "
+            f"Fix: put {source.filename} there, or "
+            + ("delete damaged files and try again" if download else f"set data={name}, which downloads it")
         ) from error
     train, test = (Split(part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)
     return DataSplits(train, None, test, list(parts[0].classes), channels=3, image_size=(32, 32))

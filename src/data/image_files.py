@@ -1,6 +1,6 @@
-"""Image files: list those of a folder of classes, and read one.
+"""Image files: the lists of a folder with classes, and the reading of one file.
 
-Light to import: a run's ID needs the list of files, but neither torch nor scikit-learn.
+This module imports quickly, as a run's ID needs the list of files, but neither torch nor scikit-learn.
 """
 
 import os
@@ -17,27 +17,27 @@ from config.text import printable
 from runtime.claims import cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-# What their content may be, whatever their suffix; Pillow's other formats start programs (EPS) or are nobody's images.
+# The allowed formats of the content, for any suffix; others of Pillow's start programs (EPS) or are not photographs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 GREY = ("1", "L")  # Pillow's modes without color
-# The folders of a data set's splits, by split; in capitals, too.
+# The names of folders by split, in lower case; capitals are accepted, too.
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-# Folders that network drives, archives and operating systems write beside images, in lower case.
+# Folders that network drives, archives and operating systems add to folders of images, in lower case.
 VENDORS = (
     "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot",  # Synology, QNAP, NetApp
     "__macosx", "network trash folder", "temporary items", "$recycle.bin", "system volume information", "lost+found",
 )  # fmt: skip
-SHOWN = 10  # unreadable images that a message names
+SHOWN = 10  # the most unreadable images that a message names
 CANNOT_BE_READ = " cannot be read as an image"
-SECONDS = 10.0  # for which an error looks for further unreadable images
+SECONDS = 10.0  # time limit for finding further unreadable images after the first
 
 
 class DataError(ConfigError):
-    """The data do not fit the config; the message names the key or the file, and the fix."""
+    """Data that do not fit the config; the message names the key or the file, and the fix."""
 
 
 def is_ignored(name: str) -> bool:
-    """Check whether a file or folder is hidden (.ipynb_checkpoints, ._1.jpg) or a vendor's (@eaDir)."""
+    """Return True if a file or folder is hidden (.ipynb_checkpoints, ._1.jpg) or a vendor's (@eaDir)."""
     return name.startswith(".") or name.lower() in VENDORS
 
 
@@ -45,24 +45,24 @@ def split_folders(root: Path) -> dict[str, str]:
     """Find the folders of splits in `root`, e.g. {"train": "train", "val": "valid"}, in alphabetical order.
 
     Raises:
-        DataError: `root` cannot be read, or two folders claim one split.
+        DataError: `root` cannot be read, or two folders have names of the same split.
     """
     if not root.is_dir():
-        raise DataError(f"data.root={root}: there is no such folder")
-    found: dict[str, str] = {}
+        raise DataError(f"data.root={root}: no such folder")
+    folders: dict[str, str] = {}
     for name in class_folders(root):
         for split, names in SPLITS.items():
             if name.lower() in names:
-                if split in found:
+                if split in folders:
                     raise DataError(
-                        f"data.root={root}: both {found[split]} and {name} are {split}; expected one of them"
+                        f"data.root={root}: both {folders[split]} and {name} are {split}; expected one of them"
                     )
-                found[split] = name
-    return found
+                folders[split] = name
+    return folders
 
 
 def is_divided(root: Path) -> bool:
-    """Check whether the folder has no test images, so that a part of all images becomes the test set."""
+    """Return True if a folder has no test or validation images; its test set is then split off."""
     try:
         return not split_folders(root).keys() & {"test", "val"}
     except DataError:
@@ -73,7 +73,7 @@ def class_folders(folder: Path) -> list[str]:
     """List the names of a folder's subfolders, without hidden ones and vendors'.
 
     Raises:
-        DataError: the folder cannot be read.
+        DataError: The folder cannot be read.
     """
     try:
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_ignored(entry.name))
@@ -84,13 +84,14 @@ def class_folders(folder: Path) -> list[str]:
 def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
     """List the paths of a class's images, sorted, including those in subfolders, as torchvision and timm do.
 
-    A dangling link is one, which cannot be read.
+    A dangling link counts as an image, which cannot be read.
 
     Args:
-        above: real paths of the folders above, to which no link is followed; left out: those of `folder`.
+        folder: The folder of a class.
+        above: Real paths of the folders above it, to which no link is followed; by default all parents of `folder`.
 
     Raises:
-        DataError: a folder cannot be read.
+        DataError: A folder cannot be read.
     """
     files: list[str] = []
     real = os.path.realpath(folder)
@@ -102,7 +103,7 @@ def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
             if entry.is_dir():
                 if os.path.realpath(entry.path) not in above:
                     files += image_files(entry.path, above)
-            # Of links also those that dangle; no pipe, which would be waited for.
+            # Dangling links are included. Pipes are not, because opening one would block.
             elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or not Path(entry.path).exists()):
                 files.append(entry.path)
     except OSError as error:
@@ -111,21 +112,25 @@ def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
 
 
 def open_image(path: str, mode: str | None = None) -> Image.Image:
-    """Read an image file, converted to `mode`, else to "L" (grey) or "RGB", whichever is nearer.
+    """Read an image file as 8 bits per channel; by default grey images as "L", others as "RGB".
 
-    16 bits are scaled to 8. The orientation that a camera notes in EXIF is ignored, as torchvision and timm do.
+    Levels of 16 bits are scaled to 8. The orientation in EXIF is ignored, as in torchvision and timm.
+
+    Args:
+        path: The file.
+        mode: Pillow's mode of the result, "L" or "RGB".
 
     Raises:
-        DataError: it is not an image, or only a part of one, or has levels of unknown range.
+        DataError: The file is not an image, is incomplete, or has levels of unknown range.
     """
-    path = str(path)  # not NumPy's, which an error would show as np.str_('…')
+    path = str(path)  # An error would show NumPy's string type as np.str_('…').
     try:
         if not Path(path).is_file() and Path(path).exists():
-            raise ValueError("a folder, pipe or device; expected a file")  # a pipe would be waited for
+            raise ValueError("a folder, pipe or device; expected a file")  # Opening a pipe would block.
         with Image.open(path, formats=FORMATS) as image:
             read = to_8_bits(image)
             return read.convert(mode or ("L" if read.mode in GREY else "RGB"))
-    except Exception as error:  # Pillow raises whatever its decoders raise
+    except Exception as error:  # Pillow's decoders raise errors of many types.
         reason = first_line(error).replace(f" {path!r}", "")
         raise DataError(f"data.root: {printable(path)}{CANNOT_BE_READ} ({reason})") from error
 
@@ -134,7 +139,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     """Scale an image's levels to 8 bits.
 
     Raises:
-        ValueError: the range of its levels is unknown.
+        ValueError: The range of the levels is unknown.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # 0 … 65535
         levels = np.asarray(image, dtype=np.float64)
@@ -148,7 +153,8 @@ def unreadable_images(paths: Sequence[str], seconds: float | None = None) -> dic
     """Find images that cannot be read; return "PATH (reason)" by path.
 
     Args:
-        seconds: stop looking after this long.
+        paths: The image files.
+        seconds: Time limit, after which the other files count as readable; None: no limit.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
 
@@ -165,7 +171,7 @@ def unreadable_images(paths: Sequence[str], seconds: float | None = None) -> dic
     try:
         return {path: error for path, error in zip(paths, pool.map(reason, paths), strict=True) if error}
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C ends it, too
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the pool, too.
 
 
 def reason_of(error: DataError) -> str:
@@ -174,14 +180,21 @@ def reason_of(error: DataError) -> str:
 
 
 def unreadable_error(paths: Sequence[str], first: DataError) -> DataError:
-    """Make one error for all images that cannot be read; `first` is the error of one of them."""
+    """Make one error for all images that cannot be read.
+
+    Args:
+        paths: All image files of the data set.
+        first: The error of the first unreadable image.
+    """
     reasons = sorted({reason_of(first), *unreadable_images(paths, SECONDS).values()})
     count = "one image" if len(reasons) == 1 else f"{len(reasons):,} images"
     return DataError(
-        f"data.root: {count}{CANNOT_BE_READ}: {listed(reasons)}. Fix: mend or remove, or set data.skip_unreadable=true"
+        f"data.root: {count}{CANNOT_BE_READ}: {first_reasons(reasons)}. "
+        "Fix: repair or remove, or set data.skip_unreadable=true"
     )
 
 
-def listed(reasons: Sequence[str]) -> str:
+def first_reasons(reasons: Sequence[str]) -> str:
+    """Join the first ten reasons, and count the others."""
     more = f", … and {len(reasons) - SHOWN:,} more" if len(reasons) > SHOWN else ""
     return ", ".join(reasons[:SHOWN]) + more

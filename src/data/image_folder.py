@@ -1,4 +1,4 @@
-"""Folders of images, ROOT/train/CLASS/* with test, val or both beside train, or ROOT/CLASS/* to be divided."""
+"""Folders of images: ROOT/train/CLASS/* with ROOT/test, ROOT/val or both, or ROOT/CLASS/* to be divided."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,8 @@ from config.text import printable
 from data.image_files import (
     DataError,
     class_folders,
+    first_reasons,
     image_files,
-    listed,
     open_image,
     split_folders,
     unreadable_error,
@@ -18,9 +18,9 @@ from data.image_files import (
 )
 from data.splits import DataSplits, Split, divide
 
-DECODED_LIMIT = 2**30  # bytes of decoded images that are kept in memory
+DECODED_LIMIT = 2**30  # the most bytes of decoded images kept in memory
 USES = ("training", "the test", "validation")
-SAMPLE_SIZE = 500  # images that are looked at for what they have in common
+SAMPLE_SIZE = 500  # images whose size and mode decide those of the data set
 
 
 def read_image_folder(
@@ -28,11 +28,16 @@ def read_image_folder(
 ) -> DataSplits:
     """Read all images of a folder.
 
-    Without a test folder the validation folder is the test set. Without either, the test set is `test_fraction` of each
-    class, drawn by `split_seed`.
+    Without a test folder the validation folder is the test set. Without either, the test set is drawn from all images.
+
+    Args:
+        root: The folder.
+        skip_unreadable: Leave out images that cannot be read, with a remark.
+        test_fraction: Share of each class that is drawn for the test set.
+        split_seed: Seed of this draw.
 
     Raises:
-        DataError: a split or a class is missing, or an image cannot be read.
+        DataError: A split or a class is missing, or an image cannot be read.
     """
     folders = split_folders(root)
     if "train" not in folders and (folders or not class_folders(root)):
@@ -63,25 +68,26 @@ def read_image_folder(
     skipped: list[str] = []
     if skip_unreadable:
         splits, skipped = without_unreadable(splits)
-        remarks += [f"data.skip_unreadable=true: {len(skipped):,} skipped: {listed(skipped)}"] if skipped else []
+        remarks += [f"data.skip_unreadable=true: {len(skipped):,} skipped: {first_reasons(skipped)}"] if skipped else []
     for name, split in zip(names, splits, strict=True):
         check_no_class_is_empty(root / name, split, classes)
     if not held_out:
         splits = [*divide(splits[0], test_fraction, split_seed, "data.test_fraction", classes)]
     train, test, *val = splits
     data = DataSplits(train, val[0] if val else None, test, [*map(printable, classes)], 0, (0, 0))
-    return decoded(replace(data, remarks=tuple(remarks), skipped=tuple(skipped)))
+    return decode_small(replace(data, remarks=tuple(remarks), skipped=tuple(skipped)))
 
 
 def read_one_split(folder: Path, mode: str, skip_unreadable: bool = False) -> DataSplits:
-    """Read one split for an evaluation; it takes the place of all three parts.
+    """Read one split for an evaluation, as training and as test images.
 
     Args:
-        folder: with the classes.
-        mode: what the model takes, "RGB" or "L".
+        folder: The folder of the classes.
+        mode: The mode of the model's images, "RGB" or "L".
+        skip_unreadable: Leave out images that cannot be read.
 
     Raises:
-        DataError: there are no images, or one cannot be read.
+        DataError: There are no images, or one cannot be read.
     """
     classes = class_folders(folder)
     split = replace(list_images(folder, classes), mode=mode)
@@ -89,10 +95,15 @@ def read_one_split(folder: Path, mode: str, skip_unreadable: bool = False) -> Da
     if not len(split):
         raise DataError(f"data.root: {folder} has no images in folders of classes, CLASS/*")
     classes = [*map(printable, classes)]
-    return decoded(DataSplits(split, None, split, classes, 0, (0, 0), skipped=tuple(skipped)), mode)
+    return decode_small(DataSplits(split, None, split, classes, 0, (0, 0), skipped=tuple(skipped)), mode)
 
 
 def check_same_classes(root: Path, train: str, held_out: str) -> None:
+    """Check that two splits have the same classes.
+
+    Raises:
+        DataError: Only one of them has some class.
+    """
     classes = {name: set(class_folders(root / name)) for name in (train, held_out)}
     for name, other in ((train, held_out), (held_out, train)):
         if only := classes[name] - classes[other]:
@@ -103,6 +114,7 @@ def check_same_classes(root: Path, train: str, held_out: str) -> None:
 
 
 def list_images(folder: Path, classes: list[str]) -> Split:
+    """List the files of a split, class by class, with their labels."""
     files = [image_files(folder / name) for name in classes]
     labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files])
     paths = np.array([path for of_class in files for path in of_class], dtype=np.str_)
@@ -110,6 +122,11 @@ def list_images(folder: Path, classes: list[str]) -> Split:
 
 
 def check_no_class_is_empty(folder: Path, split: Split, classes: list[str]) -> None:
+    """Check that every class of a split has images.
+
+    Raises:
+        DataError: A class has none.
+    """
     counts = np.bincount(split.labels, minlength=len(classes))
     if empty := [f"{folder.name}/{classes[i]}" for i in np.flatnonzero(counts == 0)]:
         raise DataError(f"data.root={folder.parent}: class {', '.join(empty)} has no images")
@@ -125,11 +142,15 @@ def without_unreadable(splits: list[Split]) -> tuple[list[Split], list[str]]:
     return readable, skipped
 
 
-def decoded(data: DataSplits, mode: str | None = None) -> DataSplits:
+def decode_small(data: DataSplits, mode: str | None = None) -> DataSplits:
     """Set channels and image size; decode the images into memory if they are small and of one size.
 
     Args:
-        mode: "RGB" or "L"; None: grey where 500 of the training images are.
+        data: Splits of image files.
+        mode: "RGB" or "L"; None: "L" if a sample of 500 training images is grey, else "RGB".
+
+    Raises:
+        DataError: An image cannot be read.
     """
     parts = {name: split for name in ("train", "test", "val") if (split := getattr(data, name))}
     files = np.concatenate([split.images for split in parts.values()])
@@ -149,7 +170,7 @@ def decoded(data: DataSplits, mode: str | None = None) -> DataSplits:
 
 
 def decode(parts: dict[str, Split], size: tuple[int, int], channels: int) -> dict[str, Split] | None:
-    """Decode the images of all splits into memory; None if one has another size."""
+    """Decode the images of all splits into memory; return None if an image has another size."""
     in_memory = {}
     for name, split in parts.items():
         pixels = np.empty((len(split), *size, channels), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Images with their classes, divided into training, validation and test parts."""
+"""Images with their classes, divided into training, validation and test images."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ class Split:
     """Images and their classes.
 
     Attributes:
-        images: uint8 [images, height, width, channels], or the paths of the files.
-        labels: int64 [images].
-        mode: PIL's name of what files are read as, "RGB" or "L" (grey).
-        files: the paths of the files, also of decoded images; None where there are none.
+        images: uint8 [images, height, width, channels], or paths of image files, [images].
+        labels: Indices of the classes, [images].
+        mode: Pillow's mode in which files are read, "RGB" or "L" (grey).
+        files: Paths of the files, also after decoding; None for data sets without files.
     """
 
     images: NDArray[np.uint8] | NDArray[np.str_]
@@ -39,12 +39,15 @@ class Split:
 
     @property
     def decoded(self) -> bool:
+        """True if the images are in memory, not files."""
         return self.images.dtype == np.uint8
 
     def subset(self, indices: NDArray[np.int64]) -> "Split":
+        """Select images by their indices."""
         images, files = self.images[indices], self.files
         if files is not None:
-            files = cast(NDArray[np.str_], images) if files is self.images else files[indices]  # a copy is enough
+            # One array of paths is shared by both attributes, which saves memory.
+            files = cast(NDArray[np.str_], images) if files is self.images else files[indices]
         return replace(self, images=images, labels=self.labels[indices], files=files)
 
 
@@ -53,9 +56,14 @@ class DataSplits:
     """The training, validation and test images of a run.
 
     Attributes:
-        val: None where nothing is split off for validation.
-        remarks: what was decided where a folder leaves it open, for the run's log and record.
-        skipped: images that cannot be read, each with the reason.
+        val: None without validation.
+        classes: Names of the classes, in the order of their labels.
+        channels: 1 for grey images, 3 for colors.
+        image_size: Height and width of the model's input in pixels.
+        mean: Mean of each channel, of pixels 0 … 1.
+        std: Standard deviation of each channel, of pixels 0 … 1.
+        remarks: Decisions about the folder, e.g. its test set, for the run's log and summary.
+        skipped: Unreadable images, each with the reason.
     """
 
     train: Split
@@ -63,7 +71,7 @@ class DataSplits:
     test: Split
     classes: list[str]
     channels: int
-    image_size: tuple[int, int]  # height, width
+    image_size: tuple[int, int]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -71,10 +79,17 @@ class DataSplits:
 
 
 def divide(split: Split, fraction: float, seed: int, key: str, classes: list[str]) -> tuple[Split, Split]:
-    """Divide at random, with the same share of every class on both sides; the second has `fraction`.
+    """Divide images at random in two parts with the same share of every class.
+
+    Args:
+        split: The images.
+        fraction: Share of the second part.
+        seed: Seed of the division.
+        key: The config key of the fraction, for errors.
+        classes: Names of the classes, for errors.
 
     Raises:
-        DataError: a side would have fewer images than there are classes, or a class has a single image.
+        DataError: A part would have fewer images than there are classes, or a class has a single image.
     """
     try:
         rest, part = train_test_split(
@@ -86,7 +101,7 @@ def divide(split: Split, fraction: float, seed: int, key: str, classes: list[str
         lowest, highest = math.ceil(1e4 * len(classes) / len(split)), math.floor(1e4 - 1e4 * len(classes) / len(split))
         expected = f"two images of {', '.join(single)}" if single else f"{lowest / 1e4} to {highest / 1e4}"
         raise DataError(
-            f"{key}={fraction}: of {len(split)} images in {len(classes)} classes, each side needs one of every class; "
+            f"{key}={fraction}: both parts of {len(split)} images need one of each of the {len(classes)} classes; "
             f"expected {expected}"
         ) from error
     return split.subset(np.sort(rest)), split.subset(np.sort(part))

@@ -1,7 +1,7 @@
-"""Transforms of images before the model, made of timm's.
+"""Transforms of images before the model, built from timm's.
 
-One image at a time on the CPU, in worker processes: crop, flip, RandAugment, color. Whole batches on
-the device: normalize, mixup or cutmix, erase; in this order, as timm's own training script does.
+Worker processes transform one image at a time on the CPU: crop, flip, RandAugment, color. The device transforms whole
+batches: normalize, mixup or cutmix, erase, in the order of timm's training script.
 """
 
 import re
@@ -28,7 +28,7 @@ def training_transform(config: schema.Augmentation, data: DataSplits) -> Transfo
     """Make the transform from an image to the augmented image at the model's size; None if nothing changes."""
     jitter = (config.brightness, config.contrast, config.saturation, config.hue)
     auto_augment = config.auto_augment or ""
-    whole = config.scale == config.ratio == [1.0, 1.0]  # no random crop: the middle, as in evaluation
+    whole = config.scale == config.ratio == [1.0, 1.0]  # a centre crop, as in evaluation
     shape = data.image_size[1] / data.image_size[0]
     crop_and_flip, color, _ = transforms_imagenet_train(
         data.image_size,
@@ -37,7 +37,7 @@ def training_transform(config: schema.Augmentation, data: DataSplits) -> Transfo
         hflip=config.hflip,
         vflip=config.vflip,
         color_jitter=jitter if any(jitter) else None,  # type: ignore[arg-type]
-        force_color_jitter=True,  # timm would leave it out beside RandAugment
+        force_color_jitter=True,  # By default timm drops it if there is RandAugment.
         auto_augment=config.auto_augment if auto_augment.startswith("rand") else None,
         interpolation=config.interpolation,
         mean=data.mean,
@@ -46,7 +46,7 @@ def training_transform(config: schema.Augmentation, data: DataSplits) -> Transfo
     )
     first, second = crop_and_flip.transforms, color.transforms
     if whole and is_native(data):
-        first = first[1:]  # a crop of everything
+        first = first[1:]  # Here the crop is the whole image.
     if config.shift:
         padding = [max(1, round(config.shift * side)) for side in reversed(data.image_size)]
         first = [*first, transforms.RandomCrop(data.image_size, padding=padding)]
@@ -62,24 +62,27 @@ def evaluation_transform(crop_fraction: float, data: DataSplits) -> Transform | 
     steps = transforms_imagenet_eval(
         data.image_size, crop_pct=crop_fraction, interpolation="bicubic", normalize=False
     ).transforms
-    return transforms.Compose(steps[:-1])  # the last makes a tensor of it
+    return transforms.Compose(steps[:-1])  # The last step converts to a tensor.
 
 
 def is_native(data: DataSplits) -> bool:
-    """Check whether the images are decoded at the model's size."""
+    """Return True if the images are decoded at the model's size."""
     return data.train.decoded and data.train.images.shape[1:3] == data.image_size
 
 
 class Normalize:
-    """Normalization of uint8 [batch, channels, height, width], channels last in memory, to the model's input.
+    """Normalization of batches, uint8 [batch, channels, height, width], to floats of mean 0 and deviation 1.
 
-    Floats of mean 0 and deviation 1, in the memory format asked for.
+    Args:
+        data: The data set, for its mean and standard deviation.
+        device: The device of the batches, which are channels last in memory.
+        memory_format: The memory format of the result.
     """
 
     def __init__(
         self, data: DataSplits, device: torch.device, memory_format: torch.memory_format = torch.channels_last
     ) -> None:
-        # Repeated for every pixel of a row: long rows are quick to broadcast, three channels are not.
+        # Repeated for every pixel of a row: broadcasting long rows is fast, broadcasting three channels is slow.
         width = data.image_size[1]
         self.mean = 255 * torch.tensor(data.mean, device=device).repeat(width)
         self.std = 255 * torch.tensor(data.std, device=device).repeat(width)
@@ -88,18 +91,19 @@ class Normalize:
     def __call__(self, images: Tensor) -> Tensor:
         channels_last = images.permute(0, 2, 3, 1)
         rows = channels_last.flatten(2).float().sub_(self.mean).div_(self.std)
-        # .contiguous() would leave a single channel as it is: with strides that layers take for channels last.
+        # .contiguous() would not change the strides of a single channel, which layers interpret as channels last.
         return rows.view(channels_last.shape).permute(0, 3, 1, 2).to(memory_format=self.memory_format)
 
 
 def mixes(config: schema.Augmentation) -> bool:
+    """Return True if batches are mixed by mixup or cutmix."""
     return bool(config.mixup or config.cutmix)
 
 
 class MixAndErase:
     """Mixup or cutmix, then random erasing, of a normalized batch on its device.
 
-    Returns images and targets: labels [batch] as they are, or with mixing the share of each class
+    A call returns the images and their targets: the labels [batch], or after mixing the shares of the classes
     [batch, classes].
     """
 
@@ -107,10 +111,10 @@ class MixAndErase:
         self.mix: Callable[[Tensor, Tensor], Any] | None = None
         self.erase: Callable[[Tensor], Tensor] | None = None
         if mixes(config):
-            # Labels are smoothed by the loss, so that the shares stay what they are.
+            # The loss smooths the labels, not timm's mixup; train/accuracy needs the shares themselves.
             self.mix = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=n_classes)
         if config.random_erasing:
-            # One after the other is cheap where an operation is no kernel to launch.
+            # On the CPU erasing one image after the other is cheap, as no kernels are launched.
             cpu = device.type == "cpu"
             self.erase = (RandomErasing if cpu else BatchErasing)(
                 config.random_erasing, mode="pixel", device=str(device)
@@ -125,9 +129,9 @@ class MixAndErase:
 
 
 class BatchErasing(RandomErasing):
-    """Random erasing of a batch in a dozen operations, where timm needs two for each erased image.
+    """Random erasing of a batch in a dozen operations; timm's needs two for each erased image.
 
-    The rectangles are drawn as timm draws them: the first of ten that fits; the noise is drawn on the device.
+    The rectangles are drawn as timm draws them, the first of ten that fits. The noise is drawn on the device.
     """
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -139,7 +143,7 @@ class BatchErasing(RandomErasing):
         rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         noise = torch.randn_like(images)
-        return torch.where(inside, noise, images, out=noise)  # whose strides are the images', also of one channel
+        return torch.where(inside, noise, images, out=noise)  # The noise has the strides of the images.
 
     def rectangles(self, batch: int, height: int, width: int) -> NDArray[np.int64]:
         """Draw [top, bottom, left, right; batch] with NumPy's generator; empty for an image that is not erased."""

@@ -1,7 +1,7 @@
 """Worker processes that make batches ahead, and return them in order.
 
-PyTorch's would pass them through /dev/shm and a socket in TMPDIR, wait for ever where either is too small, and not be
-ended by an error. Here pixels pass through memory that is shared since the fork, all else through a pipe.
+PyTorch's workers use /dev/shm and sockets in TMPDIR, hang if either is too small, and can outlive an error. These
+workers pass pixels through memory that is shared by the fork, and everything else through pipes.
 """
 
 import ctypes
@@ -27,49 +27,50 @@ from numpy.typing import NDArray
 from config.errors import ConfigError, first_line
 from runtime.signals import SIGNALS
 
-AHEAD = 2  # batches that each worker has ready at most
-PR_SET_PDEATHSIG = 1  # of Linux' <sys/prctl.h>
-FORK = sys.platform == "linux"  # elsewhere workers are spawned, which share no memory
+AHEAD = 2  # the most finished batches of each worker
+PR_SET_PDEATHSIG = 1  # the constant in Linux' <sys/prctl.h>
+FORK = sys.platform == "linux"  # On other systems workers are spawned and share no memory.
 
-Made = tuple[Any, Any]  # of a worker: pixels, an array of uint8, and what belongs to them
+Batch = tuple[Any, Any]  # pixels, an array of uint8, and their labels
 
 
 class Workers:
-    """Processes that call `make` for items; they end with this object, or with the process that owns it.
+    """Processes that make batches of items; they end with this object, or with the process that owns it.
 
     Args:
-        make: returns pixels, and what belongs to them.
-        number: of processes; without any, this process calls `make` itself.
-        max_bytes: of the pixels that are passed through shared memory; more go through the pipe.
+        make: Makes the batch of an item.
+        number: The number of processes; with 0 this process makes the batches.
+        max_bytes: Bytes of a batch's pixels that fit in shared memory; larger batches pass through the pipe.
     """
 
-    def __init__(self, make: Callable[[Any], Made], number: int, max_bytes: int) -> None:
+    def __init__(self, make: Callable[[Any], Batch], number: int, max_bytes: int) -> None:
         context = multiprocessing.get_context("fork" if FORK else None)
         self.make = make
         self.pipes: list[Connection] = []
-        self.slots: list[NDArray[np.uint8]] = []  # of each worker, [AHEAD, max_bytes]
+        self.slots: list[NDArray[np.uint8]] = []  # each worker's shared memory, [AHEAD, max_bytes]
         processes: list[BaseProcess] = []
-        self.stop = Finalize(self, end, (processes,), exitpriority=1)  # or multiprocessing would wait for them
+        # At exit this comes before multiprocessing waits for the processes.
+        self.stop = Finalize(self, kill_workers, (processes,), exitpriority=1)
         for worker in range(number):
             memory = mmap.mmap(-1, AHEAD * max_bytes) if FORK else b""
             slots = np.frombuffer(memory, np.uint8).reshape(AHEAD, -1) if FORK else np.empty((AHEAD, 0), np.uint8)
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(make, slots, theirs, worker, number, os.getpid()), daemon=True)
             process.start()
-            theirs.close()  # so that it is the worker's alone, and this process reads its end when the worker dies
+            theirs.close()  # Only the worker holds this end; when it dies, reading the other end fails.
             processes.append(process)
             self.pipes.append(ours)
             self.slots.append(slots)
 
-    def map(self, items: Iterable[Any]) -> Iterator[Made]:
-        """Yield the results of `make` for the items, in order; read it to its end.
+    def map(self, items: Iterable[Any]) -> Iterator[Batch]:
+        """Yield the batches of the items in order; the iterator must be read to its end.
 
         Args:
-            items: each worker gets all of them and takes its share, so they should be small when pickled.
+            items: Specifications of the batches. Each worker gets all of them, so they should be small when pickled.
 
         Raises:
-            ConfigError: `make` has raised it.
-            RuntimeError: `make` has raised something else, or a worker was killed.
+            ConfigError: `make` raised it.
+            RuntimeError: `make` raised another error, or a worker was killed.
         """
         if not self.pipes:
             yield from map(self.make, items)
@@ -79,26 +80,27 @@ class Workers:
         for i in count():
             worker = i % len(self.pipes)
             answer = receive(self.pipes[worker])
-            if answer is None:  # the end, which every worker sends
+            if answer is None:  # Every worker sends None after its last batch.
                 for later in range(i + 1, i + len(self.pipes)):
                     receive(self.pipes[later % len(self.pipes)])
                 return
             pixels, others = answer
-            if isinstance(pixels, tuple):  # their shape; they themselves are in shared memory
+            if isinstance(pixels, tuple):  # This is the shape; the pixels are in shared memory.
                 slot = self.slots[worker][i // len(self.pipes) % AHEAD]
                 pixels = slot[: math.prod(pixels)].reshape(pixels).copy()
             send(self.pipes[worker], "free")
             yield pixels, others
 
 
-def end(processes: Iterable[BaseProcess]) -> None:
-    """Kill workers: they ignore all other signals, and may wait for a file system that does not answer."""
+def kill_workers(processes: Iterable[BaseProcess]) -> None:
+    """Kill workers, as they ignore all other signals and may be waiting for a file system."""
     for process in processes:
         process.kill()
 
 
 def send(pipe: Connection, message: Any) -> None:
-    with suppress(BrokenPipeError, ConnectionResetError):  # the worker has died; `receive` says so
+    """Send a message to a worker."""
+    with suppress(BrokenPipeError, ConnectionResetError):  # `receive` raises an error if the worker has died.
         pipe.send(message)
 
 
@@ -106,13 +108,14 @@ def receive(pipe: Connection) -> Any:
     """Receive a worker's message, and raise its error.
 
     Raises:
-        ConfigError, RuntimeError: the worker's error.
+        ConfigError: The worker raised it.
+        RuntimeError: The worker raised another error, or was killed.
     """
     try:
         answer = pipe.recv()
     except (EOFError, ConnectionResetError):
         raise RuntimeError(
-            "data.num_workers: a process that loads images was killed; out of memory? Fix: fewer, or a smaller "
+            "data.num_workers: a process that loads images was killed; out of memory? Fix: fewer workers, or a smaller "
             "data.batch_size"
         ) from None
     if isinstance(answer, Exception):
@@ -120,21 +123,21 @@ def receive(pipe: Connection) -> Any:
     return answer
 
 
-# In a worker's process.
+# The functions below run in a worker's process.
 
 
 def work(
-    make: Callable[[Any], Made], slots: NDArray[np.uint8], pipe: Connection, worker: int, workers: int, run: int
+    make: Callable[[Any], Batch], slots: NDArray[np.uint8], pipe: Connection, worker: int, workers: int, parent: int
 ) -> None:
-    """Process this worker's share of all items: every `workers`th, from the `worker`th on."""
-    start_process(run)
+    """Make the batches of a worker's share of items: every `workers`th, starting with number `worker`."""
+    prepare_worker(parent)
     try:
         while True:
             share = islice(pipe.recv(), worker, None, workers)
             made = 0
             for pixels, others in map(make, share):
                 if made >= AHEAD:
-                    pipe.recv()  # the slot is free again
+                    pipe.recv()  # The slot is free again.
                 if pixels.nbytes <= slots.shape[1]:
                     slots[made % AHEAD, : pixels.size] = pixels.ravel()
                     pipe.send((pixels.shape, others))
@@ -145,7 +148,7 @@ def work(
             for _ in range(min(AHEAD, made)):
                 pipe.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the run has ended
+        return  # The run has ended.
     except ConfigError as error:
         pipe.send(error)
     except Exception as error:
@@ -154,15 +157,19 @@ def work(
         pipe.send(wrapped)
 
 
-def start_process(run: int) -> None:
-    """Ignore the signals that a terminal and Slurm send to all of a run's processes: the run ends its workers itself.
+def prepare_worker(parent: int) -> None:
+    """Ignore signals, end with the parent, and compute with one thread.
 
-    Die with a run that is killed: a worker that outlives it would keep it locked.
+    A terminal and Slurm send signals to all processes of a run, which ends its workers itself. A worker that outlives
+    its run would keep the run locked.
+
+    Args:
+        parent: The run's process ID.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if FORK:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != run:  # it has died in between
+        if os.getppid() != parent:  # The run has died since the fork.
             os._exit(1)
     torch.set_num_threads(1)

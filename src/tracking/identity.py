@@ -134,9 +134,9 @@ def data_fingerprint(config: Config) -> str | None:
     """Hash the images of `data=image_folder`; None for the other data sets, which never change."""
     if config.data.name != "image_folder":
         return None
-    from data.fingerprint import fingerprint  # takes seconds, which a search's mistake need not wait for
+    from data.fingerprint import hash_images  # takes seconds, which a search's mistake need not wait for
 
-    return fingerprint(Path(config.data.root).resolve())
+    return hash_images(Path(config.data.root).resolve())
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Augmentation of whole batches on the device, with different random operations for each image.
 
-The CPU path says what happens: `BatchTransform` takes its transform (data/transforms.py) and does to
-uint8 [batch, channels, height, width] what timm, torchvision and Pillow do to one image after the other, with
-their probabilities and in their arithmetic: whole grey levels after every step, rounded where Pillow rounds and
-truncated where it truncates. tests/test_gpu_chance.py compares the two.
+`BatchTransform` converts the CPU's transform (data/transforms.py) to batches, uint8 [batch, channels, height, width].
+Its operations have the probabilities and the arithmetic of timm, torchvision and Pillow. After every step levels are
+whole numbers, rounded where Pillow rounds and truncated where Pillow truncates. tests/test_gpu_chance.py compares the
+two.
 
-Nothing in this package waits for the device or loops over images.
+No function of this package waits for the device or loops over images.
 """
 
 from collections.abc import Callable
@@ -35,13 +35,18 @@ STEPS: dict[type, Callable[[Any, Tensor, Draw], Tensor]] = {
 
 
 class BatchTransform:
-    """The same transform for batches of images of one shape.
+    """A transform of one image, converted to batches.
 
     Attributes:
-        numbers: how many random numbers it takes for an image.
+        numbers: Random numbers used for an image.
+
+    Args:
+        transform: The CPU's transform.
+        shape: Shape of an image, (channels, height, width).
+        device: The device of the batches.
 
     Raises:
-        ConfigError: the transform has a step or an operation that is missing here.
+        ConfigError: The transform has a step or an operation that this package does not have.
     """
 
     def __init__(self, transform: transforms.Compose, shape: tuple[int, ...], device: torch.device) -> None:
@@ -62,14 +67,14 @@ class BatchTransform:
             self.numbers += n
             return torch.zeros(n, 1, device=device)
 
-        self.apply(torch.zeros(1, *shape, dtype=torch.uint8, device=device), count)  # makes the constants, too
+        self.apply(torch.zeros(1, *shape, dtype=torch.uint8, device=device), count)  # This also caches the constants.
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Augment a batch.
 
         Args:
             images: uint8 [batch, channels, height, width].
-            uniforms: random numbers in 0 … 1, [numbers, batch].
+            uniforms: Random numbers in 0 … 1, [numbers, batch].
         """
         taken = 0
 
@@ -81,6 +86,7 @@ class BatchTransform:
         return self.apply(images, draw)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Apply all steps, with random numbers from `draw`."""
         for step in self.steps:
             images = STEPS[type(step)](step, images, draw)
         return images
@@ -88,5 +94,5 @@ class BatchTransform:
 
 def exact_division() -> dict[str, Any]:
     """Set Inductor's option to round a division as eager PyTorch does; Triton's division is approximate."""
-    names = {"eager_numerics.division_rounding", "emulate_divison_rounding"}  # of PyTorch's newer and older versions
+    names = {"eager_numerics.division_rounding", "emulate_divison_rounding"}  # in newer and older versions of PyTorch
     return dict.fromkeys(names & set(torch._inductor.list_options()), True)

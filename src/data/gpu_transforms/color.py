@@ -1,4 +1,4 @@
-"""Operations on grey levels and colors of a batch, which move no pixel."""
+"""Operations on the grey levels and colors of a batch, without moving pixels."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,12 @@ from torchvision import transforms
 
 from data.gpu_transforms.values import Draw, constant, per_pixel, to_levels, uniform_in
 
-# Operations that give every grey level another one: from the levels, [256], an image's pixels, [batch, channels,
-# pixels], and the argument, [batch, 1, 1], they make tables that broadcast to [batch, channels, 256].
+# Lookup tables. Each function takes the levels, [256], an image's pixels, [batch, channels, pixels], and the argument,
+# [batch, 1, 1]. It returns the new levels, which broadcast to [batch, channels, 256].
 
 
 def apply_lut(images: Tensor, drawn: dict[str, Tensor], argument: Tensor) -> Tensor:
+    """Replace the levels of each image that has drawn one of TABLES."""
     pixels = images.flatten(2)
     levels = torch.arange(256.0, device=images.device)
     table = levels.expand(*images.shape[:2], -1)
@@ -24,21 +25,24 @@ def apply_lut(images: Tensor, drawn: dict[str, Tensor], argument: Tensor) -> Ten
 
 
 def posterize(levels: Tensor, _: Tensor, bits: Tensor) -> Tensor:
+    """Keep the highest bits of the levels."""
     step = torch.exp2(8 - bits.clamp(max=8)).round()
     return (levels / step).floor() * step
 
 
 def auto_contrast(levels: Tensor, pixels: Tensor, _: Tensor) -> Tensor:
+    """Stretch the levels of each channel to 0 … 255."""
     darkest, brightest = pixels.float().aminmax(dim=2, keepdim=True)  # amin of bytes is wrong where compiled (2.14)
     stretched = (255 * (levels - darkest) / (brightest - darkest)).floor()
     return torch.where(brightest > darkest, stretched, levels)
 
 
 def equalize(levels: Tensor, pixels: Tensor, _: Tensor) -> Tensor:
+    """Equalize the histogram of each channel."""
     counts = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=pixels.device)
     counts.scatter_add_(2, pixels.long(), torch.ones_like(counts[..., :1]).expand(pixels.shape))
     brightest = pixels.float().amax(2, keepdim=True).long()
-    step = (pixels.shape[2] - counts.gather(2, brightest)) // 255  # 0: too few pixels to spread
+    step = (pixels.shape[2] - counts.gather(2, brightest)) // 255  # 0 if there are too few pixels to spread
     below = counts.cumsum(2) - counts
     spread = (below + step // 2) // step.clamp(min=1)
     return torch.where(step > 0, spread.float(), levels)
@@ -53,10 +57,11 @@ TABLES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "Equalize": equalize,
 }
 
-# Operations that blend with an image that lacks something: factor 0 gives that one, 1 the image as it is.
+# Blends of an image with a degenerate one: factor 0 is the degenerate image, 1 the original.
 
 
 def blend(images: Tensor, drawn: dict[str, Tensor], factor: Tensor) -> Tensor:
+    """Blend each image that has drawn one of DEGENERATES; `factor` is [batch]."""
     levels = images.float()
     luma = grey(levels)
     degenerate = levels
@@ -75,6 +80,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def mean_grey(_: Tensor, luma: Tensor) -> Tensor:
+    """Compute each image's mean luma, rounded half up."""
     pixels = luma.shape[2] * luma.shape[3]
     total = luma.sum((1, 2, 3), keepdim=True, dtype=torch.int64)
     return ((2 * total + pixels) // (2 * pixels)).float()
@@ -97,7 +103,7 @@ DEGENERATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-# Color.
+# Color jitter.
 
 
 def color_jitter(step: transforms.ColorJitter, images: Tensor, draw: Draw) -> Tensor:

@@ -16,6 +16,7 @@ NEAREST, BILINEAR, BICUBIC = range(3)
 
 
 def random_resized_crop(step: RandomResizedCropAndInterpolation, images: Tensor, draw: Draw) -> Tensor:
+    """Crop a random box of each image, and resize it to the step's size."""
     top, left, height, width = crop_boxes((images.shape[-2], images.shape[-1]), step.scale, step.ratio, draw)
     (uniform,) = draw(1)
     return resized_crop(images, top, left, height, width, step.size, interpolations(step.interpolation, uniform))
@@ -33,14 +34,14 @@ def crop_boxes(size: tuple[int, int], scale: Any, ratio: Any, draw: Draw) -> tup
     widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (widths <= width) & (heights <= height)
     first = fits.byte().argmax(0, keepdim=True)
-    found = fits.any(0)
+    has_fit = fits.any(0)
     middle_width = min(width, round(height * max(ratio)))
     middle_height = min(height, round(width / min(ratio)))
-    crop_width = torch.where(found, widths.gather(0, first)[0], middle_width)
-    crop_height = torch.where(found, heights.gather(0, first)[0], middle_height)
+    crop_width = torch.where(has_fit, widths.gather(0, first)[0], middle_width)
+    crop_height = torch.where(has_fit, heights.gather(0, first)[0], middle_height)
     down, across = draw(2)
-    top = torch.where(found, random_integers(down, height - crop_height + 1), (height - middle_height) // 2)
-    left = torch.where(found, random_integers(across, width - crop_width + 1), (width - middle_width) // 2)
+    top = torch.where(has_fit, random_integers(down, height - crop_height + 1), (height - middle_height) // 2)
+    left = torch.where(has_fit, random_integers(across, width - crop_width + 1), (width - middle_width) // 2)
     return top, left, crop_height, crop_width
 
 
@@ -58,8 +59,11 @@ def resized_crop(
 
     Args:
         images: uint8 [batch, channels, height, width].
-        top, left, height, width: of the boxes, in pixels, [batch].
-        size: height and width of the result.
+        top: First row of each box, in pixels, [batch].
+        left: First column of each box, in pixels, [batch].
+        height: Height of each box in pixels, [batch].
+        width: Width of each box in pixels, [batch].
+        size: Height and width of the result in pixels.
         kind: BILINEAR or BICUBIC, [batch].
     """
     across = resize_weights(left, width, images.shape[-1], size[1], kind)[:, None]
@@ -71,7 +75,7 @@ def resized_crop(
 def resize_weights(start: Tensor, length: Tensor, before: int, after: int, kind: Tensor) -> Tensor:
     """Compute the weight of each pixel of a line for each pixel of the resized line: [batch, after, before].
 
-    Where lines get shorter the filter is stretched, so that every pixel contributes.
+    If lines become shorter, the filter is stretched until every pixel contributes.
     """
     start, length, kind = start[:, None, None], length[:, None, None], kind[:, None, None]
     pixels = torch.arange(before, device=start.device) + 0.5
@@ -91,7 +95,7 @@ def cubic(distance: Tensor) -> Tensor:
 
 
 def random_shift(step: transforms.RandomCrop, images: Tensor, draw: Draw) -> Tensor:
-    """Pad with black, then crop at random to the size before."""
+    """Pad with black, then crop at random to the original size."""
     across, down = step.padding
     height, width = step.size
     padded = torch.nn.functional.pad(images, (across, across, down, down))
@@ -103,10 +107,12 @@ def random_shift(step: transforms.RandomCrop, images: Tensor, draw: Draw) -> Ten
 
 
 def random_hflip(step: transforms.RandomHorizontalFlip, images: Tensor, draw: Draw) -> Tensor:
+    """Mirror images horizontally with the step's probability."""
     return torch.where(per_pixel(draw(1)[0] < step.p), images.flip(-1), images)
 
 
 def random_vflip(step: transforms.RandomVerticalFlip, images: Tensor, draw: Draw) -> Tensor:
+    """Mirror images vertically with the step's probability."""
     return torch.where(per_pixel(draw(1)[0] < step.p), images.flip(-2), images)
 
 
@@ -118,16 +124,17 @@ MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 def affine(
     images: Tensor, drawn: dict[str, Tensor], argument: Tensor, kind: Tensor, fill: tuple[int, ...], prob: float
 ) -> Tensor:
-    """Apply an affine map to each image that has one.
+    """Apply an affine map to each image that has drawn one.
 
-    This takes longest, and a sixth of the images needs it. How many exactly is known to the device alone, so there
-    is room for eight standard deviations more than expected; an image beyond that, in one of 10¹⁴ batches, stays.
+    This is the slowest operation, and a sixth of the images need it. Reading their exact number would wait for the
+    device, so there is room for eight standard deviations above the mean. Further images, in one of 10¹⁴ batches, are
+    not moved.
     """
     batch, _, height, width = images.shape
-    known = [name for name in MOVES if name in drawn]
-    if not known:
+    names = [name for name in MOVES if name in drawn]
+    if not names:
         return images
-    share = prob * len(known) / len(drawn)
+    share = prob * len(names) / len(drawn)
     room = min(batch, math.ceil(batch * share + 8 * math.sqrt(batch * share * (1 - share)) + 8))
     moves = torch.stack([drawn.get(name, torch.zeros_like(argument, dtype=torch.bool)) for name in MOVES])
     some = moves.any(0).byte().argsort(descending=True, stable=True)[:room]
@@ -138,8 +145,8 @@ def affine(
     return images.index_copy(0, some, resample(images[some], from_x, from_y, kind[some], fill))
 
 
-# What the four nearest of a line contribute to a place between the second and the third, in powers of the
-# distance from the second: [kind, neighbor, power]. Pillow's bicubic is Keys' with a = -1.
+# Interpolation weights of the four nearest pixels of a line for a position between the second and the third, as
+# polynomials of the distance from the second: [kind, neighbor, power]. Pillow's bicubic is Keys' with a = -1.
 LINEAR = ((0, 0, 0, 0), (1, -1, 0, 0), (0, 1, 0, 0), (0, 0, 0, 0))
 CUBIC = ((0, -1, 2, -1), (1, 0, -2, 1), (0, 1, 1, -1), (0, 0, -1, 1))
 CONTRIBUTIONS = (LINEAR, LINEAR, CUBIC)
@@ -152,17 +159,18 @@ def resample(
 
     Args:
         images: uint8 [batch, channels, height, width].
-        from_x, from_y: (a, b, c), each [batch]: where the pixel at x, y comes from is a·x + b·y + c.
+        from_x: (a, b, c), each [batch]; the source's x of the pixel at x, y is a·x + b·y + c.
+        from_y: (a, b, c), each [batch]; likewise the source's y.
         kind: NEAREST, BILINEAR or BICUBIC, [batch].
-        fill: for pixels that come from outside, for each channel.
+        fill: The level of each channel for sources outside the image.
     """
     batch, channels, height, width = images.shape
     device = images.device
     x = torch.arange(width, device=device).repeat(height)
     y = torch.arange(height, device=device).repeat_interleave(width)
     a, b, c = (torch.stack(pair, 1) for pair in zip(from_x, from_y, strict=True))
-    factors = torch.stack((a, b, c + (a + b) / 2))[..., None]  # from pixels' centers
-    sixteen_bits = (factors * 2**16 + 0.5).floor() / 2**16  # Pillow's, where it takes the nearest
+    factors = torch.stack((a, b, c + (a + b) / 2))[..., None]  # for the centers of pixels
+    sixteen_bits = (factors * 2**16 + 0.5).floor() / 2**16  # Pillow's fixed-point numbers for NEAREST
     a, b, c = torch.where((kind == NEAREST)[:, None, None], sixteen_bits, factors)
     source = a * x + b * y + c  # [batch, 2, pixels]
     size = constant((float(width), float(height)), device)[:, None]
@@ -177,7 +185,7 @@ def resample(
     values = images.flatten(2).gather(2, index.expand(-1, channels, -1)).view(batch, channels, 4, 4, -1).float()
     zeroth, first, square, cube = constant(CONTRIBUTIONS, device)[kind][:, None, ..., None].unbind(3)
     across, down = (zeroth + place * (first + place * (square + place * cube))).unbind(1)
-    found = ((values * across[:, None, None]).sum(3) * down[:, None]).sum(2)
-    # Pillow cuts off: what should be whole may be a little less here.
-    found = torch.where(inside[:, None], found + 3e-4, constant(tuple(map(float, fill)), device)[:, None])
-    return to_levels(found).view(images.shape)
+    resampled = ((values * across[:, None, None]).sum(3) * down[:, None]).sum(2)
+    # Pillow truncates; rounding errors may make a whole number slightly too small here.
+    resampled = torch.where(inside[:, None], resampled + 3e-4, constant(tuple(map(float, fill)), device)[:, None])
+    return to_levels(resampled).view(images.shape)

@@ -1,8 +1,7 @@
 """RandAugment of a batch, timm's and torchvision's.
 
-It draws an operation for every image, and each operation is one of three kinds: a table of grey levels, a blend
-with a degenerate image, an affine map. So the batch goes through all three, and the two that an image has not
-drawn leave it as it is.
+An operation is drawn for every image. Operations are of three kinds: a table of grey levels, a blend with a degenerate
+image, an affine map. The batch passes through all three, and only the drawn one changes an image.
 """
 
 import math
@@ -16,8 +15,8 @@ from data.gpu_transforms.color import apply_lut, blend
 from data.gpu_transforms.geometry import NEAREST, affine, interpolations
 from data.gpu_transforms.values import Draw, constant, random_integers
 
-# The argument of an operation at a level of 0 … 1: offset ± slope · level, the product cut off to a whole number
-# where `whole`, the result within low and high. Source: the level functions in timm/data/auto_augment.py.
+# The argument of an operation at a level of 0 … 1 is offset ± slope · level, clamped to low … high. If `whole`, the
+# product is truncated to a whole number. Source: the level functions in timm/data/auto_augment.py.
 ANY = (-math.inf, math.inf)
 TIMM_LEVELS: dict[str, tuple[float, float, bool, bool, float, float]] = {
     # offset, slope, signed, whole, low, high
@@ -25,9 +24,9 @@ TIMM_LEVELS: dict[str, tuple[float, float, bool, bool, float, float]] = {
     "Equalize": (0, 0, False, False, *ANY),
     "Invert": (0, 0, False, False, *ANY),
     "Rotate": (0, 30, True, False, *ANY),  # degrees
-    "Posterize": (0, 4, False, True, *ANY),  # bits that are kept
+    "Posterize": (0, 4, False, True, *ANY),  # bits to keep
     "PosterizeIncreasing": (4, -4, False, True, *ANY),
-    "Solarize": (0, 256, False, True, 0, 256),  # levels from here on are inverted
+    "Solarize": (0, 256, False, True, 0, 256),  # lowest level to invert
     "SolarizeIncreasing": (256, -256, False, True, 0, 256),
     "SolarizeAdd": (0, 110, False, True, 0, 128),
     "Color": (0.1, 1.8, False, False, *ANY),  # 1 changes nothing
@@ -48,7 +47,7 @@ TIMM_LEVELS: dict[str, tuple[float, float, bool, bool, float, float]] = {
 def rand_augment(step: timm.data.auto_augment.RandAugment, images: Tensor, draw: Draw) -> Tensor:
     """Apply timm's RandAugment: in every layer each image draws one operation, applied with probability `prob`."""
     names = [op.name for op in step.ops]
-    options = step.ops[0]  # all operations have the same
+    options = step.ops[0]  # All operations have the same options.
     for _ in range(step.num_layers):
         chosen, happens, noise, sign, interpolation = draw(5)
         which = random_integers(chosen, len(names)).long()
@@ -128,12 +127,12 @@ def operate(
 
     Args:
         images: uint8 [batch, channels, height, width].
-        names: operations by timm's names; one that is not known changes nothing.
-        which: index into `names`, [batch]; -1 for none.
-        argument: what timm's operation is given, [batch].
+        names: Operations by timm's names; unknown names change nothing.
+        which: Index into `names`, [batch]; -1 for none.
+        argument: The argument of timm's operation, [batch].
         kind: NEAREST, BILINEAR or BICUBIC, [batch].
-        fill: what comes in from beyond the edges, for each channel.
-        prob: how likely an image's operation is not "none".
+        fill: The level of each channel for pixels from outside the image.
+        prob: Probability that an image has an operation.
     """
     every = torch.arange(len(names), device=which.device)
     masks = (which == every[:, None]).unbind()

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Draw = Callable[[int], Tensor]  # draw(n): [n, batch], uniform in 0 … 1
+Draw = Callable[[int], Tensor]  # draw(n) returns [n, batch], uniform in 0 … 1
 
 CONSTANTS: dict[tuple[tuple[Any, ...], torch.device], Tensor] = {}
 
 
 def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Put numbers on the device as floats; cached, as a copy from the host would wait for the device."""
+    """Put numbers on the device as floats; they are cached, as a copy from the host would wait for the device."""
     if (values, device) not in CONSTANTS:
         CONSTANTS[values, device] = torch.tensor(values, dtype=torch.float32, device=device)
     return CONSTANTS[values, device]
@@ -34,4 +34,5 @@ def to_levels(values: Tensor) -> Tensor:
 
 
 def uniform_in(limits: Any, uniform: Tensor) -> Tensor:
+    """Scale random numbers in 0 … 1 to the limits."""
     return limits[0] + (limits[1] - limits[0]) * uniform
