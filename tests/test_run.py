@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import wandb_files
 from conftest import TIMES, Finished, Train, checked, start, wait_for
@@ -20,6 +21,7 @@ from tracking import wandb_logger
 from tracking.run_folder import COLUMNS
 from training.layer import Layer
 from training.model import make_model, memory_format
+from training.preview import caption
 from training.selection import select
 from training.state import TrainingState
 from training.step import TrainStep
@@ -248,6 +250,27 @@ def test_memory_is_pinned_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> Non
         data = datasets.load(config.data, 1)
         loaders = make_train_loader(data, config), make_eval_loader(data.test, data, config)
         assert [loader.pin_memory for loader in loaders] == [pinned] * 2
+
+
+@pytest.mark.parametrize("pipeline", ["cpu", "device"])
+def test_preview_shows_the_augmentation_and_changes_no_number(train: Train, pipeline: str) -> None:
+    common = ("augmentation=paper", "trainer.epochs=1", f"data.pipeline={pipeline}", "data.batch_size=32")
+    plain, drawn = train(*common), train(*common, "trainer.figures=true")
+    pd.testing.assert_frame_equal(plain.metrics.drop(columns=TIMES), drawn.metrics.drop(columns=TIMES))
+    assert not (plain.folder / "augmentation.png").exists()
+    preview = drawn.folder / "augmentation.png"
+    with Image.open(preview) as image:
+        assert image.width > 900 and len(np.unique(np.asarray(image.convert("L")))) > 30
+    if pipeline == "cpu":
+        other_seed = train(*common, "trainer.figures=true", "seed=1")
+        assert (other_seed.folder / "augmentation.png").read_bytes() == preview.read_bytes()
+        without = train(*common, "trainer.figures=true", "augmentation=none")
+        assert (without.folder / "augmentation.png").read_bytes() != preview.read_bytes()
+
+
+def test_captions_name_the_shares_of_mixed_classes() -> None:
+    assert caption(torch.tensor([0, 1, 0]), ["a", "b", "c"]) == "b"
+    assert caption(torch.tensor([0.3, 0.0, 0.7]), ["a", "b", "c" * 30]) == f"{'c' * 17}… 0.70\na 0.30"
 
 
 # Weights & Biases, with the real client.

@@ -225,16 +225,19 @@ class Loader:
         """
         workers = self.workers or self.start_workers()
         self.workers = None  # If the epoch ends early, its workers end, too.
-        for pixels, labels in workers.map(self.sampler):
-            yield (pixels, labels) if isinstance(pixels, Tensor) else self.as_tensors(pixels, labels)
+        for batch in workers.map(self.sampler):
+            yield self.tensors(batch)
         self.workers = workers
 
     def start_workers(self) -> Workers:
         """Start the worker processes, or none if num_workers=0."""
         return Workers(self.batches.__getitem__, self.num_workers, self.max_bytes)
 
-    def as_tensors(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Convert a batch to tensors, with the channels first."""
+    def tensors(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Convert a batch's arrays to tensors, with the channels first; a batch on the device is left as it is."""
+        pixels, labels = batch
+        if isinstance(pixels, Tensor):
+            return pixels, labels
         tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels)
         return (tensors[0].pin_memory(), tensors[1].pin_memory()) if self.pin_memory else tensors
 

@@ -5,20 +5,17 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 from rich import get_console
 from rich.progress import track
 from torch import Tensor
@@ -34,12 +31,11 @@ from data.workers import Workers
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
 from runtime.files import check_new, check_ours, whole, write_text
-from tracking.plots import PAGE, STYLE, show_images
+from tracking.plots import contact_sheet
 
 log = logging.getLogger(__name__)
 
 SHOWN = 20  # lines on the terminal
-COLUMNS = 6  # of the contact sheet
 SHEET = "ConvMixer, predict.py"  # the program that its PNG file names: a picture of others is not replaced
 
 
@@ -211,13 +207,3 @@ def as_csv(rows: Iterable[dict[str, Any]]) -> str:
 def caption(prediction: dict[str, Any]) -> str:
     name = prediction["class"].partition(",")[0]
     return f"{name if len(name) <= 18 else name[:17] + '…'}\n{prediction['probability']:.0%}"
-
-
-def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
-    """Draw images side by side, each with its caption below."""
-    columns = min(COLUMNS, len(images))
-    rows, side = math.ceil(len(images) / columns), PAGE / COLUMNS
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(columns * side, rows * (side + 0.35)), layout="constrained")
-        show_images(figure.subplots(rows, columns, squeeze=False).flat, images, captions)
-    return figure

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # importing it takes seconds and 450 MB, which a comparison's
     from torch import Tensor
 
 PAGE = 7.0  # inches
+SHEET_COLUMNS = 6  # of a contact sheet
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 GREY = "#8C8C8C"
 STYLE: dict[Any, Any] = {
@@ -159,6 +160,16 @@ def show_images(grid: Iterable[Axes], images: Sequence[Image.Image], captions: S
         if image is not None:
             axes.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
             axes.set_title(caption, y=0, va="top", loc="center", fontsize=7, pad=-3)
+
+
+@styled
+def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
+    """Draw images side by side, each with its caption below."""
+    columns = min(SHEET_COLUMNS, len(images))
+    rows, side = math.ceil(len(images) / columns), PAGE / SHEET_COLUMNS
+    figure = Figure(figsize=(columns * side, rows * (side + 0.35)), layout="constrained")
+    show_images(figure.subplots(rows, columns, squeeze=False).flat, images, captions)
+    return figure
 
 
 @styled

@@ -7,6 +7,7 @@ OUTPUT_DIR/SWEEP/RUN/
     checkpoints/      best.pt; last.pt and previous.pt until the run is completed
     predictions.npy   of the test images; predictions.csv: by path and class; wrong_images.csv: the misclassified ones
     history.png       the curves
+    augmentation.png  a dozen training images as the model sees them
     figures/          of the trained model: filters, kernels, confusion matrix
     train.log         what the terminal said, and tracebacks
     wandb/            Weights & Biases' own files
@@ -188,6 +189,14 @@ class RunFolder:
             with whole(self.path / "predictions.npy") as temporary:
                 np.save(temporary, predictions)
             write_predictions(self.path, predictions, test, self.config.data.root, classes)
+
+    def save_preview(self, figure: Figure) -> None:
+        """Save augmentation.png, and log it in W&B, before the first epoch."""
+        path = self.path / "augmentation.png"
+        if self.writes and not path.exists():
+            with whole(path) as temporary:
+                figure.savefig(temporary, dpi=150)
+            self.wandb.log_figures({"augmentation": path}, images=0)
 
     def save_figures(self, figures: Mapping[str, Figure]) -> None:
         """Save figures by name in the run's folder and in W&B."""

@@ -38,6 +38,7 @@ from training.layer import REFERENCE, Backend, Layer
 from training.loop import Trainer
 from training.model import make_model, memory_format
 from training.optimization import freeze
+from training.preview import augmentation_figure
 from training.selection import images_at_once, select
 from training.state import TrainingState
 from training.summary import as_lines, summarize
@@ -147,6 +148,10 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         log.info(f"  {line}", extra={"file_only": True})
     if images := data_fingerprint(config):
         folder.update(data_fingerprint=images)
+
+    if config.trainer.figures and world.rank == 0:
+        with log_exceptions():
+            folder.save_preview(augmentation_figure(trainer.train_loader, data, config))
 
     tested = trainer.fit()
 
