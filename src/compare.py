@@ -25,6 +25,7 @@ from comparison.watch import serve, watch
 from config.errors import ConfigError, check_folders_exist, report_errors
 from config.process import prepare_process
 from runtime.console import say
+from runtime.files import check_place
 
 
 def main() -> None:
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--watch", action="store_true", help="update comparison.html until all runs have ended")
     parser.add_argument("--serve", action="store_true", help="serve comparison.html on 127.0.0.1 until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the files, instead of the first DIR")
     given = parser.parse_args()
     if not given.folders and not given.wandb:
         parser.error("expected DIR or --wandb ENTITY/PROJECT")
@@ -61,11 +63,15 @@ def main() -> None:
         parser.error("--images: expected DIR, whose runs keep their predictions")
     if (given.watch or given.serve) and (not given.folders or given.json):
         parser.error("--watch, --serve: expected DIR, whose page is written, and not --json")
+    if given.watch and given.output:
+        parser.error("--output: the page of --watch is written into the sweep's own folder")
     with report_errors():
         check_folders_exist(given.folders)
         seeds = parse_seeds(given.confirm) if given.confirm else ()
         of_wandb = [Path("outputs", "-".join(["wandb", *path.split("/")[1:]])) for path in given.wandb]
-        folder = [*given.folders, *of_wandb][0]
+        folder = given.output or [*given.folders, *of_wandb][0]
+        if not given.json:
+            check_place(folder, str(folder), "--output DIR, or --json, which writes nothing")
         filters = [*given.filter, *([f"confirmed={given.confirm}"] if given.confirm else [])]
         read_again = partial(
             read, given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds

@@ -12,8 +12,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from config.errors import ConfigError
 from conftest import TINY, command
-from runtime.files import append, naming_full_disk, whole, write_text
+from runtime.files import append, check_new, naming_full_disk, whole, write_text
 
 Mount = Callable[..., Path]
 
@@ -108,3 +109,52 @@ def test_links_in_the_place_of_a_log_are_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "mine"
     assert (tmp_path / "train.log").read_text() == "a line\nanother\n"
     assert not (tmp_path / "train.log").is_symlink()
+
+
+@pytest.fixture
+def theirs(mount: Mount, digits_run: Path, tmp_path: Path) -> Path:
+    """A colleague's sweep of one run, on a disk that is mounted read-only."""
+    folder = mount("theirs", "-t", "tmpfs", "tmpfs")
+    run = shutil.copytree(digits_run, folder / "sweep" / digits_run.name)
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments", "fix"),
+    [
+        ("export", "checkpoint={run} format=safetensors", "output=PATH"),
+        ("predict", "checkpoint={run} images={run}/history.png output={run}/p.csv", "output=PATH"),
+        ("evaluate", "checkpoint={run} output={run}/e", "output=PATH"),
+        ("evaluate", "checkpoint={run} output={run} overwrite=true", "output=PATH"),
+        ("compare", "{run}", "--output DIR"),
+        ("compare", "{run} --images", "--output DIR"),
+        ("train", "output_dir={run}", "output_dir=DIR"),
+    ],
+)
+def test_no_permission_is_known_before_the_work(
+    script: str, arguments: str, fix: str, theirs: Path, tmp_path: Path
+) -> None:
+    done = command(*arguments.format(run=theirs).split(), cwd=tmp_path, script=script)
+    assert done.returncode == 1
+    (line,) = [line for line in output_of(done).splitlines() if not line.startswith(f"{theirs}/checkpoints/best.pt: ")]
+    assert line.startswith("error: ") and "Read-only file system" in line and "Fix: " in line and fix in line
+    assert not {*tmp_path.iterdir()} - {tmp_path / "theirs"}
+
+
+@pytest.mark.slow
+def test_a_colleagues_sweep_is_compared_into_another_folder(theirs: Path, tmp_path: Path) -> None:
+    done = command(str(theirs.parent), "--output", "mine", cwd=tmp_path, script="compare")
+    assert done.returncode == 0, output_of(done)
+    assert {"comparison.html", "comparison.csv"} <= {path.name for path in (tmp_path / "mine").iterdir()}
+
+
+def test_no_space_is_known_before_the_work(full: Path) -> None:
+    fill(full, 2_000_000)
+    check_new([full / "weights.safetensors"], overwrite=False, size=1_900_000)
+    with pytest.raises(ConfigError, match=r"No space left on device for 3,000,000 bytes\. Fix: .*output=PATH"):
+        check_new([full / "weights.safetensors"], overwrite=False, size=3_000_000)
+    (full / "folder").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        check_new([full / "folder"], overwrite=True)

@@ -57,6 +57,7 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
 
     try:
         named = with_names(table(found, predictions), comparison.valued[0].completed[0])
+        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "images.csv", csv_text(named, index=False))
         try:
             images, classes = read_images(comparison.valued[0].completed[0], predictions.labels)
