@@ -52,12 +52,14 @@ def check_train(arguments: Sequence[str]) -> None:
     if "--help" in arguments:
         return
     if "-m" not in arguments:
-        parse_config(compose("train", task))
+        parse_config(compose_config("train", task))
         return
-    overrides = plan.parse_overrides(task)
-    single = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
-    sweeper = OmegaConf.to_object(compose("train", single, return_hydra_config=True).hydra.sweeper)
-    check_constraints(sweeper, "hydra.sweeper.")
+    sweeper: object = Grid()
+    if any("hydra" in argument or "experiment=" in argument for argument in task):
+        overrides = plan.parse_overrides(task).values()
+        single = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+        sweeper = OmegaConf.to_object(compose("train", single, return_hydra_config=True).hydra.sweeper)
+        check_constraints(sweeper, "hydra.sweeper.")
     of_runs = [argument for argument in task if not argument.lstrip("+~").startswith("hydra")]
     if isinstance(sweeper, Search):
         from sweeps.space import check_space, make_space  # takes seconds
