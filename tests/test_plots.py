@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from comparison.crossing import means_by_levels
 from comparison.figure import comparison_figure
-from comparison.panels import means_by_levels
 from comparison.results import read
 from run_folders import DEPTH, KERNEL, REFERENCE, compared, write_run, write_sweep
 from tracking.plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save

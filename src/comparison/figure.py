@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparison import panels
+from comparison.crossing import cross
 from comparison.formatting import label, shorten
 from comparison.panels import COSTS, LEVEL, MOST, Look
 from comparison.results import Comparison
@@ -53,8 +54,8 @@ def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
     above: list[Draw] = []
     if not bands and any(len(run.epochs) > 1 for look in looks for run in look.setting.completed):
         above.append(curves)
-    if pair := panels.crossed_factors(comparison):
-        above.append(partial(panels.heat_map, comparison=comparison, across=pair[0], down=pair[1]))
+    if crossing := cross(comparison):
+        above.append(partial(panels.heat_map, comparison=comparison, crossing=crossing))
     if above:
         bands.append((2.5, above))
 

@@ -22,6 +22,7 @@ from stats.prediction import rate_bounds
 SEEDS = "seed=0,1,2,3,4"
 MOST = 20  # listed references
 NOTABLE = 0.001  # smallest bias of an accuracy that is stated
+SLIGHT = 0.75  # standard errors; a smaller bias of a picked setting is well within its interval
 
 
 def result(comparison: Comparison) -> list[str]:
@@ -64,19 +65,25 @@ def significance(comparison: Comparison) -> list[str]:
     if significant == n:
         return [f"It is significantly better than {'the other' if n == 1 else 'all ' + count(n, 'other')}."]
     which = f"{n - significant} of the {count(n, 'other')}" if significant else f"any of the {count(n, 'other')}"
-    chances = [
-        f"{label(setting, comparison)} {100 * (comparison.probability_best(setting) or 0):.0f} %"
-        for setting in comparison.may_be_best
-    ]
-    lines = [
-        f"It is not significantly better than {'the other' if n == 1 else which}. "
-        f"Probability of being the best: {', '.join(several(chances, 4))}."
-    ]
+    lines = [f"It is not significantly better than {'the other' if n == 1 else which}.{chances(comparison)}"]
     if comparison.smallest is not None:
         alike = [other for other, difference in comparison.differences.items() if difference.is_negligible]
         below = f"less than {change_text(comparison.smallest, comparison.metric)[1:]}"
         lines.append(f"It differs by {below}, which does not matter, from {listing(alike, comparison) or 'none'}.")
     return lines
+
+
+def chances(comparison: Comparison) -> str:
+    """State how likely the best setting is the best and, if some are excluded, which others may be."""
+    best = comparison.valued[0]
+    others = [setting for setting in comparison.may_be_best if setting is not best]
+    if (probability := comparison.probability_best(best)) is None:
+        return ""
+    text = f" It is the best with {100 * probability:.0f} % probability"
+    if not others or len(others) + 1 == len(comparison.valued):
+        return f"{text}."
+    rest = [f"{label(other, comparison)} ({100 * (comparison.probability_best(other) or 0):.0f} %)" for other in others]
+    return f"{text}; may be, too: {', '.join(several(rest, 3))}."
 
 
 def selection(comparison: Comparison) -> list[str]:
@@ -87,10 +94,10 @@ def selection(comparison: Comparison) -> list[str]:
     if picked is None or picked.bias is None:
         return [f"{best}, it looks better than it is."] if on_test else []
     bias = change_text(abs(picked.bias), metric)[1:]
-    if metric in ACCURACIES and abs(picked.bias) < NOTABLE:
+    if abs(picked.bias) < SLIGHT * picked.error or (metric in ACCURACIES and abs(picked.bias) < NOTABLE):
         return [f"{best}, it looks better than it is."] if on_test else []
     seeds = count(picked.fresh_seeds, "new seed")
-    return [f"{best}, it looks about {bias} better than it is; {seeds} of it alone would show its true value."]
+    return [f"{best}, it looks about {bias} better than it is; {seeds} of it show its true value."]
 
 
 def failures(setting: Setting, comparison: Comparison) -> str:
@@ -223,18 +230,15 @@ def method(comparison: Comparison) -> list[str]:
         )
     if any(difference.p is not None for difference in [*comparison.effects, *comparison.differences.values()]):
         lines.append(
-            "Ranks, differences and effects come from one model, value ~ setting + seed. How much a setting varies is "
-            "estimated from its runs and, as they are few, from those of the others (Smyth, 2004). An effect is the "
-            "mean difference between settings that differ in nothing else. Intervals are 95 %, over seeds: they do not "
-            "cover the choice of the images. Significant means p < 0.05 after Holm's correction: of an effect for all "
-            "effects listed, of a difference for all pairs of settings. The settings that are given a probability of "
-            "being the best hold the best one with 95 %. How often all of this holds: experiments/calibration."
+            "Ranks, differences and effects come from one model, value ~ setting + seed. A setting's spread is "
+            "estimated from its runs and, as they are few, from the others'. An effect is the mean difference between "
+            "settings that differ in nothing else. Intervals are 95 %, over seeds, not images. Significant: p < 0.05 "
+            "after Holm's correction."
         )
-    if len(comparison.valued) > 1 and (chance := comparison.chance_of_best):
-        best, closest = (label(setting, comparison) for setting in comparison.valued[:2])
+    if len(comparison.valued) == 2 and (chance := comparison.chance_of_best):
         lines.append(
-            f"A new run of {best} beats a new run of {closest} with a probability of {chance.value:.2f} "
-            f"({chance.low:.2f} to {chance.high:.2f})."
+            f"A new run of the best beats one of the other with a probability of about {100 * chance.value:.0f} % "
+            f"({100 * chance.low:.0f} to {100 * chance.high:.0f} %)."
         )
     seconds = sum(run.figure("seconds") or 0 for run in comparison.runs)
     if seconds:

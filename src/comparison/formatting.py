@@ -97,3 +97,8 @@ def count(n: int, noun: str) -> str:
 
 def several(lines: Sequence[str], limit: int) -> list[str]:
     return list(lines) if len(lines) <= limit else [*lines[:limit], f"… and {len(lines) - limit} more"]
+
+
+def scaled(value: float, metric: str) -> float:
+    """Convert accuracies to percent."""
+    return float(100 * value if metric.endswith("accuracy") else value)

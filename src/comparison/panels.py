@@ -1,11 +1,8 @@
 """Panels of a comparison's figure, each drawn by a function of its axes."""
 
-import math
 import textwrap
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
-from numpy.typing import NDArray
 
+from comparison.crossing import Crossing
 from comparison.findings import effect_name
-from comparison.formatting import label, level_text
+from comparison.formatting import label, level_text, scaled
 from comparison.power_analysis import Plan
 from comparison.power_text import question
 from comparison.results import Comparison, is_lower_better
@@ -80,22 +77,11 @@ def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
     axes.grid(alpha=0.25, linewidth=0.5)
 
 
-def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
-    """Choose the two factors with the most levels if most of their combinations have a result."""
-    levels = {key: comparison.levels(key) for key in comparison.factors}
-    chosen = sorted((key for key in levels if len(levels[key]) > 1), key=lambda key: -len(levels[key]))[:2]
-    if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
-        return None
-    combinations = {tuple(setting.levels[key] for key in chosen) for setting in comparison.valued}
-    wide, high = sorted(chosen, key=lambda key: max(len(level_text(level)) for level in levels[key]))
-    return (wide, high) if 2 * len(combinations) > math.prod(len(levels[key]) for key in chosen) else None
-
-
-def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None:
+def heat_map(axes: Axes, comparison: Comparison, crossing: Crossing) -> None:
     """Draw the metric for every combination of two factors, averaged over the others; frame the best."""
     metric = comparison.metric
+    across, down, means = crossing.across, crossing.down, crossing.means
     columns, rows = comparison.levels(across), comparison.levels(down)
-    means, is_fair = means_by_levels(comparison, across, down)
     lower = is_lower_better(metric)
     image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
@@ -116,34 +102,11 @@ def heat_map(axes: Axes, comparison: Comparison, across: str, down: str) -> None
     others = [comparison.short(key) for key in comparison.factors if key not in (across, down)]
     over = " and ".join(others) if len(" and ".join(others)) < 26 else "the other factors"
     title = axis_label(metric) + (f", mean over {over}" if others else "")
-    title += "" if is_fair else " where it ran"
+    title += "" if crossing.is_fair else " where it ran"
     axes.set(xlabel=comparison.short(across), ylabel=comparison.short(down), title=title)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
-
-
-def means_by_levels(comparison: Comparison, across: str, down: str) -> tuple[NDArray[np.float64], bool]:
-    """Compute the cells of a heat map, [rows, columns], NaN without a result.
-
-    A cell is the mean over the settings of all other factors that every cell has. If there are none, it is the mean
-    over the cell's own settings.
-
-    Returns:
-        The cells, and whether they are means over common settings.
-    """
-    others = [key for key in comparison.factors if key not in (across, down)]
-    cells: dict[tuple[Any, Any], dict[tuple[Any, ...], float]] = defaultdict(dict)
-    for setting in comparison.valued:
-        of_others = tuple(setting.levels[key] for key in others)
-        cells[setting.levels[down], setting.levels[across]][of_others] = comparison.mean(setting) or 0.0
-    common = set.intersection(*(set(cell) for cell in cells.values()))
-    rows, columns = comparison.levels(down), comparison.levels(across)
-    means = np.full((len(rows), len(columns)), np.nan)
-    for (row, column), cell in cells.items():
-        kept = [mean for of_others, mean in cell.items() if of_others in common or not common]
-        means[rows.index(row), columns.index(column)] = scaled(float(np.mean(kept)), comparison.metric)
-    return means, bool(common)
 
 
 def varies(settings: Sequence[Setting], cost: str) -> bool:
@@ -288,8 +251,3 @@ def in_lines(question: str) -> str:
 
 def axis_label(metric: str) -> str:
     return f"{metric}, %" if metric.endswith("accuracy") else metric
-
-
-def scaled(value: float, metric: str) -> float:
-    """Convert accuracies to percent."""
-    return float(100 * value if metric.endswith("accuracy") else value)

@@ -13,20 +13,23 @@ from config.command_line import command_line
 from stats.sample_size import MOST
 
 COMMANDS = 3  # most commands below a plan
-ONCE = "Test new seeds once, when all have run: testing after each finds differences that are not there."
+ONCE = "Test new seeds once, when all have run: looking after each is no fresh test."
 
 
 def power_lines(comparison: Comparison, most: int) -> list[str]:
     lines = []
-    for plan in comparison.plans[:most]:
+    for i, plan in enumerate(comparison.plans[:most]):
         listed = commands(plan.settings, plan.seeds)
         hidden = len(listed) - COMMANDS
         more = [f"# … and {count(hidden, 'more command')}"] if hidden > 0 else []
         confirm = [confirmation(plan)] if plan.size and plan.size.seeds_needed and listed else []
-        lines += [plan_line(plan, comparison), *(f"  {line}" for line in [*listed[:COMMANDS], *more, *confirm])]
+        lines += [
+            plan_line(plan, comparison, is_first=i == 0),
+            *(f"  {line}" for line in [*listed[:COMMANDS], *more, *confirm]),
+        ]
     if len(comparison.plans) > most:
         lines.append(f"… and {len(comparison.plans) - most} more in comparison.md")
-    if any(plan.seeds and plan.size for plan in comparison.plans):
+    if any(plan.seeds and plan.size and plan.size.seeds_needed for plan in comparison.plans):
         lines.append(ONCE)
     return lines
 
@@ -37,20 +40,20 @@ def question(plan: Plan, comparison: Comparison) -> str:
     return " against ".join(label(setting, comparison) for setting in plan.settings)
 
 
-def plan_line(plan: Plan, comparison: Comparison) -> str:
+def plan_line(plan: Plan, comparison: Comparison, is_first: bool = True) -> str:
     """State a plan, e.g. "k=5 against k=9: 0.31 points seen; 5 seeds find 0.84 or more; about 9 new ones …"."""
     size, metric = plan.size, comparison.metric
     runs = f": {count(plan.runs, 'more run')}" + (f", {duration(plan.seconds)}" if plan.seconds is not None else "")
-    few = f"{count(len(plan.seeds), 'more seed')} of each setting would show how much results vary{runs}."
     if size is None:
-        return few
+        return f"{count(len(plan.seeds), 'more seed')} of each setting would show how much results vary{runs}."
     line = f"{question(plan, comparison)}: {change_text(abs(plan.difference), metric)[1:]} seen"
     many = f"more than {MOST:,}"
     likely = f"{size.seeds_low or many} to {size.seeds_high or many}"
     if size.detectable is None:
-        return f"{line}; with so few seeds, {likely} new ones may be needed. {few[0].upper()}{few[1:]}"
+        return f"{line}; {likely} new seeds may be needed. {len(plan.seeds)} more would narrow this{runs}."
     is_possible = size.detectable < 1 or not metric.endswith("accuracy")
-    finds = f"find {change_text(size.detectable, metric)[1:]} or more (80 % power)" if is_possible else "find nothing"
+    power = " (80 % power)" if is_first else ""
+    finds = f"find {change_text(size.detectable, metric)[1:]} or more{power}" if is_possible else "find nothing"
     line += f"; {size.seeds:.3g} seeds {finds}"
     if plan.is_answered:
         return f"{line}."

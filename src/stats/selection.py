@@ -21,12 +21,14 @@ class Selection:
         best: the setting with the best mean.
         bias: its expected mean minus its true one, in the metric's own direction: above 0 for an accuracy that looks
             too high, below 0 for a loss that looks too low. None: no spread over seeds is known.
+        error: the standard error of its mean.
         fresh_seeds: further seeds of `best` alone of which the mean is unbiased and as precise.
     """
 
     best: Setting
     bias: float | None
     fresh_seeds: int
+    error: float = 0.0
 
 
 def selection_bias(values: Values, higher_is_better: bool = True, reported: Values | None = None) -> Selection | None:
@@ -67,7 +69,7 @@ def selection_bias(values: Values, higher_is_better: bool = True, reported: Valu
         bias *= 1 if higher_is_better else -1
     else:
         bias *= slope(noise, residuals(as_table(reported, settings, seeds)))
-    return Selection(settings[best], bias, int(runs[best]))
+    return Selection(settings[best], bias, int(runs[best]), float(errors[best]))
 
 
 def as_table(values: Values, settings: Sequence[Setting], seeds: Sequence[int]) -> Array:

@@ -1,0 +1,68 @@
+"""Two factors of a comparison crossed: the mean of the metric for every combination of their levels."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comparison.formatting import level_text, scaled
+from comparison.results import Comparison
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Means for every combination of the levels of two factors.
+
+    Attributes:
+        across, down: the factors.
+        means: [levels down, levels across], NaN where nothing ran.
+        is_fair: all are means over the same settings of the other factors.
+    """
+
+    across: str
+    down: str
+    means: NDArray[np.float64]
+    is_fair: bool
+
+
+def cross(comparison: Comparison) -> Crossing | None:
+    """Cross the two factors with the most levels; None where most of their combinations have no result."""
+    pair = crossed_factors(comparison)
+    return Crossing(*pair, *means_by_levels(comparison, *pair)) if pair else None
+
+
+def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
+    """Choose the two factors with the most levels if most of their combinations have a result."""
+    levels = {key: comparison.levels(key) for key in comparison.factors}
+    chosen = sorted((key for key in levels if len(levels[key]) > 1), key=lambda key: -len(levels[key]))[:2]
+    if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
+        return None
+    combinations = {tuple(setting.levels[key] for key in chosen) for setting in comparison.valued}
+    wide, high = sorted(chosen, key=lambda key: max(len(level_text(level)) for level in levels[key]))
+    return (wide, high) if 2 * len(combinations) > math.prod(len(levels[key]) for key in chosen) else None
+
+
+def means_by_levels(comparison: Comparison, across: str, down: str) -> tuple[NDArray[np.float64], bool]:
+    """Compute the cells of a heat map, [rows, columns], NaN without a result.
+
+    A cell is the mean over the settings of all other factors that every cell has. If there are none, it is the mean
+    over the cell's own settings.
+
+    Returns:
+        The cells, and whether they are means over common settings.
+    """
+    others = [key for key in comparison.factors if key not in (across, down)]
+    cells: dict[tuple[Any, Any], dict[tuple[Any, ...], float]] = defaultdict(dict)
+    for setting in comparison.valued:
+        of_others = tuple(setting.levels[key] for key in others)
+        cells[setting.levels[down], setting.levels[across]][of_others] = comparison.mean(setting) or 0.0
+    common = set.intersection(*(set(cell) for cell in cells.values()))
+    rows, columns = comparison.levels(down), comparison.levels(across)
+    means = np.full((len(rows), len(columns)), np.nan)
+    for (row, column), cell in cells.items():
+        kept = [mean for of_others, mean in cell.items() if of_others in common or not common]
+        means[rows.index(row), columns.index(column)] = scaled(float(np.mean(kept)), comparison.metric)
+    return means, bool(common)
