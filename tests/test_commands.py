@@ -16,7 +16,7 @@ from config.parse import parse_config
 from config.schema import CONF, Config
 from run_folders import write_run
 from sweeps import plan
-from tracking.identity import parse_overrides
+from tracking.identity import override_values
 
 
 def expanded(command: str) -> list[Config]:
@@ -37,7 +37,7 @@ def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> li
     for number, overrides in enumerate(runs):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = parse_config(compose("train", [*overrides, "sweep=s"]))
-        told = {"overrides": parse_overrides(overrides), **summary}
+        told = {"overrides": override_values(overrides), **summary}
         write_run(folder / str(number), config=yaml.safe_dump(asdict(config)), **told, best__val__accuracy=0.9)
     return read([folder]).settings
 
@@ -60,7 +60,7 @@ def test_a_group_that_nobody_chose_from_is_not_swept(tmp_path: Path, choices: di
 
 @pytest.mark.parametrize("text", ["why, and what?", "it's (#3) [a] ${x}", "null and void", "=", "12"])
 def test_notes_need_no_quotes_of_hydras(text: str) -> None:
-    assert parse_overrides([quote_for_hydra(f"notes={text}")]) == {"notes": text}
+    assert override_values([quote_for_hydra(f"notes={text}")]) == {"notes": text}
     assert quote_for_hydra("notes=null") == "notes=null" and quote_for_hydra('notes="a, b"') == 'notes="a, b"'
     assert quote_for_hydra("model.depth=4,8") == "model.depth=4,8"
 
@@ -76,7 +76,7 @@ def test_an_experiment_that_is_gone_has_no_command(tmp_path: Path) -> None:
      [1.0, 0.5], ["a,b", "1", None, True], (1.0, 1.0), {"a": "b c"}, None, True, 1e-05, -3],
 )  # fmt: skip
 def test_hydra_reads_the_value_that_was_written(value: Any) -> None:
-    read_back = parse_overrides(shlex.split(shlex.join([override("key", value)])))["key"]
+    read_back = override_values(shlex.split(shlex.join([override("key", value)])))["key"]
     assert read_back == (list(value) if isinstance(value, tuple) else value)
     assert type(read_back) is (list if isinstance(value, tuple) else type(value))
 

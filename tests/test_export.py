@@ -38,7 +38,7 @@ from processes import REPOSITORY
 from test_evaluate import evaluate
 from test_predict import predict
 from test_weights import CIFAR, PUBLISHED, by_the_authors, by_timm, randomized
-from tracking.identity import parse_overrides, run_id
+from tracking.identity import override_values, run_id
 from training import run
 from training.model import make_model
 from weights.files import read_weights
@@ -177,7 +177,7 @@ def test_a_card_is_of_the_weights_that_it_is_beside(train: Train, tmp_path: Path
     commands = [line.partition("  #")[0] for line in card.splitlines() if line.startswith("python ")]
     train_command, evaluate_command, *_ = map(shlex.split, commands)
     assert run_id(checked(*TINY, *train_command[2:])) == run_id(checked(*TINY, *parse_back(summary)))
-    (checkpoint,) = parse_overrides(evaluate_command[2:]).values()
+    (checkpoint,) = override_values(evaluate_command[2:]).values()
     assert (tmp_path / "a b" / checkpoint).exists()
     register_commands()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):

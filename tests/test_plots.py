@@ -15,7 +15,7 @@ from comparison.crossing import means_by_levels
 from comparison.figure import comparison_figure
 from comparison.results import read
 from run_folders import DEPTH, KERNEL, REFERENCE, compared, write_run, write_sweep
-from tracking.plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save
+from tracking.plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save_figure
 
 
 def shown_texts(figure: Figure) -> list[Text]:
@@ -151,7 +151,7 @@ def test_nothing_completed_has_no_figure(tmp_path: Path) -> None:
 
 def test_a_figure_is_saved_as_png_and_svg(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", {(5, 8): [0.9], (9, 8): [0.95]})
-    save(figure_of(folder), tmp_path / "a")
+    save_figure(figure_of(folder), tmp_path / "a")
     assert imread(tmp_path / "a.png").shape[1] >= 7 * 200
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
 

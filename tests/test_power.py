@@ -20,7 +20,7 @@ from comparison.results import Comparison, parse_seeds, read
 from config.errors import ConfigError
 from processes import REPOSITORY
 from run_folders import write_run
-from tracking.identity import parse_overrides
+from tracking.identity import override_values
 
 
 def three_kernels(folder: Path, seeds: int) -> Comparison:
@@ -29,7 +29,7 @@ def three_kernels(folder: Path, seeds: int) -> Comparison:
     for kernel, own in zip((5, 9, 3), values, strict=True):
         for seed, value in enumerate(own[:seeds]):
             overrides = (f"model.kernel_size={kernel}", f"seed={seed}", "sweep=kernels")
-            told = {"overrides": parse_overrides(overrides), "varied": ["model.kernel_size"]}
+            told = {"overrides": override_values(overrides), "varied": ["model.kernel_size"]}
             write_run(folder / f"{kernel}-{seed}", *overrides, **told, best__val__accuracy=value)
     return read([folder])
 

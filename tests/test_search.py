@@ -178,7 +178,7 @@ def test_a_run_reports_an_epoch_once_and_stops_where_it_did(
     study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
     for first in (1, 2, 1):  # the run is killed, and resumes after another epoch
         trial = Trial(config)
-        answers = {epoch: trial.report(epoch, value) for epoch, value in ((1, 0.5), (2, 0.55)) if epoch >= first}
+        answers = {epoch: trial.report_epoch(epoch, value) for epoch, value in ((1, 0.5), (2, 0.55)) if epoch >= first}
         assert [epoch for epoch, stop in answers.items() if stop] == stops
     assert study.trials[5].intermediate_values == {1: 0.5, 2: 0.55}
     assert ("pruned_at" in study.trials[5].user_attrs) == (pruner == "median")

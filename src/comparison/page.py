@@ -92,8 +92,8 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
     figures = dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), metric, *COSTS])
     names = [name for name in figures if any(setting.estimate(name) for setting in settings)]
     is_one_sweep = all(run.folder.is_relative_to(folder.resolve()) for run in comparison.runs)
-    search = read_json(folder / "search.json", records.Search) if is_one_sweep else {}
-    race = read_json(folder / "race.json", records.Race) if is_one_sweep else {}
+    search = read_json(folder / "search.json", records.SearchRecord) if is_one_sweep else {}
+    race = read_json(folder / "race.json", records.RaceRecord) if is_one_sweep else {}
     images = read_json(folder / "images.json", records.Pictures)
     shared = settings[0].runs[0].config if settings else {}
     return {

@@ -12,7 +12,7 @@ import pandas as pd
 from comparison.formatting import duration
 from runtime.claims import is_held
 from runtime.files import read_json
-from tracking.records import PlannedRun, Race, Search
+from tracking.records import PlannedRun, RaceRecord, SearchRecord
 from tracking.run_index import RunIndex
 from tracking.run_lock import is_locked
 
@@ -49,7 +49,7 @@ def under_way(folder: Path) -> str | None:
         return str(grid)
     if not is_held(folder / "sweep.lock"):  # a search or a race holds it
         return None
-    chosen = [read_json(folder / "search.json", Search), read_json(folder / "race.json", Race)]
+    chosen = [read_json(folder / "search.json", SearchRecord), read_json(folder / "race.json", RaceRecord)]
     return next((record["progress"] for record in chosen if record.get("progress")), "the first runs are being trained")
 
 

@@ -88,7 +88,7 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
     """
     from comparison.figure import comparison_figure  # imports Matplotlib, which takes seconds
     from comparison.page import render_page
-    from tracking.plots import save
+    from tracking.plots import save_figure
 
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".comparison-", dir=folder) as name:
@@ -98,7 +98,7 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
         write_text(temporary / f"{stem}-runs.csv", runs_csv(comparison))
         write_text(temporary / f"{stem}.html", render_page(comparison, folder))
         if figure := comparison_figure(comparison):
-            save(figure, temporary / f"{stem}.png")
+            save_figure(figure, temporary / f"{stem}.png")
         files = [path for suffix in SUFFIXES if (path := temporary / f"{stem}{suffix}").exists()]
         for path in files:
             path.replace(folder / path.name)

@@ -23,7 +23,7 @@ from config.text import printable
 from inference.choice import choose_run
 from LLMConvMixer import ConvMixer
 from runtime.device import choose_device
-from tracking.identity import parse_overrides
+from tracking.identity import override_values
 from training.model import make_model, memory_format
 from weights.description import described
 from weights.files import Weights, read_weights
@@ -89,7 +89,7 @@ def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -
     Raises:
         ConfigError: there is no such key, or its value is outside its constraint.
     """
-    typed = parse_overrides(overrides)
+    typed = override_values(overrides)
     of_command = {key for key, _ in flatten(OmegaConf.to_container(composed))}
     typed_keys = {key for name, value in typed.items() for key, _ in flatten(value, name)} - {"data"}
     completed = copy.deepcopy(composed)
@@ -109,7 +109,7 @@ def literal(value: Any) -> Any:
 
 def names_data(overrides: Sequence[str]) -> bool:
     """Check whether the user names the data set, which then may be downloaded."""
-    return bool(parse_overrides(overrides).keys() & {"data", "data.name", "data.root"})
+    return bool(override_values(overrides).keys() & {"data", "data.name", "data.root"})
 
 
 def said_by(weights: Weights) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
     with whole(folder / "predictions.npy") as temporary:
         np.save(temporary, result.predictions)
     write_predictions(folder, result.predictions, evaluated, data.root, checkpoint.labels)
-    plots.save(plots.confusion_matrix(confusion, names), folder / "confusion_matrix")
-    plots.save(reliability_diagram(result), folder / "reliability")
+    plots.save_figure(plots.confusion_matrix(confusion, names), folder / "confusion_matrix")
+    plots.save_figure(reliability_diagram(result), folder / "reliability")
     write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
 
     log.info(

@@ -17,7 +17,7 @@ from config.errors import ConfigError, explain
 from config.parse import parse_config
 from config.schema import Config, Model
 from runtime.console import track
-from tracking.identity import IMAGE_SIZES, as_given, in_short, run_id, without_unnamed
+from tracking.identity import IMAGE_SIZES, drop_unnamed, override_texts, run_id, short_text
 
 ONE_FOLDER = ("output_dir", "sweep")  # the keys that say where the runs of a sweep are
 MOST_VALUES = 8  # of a key, shown in a line
@@ -107,7 +107,7 @@ def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
 
 def varied_keys(runs: Iterable[Sequence[str]]) -> list[str]:
     """List the keys that differ between runs, in the order of their overrides."""
-    given = [as_given(run) for run in runs]
+    given = [override_texts(run) for run in runs]
     keys = dict.fromkeys(key for run in given for key in run)
     return [key for key in keys if len({run.get(key) for run in given}) > 1]
 
@@ -119,14 +119,14 @@ def as_list(values: Iterable[Any]) -> str:
 
 def describe(runs: Sequence[Sequence[str]]) -> str:
     """Describe a grid in a line, e.g. "4 runs of kernel_size=5,9 × depth=8,16, all with epochs=5"."""
-    given = [as_given(run) for run in runs]
+    given = [override_texts(run) for run in runs]
     varied = varied_keys(runs)
     axes = []
     for key in varied:
         values = list(dict.fromkeys(run[key] for run in given))
         few = len(values) <= MOST_VALUES
         axes.append(f"{key.rpartition('.')[2]}={','.join(values)}" if few else f"{len(values)} values of {key}")
-    shared = in_short(without_unnamed({key: value for key, value in given[0].items() if key not in varied}))
+    shared = short_text(drop_unnamed({key: value for key, value in given[0].items() if key not in varied}))
     return f"{len(runs):,} runs{' of ' if axes else ''}{' × '.join(axes)}{f', all with {shared}' if shared else ''}"
 
 

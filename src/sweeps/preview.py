@@ -21,7 +21,7 @@ from runtime.console import print_table, say, si, track
 from runtime.files import read_json
 from sweeps.plan import as_list, expand_grid, layer_macs, make_job, parse_overrides, split_overrides, varied_keys
 from tracking import records
-from tracking.identity import as_given, display_name, folder_name
+from tracking.identity import display_name, folder_name, override_texts
 from tracking.run_index import RunIndex
 
 SIMILAR = 4  # runs whose multiply-accumulates differ by less than this factor have similar rates
@@ -135,7 +135,7 @@ def show(folder: Path, runs: Sequence[PlannedRun], totals: dict[str, Any], note:
 def plan_run(
     app: str, overrides: list[str], index: RunIndex, known: Mapping[str, Sequence[tuple[int, float]]]
 ) -> PlannedRun:
-    varied = as_given(overrides).get("varied", "[]").strip("[]").split(",")
+    varied = override_texts(overrides).get("varied", "[]").strip("[]").split(",")
     name = display_name(overrides, [key for key in varied if key])
     try:
         job = make_job(app, tuple(overrides))

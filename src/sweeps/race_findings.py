@@ -10,7 +10,7 @@ from comparison.formatting import count, duration, figure_text
 from stats import mean
 from stats.prediction import rate_bounds
 from stats.race import Behind, Rules, Standing, confidence
-from tracking.records import Race, Racer
+from tracking.records import Racer, RaceRecord
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def as_record(
     run_ids: Mapping[int, Sequence[str]],
     lines: Sequence[str],
     progress: str,
-) -> Race:
+) -> RaceRecord:
     """Describe a race in race.json, which the page of its comparison shows.
 
     Args:

@@ -15,7 +15,7 @@ from config.command_line import overrides_of
 from stats.importance import Importance, importances
 from stats.prediction import rate_bounds
 from sweeps.trials import RUNS, completed, not_retried, seed_values, sign
-from tracking.records import Search, SearchedKey, Trial
+from tracking.records import SearchedKey, SearchRecord, TrialRecord
 from tracking.trial import FINISH, PRUNED_AT
 
 FEWEST = 10  # completed trials that it takes for importances: of fewer they are noise
@@ -104,7 +104,9 @@ def importance(study: optuna.Study) -> Mapping[str, Importance]:
     return importances(shares_of, objectives)
 
 
-def as_record(study: optuna.Study, lines: Sequence[str], found: Mapping[str, Importance], progress: str = "") -> Search:
+def as_record(
+    study: optuna.Study, lines: Sequence[str], found: Mapping[str, Importance], progress: str = ""
+) -> SearchRecord:
     """Describe a search in search.json, which the page of its comparison shows.
 
     Args:
@@ -128,7 +130,7 @@ def as_record(study: optuna.Study, lines: Sequence[str], found: Mapping[str, Imp
     return {"progress": progress, "lines": list(lines), "keys": keys, "trials": rows}
 
 
-def trial_record(study: optuna.Study, trial: FrozenTrial) -> Trial:
+def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
     """Describe a trial; the value of a pruned one is its best epoch's."""
     values = seed_values(study).get(trial.number, [])
     if trial.state == TrialState.PRUNED and trial.intermediate_values:

@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to resume as if it had never stopped.
 
-checkpoints/last.pt is the state, checkpoints/previous.pt the one before it, in case the last was cut
-off; checkpoints/best.pt holds the best epoch's weights, and alone stays after completion. Each is
-written whole or not at all, and read without running code from it.
+checkpoints/last.pt is the latest state, and checkpoints/previous.pt the one before it, in case last.pt is damaged.
+checkpoints/best.pt holds the best epoch's weights; it alone is kept after completion. The files are written atomically,
+and reading them runs no code.
 """
 
 import logging
@@ -27,12 +27,12 @@ from weights import archive
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of last.pt; another cannot be resumed from
+FORMAT = 2  # version of last.pt; a run does not resume from other versions
 
 
 @strict
 class Best(TypedDict):
-    """The content of best.pt beside its description."""
+    """The content of best.pt, except for its description."""
 
     model: dict[str, Any]
 
@@ -49,7 +49,7 @@ strict(Row)
 
 @strict
 class State(TypedDict):
-    """The content of last.pt beside its description (training/state.py)."""
+    """The content of last.pt (training/state.py), except for its description."""
 
     identity: str
     format: int
@@ -70,9 +70,9 @@ class Checkpoints:
     """A run's checkpoints folder.
 
     Args:
-        folder: where they are.
-        run_id: the run's; the state of another run is not taken.
-        config: how often a state is written.
+        folder: The folder checkpoints/ of the run.
+        run_id: The run's ID; states of other runs are not loaded.
+        config: The schedule of checkpoints.
     """
 
     def __init__(self, folder: Path, run_id: str, config: schema.Checkpoint) -> None:
@@ -80,10 +80,10 @@ class Checkpoints:
         self.header = {"identity": run_id, "format": FORMAT}
         self.loaded: Path | None = None
         self.written_at = time.monotonic()
-        self.cost = 0.0  # seconds that the last took to write
+        self.cost = 0.0  # seconds spent on the last checkpoint
 
     def is_due(self, epoch: int | None = None) -> bool:
-        """Check whether to write now, at the end of an epoch or between two steps."""
+        """Return True if a checkpoint is due, at the end of `epoch`, or without it between two steps."""
         waited = time.monotonic() - self.written_at
         if epoch is None:
             return self.config.minutes is not None and waited > 60 * self.config.minutes
@@ -109,7 +109,7 @@ class Checkpoints:
         """Read the latest intact state of this run; None to start from the beginning.
 
         Args:
-            epochs: of the whole run.
+            epochs: Epochs of the whole run.
         """
         for path in self.states:
             if not path.exists():
@@ -117,8 +117,8 @@ class Checkpoints:
             try:
                 state: State = check_type(State, archive.load(path))
                 if {key: state.get(key) for key in self.header} != self.header:
-                    raise ValueError("it is of another run, or of another version of this code")
-            except Exception as error:  # a cut-off file fails in many ways
+                    raise ValueError("it belongs to another run, or to another version of this code")
+            except Exception as error:  # Damaged files raise errors of many types.
                 set_aside(path, first_line(error))
                 continue
             problem = self.problem_of_best() if state["rows"] else None
@@ -126,26 +126,26 @@ class Checkpoints:
                 set_aside(path, f"{problem}, and no epoch is left to replace it")
                 continue
             if problem:
-                log.warning(f"{problem}: the run needs a better epoch than those before, or starts again after it")
+                log.warning(f"{problem}: unless a later epoch becomes the best, the run must start from the beginning")
             self.loaded = path
             return state
         return None
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Restore the loaded state within this context; set a state aside that does not fit the run.
+        """Restore the loaded state within this context; set the state aside if it does not fit the run.
 
         Raises:
-            ConfigError: it does not fit; the next start takes the state before it.
+            ConfigError: The state does not fit; the next start loads the state before it.
         """
         try:
             yield
-        except Exception as error:  # PyTorch raises whatever its objects raise
+        except Exception as error:  # PyTorch raises errors of many types.
             assert self.loaded
             set_aside(self.loaded, first_line(error))
             raise ConfigError(
                 f"{self.loaded} does not fit the run ({first_line(error)}). Fix: run the same command again, which "
-                "takes the state before it, or begins anew"
+                "resumes from the state before it, or starts from the beginning"
             ) from error
 
     def remove_states(self) -> None:
@@ -156,14 +156,15 @@ class Checkpoints:
 
     @property
     def states(self) -> tuple[Path, Path]:
+        """The paths of both states, the latest first."""
         return self.folder / "last.pt", self.folder / "previous.pt"
 
     def problem_of_best(self) -> str | None:
-        """Explain why best.pt cannot be read; None if it can."""
+        """Explain why best.pt cannot be read; return None if it is intact."""
         path = self.folder / "best.pt"
         try:
             check_type(Best, archive.load(path))
-        except Exception as error:  # a cut-off file fails in many ways
+        except Exception as error:  # Damaged files raise errors of many types.
             return f"{path} {'is missing' if isinstance(error, OSError) else f'cannot be read ({first_line(error)})'}"
         return None
 
@@ -171,29 +172,29 @@ class Checkpoints:
         """Load the best epoch's weights into the model.
 
         Raises:
-            ConfigError: the file is missing or damaged; the next start trains the run from the beginning.
+            ConfigError: The file is missing or damaged; the next start trains the run from the beginning.
         """
         problem = self.problem_of_best()
         if not problem:
             try:
                 model.load_state_dict(archive.load(self.folder / "best.pt")["model"])
-            except Exception as error:  # PyTorch raises whatever its objects raise
+            except Exception as error:  # PyTorch raises errors of many types.
                 problem = f"{self.folder / 'best.pt'} does not fit the run ({first_line(error)})"
         if problem:
             for path in filter(Path.exists, self.states):
                 set_aside(path, problem)
-            raise ConfigError(f"{problem}. Fix: put it back, or run the same command again to train from the beginning")
+            raise ConfigError(f"{problem}. Fix: restore it, or run the same command again to train from the beginning")
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Rename a state that cannot be used, as it would replace a good one."""
+    """Rename a damaged state, which would otherwise replace an intact one as previous.pt."""
     log.warning(f"{path} is not used: {reason}")
-    with suppress(FileNotFoundError):  # another rank was first
+    with suppress(FileNotFoundError):  # Another rank has renamed it.
         path.rename(f"{path}.unusable")
 
 
 def describe_model(config: schema.Config, data: DataSplits) -> dict[str, Any]:
-    """Describe the model for a checkpoint, so that it can be used without the run's data."""
+    """Describe the model for a checkpoint, which can then be used without the run's data."""
     return {
         "config": asdict(config),
         "classes": data.classes,

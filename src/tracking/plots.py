@@ -1,9 +1,9 @@
 """Figures of a run: its curves, and the filters, kernels and confusion matrix of the trained model.
 
-Those of compare are in comparison/figure.py.
+The figure of a comparison is in comparison/figure.py.
 
-Sizes are inches on the page (a column is about 3.3 wide, a page 7), fonts at least 7 points, colors
-those of Okabe and Ito, which color-blind readers can tell apart.
+Sizes are inches on paper: a column is about 3.3 wide, a page 7. Fonts have at least 7 points. The colors are Okabe and
+Ito's, which color-blind readers can distinguish.
 """
 
 import math
@@ -21,7 +21,7 @@ from PIL import Image
 
 from runtime.files import whole
 
-if TYPE_CHECKING:  # importing it takes seconds and 450 MB, which a comparison's figure need not
+if TYPE_CHECKING:  # torch takes seconds and 450 MB, which a comparison's figure does not need
     from torch import Tensor
 
 PAGE = 7.0  # inches
@@ -33,17 +33,17 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.3,
     "lines.markersize": 4.5, "axes.titlelocation": "left",
-    "text.parse_math": False,  # names are shown as they are: $\x is no formula
+    "text.parse_math": False,  # $ in names does not start a formula
 }  # fmt: skip
 styled = matplotlib.rc_context(STYLE)
 
 
 @styled
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write PATH.png and PATH.svg."""
     with whole(path.with_suffix(".png")) as png, whole(path.with_suffix(".svg")) as svg:
         figure.savefig(png, dpi=220)
-        figure.set_layout_engine(None)  # what was laid out stays, and need not be again
+        figure.set_layout_engine(None)  # keep the layout, which takes long, for the second file
         figure.savefig(svg)
 
 
@@ -52,7 +52,8 @@ def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draw loss and accuracy by epoch, in training and validation.
 
     Args:
-        rows: those of metrics.csv.
+        rows: The rows of metrics.csv.
+        title: The run's name.
     """
     epochs = [row["epoch"] for row in rows]
     few = len(rows) < 3
@@ -89,8 +90,8 @@ def patch_embedding_filters(weight: ArrayLike) -> Figure:
     """Draw the filters of the patch embedding.
 
     Args:
-        weight: [d_model, in_channels, patch_size, patch_size], e.g. state_dict["patch_emb.conv.weight"] on the CPU.
-            Three channels are shown as a color, each filter over its own range; otherwise their mean.
+        weight: The weights [d_model, in_channels, patch_size, patch_size] on the CPU. Three channels are drawn as
+            colors, scaled to the range of each filter; otherwise their mean is drawn.
     """
     filters = np.asarray(weight, dtype=float)
     if filters.shape[1] == 3:
@@ -111,9 +112,8 @@ def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
     """Draw the depthwise kernels of every layer, the first at the top left; blue is negative, red positive.
 
     Args:
-        weights: for each layer [d_model, 1, kernel_size, kernel_size],
-            state_dict["conv_mixer_layers.N.depth_wise_conv.weight"] on the CPU.
-        most: the channels shown of each layer, evenly spaced.
+        weights: The weights of each layer, [d_model, 1, kernel_size, kernel_size], on the CPU.
+        most: The number of channels to draw of each layer, evenly spaced.
     """
     columns = min(4, len(weights))
     rows = math.ceil(len(weights) / columns)
@@ -136,7 +136,7 @@ def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
 
 def show_tiles(axes: Axes, tiles: NDArray[np.float64]) -> None:
     """Draw tiles [n, height, width(, 3)] as a near-square mosaic; grey values on a scale symmetric about zero."""
-    fine = math.ceil(8 / tiles.shape[1])  # of a few pixels, each is drawn as several, for a narrow gap
+    fine = math.ceil(8 / tiles.shape[1])  # Pixels of small tiles are repeated, which makes the gaps narrower.
     tiles = tiles.repeat(fine, axis=1).repeat(fine, axis=2)
     n, height, width, *color = tiles.shape
     columns = math.ceil(math.sqrt(n))
@@ -156,7 +156,7 @@ def show_images(grid: Iterable[Axes], images: Sequence[Image.Image], captions: S
     """Draw each image with its caption below; spare axes stay empty."""
     for axes, image, caption in zip_longest(grid, images, captions):
         axes.set_axis_off()
-        axes.set_anchor("S")  # where the layout expects the caption
+        axes.set_anchor("S")  # The layout puts the caption below.
         if image is not None:
             axes.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
             axes.set_title(caption, y=0, va="top", loc="center", fontsize=7, pad=-3)
@@ -177,8 +177,8 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix.
 
     Args:
-        counts: [true class, predicted class], images; colored by the share of the true class.
-        classes: their names.
+        counts: Numbers of images, [true class, predicted class]; colors are shares of the true class.
+        classes: Names of the classes.
     """
     images = np.asarray(counts)
     shares = 100 * images / np.maximum(images.sum(1, keepdims=True), 1)
@@ -186,7 +186,7 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
     named = range(0, n, math.ceil(n / 25))
     names = [name if len(name := str(classes[i])) <= 20 else f"{name[:19]}…" for i in named]
     longest = max(map(len, names))
-    label = 0.45 + 0.065 * longest  # inches that a name takes beside the matrix
+    label = 0.45 + 0.065 * longest  # inches for the names to the left of the matrix
     below = label if longest > 2 else 0.5
     side = min(PAGE - label - 0.85, max(2.5, 0.32 * n))
     width, height = label + side + 0.85, below + side + 0.3

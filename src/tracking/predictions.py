@@ -17,10 +17,13 @@ def write_predictions(
     """Write predictions.csv, a row for each image, and wrong_images.csv, the most confident errors first.
 
     Args:
-        predictions: label, prediction and probability of the label, in the split's order.
-        root: of the data set; paths are relative to it. Where images are no files, the column has their numbers.
+        folder: The run's folder.
+        predictions: Label, prediction and probability of the label of each image, in the split's order.
+        split: The images.
+        root: The folder of the data set; paths are relative to it. Images without files are numbered.
+        classes: Names of the classes.
     """
-    import pandas as pd  # takes long, and a run needs it at its end alone
+    import pandas as pd  # takes long, and is needed only at the end of a run
 
     table = pd.DataFrame({"image": image_names(split, root)})
     for column in ("label", "prediction"):
@@ -32,7 +35,7 @@ def write_predictions(
 
 
 def image_names(split: Split, root: str) -> Sequence[str] | Sequence[int]:
-    """List the files' paths below the data set's root, or numbers if images are no files."""
+    """List the paths of images relative to `root`, or numbers for images without files."""
     if split.files is None:
         return range(len(split))
     return [Path(path).relative_to(root).as_posix() for path in split.files.tolist()]

@@ -1,6 +1,6 @@
-"""Types of files that are read back: summary.json of a run, and those of a sweep.
+"""Types of files that are read back: a run's summary.json and a sweep's files.
 
-sweep.json lists the runs of a grid; search.json, race.json and images.json are for the page of a comparison.
+sweep.json lists the runs of a grid. The page of a comparison shows search.json, race.json and images.json.
 """
 
 import sys
@@ -14,7 +14,7 @@ from config.typed import Finite, Plain, Whole, strict
 
 @strict
 class Summary(TypedDict, total=False):
-    """A run's summary.json; its other keys are figures, or words that nothing depends on."""
+    """A run's summary.json; further keys are figures and words for readers."""
 
     status: Required[Literal["completed", "failed", "interrupted", "pruned", "running"]]
     name: str
@@ -33,7 +33,7 @@ class Summary(TypedDict, total=False):
 
 @strict
 class PlannedRun(TypedDict):
-    """A run of a grid, by its ID in sweep.json."""
+    """A run of a grid in sweep.json, which has them by their IDs."""
 
     data: str
     epochs: Whole
@@ -41,12 +41,12 @@ class PlannedRun(TypedDict):
 
 
 @strict
-class Trial(TypedDict):
+class TrialRecord(TypedDict):
     number: Whole
     status: str
-    value: Finite | None  # of the monitored metric
-    low: Finite | None  # of its seeds
-    high: Finite | None
+    value: Finite | None  # the monitored metric
+    low: Finite | None  # the metric of the worst seed
+    high: Finite | None  # the metric of the best seed
     params: dict[str, Plain]
     runs: list[str]  # IDs
 
@@ -55,17 +55,17 @@ class Trial(TypedDict):
 class SearchedKey(TypedDict):
     key: str
     is_log: bool
-    choices: list[Plain] | None  # None: a range
+    choices: list[Plain] | None  # None for a range
     importance: Finite | None
     by_chance: Finite | None
 
 
 @strict
-class Search(TypedDict):
-    progress: str  # empty at its end
-    lines: list[str]  # its findings; empty before its end
-    keys: list[SearchedKey]  # the most important first
-    trials: list[Trial]
+class SearchRecord(TypedDict):
+    progress: str  # empty at the end of the search
+    lines: list[str]  # findings; empty before the end
+    keys: list[SearchedKey]  # by importance, the highest first
+    trials: list[TrialRecord]
 
 
 @strict
@@ -80,11 +80,11 @@ class Racer(TypedDict):
 
 
 @strict
-class Race(TypedDict):
-    progress: str  # empty at its end
-    lines: list[str]  # the outcome; empty before its end
-    rounds: list[Whole]  # seeds after each
-    settings: list[Racer]  # those in question, then those dropped
+class RaceRecord(TypedDict):
+    progress: str  # empty at the end of the race
+    lines: list[str]  # findings; empty before the end
+    rounds: list[Whole]  # seeds of a setting after each round
+    settings: list[Racer]  # remaining settings, then dropped ones
 
 
 @strict
@@ -101,7 +101,7 @@ class PictureRow(TypedDict):
 
 @strict
 class Pictures(TypedDict):
-    """The test images that are won and lost most clearly."""
+    """The content of images.json: the test images that are won and lost most clearly."""
 
     runs: list[str]  # IDs of the runs compared
     legend: str
@@ -109,6 +109,6 @@ class Pictures(TypedDict):
 
 
 def number(value: Any) -> float | None:
-    """Return a figure of a summary; None if it is no finite number."""
+    """Return a figure of a summary, or None if it is not a finite number."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and abs(value) <= sys.float_info.max else None

@@ -3,14 +3,14 @@
 OUTPUT_DIR/SWEEP/RUN/
     config.yaml       the resolved config
     metrics.csv       a row per epoch
-    summary.json      status, best and last figures; always true, also after a crash
+    summary.json      status, best and last figures; correct also after a crash
     checkpoints/      best.pt; last.pt and previous.pt until the run is completed
-    predictions.npy   of the test images; predictions.csv: by path and class; wrong_images.csv: the misclassified ones
+    predictions.npy   test predictions; predictions.csv: by path and class; wrong_images.csv: the misclassified ones
     history.png       the curves
     augmentation.png  a dozen training images as the model sees them
-    figures/          of the trained model: filters, kernels, confusion matrix
-    train.log         what the terminal said, and tracebacks
-    wandb/            Weights & Biases' own files
+    figures/          filters, kernels and confusion matrix of the trained model
+    train.log         the terminal's output, and tracebacks
+    wandb/            Weights & Biases' files
 """
 
 import csv
@@ -36,7 +36,7 @@ from runtime.distributed import World
 from runtime.files import append, naming_full_disk, read_json, remove_partial, whole, write_text
 from tracking import plots
 from tracking.checkpoint import Checkpoints
-from tracking.identity import display_name, folder_name, parse_overrides, run_id
+from tracking.identity import display_name, folder_name, override_values, run_id
 from tracking.predictions import write_predictions
 from tracking.records import Summary
 from tracking.run_index import RunIndex
@@ -52,13 +52,13 @@ COLUMNS = ("epoch", *MEASURED[:4], "lr", "images_per_second", "seconds", *MEASUR
 
 
 class LogFile(logging.FileHandler):
-    """The run's log, in a file that is no link."""
+    """The run's log, in a file that is not a link."""
 
     def _open(self) -> Any:
         return append(Path(self.baseFilename))
 
     def close(self) -> None:
-        with suppress(OSError):  # the disk is full
+        with suppress(OSError):  # The disk is full.
             super().close()
 
 
@@ -70,18 +70,18 @@ class LogFormatter(logging.Formatter):
 
 
 class RunBusy(RuntimeError):
-    """Another process is training this run."""
+    """An error: another process is training this run."""
 
 
 class RunFolder:
     """One run's folder and its W&B run. Only rank 0 writes; on other ranks these methods do nothing.
 
     Attributes:
-        name: as people see it.
-        run_id: the run's, by which its folder is found again.
-        rows: one for each epoch: COLUMNS, and `images`, the training images seen so far.
-        summary: what summary.json holds.
-        is_pruned: the search that the run is a trial of stops it.
+        name: The run's name for people.
+        run_id: The run's ID, the end of its folder's name.
+        rows: A row for each epoch: COLUMNS, and `images`, the training images seen so far.
+        summary: The content of summary.json.
+        is_pruned: True if the search stops the run.
     """
 
     def __init__(
@@ -90,23 +90,26 @@ class RunFolder:
         """Lock the run and find its folder: an existing one with its ID, under any name, or a new one.
 
         Args:
-            choices: the option that Hydra chose from each config group.
+            config: The run's config.
+            overrides: The run's overrides, which name it.
+            world: The process's rank among all.
+            choices: The option chosen from each config group.
 
         Raises:
-            RunBusy: another process has the run.
+            RunBusy: Another process is training the run.
         """
         sweep = Path(config.output_dir) / config.sweep
-        self.config, self.overrides, self.choices = config, parse_overrides(overrides), dict(choices or {})
+        self.config, self.overrides, self.choices = config, override_values(overrides), dict(choices or {})
         self.name, self.run_id = display_name(overrides, config.varied), run_id(config)
         lock = lock_of(sweep, self.run_id)
-        has_lock = lock.exists()  # or no process has had the run, and its folder need not be searched for
+        has_lock = lock.exists()  # False: the run has never been started, and has no folder yet
         self.lock = acquire_lock(lock) if world.rank == 0 else None
         if world.broadcast(self.lock is None):
             raise RunBusy(
                 f"{self.name} is being trained by another process: {describe_holder(lock)} locks {lock}. "
                 "Fix: wait for it, or end it"
             )
-        # Not before: the same run may have got its folder from another process, under another name.
+        # Under the lock, as another process may have made the folder under another name.
         path = sweep / f"{folder_name(self.name)}-{self.run_id}"
         if has_lock:
             path = RunIndex(sweep).folders.get(self.run_id, path)
@@ -124,16 +127,17 @@ class RunFolder:
 
     @property
     def writes(self) -> bool:
+        """True on rank 0, which alone writes files."""
         return self.lock is not None
 
     @property
     def best(self) -> dict[str, Any]:
-        """The best epoch's row so far, by `trainer.monitor`; without validation, the last one."""
+        """The row of the best epoch so far by `trainer.monitor`, or without validation of the last epoch."""
         if self.rows[-1]["val/loss"] is None:
             return self.rows[-1]
 
         def rank(row: dict[str, Any]) -> tuple[float, float]:
-            """Rank by the monitor; among equals the loss decides, and among equal losses the accuracy."""
+            """Order rows by the monitor, then by the loss, then by the accuracy."""
             monitor, loss = self.config.trainer.monitor, row["val/loss"]
             return (-loss, row["val/accuracy"]) if monitor == "val/loss" else (row[monitor], -loss)
 
@@ -147,12 +151,13 @@ class RunFolder:
             self.add_epoch(row)
 
     def start_record(self) -> None:
+        """Write the config and the first summary, and start the log, metrics.csv and the W&B run."""
         logging.getLogger().addHandler(self.log_handler)
         for folder in (self.path, self.checkpoints.folder):
             remove_partial(folder)
         remove_empty_runs(self.path)
         wandb_id = run_of_agent() or self.summary.get("wandb_id") or secrets.token_hex(4)
-        # Until the run ends it is one that was interrupted: so the file is true whenever the process dies.
+        # The status is "interrupted" until the run ends, as a killed process cannot write it.
         self.summary = {"status": "interrupted", "name": self.name, "wandb_id": wandb_id}
         self.summary |= {"run_id": self.run_id, "overrides": self.overrides, "varied": self.config.varied}
         self.summary |= {"choices": self.choices} if self.choices else {}
@@ -165,6 +170,7 @@ class RunFolder:
         write_text(self.path / "metrics.csv", ",".join(COLUMNS) + "\n")
 
     def add_epoch(self, row: dict[str, Any]) -> None:
+        """Record an epoch in metrics.csv, summary.json and W&B, and report it to the search."""
         self.rows.append(row)
         if not self.writes:
             return
@@ -176,7 +182,7 @@ class RunFolder:
         self.update(epochs=row["epoch"], **last, **{f"best/{key}": self.best.get(key) for key in ("epoch", *MEASURED)})
         if self.trial:
             with log_exceptions():
-                self.is_pruned = self.trial.report(row["epoch"], row[self.config.trainer.monitor])
+                self.is_pruned = self.trial.report_epoch(row["epoch"], row[self.config.trainer.monitor])
 
     def update(self, **figures: Any) -> None:
         """Add figures to the summary."""
@@ -185,6 +191,7 @@ class RunFolder:
             write_text(self.path / "summary.json", json.dumps(self.summary, indent=2) + "\n")
 
     def save_predictions(self, predictions: NDArray[np.void], test: Split, classes: Sequence[str]) -> None:
+        """Save test predictions as predictions.npy and as tables; see write_predictions()."""
         if self.writes:
             with whole(self.path / "predictions.npy") as temporary:
                 np.save(temporary, predictions)
@@ -214,13 +221,13 @@ class RunFolder:
         """Record an error; its traceback goes to the summary and the log file."""
         text = "".join(traceback.format_exception(error))
         log.error(text, extra={"file_only": True})
-        with log_exceptions():  # the disk may be full
+        with log_exceptions():  # The disk may be full.
             self.close(exit_code=1, status="failed", error=f"{type(error).__name__}: {error}", traceback=text)
 
     def close(self, exit_code: int = 0, **figures: Any) -> None:
         """Draw the curves, end the W&B run, add figures to the summary, and release the lock.
 
-        The summary comes last: what does not say `completed` is finished by the next start.
+        The summary is written last: until it has the status `completed`, the next start finishes the run.
         """
         if self.writes and self.rows:
             with log_exceptions(), whole(self.path / "history.png") as temporary:
@@ -234,7 +241,7 @@ class RunFolder:
             self.release()
 
     def relog(self) -> None:
-        """Log a completed run's results again if the agent of a W&B sweep has started this process."""
+        """Log a completed run's results again if the agent of a W&B sweep started this process."""
         if not self.writes or not run_of_agent():
             return
         self.wandb.start(self.config, self.path, self.name, self.summary["wandb_id"])

@@ -1,4 +1,4 @@
-"""An index of a sweep's runs by ID: listed once; a summary is read again only when it has changed."""
+"""An index of a sweep's runs by ID, which reads a summary again only if the file has changed."""
 
 import os
 from pathlib import Path
@@ -12,28 +12,28 @@ class RunIndex:
     """An index of the runs in a sweep's folder.
 
     Attributes:
-        folders: ID → the run's folder, as last listed.
+        folders: The runs' folders by ID, as last listed.
     """
 
     def __init__(self, sweep: Path) -> None:
         self.sweep = sweep
         self.folders: dict[str, Path] = {}
-        self.summaries: dict[str, tuple[int, dict[str, Any]]] = {}  # ID → time of the file's last change, content
+        self.summaries: dict[str, tuple[int, dict[str, Any]]] = {}  # ID → time of the file's last change, its content
         self.list()
 
     def list(self) -> None:
         """List the runs again, to find new ones."""
         if self.sweep.is_dir():
-            with os.scandir(self.sweep) as entries:  # of thousands, three times as fast as pathlib
+            with os.scandir(self.sweep) as entries:  # three times as fast as pathlib, for thousands of runs
                 for entry in entries:
                     stem, _, run_id = entry.name.rpartition("-")
                     if stem:
                         path = Path(entry.path)
-                        known = self.folders.get(run_id, path)
-                        self.folders[run_id] = path if known == path else min(known, path, key=rank)
+                        other = self.folders.get(run_id, path)
+                        self.folders[run_id] = path if other == path else min(other, path, key=copy_order)
 
     def summary(self, run_id: str) -> dict[str, Any]:
-        """Read the run's summary.json; empty if there is none."""
+        """Read a run's summary.json; return an empty dict if there is none."""
         if run_id not in self.folders:
             return {}
         path = self.folders[run_id] / "summary.json"
@@ -46,7 +46,7 @@ class RunIndex:
         return self.summaries[run_id][1]
 
 
-def rank(folder: Path) -> tuple[bool, bool, int, int]:
-    """Rank copies of a run's folder: completed ones first, then the one with most epochs."""
+def copy_order(folder: Path) -> tuple[bool, bool, int, int]:
+    """Order copies of a run's folder: completed ones first, then by epochs, the most first."""
     summary = read_json(folder / "summary.json", Summary)
     return not folder.exists(), summary.get("status") != "completed", -summary.get("epochs", 0), len(folder.name)

@@ -1,6 +1,6 @@
-"""A run as a trial of a search (sweeps/search.py): it reports every epoch, and the pruner may stop it.
+"""Trials of a search (sweeps/search.py): runs that report every epoch, and that the pruner may stop.
 
-Trials are kept in OUTPUT_DIR/SWEEP/search.db, which the run's process opens as well.
+The study is the database OUTPUT_DIR/SWEEP/search.db, which both the search and its runs open.
 """
 
 import sqlite3
@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING
 
 from config.schema import Config
 
-if TYPE_CHECKING:  # Optuna takes a second to import, and most runs are not a search's
+if TYPE_CHECKING:  # Optuna takes a second to import, and most runs belong to no search.
     from optuna.pruners import BasePruner
     from optuna.storages import RDBStorage
 
-SMALLEST = 512  # bytes of a database; SQLite takes a part of one for an empty one
+SMALLEST = 512  # bytes of the smallest database; SQLite reads a shorter file as an empty database
 PRUNER = "pruner"  # attribute of a study: none, median or hyperband
 PRUNED_AT = "pruned_at"  # attribute of a trial: the epoch after which the pruner stops it
-FINISH = "finish"  # attribute of a trial: it is finished although the pruner would stop it
+FINISH = "finish"  # attribute of a trial that runs to its end although the pruner would stop it
 
 
 class Pruned(Exception):
-    """The search's pruner has stopped the run."""
+    """A run's end by the search's pruner."""
 
 
 class Trial:
-    """The trial that `config.trial` names, STUDY/NUMBER."""
+    """The trial of a run, named by `config.trial`, STUDY/NUMBER."""
 
     def __init__(self, config: Config) -> None:
         import optuna
@@ -39,11 +39,10 @@ class Trial:
         study_id = self.storage.get_study_id_from_name(self.study.study_name)
         self.id = self.storage.get_trial_id_from_study_id_trial_number(study_id, int(number))
 
-    def report(self, epoch: int, value: float) -> bool:
-        """Report an epoch's `trainer.monitor` to the search; return whether to stop the run.
+    def report_epoch(self, epoch: int, value: float) -> bool:
+        """Report an epoch's `trainer.monitor` to the search; return True if the run shall stop.
 
-        A run that resumes trains epochs again that it has reported: they are not reported twice, and the answer is
-        the one that was given.
+        A resumed run may train an epoch again. The epoch is not reported again, and the answer is the same as before.
         """
         trial = self.storage.get_trial(self.id)
         if epoch not in trial.intermediate_values:
@@ -74,8 +73,8 @@ def check_storage(path: Path) -> None:
     """Check that a file is an intact database of a search.
 
     Raises:
-        ValueError: the file is no database, or a part of it does not fit the others.
-        sqlite3.Error: it cannot be read.
+        ValueError: The file is not a database, or is damaged.
+        sqlite3.Error: The file cannot be read.
     """
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return
@@ -84,12 +83,12 @@ def check_storage(path: Path) -> None:
     if path.stat().st_size < SMALLEST:
         raise ValueError("is cut off")
     with closing(sqlite3.connect(path, timeout=60)) as database:
-        if (found := database.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
-            raise ValueError(found)
+        if (problem := database.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise ValueError(problem)
 
 
 def open_storage(path: Path) -> "RDBStorage":
-    """Open a database file by path, as `?` and `%` have a meaning in a URL."""
+    """Open a database by its path; in a URL, `?` and `%` of the path would have a meaning."""
     from optuna.storages import RDBStorage
 
     return RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(path, timeout=60)})

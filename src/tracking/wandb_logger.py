@@ -19,12 +19,12 @@ from runtime.files import whole
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 15  # to wait for the server at the start
-FINISH_SECONDS = 10  # and at the end, for the last figures; they stay on disk
-PROGRESS_SECONDS = 30.0  # at least this long between two rows within an epoch
-HEADER_BYTES = 7  # of a .wandb file; records follow
+CONNECT_SECONDS = 15  # time limit for connecting to the server
+FINISH_SECONDS = 10  # time limit for sending the last figures, which also stay on disk
+PROGRESS_SECONDS = 30.0  # least time between two rows within an epoch
+HEADER_BYTES = 7  # size of a .wandb file without records
 EPOCH_METRICS = ("train/*", "val/*", "lr", "images_per_second", "seconds")
-unreachable = False  # once the server could not be had, this process does not wait for it again
+unreachable = False  # After one failure this process does not try to connect again.
 
 
 @contextmanager
@@ -33,14 +33,14 @@ def log_exceptions() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.warning(f"not recorded: {first_line(error)}")
+        log.warning(f"W&B or figure error (ignored): {first_line(error)}")
 
 
 class WandbLogger:
     """A run's W&B run, unless wandb.mode=disabled. No method raises.
 
-    A run that is resumed is the same W&B run. Both kinds of rows are placed by the training images seen so far:
-    `progress/…`, which says how the epoch goes, and the epoch's own.
+    A resumed run is the same W&B run. Its step is the number of training images so far, for the rows of epochs and for
+    the rows of `progress/…` within an epoch.
     """
 
     def __init__(self) -> None:
@@ -49,6 +49,7 @@ class WandbLogger:
 
     @log_exceptions()
     def start(self, config: Config, folder: Path, name: str, wandb_id: str) -> None:
+        """Start or resume the W&B run; see start_wandb()."""
         self.run = start_wandb(config, folder, name, wandb_id)
         if self.run:
             for names, axis in (("progress/*", "images"), *((name, "epoch") for name in EPOCH_METRICS)):
@@ -56,7 +57,7 @@ class WandbLogger:
 
     @log_exceptions()
     def log_epoch(self, row: Mapping[str, Any]) -> None:
-        """Log a row of metrics.csv, and `images`."""
+        """Log a row of metrics.csv at the step `images`."""
         if self.run:
             self.run.log({key: value for key, value in row.items() if value is not None}, step=row["images"])
 
@@ -78,15 +79,15 @@ class WandbLogger:
         self.run.log({f"figures/{name}": wandb.Image(str(file)) for name, file in files.items()}, step=images)
         for name, file in files.items():
             for copy in Path(self.run.dir, "media", "images", "figures").glob(f"{name}_*.png"):
-                with suppress(OSError), whole(copy) as link:  # a file system may have no hard links
+                with suppress(OSError), whole(copy) as link:  # The file system may have no hard links.
                     link.hardlink_to(file)
 
     @log_exceptions()
     def relog(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Log the results of a run again that was completed before, for the agent of a W&B sweep.
+        """Log the results of a completed run again, for the agent of a W&B sweep.
 
         Args:
-            rows: those of metrics.csv.
+            rows: The rows of metrics.csv.
         """
         if self.run:
             for row in rows:
@@ -94,16 +95,17 @@ class WandbLogger:
 
     @log_exceptions()
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Send the summary and end the W&B run."""
         if self.run:
-            self.run.log({}, commit=True)  # or the last row would come after the summary and change it
+            self.run.log({}, commit=True)  # Otherwise the last row would arrive after the summary and change it.
             self.run.summary.update({key: value for key, value in summary.items() if key != "traceback"})
             self.run.finish(exit_code=exit_code)
 
 
 def remove_empty_runs(folder: Path) -> None:
-    """Remove W&B runs without content from a run's folder; a process killed while W&B starts leaves them.
+    """Remove W&B runs without records, left by processes that were killed while W&B started.
 
-    One such among others stops `wandb sync` for all of them. No process may be training the run.
+    One of them would make `wandb sync` fail for all. No process may be training the run.
     """
     for run in (folder / "wandb").glob("*run-*"):
         if all(file.stat().st_size <= HEADER_BYTES for file in run.glob("*.wandb")):
@@ -112,28 +114,28 @@ def remove_empty_runs(folder: Path) -> None:
 
 @log_exceptions()
 def end_service() -> None:
-    """End W&B's service if it runs; ended by a scheduler's signal, the client would print a traceback."""
+    """End W&B's service if it runs; if a scheduler's signal ended it, the client would print a traceback."""
     if wandb := sys.modules.get("wandb"):
         wandb.teardown()
 
 
 def run_of_agent() -> str | None:
-    """Return the ID of the W&B run if the agent of a W&B sweep has started this process."""
+    """Return the ID of the W&B run if the agent of a W&B sweep started this process, else None."""
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
-    """Start a W&B run inside the run's folder; None if wandb.mode=disabled.
+    """Start a W&B run in the run's folder; return None if wandb.mode=disabled.
 
-    A run that is resumed is the same W&B run; its files begin with the rows that it has already.
-    Where the server cannot be reached or refuses, the run is recorded offline, to be synchronized later.
+    A resumed run is the same W&B run; the rows so far are logged again. If the server is out of reach or refuses, the
+    run is recorded offline.
     """
     global unreachable
     if config.wandb.mode == "disabled":
         return None
     import wandb
 
-    by_agent = run_of_agent() is not None  # then the client knows the run's id and place
+    by_agent = run_of_agent() is not None  # The client then takes the run's ID and project from the environment.
     init = partial(
         wandb.init,
         id=None if by_agent else wandb_id,
@@ -143,10 +145,10 @@ def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
         name=name,
         tags=config.wandb.tags,
         notes=config.notes,
-        # An agent's run has the sweep's parameters in its config already, under keys with dots; and in a nested config
-        # a group among them, e.g. dropout=blocks, would take its section's place.
+        # An agent's run already has the sweep's parameters in its config, under keys with dots. A nested config would
+        # clash with a group among them, e.g. dropout=blocks.
         config=dict(flatten(asdict(config))) if by_agent else asdict(config),
-        dir=str(folder.absolute()),  # its service may work in another folder
+        dir=str(folder.absolute()),  # W&B's service may have another working directory.
         settings=wandb.Settings(
             init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True, console="off"
         ),
@@ -156,7 +158,7 @@ def start_wandb(config: Config, folder: Path, name: str, wandb_id: str) -> Any:
             return init(mode="online", resume="allow")
         except wandb.Error as error:
             unreachable = True
-            wandb.teardown()  # or the client would hold the run's id to be in use
+            wandb.teardown()  # Otherwise the client would reject the ID as in use.
             log.warning(
                 f"W&B is out of reach ({first_line(error)}); this run is recorded offline. "
                 f"Later: {shell('wandb', 'sync', f'{folder}/wandb/')}offline-*"
