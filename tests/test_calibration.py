@@ -1,6 +1,7 @@
 """A part of experiments/calibration with fixed seeds: what comparisons say is as often right as claimed."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from processes import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "experiments" / "calibration"))
 
 import comparisons
+import table
 from designs import Design
 
 
@@ -40,3 +42,12 @@ def test_the_set_that_may_hold_the_best_holds_it() -> None:
     rate, said = comparisons.true_best(Design(6, 3), 2.0, range(60))
     assert not rate.is_refuted
     assert said["best"] > 5, "the case should make statements"
+
+
+def test_rates_that_were_written_add_up_with_further_studies(tmp_path: Path) -> None:
+    """As if all studies had been simulated at once."""
+    design = Design(2, 3)
+    table.write(tmp_path / "rates.csv", {"power": (4, comparisons.power(design, range(4)))})
+    studies, rates = table.read(tmp_path / "rates.csv")["power"]
+    more = comparisons.power(design, range(studies, 6))
+    assert [old + new for old, new in zip(rates, more, strict=True)] == comparisons.power(design, range(6))

@@ -324,6 +324,7 @@ def test_thousands_of_runs_take_seconds(tmp_path: Path) -> None:
         "import time; from pathlib import Path; from comparison import report, results\n"
         "report.publish(comparison := results.read([Path('s')]), Path('s'))\n"
         "assert len(comparison.runs) == 5000\n"
+        "assert 'torch' not in sys.modules, 'it takes 450 MB'\n"
         "print(Path('/proc/self/status').read_text() if Path('/proc').exists() else 'VmHWM: 0 kB')\n"
         "print('seconds:', time.process_time())"
     )

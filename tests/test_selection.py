@@ -1,5 +1,7 @@
 """What further runs show, and how much too good a picked setting looks, each held to its word by simulation."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -78,3 +80,12 @@ def test_losses_look_too_low_and_survivors_do_not_compete() -> None:
     one_seed = selection_bias({"a": {0: 0.5}, "b": {0: 0.4}})
     assert one_seed and one_seed.bias is None
     assert selection_bias({"a": {0: 0.5, 1: 0.4}}) is None
+
+
+def test_settings_that_hardly_vary_have_no_bias() -> None:
+    """Their errors are far smaller than the steps between the true means that are considered."""
+    values = {a: {0: a / 10 + 1e-9, 1: a / 10 - 1e-9} for a in range(9)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selection = selection_bias(values)
+    assert selection and selection.bias == pytest.approx(0, abs=1e-6)

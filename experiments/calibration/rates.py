@@ -34,11 +34,11 @@ class Rate:
     is_share: bool = False
 
     def __add__(self, other: "Rate") -> "Rate":
-        return replace(self, count=self.count + other.count, of=self.of + other.of)
+        return replace(other, count=self.count + other.count, of=self.of + other.of)
 
     @property
     def is_claimed(self) -> bool:
-        return self.at_least > 0 or self.at_most < 1
+        return self.at_least > 0 or self.at_most != 1
 
     @property
     def simulated(self) -> float:
@@ -55,13 +55,13 @@ class Rate:
     @property
     def holds(self) -> bool:
         """The rate simulated is what is claimed."""
-        return not self.of or self.at_least <= self.simulated <= self.at_most
+        return not self.is_claimed or not self.of or self.at_least <= self.simulated <= self.at_most
 
     @property
     def is_refuted(self) -> bool:
         """The rate simulated is beyond what is claimed by more than chance."""
         low, high = self.interval
-        return low > self.at_most or high < self.at_least
+        return self.is_claimed and (low > self.at_most or high < self.at_least)
 
     @property
     def claim(self) -> str:
