@@ -15,7 +15,7 @@ from comparison.crossing import means_by_levels
 from comparison.figure import comparison_figure
 from comparison.results import read
 from run_folders import DEPTH, KERNEL, REFERENCE, compared, write_run, write_sweep
-from tracking.plots import confusion_matrix, depthwise_kernels, patch_embedding_filters, save_figure
+from tracking.plots import COLORS, confusion_matrix, depthwise_kernels, patch_embedding_filters, save_figure
 
 
 def shown_texts(figure: Figure) -> list[Text]:
@@ -142,6 +142,22 @@ def test_the_pareto_front_is_what_nothing_beats_in_both(tmp_path: Path) -> None:
     (axes,) = (axes for axes in figure_of(tmp_path / "s").axes if axes.get_xlabel() == "parameters")
     front = axes.lines[0].get_xydata()
     assert np.asarray(front).tolist() == [[10, 80], [20, 90], [40, 95]]
+
+
+def test_time_is_drawn_where_the_work_differs_and_the_best_curve_on_top(tmp_path: Path) -> None:
+    for i, rate in enumerate((0.1, 0.2, 0.3)):
+        write_run(
+            tmp_path / "s" / str(i), f"optimizer.lr={rate}", seconds=10.0 * (i + 1), best__val__accuracy=0.7 + rate
+        )
+    figure = figure_of(tmp_path / "s")
+    assert labels(figure) and not any("training time" in axes.get_xlabel() for axes in figure.axes)
+    (curves,) = (axes for axes in figure.axes if axes.get_xlabel() == "epoch")
+    best = max(curves.get_lines(), key=lambda line: line.get_zorder())
+    assert best.get_color() == COLORS[0]
+    for i in range(3):
+        write_run(tmp_path / "t" / str(i), f"trainer.epochs={i + 1}", seconds=10.0 * (i + 1), best__val__accuracy=0.8)
+    (axes,) = (axes for axes in figure_of(tmp_path / "t").axes if "training time" in axes.get_xlabel())
+    assert all(len(line.get_xdata()) == 1 for line in axes.get_lines())  # points alone, no front
 
 
 def test_nothing_completed_has_no_figure(tmp_path: Path) -> None:

@@ -125,6 +125,15 @@ def test_without_a_spread_or_a_question_there_is_no_such_panel(tmp_path: Path, s
     assert figure and not any(axes.get_xlabel() == "new seeds" for axes in figure.axes)
 
 
+def test_after_a_race_more_seeds_are_the_races(tmp_path: Path) -> None:
+    assert len(power_lines(three_kernels(tmp_path, 1), 5)) == 2
+    comparison = three_kernels(tmp_path / "outputs", 1)
+    folder = comparison.runs[0].folder.parent
+    (folder / "race.md").write_text("a race")
+    (line,) = power_lines(comparison, 5)
+    assert "hydra.sweeper.max_seeds" in line and "train.py" not in line
+
+
 def test_with_one_seed_two_more_would_give_an_estimate(tmp_path: Path) -> None:
     (plan,) = three_kernels(tmp_path, 1).plans
     assert plan.size is None and plan.runs == 6 and plan.seconds == pytest.approx(75)

@@ -1,6 +1,8 @@
 """One run: it learns, it repeats itself, its switches work, its record is true."""
 
+import io
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from rich import get_console, reconfigure
 
 import wandb_files
 from conftest import TIMES, Finished, Train, checked, start, wait_for
 from data import datasets
 from data.batches import make_eval_loader, make_train_loader
 from ops.depthwise import BACKENDS, TRITON
-from runtime.console import RunProgress
+from runtime.console import Handler, RunProgress
 from runtime.distributed import World
 from tracking import wandb_logger
 from tracking.run_folder import COLUMNS
@@ -266,6 +269,22 @@ def test_preview_shows_the_augmentation_and_changes_no_number(train: Train, pipe
         assert (other_seed.folder / "augmentation.png").read_bytes() == preview.read_bytes()
         without = train(*common, "trainer.figures=true", "augmentation=none")
         assert (without.folder / "augmentation.png").read_bytes() != preview.read_bytes()
+
+
+def test_epochs_stay_on_a_terminal_above_the_progress_bar(train: Train) -> None:
+    terminal = io.StringIO()
+    console = get_console()
+    before = dict(vars(console))
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    try:
+        reconfigure(file=terminal, force_terminal=True, width=200)
+        done = train("trainer.device=cpu")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        vars(console).update(before)
+    assert all(f"epoch {epoch}/2: train" in terminal.getvalue() for epoch in (1, 2))
+    assert done.summary["peak_memory"] is None  # the process's, not the run's
 
 
 def test_captions_name_the_shares_of_mixed_classes() -> None:

@@ -59,7 +59,7 @@ def bands_of(comparison: Comparison, looks: Sequence[Look]) -> list[Band]:
     if above:
         bands.append((2.5, above))
 
-    costs = [cost for cost in COSTS if panels.varies(comparison.valued, cost)]
+    costs = [cost for cost in COSTS if panels.varies(comparison, cost)]
     if len(looks) > 1 and (curves in above or costs):
         handles, columns = legend(looks, len(comparison.valued))
         height = 0.1 + 0.16 * math.ceil(len(handles) / columns)

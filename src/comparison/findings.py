@@ -183,6 +183,11 @@ def verdict(effect: Effect, comparison: Comparison) -> str:
     return f"{'significant' if effect.is_significant else 'not significant'} ({p_text(effect.p)}{corrected})"
 
 
+def is_race(comparison: Comparison) -> bool:
+    """Return true if a race chose the seeds of some runs."""
+    return any(run.folder.with_name(name).exists() for run in comparison.runs for name in ("race.json", "race.md"))
+
+
 def caveats(comparison: Comparison) -> list[str]:
     """State the limits of the comparison: few seeds, few images, selected settings."""
     settings, metric = comparison.valued, comparison.metric
@@ -199,7 +204,7 @@ def caveats(comparison: Comparison) -> list[str]:
         lines.append(f"One seed only, so not tested: {listing(single, comparison)}.")
     if len(settings) > 1 and not comparison.effects:
         lines.append("No setting differs from a baseline in one factor alone: no factor's own effect can be estimated.")
-    if any(run.folder.with_name(name).exists() for run in comparison.runs for name in ("race.json", "race.md")):
+    if is_race(comparison):
         lines.append(
             "A race chose the seeds of each setting by its results. Its own tests (race.md) allow for that; the "
             "intervals and p values here do not."

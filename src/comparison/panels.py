@@ -19,12 +19,18 @@ from comparison.power_text import question
 from comparison.results import Comparison, is_lower_better
 from comparison.runs import Run
 from comparison.settings import Setting
+from config.schema import is_below
 from stats import Effect
 from tracking.plots import COLORS, GREY
 
 LEVEL = 20  # most characters of a level
 MOST = 18  # most rows of a panel of effects or published values
 DRAWN = 4  # most curves of the power analysis
+WORK = (  # keys that change the training time of the same model
+    "trainer.epochs", "trainer.precision", "trainer.compile", "trainer.accumulation_steps", "trainer.freeze",
+    "trainer.checkpoint_activations", "trainer.early_stopping", "data.batch_size", "data.pipeline",
+    "data.train_fraction", "augmentation", "optimizer.name",
+)  # fmt: skip
 COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "seconds": "training time, s"}
 
 
@@ -46,7 +52,7 @@ def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
     )
     metric = "val/accuracy" if is_validated else "train/accuracy"
     late: list[float] = []  # accuracies after the first third, which the axis must show
-    for look, history in zip(looks, histories, strict=True):
+    for place, (look, history) in enumerate(zip(looks, histories, strict=True)):
         curves = [100 * epochs[metric] for epochs in history if metric in epochs and epochs[metric].notna().all()]
         if not (shortest := min(map(len, curves), default=0)):
             continue
@@ -54,7 +60,8 @@ def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
         epochs = np.arange(1, shortest + 1)
         center, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(shortest)
         axes.fill_between(epochs, center - spread, center + spread, color=look.color, alpha=0.18, linewidth=0)
-        axes.plot(epochs, center, color=look.color, marker=look.marker, markevery=max(1, shortest // 6), markersize=3.5)
+        axes.plot(epochs, center, color=look.color, marker=look.marker, markevery=max(1, shortest // 6), markersize=3.5,
+                  zorder=3 - place / len(looks))  # fmt: skip  # the best on top
         late += [*(center - spread)[shortest // 3 :], *(center + spread)[shortest // 3 :]]
     if late and (margin := 0.05 * (max(late) - min(late))):
         axes.set_ylim(min(late) - margin, min(max(late) + margin, 100.5))
@@ -109,7 +116,11 @@ def heat_map(axes: Axes, comparison: Comparison, crossing: Crossing) -> None:
     axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05).outline.set_visible(False)
 
 
-def varies(settings: Sequence[Setting], cost: str) -> bool:
+def varies(comparison: Comparison, cost: str) -> bool:
+    """Return true if a cost differs for a reason: not the training time of models that take the same work."""
+    settings = comparison.valued
+    if cost == "seconds" and not (varies(comparison, "macs") or any(is_below(key, WORK) for key in comparison.keys)):
+        return False
     values = [value for setting in settings if (value := setting.average(cost)) is not None]
     return len(values) > 1 and max(values) > 1.02 * min(values)
 
@@ -127,7 +138,8 @@ def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: st
     for x, y, _ in sorted(points, key=lambda point: (point[0], point[1] if lower else -point[1])):
         if not front or (y < front[-1][1] if lower else y > front[-1][1]):
             front.append((x, y))
-    axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1)
+    if cost != "seconds":  # a busy machine would decide which of equal models is on it
+        axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1)
     margins = [0.0]
     for x, y, i in reversed(points):
         if i >= len(looks):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.commands import commands
-from comparison.findings import effect_name
+from comparison.findings import effect_name, is_race
 from comparison.formatting import change_text, count, duration, label
 from comparison.power_analysis import Plan
 from comparison.results import Comparison
@@ -15,8 +15,14 @@ from stats.sample_size import MOST
 COMMANDS = 3  # most commands below a plan
 ONCE = "Test new seeds once, when all have run: looking after each is no fresh test."
 
+MORE_OF_A_RACE = (
+    "A race decides which settings need more seeds: run its command again with a higher hydra.sweeper.max_seeds."
+)
+
 
 def power_lines(comparison: Comparison, most: int) -> list[str]:
+    if comparison.plans and is_race(comparison):
+        return [MORE_OF_A_RACE]
     lines = []
     for i, plan in enumerate(comparison.plans[:most]):
         listed = commands(plan.settings, plan.seeds)

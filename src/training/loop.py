@@ -165,7 +165,6 @@ class Trainer:
         log.info(
             f"  {of_run}epoch {state.epoch}/{epochs}: train {train.loss:.3f} {train.accuracy:.1%}{validated}, "
             f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s",
-            extra={"file_only": self.progress.live.is_started},
         )
         if folder.best is row:
             weights = {name: value.detach().cpu().clone() for name, value in state.evaluated.state_dict().items()}

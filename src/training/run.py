@@ -168,7 +168,7 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         status="completed",
         **{f"test/{name}": value for name, value in tested.figures.items()},
         objective=best[config.trainer.monitor],
-        peak_memory=peak_memory(device),
+        peak_memory=peak_memory(device) if device.type == "cuda" else None,  # on the CPU, of the whole process
         reserved_memory=reserved_memory(device),
         seconds=state.clock.seconds,
         images_per_second=float(np.median([row["images_per_second"] for row in folder.rows])),
