@@ -31,7 +31,7 @@ SRC = REPOSITORY / "src"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FOREIGN = {"cd", "git", "pip", "wandb", "find", "for", "optuna-dashboard", "export", ".venv/bin/pre-commit"}
 EXAMPLES = {"trainer.clip_grad_value", "trainer.max_epochs", "model.lr"}  # a key to add, and other repositories' keys
-FILES = (".py", ".yaml", ".csv", ".md", ".pth", ".pth.tar", ".onnx", ".pt2", ".safetensors")
+FILES = (".py", ".yaml", ".csv", ".md", ".png", ".pth", ".pth.tar", ".onnx", ".pt2", ".safetensors")
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
