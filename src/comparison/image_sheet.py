@@ -18,7 +18,7 @@ from comparison.runs import Run
 from data import datasets
 from data.image_files import DataError
 from data.splits import Split
-from tracking.plots import GREY, PAGE, STYLE, show_images
+from tracking.plots import GREY, PAGE, STYLE, for_sheet, show_images
 
 COLUMNS = 6
 THUMBNAILS, SIDE = 12, 96  # most thumbnails in a row of the page; their larger side in pixels
@@ -53,7 +53,7 @@ def image_sheet(
         for area, (title, one, shown) in zip(areas, rows, strict=False):
             area.suptitle(title, fontsize=8, x=0.01, ha="left")
             captions = ["\n".join(caption(i, one, predictions, classes)) for i in shown]
-            show_images(area.subplots(1, COLUMNS), [images[i] for i in shown], captions)
+            show_images(area.subplots(1, COLUMNS), [for_sheet(images[i]) for i in shown], captions)
     return figure
 
 

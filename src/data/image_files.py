@@ -142,8 +142,10 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         ValueError: The range of the levels is unknown.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # 0 … 65535
-        levels = np.asarray(image, dtype=np.float64)
-        return Image.fromarray(np.round(levels / 257).astype(np.uint8))
+        levels = np.array(image, dtype=np.uint32)
+        levels += 128  # half of 257, to round
+        levels //= 257
+        return Image.fromarray(levels.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode}: levels of unknown range; expected 8 or 16 bits per channel")
     return image

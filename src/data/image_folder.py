@@ -156,10 +156,10 @@ def decode_small(data: DataSplits, mode: str | None = None) -> DataSplits:
     files = np.concatenate([split.images for split in parts.values()])
     sample = data.train.images[np.linspace(0, len(data.train) - 1, min(len(data.train), SAMPLE_SIZE)).astype(int)]
     try:
-        images = [open_image(path) for path in sample]
-        mode = mode or ("L" if {image.mode for image in images} == {"L"} else "RGB")
+        kinds = {(image.mode, image.height, image.width) for image in map(open_image, sample)}
+        mode = mode or ("L" if {kind[0] for kind in kinds} == {"L"} else "RGB")
         channels = 1 if mode == "L" else 3
-        sizes = {(image.height, image.width) for image in images}
+        sizes = {kind[1:] for kind in kinds}
         size = sizes.pop() if len(sizes) == 1 else None
         parts = {name: replace(split, mode=mode) for name, split in parts.items()}
         if size and len(files) * size[0] * size[1] * channels <= DECODED_LIMIT:

@@ -25,6 +25,7 @@ from LLMConvMixer import ConvMixer
 from runtime.device import choose_device
 from tracking.identity import override_values
 from training.model import make_model, memory_format
+from training.summary import check_memory
 from weights.description import described
 from weights.files import Weights, read_weights
 
@@ -140,6 +141,7 @@ def load_checkpoint(weights: Weights, settings: Command) -> Checkpoint:
     if side := settings.data.image_size:
         size = (side, side)
     check_images(settings.data, weights, size)
+    check_memory(config, architecture.channels, size or (1, 1), images=1)
     with torch.device("meta"):
         model = make_model(config, architecture.channels, architecture.n_classes)
     model.load_state_dict(weights.tensors, assign=True)

@@ -24,6 +24,7 @@ from inference.checkpoint import Checkpoint
 from runtime.device import autocast, prefetch
 from training.evaluation import PREDICTION
 from training.model import memory_format
+from training.summary import check_memory
 
 BINS = 15  # of confidence, equally wide, as in Guo et al., arXiv 1706.04599
 
@@ -117,6 +118,7 @@ def load_data(checkpoint: Checkpoint, name: str, download: bool) -> tuple[DataSp
     if name == "test" or folder:
         config = replace(config, val_fraction=0.0, train_fraction=1.0)  # which divide only what was trained on
     data = datasets.prepare(data, config, checkpoint.config.model.patch_size, checkpoint.image_size)
+    check_memory(checkpoint.config, channels, data.image_size, min(config.batch_size, len(data.test)))
     split: Split | None = data.test if folder else getattr(data, name)
     if split is None:
         raise ConfigError(f"split={name}: there is none with data.val_fraction={config.val_fraction:g}")

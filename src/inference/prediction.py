@@ -31,7 +31,8 @@ from data.workers import Workers
 from inference.checkpoint import Checkpoint
 from inference.evaluation import compute_logits
 from runtime.files import check_new, check_ours, whole, write_text
-from tracking.plots import contact_sheet
+from tracking.plots import contact_sheet, for_sheet
+from training.summary import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     write_text(table, as_json if table.suffix == ".json" else as_csv(rows))
     if settings.sheet:
         shown = rows[: settings.sheet]
-        images = [open_image(row["image"], data.test.mode) for row in shown]
+        images = [for_sheet(open_image(row["image"], data.test.mode)) for row in shown]
         figure = contact_sheet(images, [caption(row["predictions"][0]) for row in shown])
         with whole(sheet) as temporary:
             figure.savefig(temporary, dpi=150, metadata={"Software": SHEET})
@@ -137,6 +138,7 @@ def as_data(paths: list[str], checkpoint: Checkpoint) -> DataSplits:
         raise ConfigError(
             "data.mean, data.std: the checkpoint does not say; expected a number for each channel, of 0 … 1"
         )
+    check_memory(checkpoint.config, architecture.channels, checkpoint.image_size, min(config.batch_size, len(paths)))
     split = Split(np.array(paths), np.zeros(len(paths), np.int64), "L" if architecture.channels == 1 else "RGB")
     return DataSplits(
         split, None, split, checkpoint.labels, architecture.channels, checkpoint.image_size,

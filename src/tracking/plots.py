@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds and 450 MB, which a comparison's figure
     from torch import Tensor
 
 PAGE = 7.0  # inches
+SHEET_SIDE = 400  # pixels of an image on a sheet, twice as many as are drawn
 SHEET_COLUMNS = 6  # of a contact sheet
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 GREY = "#8C8C8C"
@@ -150,6 +151,12 @@ def show_tiles(axes: Axes, tiles: NDArray[np.float64]) -> None:
         mosaic = np.nan_to_num(mosaic, nan=1.0)
     axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_axis_off()
+
+
+def for_sheet(image: Image.Image) -> Image.Image:
+    """Shrink an image to what a sheet shows; photographs would take a hundred times the memory."""
+    image.thumbnail((SHEET_SIDE, SHEET_SIDE))
+    return image
 
 
 def show_images(grid: Iterable[Axes], images: Sequence[Image.Image], captions: Sequence[str]) -> None:

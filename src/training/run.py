@@ -41,7 +41,7 @@ from training.optimization import freeze
 from training.preview import augmentation_figure
 from training.selection import images_at_once, select
 from training.state import TrainingState
-from training.summary import as_lines, summarize
+from training.summary import as_lines, check_memory, summarize
 from weights.pretrained import load_pretrained, normalize_as_before
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     folder.start(checkpoint.get("rows", []))
     device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)
+    at_once = min(config.data.batch_size, len(data.train)) // (config.trainer.accumulation_steps * world.size)
+    check_memory(config, data.channels, data.image_size, at_once)
     trainer = make_trainer(data, device, folder, launcher, world, checkpoint.get("selection"))
     state, data, selection = trainer.state, trainer.data, trainer.state.selection
     assert selection

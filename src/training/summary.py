@@ -1,5 +1,7 @@
 """The model summary: parameters, multiply-accumulates and activation memory of each part."""
 
+import math
+import os
 import re
 from dataclasses import dataclass, replace
 
@@ -8,7 +10,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from config.errors import ConfigError
 from config.schema import Config
+from runtime.console import si
 from training.model import make_model
 
 PARTS = {  # patterns of module names; a convolution includes its activation and norm
@@ -32,6 +36,28 @@ class Part:
     parameters: int = 0
     macs: int = 0
     activation_bytes: int = 0
+
+
+def check_memory(config: Config, channels: int, image_size: tuple[int, int], images: int) -> None:
+    """Check that a batch fits into this machine's memory, before anything of its size is allocated.
+
+    The estimate is too low: pixels in 8 and 32 bits, and the first activation in 16.
+
+    Args:
+        images: as many are on one device at once.
+
+    Raises:
+        ConfigError: the batch is too large.
+    """
+    pixels = math.prod(image_size)
+    activations = config.model.d_model * pixels // config.model.patch_size**2
+    needed = max(1, images) * (5 * channels * pixels + 2 * activations)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ConfigError(
+            f"data.image_size={max(image_size)}: a batch of {max(1, images):,} takes more than {si(needed)}B, and this "
+            f"machine has {si(memory)}B. Fix: a smaller data.image_size, data.batch_size or model.d_model"
+        )
 
 
 def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[int, int]) -> list[Part]:

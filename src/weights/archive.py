@@ -2,12 +2,14 @@
 
 import argparse
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 CHUNK = 1 << 20
+MOST_EXPANDED = 4  # times the file's size: a view of one number can claim any
 MOST_INFLATED = 100  # times a file's size; PyTorch itself compresses nothing
 
 
@@ -29,7 +31,20 @@ def load(path: Path) -> Any:
             verify(zipfile.ZipFile(file))
         file.seek(0)
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script keeps its arguments
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(content))
+    if claimed > MOST_EXPANDED * path.stat().st_size + CHUNK:
+        raise Damaged("its tensors claim to be far larger than the file")
+    return content
+
+
+def tensors_in(content: Any) -> Iterator[torch.Tensor]:
+    """Find all tensors in dictionaries and lists, in any depth."""
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for part in content.values() if isinstance(content, Mapping) else content:
+            yield from tensors_in(part)
 
 
 def verify(archive: zipfile.ZipFile) -> None:

@@ -122,24 +122,22 @@ def read_weights(given: str, key: str = "checkpoint") -> Weights:
     except Exception as error:  # a truncated or foreign file fails in many ways
         raise ConfigError(f"{key}={given}: {path} cannot be read as weights: {reason(error, path)}") from error
     try:
-        check_tensors(tensors, path)
+        check_tensors(tensors)
         layout, architecture, ours = from_layout(tensors)
         return Weights(ours, architecture, layout, path, read_description(content, architecture))
     except (LayoutError, ConfigError) as error:
         raise ConfigError(f"{key}={given}: {error}") from error
 
 
-def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that tensors are dense, finite and not larger than their file.
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors are dense and finite.
 
     Raises:
-        LayoutError: they are larger than the file (views can be expanded without limit), or not finite.
+        LayoutError: one is not.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
             raise LayoutError(f"{name} is sparse, quantized, complex or without content; expected dense weights")
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > 4 * path.stat().st_size:
-        raise LayoutError("its tensors claim to be far larger than the file")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise LayoutError(f"{name} holds NaN or infinite numbers")
