@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +13,20 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import create_trial
 
+from comparison.image_differences import read_records
 from comparison.page import curves
 from comparison.progress import progress
 from comparison.results import read
 from comparison.runs import read_run
 from config.errors import ConfigError
+from config.schema import Config
+from conftest import TIMES, TINY, checked
 from run_folders import DEPTH, KERNEL, as_yaml, write_run, write_sweep
 from sweeps.preview import completed_runs
 from sweeps.search import open_study
 from sweeps.trials import SEEDS
+from training import run
+from weights.files import read_weights
 
 
 def rewrite(name: str, content: str | bytes) -> Callable[[Path], Any]:
@@ -155,3 +162,73 @@ def test_a_run_reads_only_its_own_options(tmp_path: Path) -> None:
         run = read_run(write_run(tmp_path / str(len(option)), overrides={"augmentation": option}))
         assert run.status == "completed"
     assert len(read([tmp_path]).settings) == 1
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A completed run of three epochs with its states, and its config; not to be changed."""
+    sweep = tmp_path_factory.mktemp("out") / "s"
+    overrides = ("trainer.epochs=3", "checkpoint.keep=all", "checkpoint.max_share=1", "wandb.mode=disabled")
+    config = checked(*TINY, *overrides, f"output_dir={sweep.parent}", "sweep=s")
+    run.run(config, [])
+    (file,) = sweep.glob("*/summary.json")
+    return config, file.parent
+
+
+def result_of(folder: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """What a run's files say, each or the name of the file that cannot be read."""
+    found: dict[str, Any] = {}
+    record = read_run(folder)
+    assert record.status != "unreadable" or any(name in record.reason for name in ("config.yaml", "summary.json"))
+    if record.status == "completed":
+        found["figures"] = [record.figure(name) for name in ("objective", "test/accuracy", "test/loss", "val/loss")]
+    if len(record.epochs):
+        found["epochs"] = record.epochs.drop(columns=TIMES).to_csv()
+    else:
+        assert f"{folder}/metrics.csv" in caplog.text or not (folder / "metrics.csv").exists()
+    for name, read_back in (
+        ("predictions.npy", lambda: read_records(folder / "predictions.npy").tolist()),
+        ("best.pt", lambda: read_weights(str(folder / "checkpoints" / "best.pt")).fingerprint()),
+    ):
+        try:
+            found[name] = read_back()
+        except ConfigError as error:
+            assert name in str(error) and "\n" not in str(error)
+    return found
+
+
+STATE = ("last.pt", "previous.pt", "best.pt", "summary.json")
+
+
+@pytest.mark.slow
+def test_a_run_cut_off_by_power_loss_recovers_or_names_the_file(
+    whole_run: tuple[Config, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last N bytes of each file in turn are lost: of the completed run, and of the run before its test."""
+    config, intact = whole_run
+    expected = result_of(intact, caplog)
+    assert expected.keys() == {"figures", "epochs", "predictions.npy", "best.pt"}
+    files = [path.relative_to(intact) for path in sorted(intact.rglob("*")) if path.is_file()]
+    assert {Path(name).name for name in (*STATE, "config.yaml", "metrics.csv")} <= {file.name for file in files}
+    recovered = 0
+    for number, file in enumerate(files):
+        size = (intact / file).stat().st_size
+        for lost in {1, size // 3 + number, size - 1, size}:
+            for status in ("completed", "interrupted") if file.name in STATE and lost < size - 1 else ("completed",):
+                sweep = tmp_path / f"{number}-{lost}-{status}"
+                folder = sweep / "s" / intact.name
+                shutil.copytree(intact, folder)
+                shutil.copytree(intact.parent / ".locks", sweep / "s" / ".locks")
+                summary = (folder / "summary.json").read_text().replace('"completed"', f'"{status}"')
+                (folder / "summary.json").write_text(summary)
+                os.truncate(folder / file, (folder / file).stat().st_size - min(lost, size))
+                caplog.clear()
+                before = result_of(folder, caplog)
+                assert before.items() <= expected.items(), (file, lost)
+                ended = run.run(replace(config, output_dir=str(sweep)), [])
+                assert ended.status == "completed", (file, lost, caplog.text)
+                after = result_of(folder, caplog)
+                assert after.items() <= expected.items(), (file, lost)
+                assert after.keys() == expected.keys() or f"{file.name}" in caplog.text or before == after
+                recovered += after.keys() == expected.keys() != before.keys()
+    assert recovered > 5

@@ -157,9 +157,10 @@ def between(runs: int = 6) -> None:
 
     from config.schema import CONF, register
     from sweeps.plan import make_job
-    from tracking import plots, run_folder, wandb_logger
+    from tracking import checkpoint, plots, run_folder, wandb_logger
     from training import loop
     from training import run as training
+    from weights import archive
 
     register()
     logging.getLogger().setLevel(logging.ERROR)
@@ -195,6 +196,8 @@ def between(runs: int = 6) -> None:
     for owner, names, part in (
         (loop.Trainer, ["fit"], "training, validation, test"),
         (run_folder.Checkpoints, ["save", "load_best", "load"], "checkpoints"),
+        (archive, ["verify"], "verifying checkpoints"),
+        (checkpoint, ["check_type"], "verifying checkpoints"),
         (wandb_logger.WandbLogger, ["start", "log_epoch", "log_figures", "finish"], "W&B"),
         (plots, ["history", "model_figures"], "figures"),
         (run_folder.RunFolder, ["save_figures"], "figures"),

@@ -24,6 +24,7 @@ from config.typed import Finite, Whole, check_type, strict
 from data.splits import DataSplits
 from runtime.files import whole
 from weights import archive
+from weights.files import reason
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +116,10 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                state: State = check_type(State, archive.load(path))
+                state: State = read(path, State)
                 if {key: state.get(key) for key in self.header} != self.header:
                     raise ValueError("it belongs to another run, or to another version of this code")
-            except Exception as error:  # Damaged files raise errors of many types.
+            except ValueError as error:
                 set_aside(path, first_line(error))
                 continue
             problem = self.problem_of_best() if state["rows"] else None
@@ -163,9 +164,9 @@ class Checkpoints:
         """Explain why best.pt cannot be read; return None if it is intact."""
         path = self.folder / "best.pt"
         try:
-            check_type(Best, archive.load(path))
-        except Exception as error:  # Damaged files raise errors of many types.
-            return f"{path} {'is missing' if isinstance(error, OSError) else f'cannot be read ({first_line(error)})'}"
+            read(path, Best)
+        except ValueError as error:
+            return f"{path} {f'cannot be read ({first_line(error)})' if path.exists() else 'is missing'}"
         return None
 
     def load_best(self, model: nn.Module) -> None:
@@ -174,16 +175,29 @@ class Checkpoints:
         Raises:
             ConfigError: The file is missing or damaged; the next start trains the run from the beginning.
         """
-        problem = self.problem_of_best()
-        if not problem:
-            try:
-                model.load_state_dict(archive.load(self.folder / "best.pt")["model"])
-            except Exception as error:  # PyTorch raises errors of many types.
-                problem = f"{self.folder / 'best.pt'} does not fit the run ({first_line(error)})"
-        if problem:
+        file = self.folder / "best.pt"
+        try:
+            model.load_state_dict(read(file, Best)["model"])
+        except Exception as error:  # PyTorch raises errors of many types.
+            problem = self.problem_of_best() or f"{file} does not fit the run ({first_line(error)})"
             for path in filter(Path.exists, self.states):
                 set_aside(path, problem)
-            raise ConfigError(f"{problem}. Fix: restore it, or run the same command again to train from the beginning")
+            raise ConfigError(
+                f"{problem}. Fix: restore it, or run the same command again to train from the beginning"
+            ) from error
+
+
+def read(path: Path, kind: Any) -> Any:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: It is missing, damaged, or of another type; the message does not name the file.
+    """
+    try:
+        content = archive.load(path)
+    except Exception as error:  # Damaged files raise errors of many types.
+        raise ValueError(reason(error, path) if path.exists() else "it is missing") from error
+    return check_type(kind, content)
 
 
 def set_aside(path: Path, reason: str) -> None:

@@ -150,6 +150,8 @@ def published_name(given: str) -> str | None:
 
 def reason(error: Exception, path: Path) -> str:
     """Explain in one line why a file cannot be read, and what it is."""
+    if isinstance(error, (NoWeights, archive.Damaged)):
+        return str(error)
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if kind := kind_of(path):
@@ -160,8 +162,6 @@ def reason(error: Exception, path: Path) -> str:
             f"it holds {forbidden[1]}, an object that could run code. If you trust the file, keep its weights alone: "
             f"{shell('python', '-c', code)}"
         )
-    if isinstance(error, (NoWeights, archive.Damaged)):
-        return str(error)
     return "it is truncated, or of another format"
 
 
