@@ -1,6 +1,7 @@
 """The page of a comparison, opened in a real browser, from disk and from its own server."""
 
 import json
+import re
 import shutil
 import threading
 import urllib.error
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 
 from comparison import report, watch
-from comparison.page import PLOTLY, render_update
+from comparison.page import ASSETS, PLOTLY, render_update
 from comparison.results import Comparison, read
 from conftest import command
 from run_folders import write_run, write_sweep
@@ -146,6 +147,54 @@ def test_page_answers_sorts_filters_and_links_selections(page, sweep: Path) -> N
     assert page.evaluate("document.documentElement.scrollWidth") == 390  # on a phone nothing sticks out
 
 
+def test_page_is_used_by_keyboard_and_keeps_the_focus(page) -> None:
+    def focused() -> str:
+        return page.evaluate("document.activeElement.dataset.id ?? ''")
+
+    page.locator("#settings th button >> nth=0").press("Enter")
+    assert page.locator("#settings th >> nth=0").get_attribute("aria-sort") == "descending"
+    assert focused().startswith("sort")
+    page.locator("#settings .unfold >> nth=0").press("Enter")
+    assert page.locator("#settings tr.seed").count() == 4
+    assert focused().startswith("unfold")
+    page.locator("#settings tr.seed >> nth=0").press("Space")
+    assert page.locator("#runs article").count() == 1
+    assert focused().startswith("row seed")
+    page.locator("#chart-curves input").press("Space")
+    assert focused() == "seeds"
+
+
+def test_charts_and_controls_have_names(page) -> None:
+    for chart in page.locator("#charts .chart").all():
+        assert chart.get_attribute("role") == "img" and len(chart.get_attribute("aria-label")) > 10
+    controls = "[...document.querySelectorAll('button, input, select')]"
+    assert page.evaluate(f"{controls}.every((e) => e.textContent || e.ariaLabel || e.labels?.length)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colors_of_the_page_have_contrast(scheme: str) -> None:
+    """As WCAG 2.2 asks for: 4.5 to 1 for text, 3 to 1 for lines and marks."""
+    light, dark = re.findall(r":root \{(.*?)\}", (ASSETS / "page.css").read_text(), re.S)
+    colors = dict(re.findall(r"--([\w-]+): #(\w{6})", light if scheme == "light" else dark))
+
+    def luminance(name: str) -> float:
+        channels = [int(colors[name][i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    def contrast(a: str, b: str) -> float:
+        low, high = sorted((luminance(a), luminance(b)))
+        return (high + 0.05) / (low + 0.05)
+
+    pairs = {
+        (a, b): 4.5 for a in ("text", "muted", "accent", "failed", "running") for b in ("page", "panel", "selected")
+    }
+    pairs |= {(name, "page"): 3.0 for name in colors if name.startswith("series-")}
+    assert len(pairs) == 15 + 8
+    poor = {pair: round(contrast(*pair), 2) for pair, least in pairs.items() if contrast(*pair) < least}
+    assert not poor
+
+
 def test_names_from_outside_are_text(page) -> None:
     page.fill("#filter", "failed")
     page.locator("#settings tbody tr").first.click()
@@ -270,6 +319,7 @@ def test_watch_ends_with_the_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(watch, "EVERY", 0.05)
     planned = {"name": "late", "data": "digits", "epochs": 2, "epoch_size": 1.0}
     (sweep / "sweep.json").write_text(json.dumps({"late": planned}))
+    assert '"is_watched":false' in (sweep / "comparison.html").read_text()  # it would look for a script in vain
     watching = threading.Thread(target=watch.watch, args=(lambda: read([sweep]), sweep))
     watching.start()
     while not (sweep / "comparison.live.js").exists():
@@ -278,3 +328,4 @@ def test_watch_ends_with_the_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch)
     watching.join(120)
     assert not watching.is_alive()
     assert not (sweep / "comparison.live.js").exists()
+    assert '"is_watched":true' in (sweep / "comparison.html").read_text()

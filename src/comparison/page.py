@@ -34,7 +34,7 @@ PLOTLY = f"plotly-{version('plotly')}.min.js"
 ASSETS = Path(__file__).with_name("page_assets")
 KINDS = {  # of numbers, by which the page writes them
     "parameters": "count", "macs": "count", "seconds": "seconds",
-    "images_per_second": "seconds", "peak_memory": "bytes",
+    "images_per_second": "seconds", "peak_memory": "bytes", "reference": "percent", "difference": "points",
 }  # fmt: skip
 FILES = ("config.yaml", "metrics.csv", "train.log", "history.png")
 CURVES = 500  # runs, those of the best settings: reading more takes long, and nobody tells more curves apart
@@ -43,9 +43,13 @@ COMMANDS = 50  # runs without a result whose command is shown
 LINES = 8  # of a log
 
 
-def render_page(comparison: Comparison, folder: Path) -> str:
-    """Render the page of a comparison in this folder, and put Plotly's script beside the folder where it is missing."""
-    data = page_data(comparison, folder)
+def render_page(comparison: Comparison, folder: Path, is_watched: bool = False) -> str:
+    """Render the page of a comparison in this folder, and put Plotly's script beside the folder where it is missing.
+
+    Args:
+        is_watched: render_update() will be called, for which the page is to look every few seconds.
+    """
+    data = page_data(comparison, folder) | {"is_watched": is_watched}
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
     return environment.get_template("page.html").render(
         title=data["title"],
@@ -107,15 +111,18 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "caveats": [*notes(comparison), *caveats(comparison)],
         "keys": [{"key": key, "name": comparison.short(key)} for key in comparison.factors],
         "columns": [
-            {"key": name, "name": HEADINGS.get(name, name), "kind": kind(name), "is_cost": name in COSTS}
-            for name in names
+            {"key": name, "name": heading, "kind": kind_of(name, metric), "is_cost": name in COSTS}
+            for name, heading in headings(comparison, names).items()
         ],
+        "curves": {"metric": curve_metric(metric), "percent": curve_metric(metric).endswith("accuracy")},
         "settings": [
             {
                 "name": label(setting, comparison),
                 "levels": [plain(setting.levels[key]) for key in comparison.factors],
                 "n": len(setting.by_seed(metric)),
-                "values": {name: as_record(setting.estimate(name)) for name in names},
+                "values": {name: as_record(setting.estimate(name)) for name in names}
+                | {name: value and {"value": value, "low": None, "high": None}
+                   for name, value in further_values(setting, comparison).items()},
                 "probability_best": rounded(comparison.probability_best(setting)),
                 "runs": [place[run] for run in setting.runs],
                 "curve": mean_curve([drawn[run] for run in setting.runs if run in drawn]),
@@ -148,12 +155,32 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def curves(comparison: Comparison) -> dict[Run, list[float]]:
-    """Read the metric by epoch of the first CURVES completed runs, best settings first.
+def headings(comparison: Comparison, names: Sequence[str]) -> dict[str, str]:
+    """Name the columns: results, what is compared with them, costs."""
+    results = {name: HEADINGS.get(name, name) for name in names}
+    costs = {name: results.pop(name) for name in COSTS if name in results}
+    if comparison.analysis.is_adjusted:
+        results["adjusted"] = "adjusted"
+    if any(setting.reference for setting in comparison.settings):
+        results |= {"reference": "reference %", "difference": "difference"}
+    return results | costs
 
-    A test metric has no value by epoch; validation accuracy takes its place.
-    """
-    column = comparison.metric if comparison.metric.startswith(("val/", "train/")) else "val/accuracy"
+
+def further_values(setting: Setting, comparison: Comparison) -> dict[str, float | None]:
+    """Return the mean that is adjusted for missing runs, and what others published."""
+    adjusted = {"adjusted": comparison.mean(setting)} if comparison.analysis.is_adjusted else {}
+    reference = setting.reference
+    return adjusted | ({"reference": reference.value, "difference": reference.difference} if reference else {})
+
+
+def curve_metric(metric: str) -> str:
+    """Name the column of metrics.csv that is drawn: a test metric has no value by epoch."""
+    return metric if metric.startswith(("val/", "train/")) else "val/accuracy"
+
+
+def curves(comparison: Comparison) -> dict[Run, list[float]]:
+    """Read the metric by epoch of the first CURVES completed runs, best settings first."""
+    column = curve_metric(comparison.metric)
     runs = [run for setting in comparison.valued for run in setting.completed][:CURVES]
     columns = {run: run.epochs.get(column) for run in runs}
     return {
@@ -210,8 +237,9 @@ def as_record(estimate: Estimate | None) -> dict[str, float | None] | None:
     return {"value": estimate.value, "low": rounded(estimate.low), "high": rounded(estimate.high)}
 
 
-def kind(name: str) -> str:
+def kind_of(name: str, metric: str) -> str:
     """Return how the page writes a figure."""
+    name = metric if name == "adjusted" else name
     return "percent" if name.endswith("accuracy") else KINDS.get(name, "number")
 
 

@@ -61,8 +61,8 @@ def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -
     say(f"→ {folder}/{', '.join(names)}")
 
 
-def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
-    """Write the page alone.
+def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = (), is_watched: bool = False) -> None:
+    """Write the page alone; see render_page().
 
     Raises:
         ConfigError: the folder cannot be written to.
@@ -70,7 +70,7 @@ def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = ()
     from comparison.page import render_page
 
     try:
-        write_text(folder / f"{stem_of(filters)}.html", render_page(comparison, folder))
+        write_text(folder / f"{stem_of(filters)}.html", render_page(comparison, folder, is_watched))
     except OSError as error:
         raise ConfigError(f"{folder}: the page cannot be written there: {error.strerror or error}") from error
 

@@ -29,8 +29,8 @@ def watch(read: Callable[[], Comparison], folder: Path, filters: Sequence[str] =
         while progress := under_way(folder):
             started = time.monotonic()
             comparison = read()
-            write_page(comparison, folder, filters)
             write_text(live, render_update(comparison, folder))
+            write_page(comparison, folder, filters, is_watched=True)
             say(f"{folder}: {progress}")
             time.sleep(max(EVERY, 4 * (time.monotonic() - started)))  # reading thousands of runs takes seconds
         write_text(live, render_update(read(), folder))  # for a page that is open

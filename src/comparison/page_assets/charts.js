@@ -2,6 +2,7 @@
 // it makes no sense for these runs; choices.js has those of searches and races.
 "use strict";
 
+const MOST_LINES = 400; // of settings, in a chart of all factors
 const SERIES = 7; // colours of settings, the best first; page.css has them for either scheme
 const choices = { cost: null, key: null, seeds: false };
 
@@ -37,24 +38,24 @@ function bars(rows, value) {
 function learningCurves(data) {
   const traces = [], drawn = prominent(data).filter(({ curve }) => curve && curve.epoch.length > 1);
   for (const setting of drawn) {
-    const { curve } = setting, color = colorOf(setting), name = short(setting.name, isPhone() ? 30 : 45);
+    const { curve } = setting, draw = (value) => (data.curves.percent ? 100 * value : value), color = colorOf(setting), name = short(setting.name, isPhone() ? 30 : 45);
     const look = { mode: "lines", opacity: isFaded(setting) ? 0.2 : 1 };
     const hover = (of) => `${of}<br>epoch %{x}: %{y:.2f}<extra></extra>`;
     if (curve.low) {
       traces.push({
         ...look, x: [...curve.epoch, ...[...curve.epoch].reverse()], hoverinfo: "skip",
-        y: [...curve.high.map(scaled), ...curve.low.map(scaled).reverse()],
+        y: [...curve.high.map(draw), ...curve.low.map(draw).reverse()],
         fill: "toself", fillcolor: transparent(color, isFaded(setting) ? 0.03 : 0.15), line: { width: 0 },
       });
     }
     traces.push({
-      ...look, x: curve.epoch, y: curve.mean.map(scaled), line: { color, width: 2 }, meta: foldersOf(setting),
+      ...look, x: curve.epoch, y: curve.mean.map(draw), line: { color, width: 2 }, meta: foldersOf(setting),
       hovertemplate: hover(name),
     });
     if (!choices.seeds && !isSelected(setting)) continue;
     for (const run of setting.runs.map((i) => data.runs[i]).filter(({ curve }) => curve)) {
       traces.push({
-        ...look, x: run.curve.map((_, i) => i + 1), y: run.curve.map(scaled), line: { color, width: 1, dash: "dot" },
+        ...look, x: run.curve.map((_, i) => i + 1), y: run.curve.map(draw), line: { color, width: 1, dash: "dot" },
         meta: [run.folder], hovertemplate: hover(`${name}, seed ${label(run.seed)}`),
       });
     }
@@ -63,7 +64,7 @@ function learningCurves(data) {
   return traces.length && [traces, {
     names: drawn.toReversed().map((setting) => named(colorOf(setting), setting.name)),
     xaxis: { title: { text: "epoch" }, ...(epochs <= 10 ? { dtick: 1 } : { nticks: 8, tickformat: "d" }) },
-    yaxis: { title: { text: metricTitle() } },
+    yaxis: { title: { text: label(data.curves.metric) + (data.curves.percent ? ", %" : "") } },
   }];
 }
 
@@ -74,14 +75,14 @@ function prominent(data) {
 }
 
 function seedsOption() {
-  const box = element("input", { type: "checkbox", onchange: (event) => choose("seeds", event.target.checked) });
+  const box = element("input", { type: "checkbox", "data-id": "seeds", onchange: (event) => choose("seeds", event.target.checked) });
   box.checked = choices.seeds;
   return element("label", {}, box, " single seeds");
 }
 
 function selectOption(choice, name, entries, chosen) {
   const options = entries.map(([value, text]) => element("option", { value, selected: value === chosen }, text));
-  const select = element("select", { onchange: (event) => choose(choice, event.target.value) }, ...options);
+  const select = element("select", { "data-id": choice, onchange: (event) => choose(choice, event.target.value) }, ...options);
   return element("label", {}, `${name} `, select);
 }
 
@@ -113,16 +114,21 @@ function parallelCoordinates(data) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const share = (value, least, most) => (most > least ? (value - least) / (most - least) : 0.5);
   const place = (axis, level) => share(axis.levels.indexOf(level), 0, axis.levels.length - 1);
-  const traces = settings.slice(0, 400).reverse().map((setting) => {
-    const color = colorOf(setting);
-    return {
-      x: [...axes.keys(), axes.length], mode: "lines+markers", marker: { size: 5 }, meta: foldersOf(setting),
-      y: [...axes.map((axis) => place(axis, axis.of(setting))), share(valueOf(setting), low, high)],
-      line: { color, width: isSelected(setting) ? 3 : 1.3 },
-      opacity: isFaded(setting) ? 0.08 : color === grey() ? 0.35 : 0.9,
-      hovertemplate: `${short(setting.name, 80)}: ${metricText(valueOf(setting))}<extra></extra>`,
-    };
+  // The best and the selected settings have a line each; the others share one, as many lines take long to draw.
+  const single = prominent(data), others = settings.slice(0, MOST_LINES).filter((setting) => !single.includes(setting));
+  const line = (settings, look) => ({
+    ...look, mode: "lines+markers", marker: { size: 5 }, hovertemplate: "%{text}<extra></extra>",
+    x: settings.flatMap(() => [...axes.keys(), axes.length, null]),
+    y: settings.flatMap((setting) => [...axes.map((axis) => place(axis, axis.of(setting))), share(valueOf(setting), low, high), null]),
+    meta: settings.flatMap((setting) => Array(axes.length + 2).fill(foldersOf(setting))),
+    text: settings.flatMap((setting) => Array(axes.length + 2).fill(`${short(setting.name, 80)}: ${metricText(valueOf(setting))}`)),
   });
+  const traces = [
+    line(others, { line: { color: grey(), width: 1.3 }, opacity: state.selected.size ? 0.08 : 0.35 }),
+    ...single.map((setting) => line([setting], {
+      line: { color: colorOf(setting), width: isSelected(setting) ? 3 : 1.5 }, opacity: isFaded(setting) ? 0.15 : 0.9,
+    })),
+  ];
   const note = (x, y, text) => ({ x, y, text, showarrow: false, xanchor: "left", xshift: 6, font: { size: 11 } });
   const levels = (axis) => axis.levels.filter((_, j) => j % Math.ceil(axis.levels.length / 12) === 0);
   const notes = axes.flatMap((axis, i) => levels(axis).map((level) => note(i, place(axis, level), short(format(level), 20))));
@@ -235,7 +241,7 @@ function drawCharts() {
 
 function drawChart(chart, traces, layout) {
   const section = byId(`chart-${chart.id}`), div = section.querySelector(".chart");
-  section.querySelector(".option").replaceChildren(...(chart.option ? [chart.option(state.data)] : []));
+  redraw(section.querySelector(".option"), ...(chart.option ? [chart.option(state.data)] : []));
   section.querySelector(".legend").replaceChildren(...(layout.names ?? []).map(({ color, text, mark }) =>
     element("li", {}, element("span", { class: "mark", style: `color:${color}`, "aria-hidden": "true" }, mark), text)));
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };

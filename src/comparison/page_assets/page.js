@@ -12,6 +12,13 @@ const state = {
 const MOST_ROWS = 300, MOST_DETAILS = 12;
 const byId = (id) => document.getElementById(id);
 
+// Put new children into an element; what had the focus has it again.
+function redraw(container, ...children) {
+  const focused = container.contains(document.activeElement) ? document.activeElement.dataset.id : undefined;
+  container.replaceChildren(...children);
+  if (focused) container.querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+}
+
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -127,10 +134,10 @@ function drawTable() {
     const direction = active ? (state.sort.descending ? "descending" : "ascending") : "none";
     const mark = active ? (state.sort.descending ? " ▾" : " ▴") : "";
     return element("th", { scope: "col", "aria-sort": direction, title: column.title },
-      element("button", { type: "button", onclick: () => sortBy(column.name) }, column.name + mark));
+      element("button", { type: "button", "data-id": `sort ${column.name}`, onclick: () => sortBy(column.name) }, column.name + mark));
   }));
   const rows = shown.slice(0, MOST_ROWS).flatMap((setting) => [settingRow(setting, all), ...seedRows(setting, all)]);
-  table.replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
+  redraw(table, element("thead", {}, head), element("tbody", {}, ...rows));
   const more = byId("more");
   more.hidden = shown.length <= MOST_ROWS;
   more.textContent = `${shown.length - MOST_ROWS} more settings: sort or filter to see them.`;
@@ -146,7 +153,7 @@ function sortBy(column) {
 function settingRow(setting, all) {
   const open = state.open.has(setting.name);
   const unfold = element("button", {
-    class: "unfold", type: "button", "aria-expanded": String(open), "aria-label": `Seeds of ${setting.name}`,
+    class: "unfold", type: "button", "data-id": `unfold ${setting.name}`, "aria-expanded": String(open), "aria-label": `Seeds of ${setting.name}`,
     onclick: (event) => {
       event.stopPropagation();
       open ? state.open.delete(setting.name) : state.open.add(setting.name);
@@ -155,30 +162,27 @@ function settingRow(setting, all) {
   }, open ? "▾" : "▸");
   const swatch = element("span", { class: "swatch", style: `background:${colorOf(setting)}`, "aria-hidden": "true" });
   const cells = all.map((column, i) => element("td", {}, ...(i ? [] : [unfold, swatch]), column.text(setting)));
-  const choose = () => toggle(foldersOf(setting));
-  return element("tr", {
-    tabindex: 0, "aria-selected": String(isSelected(setting)), onclick: choose,
-    onkeydown: (event) => {
-      if (event.target !== event.currentTarget || !["Enter", " "].includes(event.key)) return;
-      event.preventDefault();
-      choose();
-      byId("settings").querySelectorAll("tbody tr:not(.seed)")[shownSettings().indexOf(setting)]?.focus();
-    },
-  }, ...cells);
+  return tableRow(foldersOf(setting), isSelected(setting), "", cells);
 }
 
 function seedRows(setting, all) {
   if (!state.open.has(setting.name)) return [];
   return setting.runs.map((i) => {
-    const run = state.data.runs[i];
-    const cells = all.map((column, place) => element("td", {},
-      place ? (column.ofRun ? column.ofRun(run) : "") : `seed ${run.seed}${run.status === "completed" ? "" : `, ${run.status}`}`));
-    return element("tr", {
-      class: `seed ${run.status}`, tabindex: 0, "aria-selected": String(state.selected.has(run.folder)),
-      onclick: () => toggle([run.folder]),
-      onkeydown: (event) => { if (event.key === "Enter") toggle([run.folder]); },
-    }, ...cells);
+    const run = state.data.runs[i], name = `seed ${run.seed}${run.status === "completed" ? "" : `, ${run.status}`}`;
+    const cells = all.map((column, place) => element("td", {}, place ? (column.ofRun?.(run) ?? "") : name));
+    return tableRow([run.folder], state.selected.has(run.folder), `seed ${run.status}`, cells);
   });
+}
+
+// A row that selects its runs when it is clicked, or at Enter and Space.
+function tableRow(folders, isChosen, kind, cells) {
+  const onkeydown = (event) => {
+    if (event.target !== event.currentTarget || !["Enter", " "].includes(event.key)) return;
+    event.preventDefault();
+    toggle(folders);
+  };
+  const id = `row ${kind} ${folders[0]}`, onclick = () => toggle(folders);
+  return element("tr", { class: kind, tabindex: 0, "data-id": id, "aria-selected": String(isChosen), onclick, onkeydown }, ...cells);
 }
 
 // The selected runs.
@@ -242,9 +246,9 @@ function update(data) {
 const live = location.pathname.replace(/\.html$/, ".live.js");
 
 function poll() {
-  const script = element("script", { src: `${live}?${Date.now()}`, onload: () => script.remove(), onerror: () => script.remove() });
+  const next = () => { script.remove(); if (state.data.progress) setTimeout(poll, 3000); };
+  const script = element("script", { src: `${live}?${Date.now()}`, onload: next, onerror: () => script.remove() });
   document.body.append(script);
-  setTimeout(poll, 3000);
 }
 
 byId("filter").addEventListener("input", (event) => { state.filter = event.target.value; drawTable(); });
@@ -253,4 +257,4 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape") se
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show());
 drawText();
 show();
-if (state.data.progress) setTimeout(poll, 3000);
+if (state.data.is_watched) setTimeout(poll, 3000);
