@@ -153,6 +153,20 @@ def test_safetensors_evaluate_as_the_run_did_and_have_a_card(digits_run: Path, t
     assert yaml.safe_load(config)["model"].items() <= checked_model(digits_run).items()
 
 
+@pytest.mark.parametrize("damaged", ["weights", "header"])
+def test_safetensors_of_ours_have_a_checksum(damaged: str, digits_run: Path, tmp_path: Path) -> None:
+    for form, name in (("safetensors", "ours.safetensors"), ("timm", "timm.safetensors")):
+        export(tmp_path, f"checkpoint={digits_run}", f"format={form}", f"output={name}")
+        content = bytearray((tmp_path / name).read_bytes())
+        assert read_weights(str(tmp_path / name)).description
+        place = len(content) - 100 if damaged == "weights" else content.index(b'"mean') + 15
+        assert damaged == "weights" or chr(content[place]).isdigit()
+        content[place] ^= 1
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match="checksum"):
+            read_weights(str(tmp_path / name))
+
+
 def checked_model(run: Path) -> dict[str, Any]:
     return yaml.safe_load((run / "config.yaml").read_text())["model"]
 

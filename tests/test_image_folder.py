@@ -328,6 +328,16 @@ def test_a_link_to_a_folder_above_is_not_followed(folder: Path) -> None:
     assert len(load_folder(folder).train) + len(load_folder(folder).val or ()) == 36
 
 
+def test_skipped_pipes_devices_and_cycles_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cat = folder / "train" / "cat"
+    os.mkfifo(cat / "pipe.png")
+    (cat / "zero.png").symlink_to("/dev/zero")
+    (cat / "loop").symlink_to(folder)
+    load_folder(folder)
+    for name in ("pipe.png (a pipe or device)", "zero.png (a pipe or device)", "loop (a link to a folder above it)"):
+        assert [record.getMessage() for record in caplog.records].count(f"  skipped: {cat / name}") == 1
+
+
 def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:
     expected = load_folder(folder)
     (folder / "train" / ".ipynb_checkpoints").mkdir()

@@ -3,10 +3,12 @@
 This module imports quickly, as a run's ID needs the list of files, but neither torch nor scikit-learn.
 """
 
+import logging
 import os
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from PIL import Image
 from config.errors import ConfigError, first_line
 from config.text import printable
 from runtime.claims import cores
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 # The allowed formats of the content, for any suffix; others of Pillow's start programs (EPS) or are not photographs.
@@ -101,14 +105,23 @@ def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
             if is_ignored(entry.name):
                 continue
             if entry.is_dir():
-                if os.path.realpath(entry.path) not in above:
+                if os.path.realpath(entry.path) in above:
+                    warn_skipped(entry.path, "a link to a folder above it")
+                else:
                     files += image_files(entry.path, above)
-            # Dangling links are included. Pipes are not, because opening one would block.
-            elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or not Path(entry.path).exists()):
-                files.append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES):
+                if entry.is_file() or not Path(entry.path).exists():  # Dangling links are included.
+                    files.append(entry.path)
+                else:
+                    warn_skipped(entry.path, "a pipe or device")  # Opening a pipe would block.
     except OSError as error:
         raise DataError(f"data.root: {folder} cannot be read ({error.strerror})") from error
     return sorted(files)
+
+
+@cache  # Folders are listed several times.
+def warn_skipped(path: str, reason: str) -> None:
+    log.warning(f"  skipped: {printable(path)} ({reason})")
 
 
 def open_image(path: str, mode: str | None = None) -> Image.Image:

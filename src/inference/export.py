@@ -28,7 +28,7 @@ from inference.model_card import CARD, model_card
 from inference.usage import Usage
 from LLMConvMixer import ConvMixer
 from runtime.files import check_new, check_ours, whole, write_text
-from weights.files import METADATA
+from weights.files import CHECKSUM, METADATA, checksum
 from weights.folding import fold_batch_norm
 from weights.layouts import to_layout
 
@@ -63,10 +63,10 @@ def export(checkpoint: Checkpoint, settings: Export) -> None:
         if settings.format in ("onnx", "torch_export"):
             write_program(checkpoint, settings, temporary)
         elif settings.format == "safetensors":
-            temporary.write_bytes(save(checkpoint.weights.tensors, metadata(checkpoint)))
+            write_safetensors(checkpoint, checkpoint.weights.tensors, temporary)
             write_text(card, model_card(checkpoint, path))
         elif settings.format == "timm":
-            temporary.write_bytes(save(to_layout(checkpoint.weights.tensors, "timm"), metadata(checkpoint)))
+            write_safetensors(checkpoint, to_layout(checkpoint.weights.tensors, "timm"), temporary)
         else:
             torch.save(to_layout(checkpoint.weights.tensors, "authors"), temporary)
     log.info(f"  → {' and '.join(map(str, written))}")
@@ -120,9 +120,10 @@ def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
     return Path("outputs") / "export" / (weights.published or weights.path.name.partition(".")[0]) / name
 
 
-def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """Make the header of a file, which evaluate.py and predict.py need besides the weights."""
-    return {METADATA: json.dumps(describe(checkpoint))}
+def write_safetensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], path: Path) -> None:
+    """Write weights, and in the header what evaluate.py and predict.py need besides, and a checksum of both."""
+    description = json.dumps(describe(checkpoint))
+    path.write_bytes(save(tensors, {METADATA: description, CHECKSUM: checksum(tensors, description)}))
 
 
 # Programs.

@@ -34,6 +34,7 @@ WRAPPERS = ("average", "state_dict_ema", "model_ema", "ema", "module", "state_di
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and averages, torch.compile, Lightning
 
 METADATA = "convmixer"  # the key of a safetensors file's header under which ours say what they are
+CHECKSUM = "convmixer_sha256"  # the key of the checksum beside it
 FOREIGN = {  # how files begin that are no weights
     b"version https://git-lfs": "a Git LFS pointer; git lfs pull fetches the file itself",
     b"\x89PNG": "a PNG image",
@@ -230,12 +231,24 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Read the weights under the file's names, and the rest of the file's content."""
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
-            content = check_type(dict[str, Any], json.loads((file.metadata() or {}).get(METADATA, "{}")))
-            return strip({name: file.get_tensor(name) for name in file.keys()}), content  # noqa: SIM118
+            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        description = header.get(METADATA, "{}")
+        if CHECKSUM in header and header[CHECKSUM] != checksum(tensors, description):
+            raise archive.Damaged("it is damaged: its checksum differs")
+        return strip(tensors), check_type(dict[str, Any], json.loads(description))
     content = archive.load(path)
     if not isinstance(content, Mapping):
         raise NoWeights(f"it holds a {type(content).__name__}, not named tensors")
     return unwrap(content), content
+
+
+def checksum(tensors: Mapping[str, Tensor], description: str) -> str:
+    """Hash all that a safetensors file of ours holds, as safetensors has no checksum."""
+    content = hashlib.sha256(description.encode())
+    for name, tensor in sorted(tensors.items()):
+        content.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+        content.update(tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()
 
 
 def is_safetensors(path: Path) -> bool:
