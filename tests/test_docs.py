@@ -251,6 +251,18 @@ def test_messages_of_the_troubleshooting_page_are_the_programs() -> None:
         assert any(is_made_from(message, text) for text in likely), message
 
 
+def test_sentences_that_the_compare_page_explains_are_printed() -> None:
+    """Of each sentence, pieces of two words or more between values and punctuation are in the program's text."""
+    text = "\n".join(templates()).lower()
+    page = (REPOSITORY / "docs" / "compare.md").read_text().partition("## What the sentences mean")[2]
+    sentences = re.findall(r"^\| (.*?) \|", page.partition("\n\n**")[0], re.M)[2:]
+    assert len(sentences) > 15
+    for sentence in sentences:
+        pieces = [piece.strip() for piece in re.split(r"[^a-z ’']+|\b[ab]\b", sentence.lower())]
+        missing = [piece for piece in pieces if " " in piece and piece not in text]
+        assert not missing, sentence
+
+
 def test_readme_is_a_first_page() -> None:
     text = (REPOSITORY / "README.md").read_text()
     assert len(text.encode()) <= 8192
