@@ -191,7 +191,7 @@ def test_a_team_validates_the_weights_that_it_keeps(team_run: Path) -> None:
 
 def test_the_processes_must_share_a_name(tmp_path: Path) -> None:
     ranks = start_ranks(*ARGUMENTS, cwd=tmp_path)
-    assert all("set it with sweep=NAME" in text for text in outputs(ranks))
+    assert all("Fix: sweep=NAME" in text for text in outputs(ranks))
     assert [process.returncode for process in ranks] == [1, 1]
     assert not (tmp_path / "outputs").exists()
 

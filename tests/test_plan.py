@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, checked, command
-from sweeps.preview import seconds_per_mac, size_of
+from sweeps.preview import model_size, seconds_per_mac
 from training.summary import summarize
 
 GRID = ("-m", "patch=p1,p7", "seed=0,1", *TINY, "wandb.mode=disabled")
@@ -71,7 +71,7 @@ def test_planned_size_is_that_of_the_model(overrides: list[str]) -> None:
     config = checked(*overrides, "data.val_fraction=0.25", "data.train_fraction=0.5")
     side = config.data.image_size or 8
     total = summarize(config, 3, 10, (side, side))[-1]
-    assert size_of(config, 3, 10, (8, 8), 800) == (total.parameters, total.macs, 300)
+    assert model_size(config, 3, 10, (8, 8), 800) == (total.parameters, total.macs, 300)
 
 
 def test_time_is_estimated_from_runs_of_similar_size() -> None:

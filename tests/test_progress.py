@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from comparison.progress import Progress, progress
 from conftest import checked
-from sweeps.launch import record
+from sweeps.launch import record_grid
 from sweeps.plan import Job
 from training.summary import summarize
 
@@ -24,7 +24,9 @@ def write_summary(folder: Path, depth: int, **figures: object) -> None:
 def test_the_time_left_follows_from_what_completed_runs_took(tmp_path: Path) -> None:
     assert progress(tmp_path) is None
     configs = {depth: checked(f"model.depth={depth}", "trainer.epochs=10") for depth in DEPTHS}
-    record(tmp_path, [Job([f"model.depth={depth}"], configs[depth], f"id{depth}") for depth in DEPTHS], ["model.depth"])
+    record_grid(
+        tmp_path, [Job([f"model.depth={depth}"], configs[depth], f"id{depth}") for depth in DEPTHS], ["model.depth"]
+    )
     write_summary(tmp_path, 2, status="interrupted", epochs=5)
     (tmp_path / ".locks").mkdir()
     with FileLock(tmp_path / ".locks" / "id2.lock"):

@@ -25,9 +25,9 @@ from stats.importance import Importance
 from sweeps import search
 from sweeps.launch import monitor_of
 from sweeps.plan import parse_overrides, split_overrides
-from sweeps.search_findings import as_record, findings, importance
+from sweeps.search_findings import finding_lines, key_importances, search_record
 from sweeps.space import check_space, make_space
-from sweeps.trials import complete, is_hopeless, make_sampler
+from sweeps.trials import complete_trial, is_hopeless, make_sampler
 from tracking.trial import Trial, open_storage
 
 TINY = (
@@ -120,7 +120,7 @@ def test_a_search_goes_on_and_goes_further(tmp_path: Path) -> None:
     assert f"{database.relative_to(tmp_path)}: is damaged" in damaged.stderr and database.read_bytes() == cut
     database.unlink()  # as the message says
     restarted = tiny(tmp_path, n_trials=5)
-    assert restarted.returncode == 0 and "missing, but 5 runs of this search are here" in restarted.stdout
+    assert restarted.returncode == 0 and "missing, but 5 runs of this search exist" in restarted.stdout
     assert "ConvMixer-8/1" not in restarted.stdout
     assert [(trial.params, trial.value) for trial in trials(sweep)] == kept
 
@@ -133,7 +133,7 @@ def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     assert undisturbed.returncode == 0, undisturbed.stderr
     sweep, whole = tmp_path / "outputs" / "w", tmp_path / "whole" / "w"
     chosen = {trial.number: trial.state for trial in trials(whole) if "pruned_at" in trial.user_attrs}
-    assert chosen == {2: TrialState.COMPLETE, 3: TrialState.PRUNED}  # the one is finished all the same, and wins
+    assert chosen == {2: TrialState.COMPLETE, 3: TrialState.PRUNED}  # trial 2 runs to the end as a check, and wins
     assert re.search("1 of which pruned(.|\n)*pruner: 2 trials; .*same: 1; .* 1 of 1", undisturbed.stdout)
     process = start(*arguments, cwd=tmp_path)
     wait_for(lambda: len(begun(sweep)) == 2, process)
@@ -201,7 +201,7 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     failed = [trial.number for trial in trials(tmp_path / "outputs" / "s") if trial.state == TrialState.FAIL]
     again = command("-m", "hydra/sweeper=optuna", "model.patch_size=choice(1,7)", *TINY, "hydra.sweeper.n_trials=3",
                     "sweep=s", cwd=tmp_path)  # fmt: skip
-    assert f"{3 - len(failed)} of them done, {len(failed)} failed and tried again" in again.stdout
+    assert f"{3 - len(failed)} of them done, {len(failed)} failed and repeated" in again.stdout
     assert f"best of 3 trials, {len(failed)} of which failed" in again.stdout
     assert all(int(run) <= 3 for run in re.findall(r"run (\d+) of 3", again.stdout))
     assert [trial.user_attrs["retry_of"] for trial in trials(tmp_path / "outputs" / "s")[3:]] == failed
@@ -249,20 +249,20 @@ def test_hopeless_is_what_is_significantly_worse_with_the_pooled_spread(seed: in
 
 def test_what_a_search_found() -> None:
     study = searched(20)
-    lines = findings(study, "val/accuracy", 3, importance(study))
+    lines = finding_lines(study, "val/accuracy", 3, key_importances(study))
     assert re.search(r"20 trials, 4 of which pruned: .* 95.0% .*seeds.* with optimizer.lr=", lines[0])
     assert re.search(r"pruner: 6 trials.*same: 2.*others: 1 of 2 .*97%", lines[1])  # Clopper and Pearson's bound
     assert re.search(r"3 seeds: 7 trials", lines[2])
     assert re.search(r"16 trials.*: optimizer.lr [6-9]\d%.*up to \d\d%.*augmentation", lines[3])
     few = searched(9)
-    assert not importance(few)  # it would be noise
-    assert "10 completed trials" in findings(few, "val/accuracy", 3, {})[-1]
+    assert not key_importances(few)  # it would be noise
+    assert "10 completed trials" in finding_lines(few, "val/accuracy", 3, {})[-1]
 
 
 def test_record_of_a_search_holds_trials_and_importances() -> None:
     study = searched(20)
     found = {"optimizer.lr": Importance(0.7, 0.6), "model.depth": Importance(0.2, 0.5)}
-    record = json.loads(json.dumps(as_record(study, ["best"], found)))
+    record = json.loads(json.dumps(search_record(study, ["best"], found)))
     assert [key["key"] for key in record["keys"]][:2] == ["optimizer.lr", "model.depth"]  # the most important first
     keys = {key["key"]: key for key in record["keys"]}
     assert keys["optimizer.lr"]["is_log"] and keys["optimizer.lr"]["importance"] == 0.7
@@ -296,7 +296,7 @@ def searched(n_trials: int) -> optuna.Study:
         elif number % 3 == 2:
             study.tell(trial, state=TrialState.PRUNED)
             continue
-        complete(study, number, [0.95 if number == 11 else value] * (1 if number % 3 == 0 else 3))
+        complete_trial(study, number, [0.95 if number == 11 else value] * (1 if number % 3 == 0 else 3))
     return study
 
 

@@ -1,7 +1,7 @@
 """The launcher of conf/hydra/launcher/side_by_side.yaml: each run in a separate process, several at once.
 
-A process is forked from one that has imported PyTorch, which takes seconds, and gets the config that the sweep has
-checked.
+The processes are forked from one that has imported PyTorch, which takes seconds. They get the configs that the sweep
+has checked.
 """
 
 import multiprocessing
@@ -27,19 +27,28 @@ from config.errors import ConfigError
 from config.process import prepare_process
 from runtime.claims import cores, processes_of
 from runtime.console import say
-from sweeps.launch import Announcer, logging_of, train
+from sweeps.launch import Announcer, logging_of, train_job
 from sweeps.plan import Job, make_job
 
-MAX_TMPDIR = 70  # bytes; the path of the fork server's socket, which is 32 longer, may have 107
+MAX_TMPDIR = 70  # bytes; the fork server's socket has a path 32 bytes longer, and 107 are allowed
 
 
-class SideBySide(Launcher):
+class SideBySideLauncher(Launcher):
+    """A launcher that trains several runs at once, each in a separate process.
+
+    Args:
+        n_jobs: Runs at once; None: one per GPU, without a GPU one per core.
+
+    Raises:
+        ConfigError: `n_jobs` is below 1.
+    """
+
     def __init__(self, n_jobs: int | None) -> None:
         if n_jobs is not None and n_jobs < 1:
             raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: expected at least 1, or null")
         self.n_jobs = n_jobs
         self.running: dict[ForkServerProcess, str] = {}
-        self.exit_code = 0  # other than 0 when it has been told to stop
+        self.exit_code = 0  # the exit code after stop(), which is not 0
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.logging = config, logging_of(config)
@@ -48,9 +57,9 @@ class SideBySide(Launcher):
         """Run all jobs, `n_jobs` at once. A run that fails or is killed does not affect the others.
 
         Raises:
-            SystemExit: a signal came, or a run did not complete and on_failure=stop.
+            SystemExit: A signal was received, or a run did not complete and on_failure=stop.
         """
-        processes = processes_of(Path(self.config.output_dir, self.config.sweep))  # of the sweep; they share the cores
+        processes = processes_of(Path(self.config.output_dir, self.config.sweep))  # commands that share the cores
         n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs(processes))
         announcer = Announcer(self.config, initial_job_idx + len(job_overrides), at_once=n_jobs)
         waiting = deque(enumerate(job_overrides, initial_job_idx))
@@ -59,7 +68,7 @@ class SideBySide(Launcher):
             while self.running or (waiting and not self.exit_code):
                 if waiting and len(self.running) < n_jobs and not self.exit_code:
                     number, overrides = waiting.popleft()
-                    announcer.say(number)
+                    announcer.announce(number)
                     self.start(context, overrides)
                     continue
                 wait([process.sentinel for process in self.running])
@@ -74,16 +83,17 @@ class SideBySide(Launcher):
         return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
 
     def start(self, context: ForkServerContext, overrides: Sequence[str]) -> None:
+        """Start the process of a run."""
         job = make_job(self.config.hydra.job.config_name, tuple(overrides))
-        process = context.Process(target=train_beside_others, args=(job, self.logging))
+        process = context.Process(target=run_in_process, args=(job, self.logging))
         try:
             process.start()
-        except (EOFError, ConnectionError):  # a signal has ended the fork server while it was importing
+        except (EOFError, ConnectionError):  # A signal has ended the fork server during its imports.
             if not self.exit_code:
                 raise
             return
         self.running[process] = " ".join(overrides)
-        if self.exit_code:  # it came in between
+        if self.exit_code:  # A signal was received during the start.
             process.terminate()
 
     def stop(self, exit_code: int) -> None:
@@ -96,7 +106,8 @@ class SideBySide(Launcher):
 
     @contextmanager
     def stop_on_signal(self) -> Iterator[None]:
-        from runtime.signals import signals_to_obey  # imports torch, which Hydra's scan of this file must not
+        """Stop the runs on a signal within this context."""
+        from runtime.signals import signals_to_obey  # imports torch; Hydra imports this file at every start
 
         numbers = set(signals_to_obey()) & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         before = {number: signal.signal(number, lambda number, frame: self.stop(128 + number)) for number in numbers}
@@ -115,11 +126,15 @@ def default_n_jobs(processes: int) -> int:
 
 
 def fork_server(threads: int) -> ForkServerContext:
-    """Start a process with all imports of a run; runs are forked from it, each with so many threads."""
+    """Start a process with all imports of a run.
+
+    Args:
+        threads: Threads of each run that is forked from it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.start"])
     inherited = {name: os.environ.get(name, str(max(1, threads))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    with env_override({**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}):  # Python 3.11's server needs it
+    with env_override({**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}):  # Python 3.11 does not pass sys.path.
         folder = tempfile.tempdir
         if len(os.fsencode(tempfile.gettempdir())) > MAX_TMPDIR:
             tempfile.tempdir = "/tmp"
@@ -128,18 +143,19 @@ def fork_server(threads: int) -> ForkServerContext:
     return context
 
 
-# In a run's process.
+# The functions below run in a run's process.
 
 
-def train_beside_others(job: Job, logging: DictConfig) -> None:
+def run_in_process(job: Job, logging: DictConfig) -> None:
     """Train a run of the sweep; save a checkpoint and stop if the sweep's process has ended."""
     prepare_process()
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    if train(job, logging).is_error:
+    if train_job(job, logging).is_error:
         sys.exit(1)
 
 
 def stop_with_parent() -> None:
+    """Send this process SIGTERM when the sweep's process has ended."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()

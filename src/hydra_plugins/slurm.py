@@ -1,6 +1,6 @@
-"""The launcher of conf/hydra/launcher/slurm.yaml: submitit's, but it submits only runs that are not in the queue.
+"""The launcher of conf/hydra/launcher/slurm.yaml, an extension of submitit's.
 
-A lost job does not end the wait for the others.
+It submits only runs that are not in the queue, and a lost job does not end the wait for the others.
 """
 
 import itertools
@@ -19,15 +19,15 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError, first_line
 from runtime.console import say
-from sweeps.launch import GRID, logging_of, train
+from sweeps.launch import GRID, logging_of, train_job
 from sweeps.plan import Job, make_job
 
-SIGNAL_EARLY_S = 60  # Slurm may send a signal so much earlier than asked for
+SIGNAL_EARLY_S = 60  # seconds by which Slurm may send a signal too early
 
 
 @dataclass
 class SlurmConf(SlurmQueueConf):
-    _target_: str = "hydra_plugins.slurm.Slurm"
+    _target_: str = "hydra_plugins.slurm.QueueLauncher"
     wait: bool = True
 
 
@@ -41,7 +41,7 @@ class Task:
         self.logging = logging
 
     def __call__(self, job: Job) -> None:
-        train(job, self.logging)
+        train_job(job, self.logging)
 
     def checkpoint(self, job: Job) -> Any:
         from submitit.helpers import DelayedSubmission
@@ -49,15 +49,24 @@ class Task:
         return DelayedSubmission(self, job)
 
 
-class Slurm(SlurmLauncher):
+class QueueLauncher(SlurmLauncher):
+    """A launcher of Slurm jobs that leaves queued runs in the queue."""
+
     def setup(self, *, config: DictConfig, **context: Any) -> None:
+        """Check the launcher's keys.
+
+        Raises:
+            ConfigError: wait=false with a search or race, or too short a time limit.
+        """
         if not self.params["wait"] and config.hydra.sweeper.method != GRID:
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
-            raise ConfigError(f"hydra.launcher.wait=false: hydra/sweeper={sweeper} needs the results; expected true")
+            raise ConfigError(
+                f"hydra.launcher.wait=false: hydra/sweeper={sweeper} needs the results. Fix: hydra.launcher.wait=true"
+            )
         minutes, delay = self.params["timeout_min"], self.params["signal_delay_s"]
         if 60 * minutes <= delay + SIGNAL_EARLY_S:
             raise ConfigError(
-                f"hydra.launcher.timeout_min={minutes}: hydra.launcher.signal_delay_s={delay} would stop a job as soon "
+                f"hydra.launcher.timeout_min={minutes}: with hydra.launcher.signal_delay_s={delay} a job stops as soon "
                 f"as it begins; expected at least {(delay + SIGNAL_EARLY_S) // 60 + 1}, or a shorter delay"
             )
         super().setup(config=config, **context)
@@ -66,14 +75,14 @@ class Slurm(SlurmLauncher):
         """Submit the runs that are not in the queue; with wait=true, return when all have ended.
 
         Raises:
-            ConfigError: Slurm does not answer, or refuses the jobs.
+            ConfigError: Slurm cannot be reached, or refuses the jobs.
         """
         import submitit  # Hydra imports this module at every start
         from submitit.core.utils import JobPaths
 
         folder, queue = self.params["submitit_folder"], ids_in_queue()
         waiting: list[submitit.Job[None]] = []
-        missing: dict[Path, Job] = {}  # by the file that keeps the ID of the run's job
+        missing: dict[Path, Job] = {}  # jobs by the file for the ID that Slurm gives them
         for overrides in job_overrides:
             run = make_job(self.config.hydra.job.config_name, tuple(overrides))
             path = JobPaths.get_first_id_independent_folder(folder) / f"{run.run_id}.job"
@@ -90,14 +99,14 @@ class Slurm(SlurmLauncher):
         return [JobReturn(status=JobStatus.COMPLETED) for _ in waiting]
 
     def submit(self, runs: Mapping[Path, Job]) -> Sequence[Any]:
-        """Submit arrays of jobs, each as large as the cluster takes, and write each job's ID into its file."""
+        """Submit arrays of jobs, each as large as the cluster allows, and write each job's ID into its file."""
         import submitit
         from submitit.core.utils import FailedJobError
 
         options = {key: value for key, value in self.params.items() if key != "wait"}
         folder, max_num_timeout = options.pop("submitit_folder"), options.pop("max_num_timeout")
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=max_num_timeout)
-        shared = BaseQueueConf.__dataclass_fields__  # by all of submitit's executors
+        shared = BaseQueueConf.__dataclass_fields__  # options of all submitit's executors
         executor.update_parameters(**{key if key in shared else f"slurm_{key}": options[key] for key in options})
         submitted: list[Any] = []
         size = max_array_size()
@@ -109,7 +118,7 @@ class Slurm(SlurmLauncher):
                 if not submitted:
                     raise ConfigError(f"hydra/launcher=slurm: {first_line(error)}") from error
                 say(
-                    f"Slurm takes no more jobs now ({first_line(error)}): the same command submits the other runs",
+                    f"Slurm accepts no more jobs ({first_line(error)}). Run the same command again for the other runs",
                     "yellow",
                 )
                 break
@@ -121,24 +130,24 @@ class Slurm(SlurmLauncher):
 
 def max_array_size() -> int:
     """Return the number of jobs that the cluster allows in an array."""
-    settings = query("scontrol", "show", "config")
-    return int(re.findall(r"MaxArraySize\s*=\s*(\d+)", settings)[0])
+    output = query("scontrol", "show", "config")
+    return int(re.findall(r"MaxArraySize\s*=\s*(\d+)", output)[0])
 
 
 def query(*command: str) -> str:
     """Return the output of a Slurm command.
 
     Raises:
-        ConfigError: Slurm does not answer.
+        ConfigError: Slurm cannot be reached.
     """
     try:
         return subprocess.check_output(command, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ConfigError(f"hydra/launcher=slurm: {error}; expected a node from which jobs are submitted") from error
+        raise ConfigError(f"hydra/launcher=slurm: {error}; expected a node that can submit jobs") from error
 
 
 def ids_in_queue() -> set[str]:
-    """List this user's jobs that wait or run, as submitit names them: 12, or 12_3 of an array."""
+    """List this user's waiting and running jobs by submitit's IDs: 12, or 12_3 in an array."""
     return set(query("squeue", "--me", "--array", "--noheader", "--format=%i").split())
 
 

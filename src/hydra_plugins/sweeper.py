@@ -1,6 +1,6 @@
 """The sweeper of all sweeps: grids, searches and races (conf/hydra/sweeper).
 
-Hydra looks for it in a package of this name and in no other.
+Hydra only searches the package hydra_plugins for it.
 """
 
 from contextlib import suppress
@@ -29,6 +29,13 @@ for name, options in (("optuna", Search), ("race", Race)):
 
 
 class Sweeps(Sweeper):
+    """A sweeper that calls the grid, search or race of sweeps/.
+
+    Args:
+        method: The path of the function, e.g. sweeps.grid.grid.
+        options: The sweeper's other keys, which setup() reads from the config.
+    """
+
     def __init__(self, method: str, **options: Any) -> None:
         self.method = method
 
@@ -41,26 +48,27 @@ class Sweeps(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        """Run the sweep of the command line's overrides, or print its plan."""
         check_one_folder(parse_overrides(arguments, self.options.params))
         is_by_time, has_name = is_named_by_time(self.config), is_named(arguments)
         outputs = Path(self.config.output_dir)
         is_new = not outputs.exists()
         if is_by_time and not self.config.plan:
             name_by_time(self.config)
-        if is_by_time or not has_name:  # or the time of day of each run would be another
+        if is_by_time or not has_name:  # Each run would otherwise get a sweep named by its own time of day.
             arguments = [*arguments, override("sweep", self.config.sweep)]
         if self.config.plan:
             folder = Path(self.config.output_dir, self.config.sweep)
             runs, note = planned_overrides(self.config, arguments, self.options)
             preview(self.config.hydra.job.config_name, folder, runs, note, as_json=self.config.plan == "json")
             return
-        sweep = get_method(self.method)  # not before: Hydra imports this module at every start, and Optuna takes long
+        sweep = get_method(self.method)  # Hydra imports this module at every start, and Optuna's import takes long.
         with env_override(self.config.hydra.job.env_set):
             try:
                 with naming_full_disk(outputs / self.config.sweep / "search.db"):
                     run_ids = sweep(self.config, self.launcher, arguments, self.options)
             except Exception:
-                with suppress(OSError):  # the folders are empty where nothing has been started
+                with suppress(OSError):  # The folders are empty if no run was started.
                     (outputs / self.config.sweep).rmdir()
                     if is_new:
                         outputs.rmdir()

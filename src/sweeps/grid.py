@@ -9,34 +9,34 @@ from omegaconf import DictConfig
 from config.sweepers import Grid
 from runtime.claims import join_sweep
 from runtime.console import say
-from sweeps.launch import is_first, launch, make_folder, not_completed, record
-from sweeps.plan import as_list, describe, expand_grid, make_jobs, parse_overrides, varied_keys
+from sweeps.launch import is_first, launch_jobs, make_folder, not_completed, record_grid
+from sweeps.plan import as_list, describe_grid, expand_grid, make_jobs, parse_overrides, varied_keys
 from tracking.run_index import RunIndex
 
 
 def grid(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Grid) -> set[str]:
-    """Check all runs, then launch those that are not completed.
+    """Check all runs, then launch the runs that are not completed.
 
     Returns:
         The IDs of all runs.
 
     Raises:
-        ConfigError: a run is invalid; nothing has been started.
+        ConfigError: A run is invalid; no run has been started.
     """
     runs = expand_grid(parse_overrides(arguments, options.params))
     varied = varied_keys(runs)
     if is_first():
         join_sweep(Path(config.output_dir, config.sweep))
-        say(f"sweep {config.sweep}: {describe(runs)} → {config.output_dir}/{config.sweep}")
+        say(f"sweep {config.sweep}: {describe_grid(runs)} → {config.output_dir}/{config.sweep}")
     jobs = make_jobs(config.hydra.job.config_name, [[*run, f"varied={as_list(varied)}"] for run in runs])
     folder = make_folder(config)
     if is_first():
-        record(folder, jobs, varied)
+        record_grid(folder, jobs, varied)
     index = RunIndex(folder)
     missing, run_ids = not_completed(jobs, index), {job.run_id for job in jobs}
     if completed := len(run_ids) - len(missing):
         say(f"{completed:,} of {len(run_ids):,} runs completed before; {len(missing):,} to run")
     size = options.max_batch_size or len(missing)
     for start in range(0, len(missing), size or 1):
-        launch(launcher, missing[start : start + size], index, first_number=start)
+        launch_jobs(launcher, missing[start : start + size], index, first_number=start)
     return run_ids

@@ -34,38 +34,39 @@ if TYPE_CHECKING:
     from comparison.progress import Progress
     from training.run import Result
 
-GRID = "sweeps.grid.grid"  # hydra.sweeper.method of a sweep whose runs are known before it starts
+GRID = "sweeps.grid.grid"  # hydra.sweeper.method of grids, whose runs are all determined before the start
 
 
 def is_first() -> bool:
-    """Check whether this process is alone or rank 0 of its run (runtime/distributed.py)."""
+    """Return True if this process is alone or rank 0 of its run (runtime/distributed.py)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_alone() -> bool:
-    """Check whether this process is the only rank; ranks read files at different times, but must decide alike."""
+    """Return True if this process is the only rank; ranks read files at different times, but must decide alike."""
     return int(os.environ.get("WORLD_SIZE", 1)) == 1
 
 
 def is_named(overrides: Iterable[str]) -> bool:
-    """Check whether the sweep has a name, not the time of day.
+    """Return True if an override names the sweep.
 
     Raises:
-        ConfigError: several processes were started for one run, without a name that they share.
+        ConfigError: A run of several processes has no name, which they must share.
     """
     named = any(override.startswith("sweep=") for override in overrides)
     if not named and not is_alone():
-        raise ConfigError("sweep: has no value that all processes share; set it with sweep=NAME")
+        raise ConfigError("sweep: has no value that all ranks share. Fix: sweep=NAME")
     return named
 
 
 def is_named_by_time(config: DictConfig) -> bool:
+    """Return True if the sweep's name contains the time of day."""
     unresolved: Any = OmegaConf.to_container(config, resolve=False)
     return "${now:" in str(unresolved["sweep"])
 
 
 def name_by_time(config: DictConfig | Config) -> None:
-    """Give a sweep that is named by the time of day a new folder, also if another started within the same second."""
+    """Make a new folder for a sweep named by the time of day; a number distinguishes sweeps of the same second."""
     base = config.sweep
     for number in count(1):
         name = base if number == 1 else f"{base}-{number}"
@@ -73,7 +74,7 @@ def name_by_time(config: DictConfig | Config) -> None:
             Path(config.output_dir, name).mkdir(parents=True)
         except FileExistsError:
             continue
-        except OSError:  # make_folder says what is wrong
+        except OSError:  # make_folder() reports the error.
             pass
         config.sweep = name
         return
@@ -83,7 +84,7 @@ def make_folder(config: DictConfig | Config) -> Path:
     """Make the sweep's folder.
 
     Raises:
-        ConfigError: there can be no such folder.
+        ConfigError: The folder cannot be made or written to.
     """
     folder = Path(config.output_dir) / config.sweep
     fix = "a folder to write to, with output_dir=DIR"
@@ -101,21 +102,23 @@ def locked_folder(config: DictConfig) -> Iterator[Path]:
     """Lock the sweep's folder for this process.
 
     Raises:
-        ConfigError: there can be no such folder, or another process has it.
+        ConfigError: The folder cannot be made, or another process has locked it.
     """
     if not is_alone():
-        raise ConfigError("hydra/sweeper: several processes were started; expected one, which starts the others")
+        raise ConfigError("hydra/sweeper: several processes were started; expected one, which launches the runs")
     folder = make_folder(config)
     try:
         lock = FileLock(folder / "sweep.lock").acquire(blocking=False)
     except Timeout:
-        raise ConfigError(f"sweep={config.sweep}: another process chooses the runs there") from None
+        raise ConfigError(
+            f"sweep={config.sweep}: another process is running this search or race. Fix: wait for it, or end it"
+        ) from None
     with lock:
         yield folder
 
 
-def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
-    """Write the runs of a grid to sweep.json, from which comparison/progress.py estimates the time left."""
+def record_grid(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
+    """Write the runs of a grid to sweep.json, from which comparison/progress.py estimates the ETA."""
     planned = {
         run.run_id: {
             "name": display_name(run.overrides, varied),
@@ -129,30 +132,37 @@ def record(folder: Path, runs: Iterable[Job], varied: Sequence[str]) -> None:
 
 
 def not_completed(jobs: Iterable[Job], index: RunIndex) -> list[Job]:
-    """List each run once, without those completed before."""
+    """List each run once, without completed runs."""
     unique = list({job.run_id: job for job in jobs}.values())
     return [job for job in unique if not (is_alone() and index.summary(job.run_id).get("status") == "completed")]
 
 
-def launch(launcher: Launcher, jobs: Iterable[Job], index: RunIndex, first_number: int) -> None:
-    """Run the jobs that are not completed; the results are in the index then.
+def launch_jobs(launcher: Launcher, jobs: Iterable[Job], index: RunIndex, first_number: int) -> None:
+    """Run each distinct job that is not completed, and update the index.
+
+    Args:
+        launcher: Hydra's launcher of the jobs.
+        jobs: The jobs.
+        index: The index of the sweep's runs.
+        first_number: The number of the first job in the sweep, from 0.
 
     Raises:
-        SystemExit: the sweep was asked to stop.
+        SystemExit: The sweep was stopped by a signal or by on_failure=stop.
     """
     overrides = [job.overrides for job in not_completed(jobs, index)]
     for returned in launcher.launch(overrides, initial_job_idx=first_number) if overrides else ():
-        _ = returned.return_value  # raises what the job did not record itself
+        _ = returned.return_value  # raises errors that the job could not record
     index.list()
 
 
-def train(job: Job, logging: DictConfig) -> "Result":
-    """Train a run, in the process in which its launcher calls this.
+def train_job(job: Job, logging: DictConfig) -> "Result":
+    """Train a run in this process.
 
     Args:
-        logging: see logging_of().
+        job: The run.
+        logging: The settings of the log; see logging_of().
     """
-    from training.start import run  # torch takes seconds to import: not for --help or a misspelt key
+    from training.start import run  # torch takes seconds, which --help and errors need not wait for
 
     configure_log(logging.job_logging, logging.verbose)
     return run(job.config, job.overrides, job.choices)
@@ -168,42 +178,50 @@ def logging_of(config: DictConfig) -> DictConfig:
 class Announcer:
     """The line before each run of a sweep, e.g. "run 3 of 12, about 5 min left"; only grids have an ETA.
 
-    The estimate looks at all runs, and is made again only after a hundred times as long as that took.
+    The ETA reads all runs. It is computed again only after a hundred times as long as the computation took.
+
+    Args:
+        config: The sweep's config.
+        total: The number of runs so far, for sweeps other than searches.
+        at_once: The number of runs at once.
     """
 
     def __init__(self, config: DictConfig, total: int, at_once: int = 1) -> None:
         self.folder = Path(config.output_dir) / config.sweep
         self.total, self.at_once = runs_of_search(config) or total, at_once
-        self.until = " by the end of this round" if "max_seeds" in config.hydra.sweeper else ""  # of a race
+        self.until = " by the end of this round" if "max_seeds" in config.hydra.sweeper else ""  # only for races
         self.progress: Progress | None = None
         self.looked_at, self.next_look = 0.0, 0.0 if config.hydra.sweeper.method == GRID else math.inf
 
-    def say(self, number: int) -> None:
-        """Announce the run of this number, from 0."""
+    def announce(self, number: int) -> None:
+        """Print the line before a run; runs are numbered from 0."""
         if is_first():
-            left = self.time_left()
+            left = self.eta()
             say(f"run {number + 1:,} of {self.total:,}{self.until}" + (f", {left}" if left else ""))
 
-    def time_left(self) -> str:
-        now = time.monotonic()
-        if now >= self.next_look:
+    def eta(self) -> str:
+        """Format the ETA; empty if it is unknown."""
+        time_now = time.monotonic()
+        if time_now >= self.next_look:
             from comparison.progress import progress  # takes a second, which --help need not wait for
 
-            self.looked_at, self.progress = now, progress(self.folder, starting=1, at_once=self.at_once)
-            self.next_look = now + 100 * (time.monotonic() - now)
+            self.looked_at, self.progress = time_now, progress(self.folder, starting=1, at_once=self.at_once)
+            self.next_look = time_now + 100 * (time.monotonic() - time_now)
         if not self.progress or self.progress.seconds is None:
             return ""
-        return replace(self.progress, seconds=max(0.0, self.progress.seconds - (now - self.looked_at))).time_left
+        seconds = max(0.0, self.progress.seconds - (time_now - self.looked_at))
+        return replace(self.progress, seconds=seconds).time_left
 
 
 def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
     """Compare the runs of the sweep's folder.
 
     Args:
-        run_ids: of the runs that a grid asked for.
+        config: The sweep's config.
+        run_ids: The IDs of a grid's runs.
 
     Raises:
-        SystemExit: some have not completed, or cannot be compared.
+        SystemExit: Some runs have not completed, or the runs cannot be compared.
     """
     if not is_first():
         return
@@ -211,7 +229,7 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
     if not config.hydra.launcher.get("wait", True):
         script = Path(sys.argv[0]).with_name("compare.py")
         say(f"to compare the runs: {shell('python', str(script), str(folder))}")
-        say(f"the same command with {shell(override('sweep', config.sweep))} submits those that are missing then")
+        say(f"to submit missing runs later: the same command with {shell(override('sweep', config.sweep))}")
         return
     from comparison import report, results
 
@@ -225,33 +243,33 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
         sys.exit(f"error: {printable(str(error))}")
     except Exception:
         traceback.print_exc()
-        sys.exit(f"the runs are kept in {printable(str(folder))}, but could not be compared")
+        sys.exit(f"the runs in {printable(str(folder))} could not be compared; they are not affected")
     statuses = [run.status for run in comparison.runs]
-    begun = {run.run_id for run in comparison.runs}
-    statuses += ["interrupted"] * len({*run_ids} - begun)  # they ended before they began
+    started = {run.run_id for run in comparison.runs}
+    statuses += ["interrupted"] * len({*run_ids} - started)  # jobs that ended before their run started
     running = statuses.count("running")
     if total := sum(status not in ("completed", "pruned") for status in statuses):
         elsewhere = f", {running} of them still being trained by another process" if running else ""
         sys.exit(f"{total} of {len(statuses)} runs did not complete{elsewhere}")
 
 
-# For sweeps that choose runs by the results of those before.
+# Searches and races, which choose runs by earlier results.
 
 
 def runs_of_search(config: DictConfig) -> int:
-    """Count the most runs that a search can have; 0 if the sweep is no search."""
+    """Return the highest number of runs of a search, 0 if the sweep is not a search."""
     sweeper = config.hydra.sweeper
     return sweeper.get("n_trials", 0) * len(sweeper.get("seeds") or [None])
 
 
 def monitor_of(configs: Sequence[Config]) -> str:
-    """Return the metric by which runs are chosen.
+    """Return the metric by which runs are compared.
 
     Raises:
-        ConfigError: they have none in common.
+        ConfigError: A run has no validation, or the runs have different metrics.
     """
     if not all(config.data.val_fraction for config in configs):
-        raise ConfigError("data.val_fraction=0: runs are chosen by their validation; expected above 0")
+        raise ConfigError("data.val_fraction=0: searches and races compare validation results; expected above 0")
     if len({config.trainer.monitor for config in configs}) > 1:
-        raise ConfigError("trainer.monitor: runs are chosen by it; expected one value")
+        raise ConfigError("trainer.monitor: searches and races compare one metric; expected one value")
     return configs[0].trainer.monitor

@@ -19,8 +19,8 @@ from config.schema import Config, Model
 from runtime.console import track
 from tracking.identity import IMAGE_SIZES, drop_unnamed, override_texts, run_id, short_text
 
-ONE_FOLDER = ("output_dir", "sweep")  # the keys that say where the runs of a sweep are
-MOST_VALUES = 8  # of a key, shown in a line
+ONE_FOLDER = ("output_dir", "sweep")  # the keys of the sweep's folder
+MOST_VALUES = 8  # the most values of a key that a line lists
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def check_one_folder(overrides: Mapping[str, Override]) -> None:
     """Check that the runs of the sweep share one folder.
 
     Raises:
-        ConfigError: the runs of the sweep would get folders in several places.
+        ConfigError: A key of the folder has several values.
     """
     for key in ONE_FOLDER:
         if key in overrides and overrides[key].is_sweep_override():
@@ -67,7 +67,7 @@ def check_one_place(configs: Iterable[Config]) -> None:
     """Check that the composed runs share one folder.
 
     Raises:
-        ConfigError: the runs would get folders in several places, as with sweep=k${model.kernel_size}.
+        ConfigError: The runs would get several folders, as with sweep=k${model.kernel_size}.
     """
     configs = list(configs)
     for key in ONE_FOLDER:
@@ -76,6 +76,7 @@ def check_one_place(configs: Iterable[Config]) -> None:
 
 
 def one_folder_error(key: str, value: str) -> ConfigError:
+    """Make the error about a sweep with several folders."""
     return ConfigError(f"{key}={value}: the runs of a sweep share one folder; expected one value for all of them")
 
 
@@ -83,11 +84,11 @@ def split_overrides(overrides: Mapping[str, Override]) -> tuple[dict[str, Overri
     """Split overrides into keys with several values, and keys with one.
 
     Raises:
-        ConfigError: no key is given several values.
+        ConfigError: No key has several values.
     """
     several = {key: override for key, override in overrides.items() if override.is_sweep_override()}
     if not several:
-        raise ConfigError("there is nothing to choose from; give a key several values, e.g. model.depth=4,8")
+        raise ConfigError("no key has several values to choose from. Fix: e.g. model.depth=4,8")
     return several, {key: overrides[key].get_value_element_as_str() for key in overrides if key not in several}
 
 
@@ -95,21 +96,21 @@ def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
     """List the overrides of every run of a grid, as Hydra's own sweeper does.
 
     Raises:
-        ConfigError: a key is given an interval.
+        ConfigError: A key has an interval.
     """
     for override in overrides.values():
         if override.is_interval_sweep():
             raise ConfigError(
-                f"{override.input_line}: a grid needs single values; for a search add hydra/sweeper=optuna"
+                f"{override.input_line}: a grid needs single values. Fix: list values, or add hydra/sweeper=optuna"
             )
     return BasicSweeper.split_arguments(list(overrides.values()), None)[0]
 
 
 def varied_keys(runs: Iterable[Sequence[str]]) -> list[str]:
     """List the keys that differ between runs, in the order of their overrides."""
-    given = [override_texts(run) for run in runs]
-    keys = dict.fromkeys(key for run in given for key in run)
-    return [key for key in keys if len({run.get(key) for run in given}) > 1]
+    texts = [override_texts(run) for run in runs]
+    keys = dict.fromkeys(key for run in texts for key in run)
+    return [key for key in keys if len({run.get(key) for run in texts}) > 1]
 
 
 def as_list(values: Iterable[Any]) -> str:
@@ -117,25 +118,25 @@ def as_list(values: Iterable[Any]) -> str:
     return f"[{','.join(map(str, values))}]"
 
 
-def describe(runs: Sequence[Sequence[str]]) -> str:
+def describe_grid(runs: Sequence[Sequence[str]]) -> str:
     """Describe a grid in a line, e.g. "4 runs of kernel_size=5,9 × depth=8,16, all with epochs=5"."""
-    given = [override_texts(run) for run in runs]
+    texts = [override_texts(run) for run in runs]
     varied = varied_keys(runs)
     axes = []
     for key in varied:
-        values = list(dict.fromkeys(run[key] for run in given))
+        values = list(dict.fromkeys(run[key] for run in texts))
         few = len(values) <= MOST_VALUES
         axes.append(f"{key.rpartition('.')[2]}={','.join(values)}" if few else f"{len(values)} values of {key}")
-    shared = short_text(drop_unnamed({key: value for key, value in given[0].items() if key not in varied}))
+    shared = short_text(drop_unnamed({key: value for key, value in texts[0].items() if key not in varied}))
     return f"{len(runs):,} runs{' of ' if axes else ''}{' × '.join(axes)}{f', all with {shared}' if shared else ''}"
 
 
 @cache
 def make_job(app: str, overrides: tuple[str, ...]) -> Job:
-    """Compose and check a run; cached, so that a launcher starts exactly what the sweep has checked.
+    """Compose and check a run; the result is cached, so a launcher starts exactly the run that was checked.
 
     Raises:
-        ConfigError: the run's values are invalid, or do not fit together.
+        ConfigError: A value is invalid, or two values are incompatible.
     """
     config = parse_config(compose_config(app, overrides))
     return Job(overrides, config, run_id(config), chosen_options(app, overrides))
@@ -145,7 +146,7 @@ def make_jobs(app: str, runs: Sequence[Sequence[str]]) -> list[Job]:
     """Compose and check all runs, with a progress bar.
 
     Raises:
-        ConfigError: one is invalid; the message names it.
+        ConfigError: A run is invalid; the message names it.
     """
     jobs = []
     for run in track(runs, "checking the runs"):

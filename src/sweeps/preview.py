@@ -25,18 +25,24 @@ from tracking.identity import display_name, folder_name, override_texts
 from tracking.run_index import RunIndex
 
 SIMILAR = 4  # runs whose multiply-accumulates differ by less than this factor have similar rates
-CIFAR = {"cifar10": 10, "cifar100": 100}  # classes; known before the images are downloaded
+CIFAR = {"cifar10": 10, "cifar100": 100}  # number of classes, for plans before the download
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class PreviewedRun:
     """A run of a plan.
 
     Attributes:
-        status: of the run's folder, where it exists; else `new`, or `impossible`.
-        seconds: estimated from completed runs on the same data; None where there are none.
-        bytes: estimated, of its checkpoints while it trains.
-        problem: why the run is impossible.
+        name: The run's name.
+        run_id: The run's ID; None if the run is impossible.
+        folder: The path of the run's folder; None if the run is impossible.
+        status: The status in the run's summary, else `new` or `impossible`.
+        overrides: The run's overrides.
+        parameters: Parameters of the model.
+        macs: Multiply-accumulates of an image's forward pass.
+        seconds: Training time, estimated from completed runs on the same data; None without such runs.
+        bytes: Size of the checkpoints during training, estimated.
+        problem: The reason why the run is impossible.
     """
 
     name: str
@@ -52,7 +58,7 @@ class PlannedRun:
 
 
 def planned_overrides(config: DictConfig, arguments: Sequence[str], options: Grid | Race | Search) -> tuple[Any, str]:
-    """List the overrides of every run that is known before the sweep starts, with a note on later ones."""
+    """List the overrides of all runs that are determined before the start, with a note on later runs."""
     parsed = parse_overrides(arguments, options.params)
     match options:
         case Grid():
@@ -74,18 +80,26 @@ def planned_overrides(config: DictConfig, arguments: Sequence[str], options: Gri
 
 
 def with_varied(runs: Sequence[Sequence[str]], varied: Sequence[str]) -> list[list[str]]:
+    """Add the override `varied`, which names the runs."""
     return [[*run, f"varied={as_list(varied)}"] for run in runs]
 
 
 def preview(app: str, folder: Path, runs: Sequence[Sequence[str]], note: str, as_json: bool) -> None:
-    """Print the plan.
+    """Print the plan of a sweep.
+
+    Args:
+        app: The name of the config.
+        folder: The sweep's folder.
+        runs: The overrides of each run.
+        note: A note on runs that are not determined yet.
+        as_json: Print JSON, not a table.
 
     Raises:
-        SystemExit: a run is impossible.
+        SystemExit: A run is impossible.
     """
-    index, known = RunIndex(folder), completed_runs(folder.parent)
+    index, rates = RunIndex(folder), completed_runs(folder.parent)
     planned = [
-        plan_run(app, [text for text in run if not text.startswith("plan=")], index, known)
+        plan_run(app, [text for text in run if not text.startswith("plan=")], index, rates)
         for run in track(runs, "planning")
     ]
     unique = list({run.run_id or run.name: run for run in planned}.values())
@@ -99,12 +113,13 @@ def preview(app: str, folder: Path, runs: Sequence[Sequence[str]], note: str, as
     if as_json:
         print(json.dumps({"folder": str(folder), "note": note, **totals, "planned": [asdict(run) for run in unique]}))
     else:
-        show(folder, unique, totals, note)
+        print_plan(folder, unique, totals, note)
     if impossible:
         sys.exit(f"{impossible:,} of {len(unique):,} runs are impossible")
 
 
-def show(folder: Path, runs: Sequence[PlannedRun], totals: dict[str, Any], note: str) -> None:
+def print_plan(folder: Path, runs: Sequence[PreviewedRun], totals: dict[str, Any], note: str) -> None:
+    """Print the plan as a table with its totals below."""
     from comparison.formatting import duration  # takes a second
 
     header = ["run", "ID", "status", "params", "MACs", "time", "disk"]
@@ -123,36 +138,44 @@ def show(folder: Path, runs: Sequence[PlannedRun], totals: dict[str, Any], note:
             f"impossible: {problem} ({', '.join(names[:3])}{f' and {len(names) - 3:,} more' if names[3:] else ''})",
             "red",
         )
-    known = totals["seconds"] is not None
+    has_time = totals["seconds"] is not None
     time = (
         f"about {duration(totals['seconds'])} one after the other"
-        if known
-        else "time unknown: none like them completed"
+        if has_time
+        else "time unknown, as no similar run has completed"
     )
     say(f"{totals['to_run']:,} of {totals['runs']:,} runs to run: {time}, {si(totals['bytes'])}B of checkpoints")
 
 
 def plan_run(
-    app: str, overrides: list[str], index: RunIndex, known: Mapping[str, Sequence[tuple[int, float]]]
-) -> PlannedRun:
+    app: str, overrides: list[str], index: RunIndex, rates: Mapping[str, Sequence[tuple[int, float]]]
+) -> PreviewedRun:
+    """Compose a run and estimate its size and time.
+
+    Args:
+        app: The name of the config.
+        overrides: The run's overrides.
+        index: The index of the sweep's runs.
+        rates: Multiply-accumulates and seconds for each of them of completed runs, by data set.
+    """
     varied = override_texts(overrides).get("varied", "[]").strip("[]").split(",")
     name = display_name(overrides, [key for key in varied if key])
     try:
         job = make_job(app, tuple(overrides))
         data = dataset(job.config.data.name, job.config.data.root, job.config.data.skip_unreadable)
-        parameters, macs, images = size_of(job.config, *data)
+        parameters, macs, images = model_size(job.config, *data)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ConfigError and DataError are ValueErrors
         problem = explain(error) if not isinstance(error, ConfigError) else first_line(error)
-        return PlannedRun(name, None, None, "impossible", overrides, problem=problem)
+        return PreviewedRun(name, None, None, "impossible", overrides, problem=problem)
     config = job.config
     status = index.summary(job.run_id).get("status", "new")
     path = index.folders.get(job.run_id, index.sweep / f"{folder_name(name)}-{job.run_id}")
-    rate = seconds_per_mac(macs, known.get(config.data.name, ()))
+    rate = seconds_per_mac(macs, rates.get(config.data.name, ()))
     seconds = None if rate is None else rate * macs * images * config.trainer.epochs
     copies = 1 + 2 * (
         2 if isinstance(config.optimizer, SGD) else 3
     )  # best.pt; last.pt and previous.pt with their states
-    return PlannedRun(
+    return PreviewedRun(
         name, job.run_id, str(path), status, overrides, parameters, macs, seconds, bytes=4 * parameters * copies
     )
 
@@ -162,7 +185,7 @@ def dataset(name: str, root: str, skip_unreadable: bool) -> tuple[int, int, tupl
     """Return channels, classes, image size and number of training images, without a download.
 
     Raises:
-        DataError: the images cannot be read.
+        DataError: The images cannot be read.
     """
     from data import datasets  # takes seconds
     from data.image_files import DataError
@@ -170,19 +193,19 @@ def dataset(name: str, root: str, skip_unreadable: bool) -> tuple[int, int, tupl
     try:
         data = datasets.read(name, root, download=False, skip_unreadable=skip_unreadable)
     except DataError:
-        if name in CIFAR:  # is downloaded by the first run
+        if name in CIFAR:  # The first run downloads it.
             return 3, CIFAR[name], (32, 32), 50_000
         raise
     return data.channels, len(data.classes), data.image_size, len(data.train)
 
 
-def size_of(
+def model_size(
     config: Config, channels: int, n_classes: int, image_size: tuple[int, int], images: int
 ) -> tuple[int, int, int]:
     """Return parameters, multiply-accumulates of an image's forward pass, and images in an epoch.
 
     Raises:
-        DataError: the patch size does not divide the images.
+        DataError: The patch size does not divide the images.
     """
     from data.datasets import check_patch_size
 
@@ -198,7 +221,7 @@ def size_of(
 
 
 def completed_runs(output_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Collect multiply-accumulates, and seconds for each of them, of completed runs by data set."""
+    """Collect multiply-accumulates and seconds per multiply-accumulate of completed runs, by data set."""
     runs: dict[str, list[tuple[int, float]]] = {}
     for sweep in output_dir.glob("*/sweep.json"):
         index = RunIndex(sweep.parent)
@@ -212,6 +235,6 @@ def completed_runs(output_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def seconds_per_mac(macs: int, runs: Sequence[tuple[int, float]]) -> float | None:
-    """Return the median over runs of similar size; small runs spend most of their time elsewhere."""
+    """Return the median over runs of similar size, as small runs spend most of their time outside the layers."""
     similar = [rate for size, rate in runs if macs / SIMILAR <= size <= macs * SIMILAR]
     return statistics.median(similar) if similar else None

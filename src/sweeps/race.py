@@ -1,7 +1,7 @@
-"""A race instead of a grid: seeds go to the settings that may still be the best (stats/race.py decides).
+"""A race instead of a grid: only settings that may still be the best get further seeds (stats/race.py).
 
-A round's runs go to the launcher together. Their results are read from their folders, so the same command resumes a
-race that was stopped, and takes the same decisions.
+The launcher gets the runs of a round together. Results are read from the runs' folders, so the same command resumes a
+stopped race and takes the same decisions.
 """
 
 import json
@@ -26,23 +26,23 @@ from runtime.files import write_text
 from stats.race import Result, Rules, Run, Standing, standing
 from sweeps import launch, plan
 from sweeps.plan import Job
-from sweeps.race_findings import Racers, as_record, cost, dropped_lines, ending, table
+from sweeps.race_findings import Racers, cost_line, dropped_lines, ending, race_record, race_table
 from tracking.identity import display_name
 from tracking.run_index import RunIndex
 
-TRIES = 2  # of a run that fails for a reason that is none of training's: memory, node, disk
-DIVERGED = "NotFinite"  # the error of a training that failed by itself (training/metrics.py)
+TRIES = 2  # attempts at a run that fails for an external reason: memory, node, disk
+DIVERGED = "NotFinite"  # the error of a run that diverged (training/metrics.py)
 
 
 def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Race) -> None:
-    """Run seeds of the settings, round by round, until one is the best or nothing more is to be decided.
+    """Run seeds of the settings, round by round, until one setting is the best or a limit is reached.
 
     Raises:
-        ConfigError: what is asked for cannot be raced; nothing has been started.
+        ConfigError: The command line is not a valid race; no run has been started.
     """
-    settings = parse(config, arguments, options)
+    settings = parse_settings(config, arguments, options)
     first, metric = settings[0].config.seed, launch.monitor_of([setting.config for setting in settings])
-    launched: Counter[Run] = Counter()  # at this start: a run that failed before is tried again
+    launched: Counter[Run] = Counter()  # attempts since this start, which repeats earlier failed runs
 
     @cache
     def job(run: Run) -> Job:
@@ -50,6 +50,7 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         return plan.make_job(config.hydra.job.config_name, (*settings[run[0]].overrides, f"seed={first + run[1]}"))
 
     def result(run: Run) -> Result | None:
+        """Read a run's result; None until it has ended."""
         summary = index.summary(job(run).run_id)
         seconds = summary.get("seconds") or 0.0
         match summary.get("status"):
@@ -62,14 +63,16 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         return None
 
     def stand() -> Standing:
+        """Compute the standing from all results so far."""
         return standing(
-            result, replace(rules, resolution=1 / images if (images := images_of(jobs_so_far, index)) else None)
+            result, replace(rules, resolution=1 / images if (images := validation_images(jobs_so_far, index)) else None)
         )
 
-    def record(now: Standing, lines: Sequence[str] = (), progress: str = "") -> None:
-        seeds = {setting: range(len(results)) for setting, results in now.results.items()}
+    def record(race: Standing, lines: Sequence[str] = (), progress: str = "") -> None:
+        """Write race.json."""
+        seeds = {setting: range(len(results)) for setting, results in race.results.items()}
         run_ids = {setting: [job((setting, seed)).run_id for seed in seeds[setting]] for setting in seeds}
-        tree = as_record(now, rules, racers, run_ids, lines, progress)
+        tree = race_record(race, rules, racers, run_ids, lines, progress)
         write_text(folder / "race.json", json.dumps(tree, indent=2))
 
     jobs_so_far = [job((setting, seed)) for setting in range(len(settings)) for seed in range(2)]
@@ -79,30 +82,30 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         index = RunIndex(folder)
         say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds")
         racers, started, made = Racers(names_of(settings), metric, None), time.monotonic(), 0
-        while (now := stand()).missing:
+        while (current := stand()).missing:
             per_run = (time.monotonic() - started) / made if made else None
-            progress = round_line(now, rules, per_run)
-            for line in [*dropped_lines(now, racers), progress]:
+            progress = round_line(current, rules, per_run)
+            for line in [*dropped_lines(current, racers), progress]:
                 say(line)
-            record(now, progress=progress)
-            launched.update(now.missing)
-            launch.launch(launcher, map(job, now.missing), index, first_number=len(now.seconds))
-            made += len(now.missing)
-            if waiting := sum(launched[run] >= TRIES and result(run) is None for run in now.missing):
+            record(current, progress=progress)
+            launched.update(current.missing)
+            launch.launch_jobs(launcher, map(job, current.missing), index, first_number=len(current.seconds))
+            made += len(current.missing)
+            if waiting := sum(launched[run] >= TRIES and result(run) is None for run in current.missing):
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
                 return
         varies = len({of_seed.config.data.split_seed for of_seed in jobs_so_far}) > 1
-        racers = replace(racers, images=None if varies else images_of(jobs_so_far, index))
-        lines = [*ending(now, rules, racers), cost(now, rules)]
-        record(now, lines)
-        report(now, racers, lines, folder)
+        racers = replace(racers, images=None if varies else validation_images(jobs_so_far, index))
+        lines = [*ending(current, rules, racers), cost_line(current, rules)]
+        record(current, lines)
+        publish_race(current, racers, lines, folder)
 
 
-def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:
-    """List the settings, each with its first seed.
+def parse_settings(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:
+    """Parse the command line to the settings, each as a run with its first seed.
 
     Raises:
-        ConfigError: they are not several, or cannot be raced.
+        ConfigError: There are fewer than two settings, or they cannot be raced.
     """
     if options.max_seeds < options.first_seeds:
         raise ConfigError(f"hydra.sweeper.max_seeds={options.max_seeds}: expected at least first_seeds")
@@ -118,35 +121,35 @@ def parse(config: DictConfig, arguments: Sequence[str], options: Race) -> list[J
     return settings
 
 
-def images_of(runs: Sequence[Job], index: RunIndex) -> int | None:
-    """Count the validation images of the first run that has begun."""
+def validation_images(runs: Sequence[Job], index: RunIndex) -> int | None:
+    """Count the validation images of the first run that has started."""
     return next((images for run in runs if (images := index.summary(run.run_id).get("images", {}).get("val"))), None)
 
 
 def names_of(settings: Sequence[Job]) -> list[str]:
-    """Name each setting by what varies, also if it is an experiment."""
+    """Name each setting by the keys that vary, including `experiment`."""
     keys = plan.varied_keys(setting.overrides for setting in settings)
     return [display_name(setting.overrides, keys) for setting in settings]
 
 
-def round_line(now: Standing, rules: Rules, per_run: float | None) -> str:
+def round_line(race: Standing, rules: Rules, per_run: float | None) -> str:
     """Describe a round, e.g. "round 2: 6 runs of 3 settings, run 13 of at most 54; about 4 min"."""
-    runs, done = len(now.missing), len(now.seconds)
-    most = done + len(now.ranked) * (rules.max_seeds - now.seeds)
-    line = f"round {now.round + 1}: {count(runs, 'run')} of {count(len(now.ranked), 'setting')}"
+    runs, done = len(race.missing), len(race.seconds)
+    most = done + len(race.ranked) * (rules.max_seeds - race.seeds)
+    line = f"round {race.round + 1}: {count(runs, 'run')} of {count(len(race.ranked), 'setting')}"
     line += f", run {done + 1} of at most {most}"
-    if per_run is None and now.seconds:
-        per_run = float(np.mean(now.seconds))
+    if per_run is None and race.seconds:
+        per_run = float(np.mean(race.seconds))
     if per_run is None:
         return line
     return f"{line}; about {duration(runs * per_run)}, at most {duration((most - done) * per_run)} left"
 
 
-def report(now: Standing, racers: Racers, lines: Sequence[str], folder: Path) -> None:
-    """Show the outcome and the table, on the terminal and in race.md."""
-    header, rows = table(now, racers)
+def publish_race(race: Standing, racers: Racers, lines: Sequence[str], folder: Path) -> None:
+    """Print the outcome and the table, and write them to race.md."""
+    header, rows = race_table(race, racers)
     title = f"race by {racers.metric}; ± is the mean's 95 % interval, and of a distance that of the race's tests"
-    for line in dropped_lines(now, racers):
+    for line in dropped_lines(race, racers):
         say(line)
     print_table(title, header, rows)
     for line in lines:

@@ -15,12 +15,12 @@ from tracking.records import Racer, RaceRecord
 
 @dataclass(frozen=True)
 class Racers:
-    """The settings of a race, the metric and the standing.
+    """The settings of a race and their metric.
 
     Attributes:
-        names: of the settings.
-        metric: by which they race.
-        images: that it is measured on; None: they vary with the seed.
+        names: Names of the settings.
+        metric: The metric of the race, e.g. "val/accuracy".
+        images: The number of validation images; None if they vary with the seed.
     """
 
     names: Sequence[str]
@@ -29,10 +29,11 @@ class Racers:
 
     @property
     def is_accuracy(self) -> bool:
+        """True if the metric is a fraction, shown in percent."""
         return self.metric.endswith("accuracy")
 
     def distance(self, behind: Behind, unit: str = " points") -> str:
-        """Format a distance with its interval at the level of the race's tests; empty if failed runs decide it."""
+        """Format a distance with its interval at the level of the race's tests; empty if failed runs decided."""
         if behind.margin is None:
             return ""
         if not np.isfinite(behind.margin):
@@ -44,13 +45,14 @@ class Racers:
 def dropped_lines(race: Standing, racers: Racers) -> list[str]:
     """Describe the settings that were dropped after the last round."""
     return [
-        f"  dropped after {race.seeds} seeds: {racers.names[setting]}, {reason(race, setting, racers)}"
+        f"  dropped after {race.seeds} seeds: {racers.names[setting]}, {drop_reason(race, setting, racers)}"
         for setting, dropped in race.dropped.items()
         if dropped.round == race.round
     ]
 
 
-def reason(race: Standing, setting: int, racers: Racers) -> str:
+def drop_reason(race: Standing, setting: int, racers: Racers) -> str:
+    """Describe why a setting was dropped."""
     dropped = race.dropped[setting]
     if dropped.behind is None or dropped.leader is None:
         return "none of its runs could be made"
@@ -65,13 +67,13 @@ def failed_text(race: Standing, setting: int) -> str:
 
 
 def ending(race: Standing, rules: Rules, racers: Racers) -> list[str]:
-    """Describe which setting won, or why none did, and what is claimed."""
+    """Describe the winner with the claims about it, or the reason why there is none."""
     if race.end == "failed":
         return ["No winner: no setting has a run that completed."]
     leader, left = racers.names[race.ranked[0]], f"{count(len(race.ranked), 'setting')} still in question"
     match race.end:
         case "winner":
-            return [f"Winner: {leader}.", *claims(race, racers)]
+            return [f"Winner: {leader}.", *claim_lines(race, racers)]
         case "unsteady":
             failures, runs = race.failures(race.ranked[0]), len(race.by_seed(race.ranked[0]))
             return [
@@ -91,8 +93,8 @@ def ending(race: Standing, rules: Rules, racers: Racers) -> list[str]:
     return [line]
 
 
-def claims(race: Standing, racers: Racers) -> list[str]:
-    """Describe what is claimed of the winner, and what is not."""
+def claim_lines(race: Standing, racers: Racers) -> list[str]:
+    """Describe the claims about the winner and their limits."""
     winner = race.ranked[0]
     runs, images = len(race.by_seed(winner)), racers.images
     on = f"on these {images:,} validation images" if images else "on validation images that change with the seed"
@@ -115,15 +117,20 @@ def claims(race: Standing, racers: Racers) -> list[str]:
 
 
 def images_margin(accuracy: float, lead: float, images: int) -> float:
-    """Bound the lead that the choice of images alone can cause, with 95 %.
+    """Bound the lead that the choice of images alone can cause, at 95 %.
 
-    Two models differ at most on the images that one of them gets wrong.
+    Two models can differ only on images that one of them misclassifies.
+
+    Args:
+        accuracy: The winner's accuracy.
+        lead: The winner's lead, in accuracy.
+        images: The number of validation images.
     """
     return 1.96 * math.sqrt(max(0.0, 2 * (1 - accuracy) + lead) / images)
 
 
-def table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
-    """Make the header and a row for each setting: those in question, then those dropped, the last first."""
+def race_table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
+    """Make the header and a row for each setting, in the order of standings()."""
     unit = " %" if racers.is_accuracy else ""
     header = ["setting", "seeds", f"{racers.metric}{unit}", "behind the leader", "outcome"]
     rows = []
@@ -141,11 +148,11 @@ def table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
 
 
 def standings(race: Standing) -> list[int]:
-    """List the settings: those in question, then those dropped, the last ones first."""
+    """List the settings still in question by rank, then the dropped settings, the latest first."""
     return [*race.ranked, *sorted(race.dropped, key=lambda setting: -race.dropped[setting].round)]
 
 
-def as_record(
+def race_record(
     race: Standing,
     rules: Rules,
     racers: Racers,
@@ -156,11 +163,14 @@ def as_record(
     """Describe a race in race.json, which the page of its comparison shows.
 
     Args:
-        run_ids: of each setting's runs.
-        lines: the outcome; none while the race goes on.
-        progress: of a race that goes on.
+        race: The standing.
+        rules: The rules of the race.
+        racers: The settings and their metric.
+        run_ids: The IDs of each setting's runs.
+        lines: The findings; empty before the end of the race.
+        progress: The current round; empty at the end of the race.
     """
-    _, rows = table(race, racers)
+    _, rows = race_table(race, racers)
     settings: list[Racer] = [
         {
             "name": name,
@@ -183,6 +193,7 @@ def mean_text(values: Sequence[float], metric: str) -> str:
     return " ± ".join(figure_text(number, metric, "") for number in numbers if number is not None)
 
 
-def cost(race: Standing, rules: Rules) -> str:
+def cost_line(race: Standing, rules: Rules) -> str:
+    """Describe the cost of the race compared with a grid of all seeds."""
     runs, grid = len(race.seconds), rules.settings * rules.max_seeds
     return f"{count(runs, 'run')} in {duration(sum(race.seconds))}; all seeds of all settings would have been {grid}."

@@ -1,10 +1,10 @@
 """A search instead of a grid: Optuna proposes each run of a sweep from the results of earlier ones.
 
-A trial is a run, or one for each of several seeds. Its first run reports to the study after every epoch, which may
-prune it (tracking/trial.py); a trial that is hopeless gets no further seeds (sweeps/trials.py).
+A trial is one run, or one run for each of several seeds. Its first run reports every epoch to the study, and the
+pruner may stop it (tracking/trial.py). Hopeless trials get no further seeds (sweeps/trials.py).
 
-Everything that it knows is in OUTPUT_DIR/SWEEP/search.db, so that the same command resumes whatever ended it:
-`optuna-dashboard sqlite:///OUTPUT_DIR/SWEEP/search.db` shows it.
+The search is stored in OUTPUT_DIR/SWEEP/search.db, from which the same command resumes.
+`optuna-dashboard sqlite:///OUTPUT_DIR/SWEEP/search.db` displays it.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from config.sweepers import Search
 from runtime.console import say
 from runtime.files import write_text
 from sweeps import launch, plan
-from sweeps.search_findings import as_record, findings, importance
+from sweeps.search_findings import finding_lines, key_importances, search_record
 from sweeps.space import Space, check_space, make_space
 from sweeps.trials import (
-    complete,
+    complete_trial,
     is_hopeless,
     keep_runs,
     make_sampler,
@@ -50,16 +50,16 @@ log = logging.getLogger(__name__)
 
 
 def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Search) -> None:
-    """Run trials until there are `n_trials`, in all starts together; first those that were interrupted.
+    """Resume interrupted trials, then run new ones until there are `n_trials` over all starts.
 
     Raises:
-        ConfigError: what is asked for cannot be searched; nothing has been started.
+        ConfigError: The command line is not a valid search; no run has been started.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     app: str = config.hydra.job.config_name
     searched, fixed = plan.split_overrides(plan.parse_overrides(arguments, options.params))
     space = make_space(app, searched, fixed)
-    check_options(options, space, fixed)
+    check_search(options, space, fixed)
     varied = [*space, *(["seed"] if options.seeds else [])]
     fixed = {"sweep": as_text(config.sweep), **fixed, "varied": plan.as_list(varied)}
     configs = check_space(app, space, fixed)
@@ -71,8 +71,8 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
         database = folder / "search.db"
         if earlier and not (database.exists() and database.stat().st_size):
             say(
-                f"{database} is missing, but {count(len(earlier), 'run')} of this search are here: it starts "
-                "again, and trains only what has not completed",
+                f"{database} is missing, but {count(len(earlier), 'run')} of this search exist: the search starts "
+                "again, and does not repeat completed runs",
                 style="yellow",
             )
         direction = StudyDirection.MINIMIZE if monitor == "val/loss" else StudyDirection.MAXIMIZE
@@ -87,7 +87,7 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
             + (f" of {options.n_seeds} seeds" if options.seeds else "")
             + (f", {done} of them done" if done else "")
             + (f", {len(interrupted)} interrupted" if interrupted else "")
-            + (f", {failed} failed and tried again" if failed else "")
+            + (f", {failed} failed and repeated" if failed else "")
             + f"; {study.direction.name.lower()} {monitor} → {folder}"
         )
         started, made = time.monotonic(), 0
@@ -100,19 +100,19 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
                 seconds = left * (time.monotonic() - started) / made
                 progress = f"{ended} of {options.n_trials} trials ended, about {duration(seconds)} left"
                 say(progress)
-                write_text(folder / "search.json", json.dumps(as_record(study, [], {}, progress)))
-        importances = importance(study)
-        lines = findings(study, monitor, options.n_seeds, importances)
+                write_text(folder / "search.json", json.dumps(search_record(study, [], {}, progress)))
+        importances = key_importances(study)
+        lines = finding_lines(study, monitor, options.n_seeds, importances)
         for line in lines:
             say(line)
-        write_text(folder / "search.json", json.dumps(as_record(study, lines, importances)))
+        write_text(folder / "search.json", json.dumps(search_record(study, lines, importances)))
 
 
 def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study:
     """Open the study of a search, or create it.
 
     Raises:
-        ConfigError: the file cannot be read, or is damaged.
+        ConfigError: The file cannot be read, or is damaged.
     """
     try:
         check_storage(path)
@@ -121,32 +121,32 @@ def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study
         )
         study.get_trials()
         seed_values(study)
-    except Exception as error:  # Optuna's, SQLAlchemy's, SQLite's, the system's, those of whatever is in the file
+    except Exception as error:  # Optuna, SQLAlchemy and SQLite raise errors of many types.
         raise ConfigError(
-            f"{path}: is damaged, or no search's ({first_line(error)}). Fix: put it back from a copy; or rename it, "
-            "and the same command searches again, and trains only what has not completed"
+            f"{path}: is damaged, or not a search's ({first_line(error)}). Fix: restore a copy; or rename the file, "
+            "and the same command starts the search again without repeating completed runs"
         ) from error
     return study
 
 
-def check_options(options: Search, space: Space, fixed: Mapping[str, str]) -> None:
+def check_search(options: Search, space: Space, fixed: Mapping[str, str]) -> None:
     """Check that the options fit the search.
 
     Raises:
-        ConfigError: an option does not fit to what is searched.
+        ConfigError: An option is incompatible with the search space.
     """
     make_sampler(options, options.seed)
     if options.seeds and "seed" in fixed:
-        raise ConfigError(f"seed={fixed['seed']}: hydra.sweeper.seeds={options.seeds} gives the seeds; leave one out")
+        raise ConfigError(f"seed={fixed['seed']}: hydra.sweeper.seeds={options.seeds} sets seeds. Fix: use one of them")
     if options.pruner != "none" and "trainer.epochs" in space:
         raise ConfigError(
-            f"hydra.sweeper.pruner={options.pruner}: compares runs after the same epoch; "
-            "expected one value of trainer.epochs, or none"
+            f"hydra.sweeper.pruner={options.pruner}: compares runs after the same epoch. "
+            "Fix: one value of trainer.epochs, or hydra.sweeper.pruner=none"
         )
 
 
 def study_name(typical: Config, space: Space, seeds: Sequence[int] | None = None) -> str:
-    """Name a study by its search, so that another search in the same sweep starts a new study."""
+    """Name a study by a hash of its search; another search in the same sweep starts a new study."""
     spaces = {key: distribution_to_json(values) for key, values in sorted(space.items())}
     searched = [run_id(typical), spaces, *([seeds] if seeds else [])]
     return f"{typical.sweep}-{hashlib.sha256(json.dumps(searched).encode()).hexdigest()[:8]}"
@@ -163,37 +163,38 @@ def run_batch(
 ) -> None:
     """Launch the runs of all trials, one seed after the other, and record their results.
 
-    A trial of which a run does not get to its end stays a running one.
+    A trial keeps the state "running" if one of its runs is interrupted.
     """
     earlier = [tuple(values) for number, values in seed_values(study).items() if number < batch[0].number]
-    others = list(dict.fromkeys(earlier))  # the same trial, proposed again, counts once
-    values: dict[int, list[float]] = {trial.number: [] for trial in batch}  # a seed each, until now
+    others = list(dict.fromkeys(earlier))  # A trial that was proposed twice counts once.
+    values: dict[int, list[float]] = {trial.number: [] for trial in batch}  # objectives of the seeds so far
     waiting, done = list(batch), len(not_retried(study)) - len(batch)
     for turn, seed in enumerate(options.seeds or [None]):
-        runs: list[tuple[FrozenTrial, plan.Job]] = []  # two trials may be the same run
+        runs: list[tuple[FrozenTrial, plan.Job]] = []  # Two trials may have the same run.
         for trial in waiting:
-            own = {**trial.params, **fixed} | ({} if seed is None else {"seed": seed})
-            if turn == 0 and options.pruner != "none":  # which goes by a trial's first run
-                own["trial"] = f"{study.study_name.rpartition('-')[2]}/{trial.number}"
+            overrides = {**trial.params, **fixed} | ({} if seed is None else {"seed": seed})
+            if turn == 0 and options.pruner != "none":  # Only the first run of a trial can be pruned.
+                overrides["trial"] = f"{study.study_name.rpartition('-')[2]}/{trial.number}"
             try:
-                runs.append((trial, plan.make_job(app, tuple(overrides_of(own)))))
-            except ConfigError as error:  # values, each right by itself, that do not fit together
-                log.error(f"FAILED {' '.join(overrides_of(own))}: {error}")
+                runs.append((trial, plan.make_job(app, tuple(overrides_of(overrides)))))
+            except ConfigError as error:  # valid values that are incompatible
+                log.error(f"FAILED {' '.join(overrides_of(overrides))}: {error}")
                 study.tell(trial.number, state=TrialState.FAIL)
         first_number = done * options.n_seeds + turn * len(batch)
         keep_runs(study, {trial.number: run.run_id for trial, run in runs})
-        launch.launch(launcher, [run for _, run in runs], index, first_number)
+        launch.launch_jobs(launcher, [run for _, run in runs], index, first_number)
         waiting = []
         for trial, run in runs:
-            summary, found = index.summary(run.run_id), values[trial.number]
+            summary, objectives = index.summary(run.run_id), values[trial.number]
             match summary.get("status"):
                 case "pruned":
                     study.tell(trial.number, state=TrialState.PRUNED)
                 case "completed" if summary.get("objective") is not None:
-                    found.append(summary["objective"])
-                    if len(found) < options.n_seeds and not is_hopeless(found, others, lower_is_better=sign(study) < 0):
-                        waiting.append(trial)
+                    objectives.append(summary["objective"])
+                    is_last = len(objectives) == options.n_seeds
+                    if is_last or is_hopeless(objectives, others, lower_is_better=sign(study) < 0):
+                        complete_trial(study, trial.number, objectives)
                     else:
-                        complete(study, trial.number, found)
-                case "failed" | "completed":  # by a summary without its objective, which somebody has changed
+                        waiting.append(trial)
+                case "failed" | "completed":  # A user may have removed the objective from a summary.
                     study.tell(trial.number, state=TrialState.FAIL)

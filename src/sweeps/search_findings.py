@@ -14,30 +14,32 @@ from comparison.formatting import count
 from config.command_line import overrides_of
 from stats.importance import Importance, importances
 from stats.prediction import rate_bounds
-from sweeps.trials import RUNS, completed, not_retried, seed_values, sign
+from sweeps.trials import RUNS, completed_trials, not_retried, seed_values, sign
 from tracking.records import SearchedKey, SearchRecord, TrialRecord
 from tracking.trial import FINISH, PRUNED_AT
 
-FEWEST = 10  # completed trials that it takes for importances: of fewer they are noise
-TREES = 16  # of fANOVA's forests, which are grown again for every permutation
+FEWEST = 10  # the fewest completed trials for importances, which are noise with fewer
+TREES = 16  # trees of each fANOVA forest; every permutation needs a forest
 
 
-def findings(study: optuna.Study, monitor: str, n_seeds: int, found: Mapping[str, Importance]) -> list[str]:
-    """List the lines to print.
+def finding_lines(study: optuna.Study, monitor: str, n_seeds: int, importances: Mapping[str, Importance]) -> list[str]:
+    """Describe the results of a search, in a line each.
 
     Args:
-        n_seeds: that a trial gets.
-        found: the importance of each key; see importance().
+        study: The study.
+        monitor: The objective, e.g. "val/accuracy".
+        n_seeds: Seeds of a complete trial.
+        importances: The importance of each key; see key_importances().
     """
-    lines = [best(study, monitor, n_seeds), pruning(study)]
+    lines = [best_line(study, monitor, n_seeds), pruning_line(study)]
     if fewer := sum(len(values) < n_seeds for values in seed_values(study).values()):
         lines.append(f"given up before the last of {n_seeds} seeds: {count(fewer, 'trial')}")
-    trials = len(completed(study))
-    if found:
-        named = ", ".join(f"{key} {importance_text(of_key)}" for key, of_key in found.items())
+    trials = len(completed_trials(study))
+    if importances:
+        named = ", ".join(f"{key} {importance_text(of_key)}" for key, of_key in importances.items())
         lines.append(f"importance (fANOVA of {trials} trials; chance: with permuted results): {named}")
-        if not any(of_key.stands_out for of_key in found.values()):
-            lines.append("No key matters more than chance shows, as far as these trials can tell.")
+        if not any(of_key.stands_out for of_key in importances.values()):
+            lines.append("No key's importance exceeds chance in these trials.")
     elif 0 < trials < FEWEST:
         lines.append(f"importance of the keys: needs {FEWEST} completed trials, there are {trials}")
     return [line for line in lines if line]
@@ -49,12 +51,13 @@ def importance_text(of_key: Importance) -> str:
     return f"{of_key.share:.0%}{more}up to {of_key.by_chance:.0%})"
 
 
-def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
+def best_line(study: optuna.Study, monitor: str, n_seeds: int) -> str:
+    """Describe the best trial, and count all trials by state."""
     of = count(len(not_retried(study)), "trial")
     for state, word in ((TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")):
         if n := len(not_retried(study, state)):
             of += f", {n} of which {word}"
-    if not completed(study):
+    if not completed_trials(study):
         return f"no trial completed, of {of}"
     value = study.best_value
     figure = f"{value:.1%}" if monitor.endswith("accuracy") else f"{value:.4f}"
@@ -62,18 +65,18 @@ def best(study: optuna.Study, monitor: str, n_seeds: int) -> str:
     return f"best of {of}: {monitor} {figure}{mean} with {' '.join(overrides_of(study.best_params))}"
 
 
-def pruning(study: optuna.Study) -> str:
-    """Describe how often pruning would have lost a winner, by the trials that ran to the end as a check."""
+def pruning_line(study: optuna.Study) -> str:
+    """Estimate how often pruning loses a winner, from the trials that ran to the end as a check."""
     pruned = len(study.get_trials(states=[TrialState.PRUNED]))
     spared: list[float] = []
     others: list[float] = []
-    for trial in completed(study):
+    for trial in completed_trials(study):
         assert trial.value is not None
         was_spared = PRUNED_AT in trial.user_attrs and FINISH in trial.user_attrs
         (spared if was_spared else others).append(sign(study) * trial.value)
     if not pruned and not spared:
         return ""
-    line = f"chosen by the pruner: {count(pruned + len(spared), 'trial')}; finished all the same: {len(spared)}"
+    line = f"chosen by the pruner: {count(pruned + len(spared), 'trial')}; run to the end as a check: {len(spared)}"
     if not spared:
         return line
     lost = sum(value > max(others, default=-math.inf) for value in spared)
@@ -83,12 +86,13 @@ def pruning(study: optuna.Study) -> str:
     )
 
 
-def importance(study: optuna.Study) -> Mapping[str, Importance]:
-    """Compute each key's share of the objective's variance over the search space, and that of chance.
+def key_importances(study: optuna.Study) -> Mapping[str, Importance]:
+    """Compute each key's share of the objective's variance over the search space, and its share by chance.
 
-    By functional ANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) of the completed trials; empty where they are too few.
+    The method is functional ANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) of the completed trials. With too few trials
+    the result is empty.
     """
-    trials = completed(study)
+    trials = completed_trials(study)
     objectives = np.array([trial.value for trial in trials], dtype=float)
     if len(trials) < FEWEST or len(set(objectives)) == 1:
         return {}
@@ -104,15 +108,16 @@ def importance(study: optuna.Study) -> Mapping[str, Importance]:
     return importances(shares_of, objectives)
 
 
-def as_record(
-    study: optuna.Study, lines: Sequence[str], found: Mapping[str, Importance], progress: str = ""
+def search_record(
+    study: optuna.Study, lines: Sequence[str], importances: Mapping[str, Importance], progress: str = ""
 ) -> SearchRecord:
     """Describe a search in search.json, which the page of its comparison shows.
 
     Args:
-        lines: its findings.
-        found: the importance of each key.
-        progress: of a search that goes on.
+        study: The study.
+        lines: The findings; empty before the end of the search.
+        importances: The importance of each key; empty before the end of the search.
+        progress: The number of trials and the ETA; empty at the end of the search.
     """
     trials = not_retried(study)
     space = trials[0].distributions
@@ -121,17 +126,17 @@ def as_record(
             "key": key,
             "is_log": getattr(space[key], "log", False),
             "choices": list(values.choices) if isinstance(values := space[key], CategoricalDistribution) else None,
-            "importance": found[key].share if key in found else None,
-            "by_chance": found[key].by_chance if key in found else None,
+            "importance": importances[key].share if key in importances else None,
+            "by_chance": importances[key].by_chance if key in importances else None,
         }
-        for key in sorted(space, key=lambda key: -found[key].share if key in found else 0.0)
+        for key in sorted(space, key=lambda key: -importances[key].share if key in importances else 0.0)
     ]
     rows = [trial_record(study, trial) for trial in trials]
     return {"progress": progress, "lines": list(lines), "keys": keys, "trials": rows}
 
 
 def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
-    """Describe a trial; the value of a pruned one is its best epoch's."""
+    """Describe a trial; the value of a pruned trial is its best epoch's."""
     values = seed_values(study).get(trial.number, [])
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         values = [max(trial.intermediate_values.values(), key=lambda value: sign(study) * value)]

@@ -21,19 +21,20 @@ def make_space(app: str, searched: Mapping[str, Override], fixed: Mapping[str, s
     """Make the search space of the keys with several values.
 
     Args:
-        app: the name of the config.
-        fixed: the keys that are given one value.
+        app: The name of the config.
+        searched: The overrides of keys with several values.
+        fixed: The values of the other overridden keys.
 
     Raises:
-        ConfigError: a key cannot be searched in such a way.
+        ConfigError: A key cannot be searched over these values.
     """
     space: dict[str, Distribution] = {}
     for key, override in searched.items():
         try:
             if key == "seed":
-                raise ValueError("the luckiest would be found; expected one value, or hydra.sweeper.seeds=[0,1,2]")
+                raise ValueError("a search would select the luckiest. Fix: one value, or hydra.sweeper.seeds=[0,1,2]")
             space[key] = distribution(app, override, fixed)
-        except ValueError as error:  # this module's or Optuna's
+        except ValueError as error:  # raised by distribution() or Optuna
             raise ConfigError(f"{override.input_line}: {error}") from error
     return space
 
@@ -42,7 +43,7 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
     """Make Optuna's distribution of a key's values.
 
     Raises:
-        ValueError: there is none of such values.
+        ValueError: Optuna has no distribution of these values.
     """
     values = override.value()
     if isinstance(values, IntervalSweep):
@@ -74,7 +75,7 @@ def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> list[Config
         The configs.
 
     Raises:
-        ConfigError: one of them is invalid.
+        ConfigError: A config is invalid.
     """
     return [parse_config(compose_config(app, overrides_of(values))) for values in space_ends(space, fixed)]
 

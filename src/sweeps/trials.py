@@ -1,7 +1,7 @@
-"""The trials of a search: propose, count, repeat, give up.
+"""The trials of a search: proposals, retries, objectives.
 
-Each is added whole, as running, so that there is never half a one in the file; and what it is depends on the seed and
-the trials before it alone, so that a search that was interrupted makes the same ones.
+A trial is added to the database in one step, with the state "running". It depends only on the seed and the earlier
+trials, so an interrupted search proposes the same trials again.
 """
 
 import math
@@ -24,31 +24,31 @@ from config.typed import Finite, check_type
 from sweeps.space import Distribution, Space
 from tracking.trial import FINISH
 
-RESUMABLE = (TPESampler, GPSampler, RandomSampler)  # which propose by the trials so far alone
-RETRY_OF = "retry_of"  # attribute of a trial: the number of the one that failed
-SEEDS = "seeds"  # attribute of a study: by a trial's number the objectives of its seeds
-RUNS = "runs"  # attribute of a study: by a trial's number the IDs of its runs
+RESUMABLE = (TPESampler, GPSampler, RandomSampler)  # samplers that depend only on the trials so far
+RETRY_OF = "retry_of"  # attribute of a trial: the number of the failed trial that it repeats
+SEEDS = "seeds"  # attribute of a study: the objectives of each trial's seeds, by the trial's number
+RUNS = "runs"  # attribute of a study: the IDs of each trial's runs, by the trial's number
 
 
 def propose(study: optuna.Study, space: Space, options: Search) -> list[FrozenTrial]:
-    """Propose the next trials from those so far; none if there are enough."""
+    """Propose the next trials from the trials so far; none if there are `n_trials`."""
     count = max(0, min(options.n_jobs, options.n_trials - len(not_retried(study))))
     for _ in range(count):
-        known = study.get_trials()
-        own_seed = np.random.SeedSequence([options.seed, len(known)]).generate_state(1)[0]
-        draft = optuna.create_study(direction=study.direction, sampler=make_sampler(options, int(own_seed)))
-        draft.add_trials(known)
+        trials = study.get_trials()
+        seed = np.random.SeedSequence([options.seed, len(trials)]).generate_state(1)[0]
+        draft = optuna.create_study(direction=study.direction, sampler=make_sampler(options, int(seed)))
+        draft.add_trials(trials)
         drawn = draft.ask(dict(space)).params
-        params = {name: shortened(drawn[name], distribution) for name, distribution in space.items()}
-        add(study, params, space, options)
+        params = {name: round_value(drawn[name], distribution) for name, distribution in space.items()}
+        add_trial(study, params, space, options)
     return study.get_trials()[-count:] if count else []
 
 
 def make_sampler(options: Search, seed: int) -> BaseSampler:
-    """Make the sampler, with the trials of earlier starts.
+    """Make the sampler with a seed.
 
     Raises:
-        ConfigError: there is no such sampler, or it could not go on after the trials of an earlier start.
+        ConfigError: The sampler does not exist, or needs a state that a resumed search does not have.
     """
     name = (options.sampler or {}).get("_target_")
     try:
@@ -58,14 +58,14 @@ def make_sampler(options: Search, seed: int) -> BaseSampler:
         raise ConfigError(f"hydra.sweeper.sampler._target_={name}: {first_line(error.__cause__ or error)}") from error
     if type(sampler).__module__.startswith("optuna.") and not isinstance(sampler, RESUMABLE):
         raise ConfigError(
-            f"hydra.sweeper.sampler._target_={name}: needs more than the trials so far to go on, so that a search "
-            f"could not resume; expected one of {', '.join(f'optuna.samplers.{each.__name__}' for each in RESUMABLE)}"
+            f"hydra.sweeper.sampler._target_={name}: has a state that is not saved, so a search could not resume; "
+            f"expected one of {', '.join(f'optuna.samplers.{kind.__name__}' for kind in RESUMABLE)}"
         )
     return sampler
 
 
-def shortened(value: Any, distribution: Distribution) -> Any:
-    """Shorten a number to few digits."""
+def round_value(value: Any, distribution: Distribution) -> Any:
+    """Round a proposed number to few digits, for readable overrides."""
     if not isinstance(distribution, FloatDistribution):
         return value
     digits = 4 if distribution.step is None else 12
@@ -73,14 +73,15 @@ def shortened(value: Any, distribution: Distribution) -> Any:
 
 
 def try_again(study: optuna.Study, options: Search) -> int:
-    """Add every failed trial once more; return their number."""
+    """Add every failed trial once more; return the number of failed trials."""
     failed = not_retried(study, TrialState.FAIL)
     for trial in failed:
-        add(study, trial.params, trial.distributions, options, **{RETRY_OF: trial.number})
+        add_trial(study, trial.params, trial.distributions, options, **{RETRY_OF: trial.number})
     return len(failed)
 
 
-def add(study: optuna.Study, params: dict[str, Any], space: Any, options: Search, **attributes: Any) -> None:
+def add_trial(study: optuna.Study, params: dict[str, Any], space: Any, options: Search, **attributes: Any) -> None:
+    """Add a running trial; some trials, drawn at random, are protected from the pruner."""
     number = len(study.trials)
     if np.random.default_rng([options.seed, number]).random() < options.finish_pruned:
         attributes[FINISH] = True
@@ -90,12 +91,13 @@ def add(study: optuna.Study, params: dict[str, Any], space: Any, options: Search
 
 
 def not_retried(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-    """List trials in these states, or all; a repeated trial counts once."""
+    """List the trials in these states, by default all, without failed trials that were repeated."""
     retried = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
     return [trial for trial in study.get_trials(states=states or None) if trial.number not in retried]
 
 
-def completed(study: optuna.Study) -> list[FrozenTrial]:
+def completed_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """List the completed trials."""
     return study.get_trials(states=[TrialState.COMPLETE])
 
 
@@ -106,12 +108,12 @@ def sign(study: optuna.Study) -> int:
 
 def seed_values(study: optuna.Study) -> dict[int, list[float]]:
     """Collect the objectives of the seeds of every completed trial, by its number."""
-    kept = check_type(dict[str, list[Finite]], study.user_attrs.get(SEEDS, {}))
-    return {int(number): values for number, values in kept.items()}
+    seeds = check_type(dict[str, list[Finite]], study.user_attrs.get(SEEDS, {}))
+    return {int(number): values for number, values in seeds.items()}
 
 
 def keep_runs(study: optuna.Study, run_ids: Mapping[int, str]) -> None:
-    """Keep the ID of a run of each trial, by the trial's number."""
+    """Record the ID of a run of each trial, by the trial's number."""
     runs = study.user_attrs.get(RUNS, {})
     added = {
         str(number): list(dict.fromkeys([*runs.get(str(number), []), run_id])) for number, run_id in run_ids.items()
@@ -119,22 +121,23 @@ def keep_runs(study: optuna.Study, run_ids: Mapping[int, str]) -> None:
     study.set_user_attr(RUNS, {**runs, **added})
 
 
-def complete(study: optuna.Study, number: int, values: list[float]) -> None:
+def complete_trial(study: optuna.Study, number: int, values: list[float]) -> None:
     """Record a trial's objective: the mean over its seeds."""
     study.set_user_attr(SEEDS, {**study.user_attrs.get(SEEDS, {}), str(number): values})
     study.tell(number, float(np.mean(values)))
 
 
 def is_hopeless(values: Sequence[float], others: Sequence[Sequence[float]], lower_is_better: bool) -> bool:
-    """Check whether a trial is significantly worse than the best of the others at 95 %; it gets no more seeds.
+    """Return True if a trial is significantly worse than the best of the others at 95 %; it gets no more seeds.
 
-    By Fisher's least significant difference (The Design of Experiments, 1935): a t test with the spread over seeds
-    pooled over all trials. It does not correct for how often it looks, nor for the best being the best of many: it
-    only has to spare seeds. Without a trial of two seeds there is no spread, and nothing is hopeless.
+    The test is Fisher's least significant difference (The Design of Experiments, 1935): a t test whose variance over
+    seeds is pooled over all trials. It is not corrected for repeated tests, nor for the selection of the best, as it
+    only saves seeds. If no trial has two seeds, there is no variance, and no trial is hopeless.
 
     Args:
-        values: the trial's, a seed each.
-        others: the values of the trials before.
+        values: Objectives of the trial's seeds.
+        others: Objectives of the earlier trials' seeds.
+        lower_is_better: True if the objective is minimized.
     """
     freedom = sum(len(seeds) - 1 for seeds in (values, *others))
     if not freedom or not others:
