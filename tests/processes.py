@@ -27,6 +27,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
+def shipped(pattern: str) -> list[Path]:
+    """List the files below conf that belong to the repository, not those that a user has added."""
+    git = subprocess.run(["git", "ls-files", "conf"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    tracked = {REPOSITORY / name for name in git.stdout.split()}
+    return sorted(path for path in (REPOSITORY / "conf").glob(pattern) if path in tracked or not tracked)
+
+
 def environment_of(**environment: str) -> dict[str, str]:
     """The environment of a command of its own: W&B would tell child processes to use this process's service."""
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}

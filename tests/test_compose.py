@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from config.compose import compose_config, compose_groups
 from config.errors import explain
 from config.schema import CONF, GROUPS
+from processes import shipped
 
 VALUES = [
     "model.depth=3",
@@ -23,7 +24,7 @@ VALUES = [
     "sweep=s",
     "varied=[seed]",
 ]
-OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in shipped(f"{group}/*.yaml")]
 ODD = [
     "dropout=blocks dropout.rate=0.3",
     "dropout.rate=0.3 dropout=all dropout.head=0.1",

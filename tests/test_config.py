@@ -14,11 +14,9 @@ from config.commands import register_commands
 from config.errors import ConfigError, explain
 from config.schema import GROUPS
 from conftest import checked, command, composed
-from processes import REPOSITORY
+from processes import REPOSITORY, shipped
 
-OPTIONS = sorted(
-    f"{path.parent.name}={path.stem}" for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name in GROUPS
-)
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in shipped("*/*.yaml") if path.parent.name in GROUPS)
 NEEDS_ROOT = ("data=image_folder", "data=imagenet", *(option for option in OPTIONS if "=imagenet_" in option))
 
 
@@ -42,7 +40,7 @@ def test_the_promised_options_are_there() -> None:
     assert {f"{group}={option}" for group, options in promised.items() for option in options} <= set(OPTIONS)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped("**/*.yaml"), ids=lambda path: path.stem)
 def test_every_file_says_what_it_is(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if line != "# @package _global_"]
     assert lines[0].startswith("# ")

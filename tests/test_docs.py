@@ -24,7 +24,7 @@ from config.errors import check_arguments
 from config.parse import check_constraints, parse_config, parse_keys
 from config.schema import CONF, GROUPS, Config, keys_of
 from hydra_plugins.sweeper import Grid, Race, Search
-from processes import REPOSITORY
+from processes import REPOSITORY, shipped
 from sweeps import plan
 
 SRC = REPOSITORY / "src"
@@ -194,7 +194,7 @@ def test_train_page_lists_every_option() -> None:
     text = (REPOSITORY / "docs" / "train.md").read_text()
     rows = {row[0]: row[1] for row in re.findall(r"^\| `([\w/]+)` \| (.*?) \|", text, re.M)}
     for group in GROUPS:
-        options = {path.stem for path in (CONF / group).glob("*.yaml")}
+        options = {path.stem for path in shipped(f"{group}/*.yaml")}
         assert options <= set(re.findall(r"`(\w+)`", rows[group])), group
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
-from config.errors import ConfigError
+from config.errors import ConfigError, explain
 from config.parse import parse_config
 from config.schema import CONF, Config
 from conftest import Train, checked
@@ -31,6 +32,14 @@ def own_optimizer(tmp_path: Path) -> OwnOptimizer:
             return parse_config(compose("train", ["sweep=test", "optimizer=mine"]))
 
     return compose_with
+
+
+@pytest.mark.parametrize("text", ["_target_: torch.optim.RMSprop\nlr: 0.1\n", "lrr: 0.1\nname: RMSprop\n"])
+def test_unknown_key_of_ones_own_file_is_one_line(text: str, own_optimizer: OwnOptimizer) -> None:
+    with pytest.raises(HydraException) as error:
+        own_optimizer(text)
+    line = explain(error.value)
+    assert "conf/optimizer/mine.yaml" in line and f"optimizer.{text.partition(':')[0]}" in line and "\n" not in line
 
 
 # The learning rate. With all images in one batch an epoch is one step, whose rate is in its row.

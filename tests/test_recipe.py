@@ -19,10 +19,10 @@ from conftest import checked
 from data import datasets, transforms
 from data.batches import make_train_loader
 from fake_gpu import count_steps
-from processes import REPOSITORY
+from processes import shipped
 from training.metrics import soft_accuracy
 
-VARIANTS = sorted(path.stem for path in (REPOSITORY / "conf" / "variant").glob("*.yaml"))
+VARIANTS = sorted(path.stem for path in shipped("variant/*.yaml"))
 PAPER = "experiment=paper_cifar10"
 
 

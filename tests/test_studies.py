@@ -14,10 +14,10 @@ from comparison.runs import Run, flat
 from comparison.settings import Setting, decides
 from config.schema import flatten, keys_of
 from conftest import checked, command
-from processes import REPOSITORY
+from processes import REPOSITORY, shipped
 from training import run as one_run
 
-EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in shipped("experiment/*.yaml"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

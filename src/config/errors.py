@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import os
+import re
 import sys
 import types
 import typing
@@ -145,6 +146,9 @@ def explain(error: Exception) -> str:
     if isinstance(cause, ValidationError) and key and is_dataclass(cause.object_type):
         hint = typing.get_type_hints(cause.object_type)[key.rpartition(".")[2]]
         return f"{key}={format_value(cause.value)}: expected {type_in_words(hint)}"
+    if in_file := re.match(r"In '([^']+)': \w*Key\w*Error.*\n.*\n\s*full_key: (\S+)", str(error)):
+        fix = "keys are in src/config/schema.py; optimizers of torch.optim: docs/train.md"
+        return f"conf/{in_file[1]}.yaml: {in_file[2]}: unknown key; {fix}"
     return str(error).partition("\nConfig search path")[0].strip()
 
 

@@ -28,6 +28,7 @@ from inference.evaluation import Evaluation
 from runtime.files import whole, write_text
 from tracking import plots
 from tracking.predictions import write_predictions
+from training.metrics import class_averages
 from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
 def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate, evaluated: Split) -> None:
     """Write all files of an evaluation, and print its figures."""
     split, data = settings.split, settings.data
+    averages = class_averages(result.predictions["label"], result.predictions["prediction"])
     figures = {
         "checkpoint": str(checkpoint.weights.path),
         "weights": checkpoint.weights.fingerprint(),
@@ -54,6 +56,7 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
         f"{split}/loss": result.loss,
         f"{split}/accuracy": result.top1,
         f"{split}/top5_accuracy": result.top5,
+        **{f"{split}/{name}": value for name, value in averages.items()},
         f"{split}/ece": result.ece,
         "bins": result.bins(),
     }
@@ -77,6 +80,7 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
     log.info(
         f"  {data.name}, {split}, {len(result.predictions):,} images: top-1 {result.top1:.2%}, "
         + (f"top-5 {result.top5:.2%}, " if len(names) > 5 else "")
+        + f"balanced {averages['balanced_accuracy']:.2%}, macro-F1 {averages['macro_f1']:.2%}, "
         + f"loss {result.loss:.4f}, calibration error {result.ece:.2%}"
     )
     hardest = classes.nsmallest(3, "accuracy")
