@@ -223,7 +223,7 @@ def between(runs: int = 6) -> None:
     parts = {part: statistics.median(result.get(part, 0.0) for result in results[1:]) for part in results[-1]}
     parts.pop("outside", None)
     for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
-        print(f"{part:<28}{seconds:6.3f} s")
+        print(f"{part:<28}{seconds:7.4f} s")
     beyond = sum(seconds for part, seconds in parts.items() if not part.startswith("training"))
     print(f"{'beyond training':<28}{beyond:6.3f} s (medians of {runs - 1} runs; the first, which imports, left out)")
     shutil.rmtree(folder)
