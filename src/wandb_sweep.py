@@ -122,10 +122,10 @@ def save(sweep: Mapping[str, Any], file: Path) -> None:
         ConfigError: the file holds another sweep.
     """
     text = yaml.safe_dump(sweep, sort_keys=False, width=120)
-    if file.exists() and file.read_text() != text:
+    if file.exists() and not (file.is_file() and file.read_bytes() == text.encode()):
         raise ConfigError(f"{file}: holds another sweep; choose another name with sweep=NAME, or remove the file")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 def create(sweep: dict[str, Any], config: Config) -> str:

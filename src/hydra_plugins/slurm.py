@@ -86,7 +86,7 @@ class QueueLauncher(SlurmLauncher):
         for overrides in job_overrides:
             run = make_job(self.config.hydra.job.config_name, tuple(overrides))
             path = JobPaths.get_first_id_independent_folder(folder) / f"{run.run_id}.job"
-            job_id = path.read_text() if path.exists() else ""
+            job_id = path.read_text(errors="replace") if path.is_file() else ""
             if job_id in queue:
                 waiting.append(submitit.SlurmJob(folder, job_id))
             else:

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from config.errors import FULL, ConfigError
 from runtime.claims import is_held
-from runtime.files import write_text
+from runtime.files import read_text, write_text
 
 WAIT_SECONDS = 1.0  # Processes that only read a status hold the lock for less time.
 
@@ -41,8 +41,8 @@ def acquire_lock(path: Path) -> FileLock | None:
 def describe_holder(path: Path) -> str:
     """Read the name of the process that holds a lock from its file."""
     try:
-        return path.with_suffix(".holder").read_text()
-    except OSError:
+        return read_text(path.with_suffix(".holder"))
+    except (OSError, ValueError):
         return "unknown"
 
 
