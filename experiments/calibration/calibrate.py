@@ -24,7 +24,7 @@ from rates import Rate
 from table import read, summarize, write
 
 WRITTEN = Path(__file__).with_name("calibration.csv")
-ROUNDS = 8
+ROUNDS = 14
 
 
 @dataclass(frozen=True)

@@ -68,5 +68,5 @@ def lines(done: Mapping[str, tuple[int, list[Rate]]]) -> Iterable[str]:
 
 def excess(rate: Rate) -> float:
     """How far a rate is beyond what is claimed."""
-    over = rate.simulated - rate.at_most if rate.is_claimed else -1.0
+    over = rate.simulated - rate.at_most if rate.at_most != 1 else -1.0
     return max(over, rate.at_least - rate.simulated if rate.at_least else -1.0)

@@ -19,8 +19,8 @@ from stats.variances import Array
 DRAWS = 2000
 MOST = 2_000_000  # numbers drawn at once
 MEANS = np.array([0, 0.25, 0.5, 1, 2, 4, 8, 16, 64, 256, 1024])  # spreads of the true means, in those of a run
-EDGES = np.concatenate([[0, 0.125], np.sqrt(MEANS[1:-1] * MEANS[2:]), [np.inf]])  # between them
-LIKELY = np.diff(np.arctan(EDGES / 0.7))  # before there is a result
+EDGES = np.concatenate([[0, 0.125], np.sqrt(MEANS[1:-1] * MEANS[2:]), [np.inf]])  # of the intervals around MEANS
+LIKELY = np.diff(np.arctan(EDGES / 0.7))  # weights of the half-Cauchy prior
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def selection_bias(values: Values, higher_is_better: bool = True, reported: Valu
 
     Observed means lie farther apart than the true ones, so that drawing around them would make the choice look easier
     than it was. The distribution of the true means is estimated first, and the choice is drawn around those. On average
-    this says 67 to 110 % of the bias (experiments/calibration).
+    this says 73 to 111 % of the bias (experiments/calibration).
 
     Args:
         values: the metric that picks the best. A setting with failed runs competes only if every setting has some.
