@@ -142,7 +142,7 @@ pictures.mkdir(parents=True, exist_ok=True)
 
 def keep(figure: Figure, name: str) -> Figure:
     """Save a figure beside the runs; as the last line of a cell it is also shown."""
-    plots.save(figure, pictures / name)
+    plots.save_figure(figure, pictures / name)
     return figure
 
 
