@@ -95,9 +95,10 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
     drawn = curves(comparison)
     figures = dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), metric, *COSTS])
     names = [name for name in figures if any(setting.estimate(name) for setting in settings)]
-    is_one_sweep = all(run.folder.is_relative_to(folder.resolve()) for run in comparison.runs)
-    search = read_json(folder / "search.json", records.SearchRecord) if is_one_sweep else {}
-    race = read_json(folder / "race.json", records.RaceRecord) if is_one_sweep else {}
+    sweeps = {run.folder.parent for run in comparison.runs}
+    sweep = sweeps.pop() if len(sweeps) == 1 else folder
+    search = read_json(sweep / "search.json", records.SearchRecord)
+    race = read_json(sweep / "race.json", records.RaceRecord)
     images = read_json(folder / "images.json", records.Pictures)
     shared = settings[0].runs[0].config if settings else {}
     return {
@@ -106,7 +107,7 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "percent": metric.endswith("accuracy"),
         "lower": is_lower_better(metric),
         "written": datetime.now().isoformat(),
-        "progress": under_way(folder),
+        "progress": under_way(sweep),
         "answer": race.get("lines") or result(comparison),  # the tests of a race allow for its looks
         "caveats": [*notes(comparison), *caveats(comparison)],
         "keys": [{"key": key, "name": comparison.short(key)} for key in comparison.factors],

@@ -37,8 +37,9 @@ function bars(rows, value) {
 
 function learningCurves(data) {
   const traces = [], drawn = prominent(data).filter(({ curve }) => curve && curve.epoch.length > 1);
+  const draw = (value) => (data.curves.percent ? 100 * value : value);
   for (const setting of drawn) {
-    const { curve } = setting, draw = (value) => (data.curves.percent ? 100 * value : value), color = colorOf(setting), name = short(setting.name, isPhone() ? 30 : 45);
+    const { curve } = setting, color = colorOf(setting), name = short(setting.name, 45);
     const look = { mode: "lines", opacity: isFaded(setting) ? 0.2 : 1 };
     const hover = (of) => `${of}<br>epoch %{x}: %{y:.2f}<extra></extra>`;
     if (curve.low) {
@@ -200,17 +201,17 @@ function rowsLayout(rows, title, xaxis = {}) {
 }
 
 function power(data) {
-  const traces = data.power.slice(0, 4).flatMap((row, i) => {
-    const line = { color: series(i) }, name = short(row.question, isPhone() ? 40 : 60), seen = scaled(Math.abs(row.seen));
+  const plans = data.power.slice(0, 4);
+  const traces = plans.flatMap((plan, i) => {
+    const line = { color: series(i) }, seen = scaled(Math.abs(plan.seen)), hover = (text) => `${text}: %{y:.2f}<extra></extra>`;
     return [
-      { x: row.seeds, y: row.detectable.map(scaled), mode: "lines", line, hovertemplate: `${name}<br>%{x} seeds: %{y:.2f}<extra></extra>` },
-      { x: [row.seeds[0], row.seeds.at(-1)], y: [seen, seen], mode: "lines", line: { ...line, dash: "dot" },
-        hovertemplate: "difference seen: %{y:.2f}<extra></extra>" },
+      { x: plan.seeds, y: plan.detectable.map(scaled), mode: "lines", line, hovertemplate: hover(`${short(plan.question)}<br>%{x} seeds`) },
+      { x: [plan.seeds[0], plan.seeds.at(-1)], y: [seen, seen], mode: "lines", line: { ...line, dash: "dot" }, hovertemplate: hover("difference seen") },
     ];
   });
-  return traces.length && [traces, {
-    names: data.power.slice(0, 4).map((row, i) => named(series(i), row.question)),
-    xaxis: { title: { text: "new seeds of each setting" }, ...logAxis(data.power.flatMap((row) => row.seeds)) },
+  return plans.length && [traces, {
+    names: plans.map((plan, i) => named(series(i), plan.question)),
+    xaxis: { title: { text: "new seeds of each setting" }, ...logAxis(plans.flatMap((plan) => plan.seeds)) },
     yaxis: { title: { text: `smallest difference found${data.percent ? ", points" : ""}` }, rangemode: "tozero" },
   }];
 }
