@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 import yaml
 
 from comparison.runs import Run, flat
@@ -147,3 +149,18 @@ def test_a_study_is_one_command(tmp_path: Path) -> None:
     done = command("-m", *overrides, "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(runs)} runs of" in done.stdout
+
+
+@pytest.mark.parametrize("runs", sorted((REPOSITORY / "experiments").glob("*/comparison-runs.csv")), ids=str)
+def test_effects_in_a_report_are_those_of_least_squares(runs: Path) -> None:
+    table = pd.read_csv(runs).query("status == 'completed'")
+    report = (runs.parent / "README.md").read_text()
+    effects = re.findall(r"^- (\w+) (\S+) instead of (\S+): ([+-][\d.]+) points", report, re.MULTILINE)
+    factors = [key for key in table.columns if key.startswith("model.") and table[key].nunique() > 1]
+    assert len(effects) == sum(table[key].nunique() - 1 for key in factors)
+    terms = [f"C(Q('{key}'))" for key in (*factors, "seed")]
+    fit = smf.ols(f"Q('val/accuracy') ~ {' + '.join(terms)}", table).fit()
+    for name, level, baseline, points in effects:
+        (key,) = (key for key in factors if key.endswith(f".{name}"))
+        coefficient = {value: fit.params.get(f"C(Q('{key}'))[T.{value}]", 0.0) for value in (level, baseline)}
+        assert 100 * (coefficient[level] - coefficient[baseline]) == pytest.approx(float(points), abs=0.006)
