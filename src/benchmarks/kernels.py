@@ -66,23 +66,14 @@ HALF_RATE = re.compile(  # integers, logic, comparisons and conversions use 16 l
 
 @dataclass(frozen=True)
 class Compiled:
-    """Figures of a kernel's machine code.
+    """Figures of a kernel's machine code."""
 
-    Attributes:
-        registers: registers of a thread.
-        spilled: bytes of a thread that do not fit into registers.
-        shared: bytes of shared memory of a block.
-        product: the instruction that multiplies matrices.
-        issued: the fewest scheduler slots that a warp takes.
-        requested: bytes that a warp loads and stores, from any cache.
-    """
-
-    registers: int
-    spilled: int
-    shared: int
-    product: str
-    issued: float
-    requested: float
+    registers: int  # for each thread
+    spilled: int  # bytes of a thread that do not fit into registers
+    shared: int  # bytes of shared memory of a block
+    product: str  # the instruction that multiplies matrices
+    issued: float  # the fewest scheduler slots that a warp takes
+    requested: float  # bytes that a warp loads and stores, from any cache
 
 
 def layer_kernels(batch: int, channels: int, side: int, k: int, dtype: torch.dtype) -> dict[str, Launch]:
@@ -119,11 +110,7 @@ def precision_of(launch: Launch) -> str:
 
 
 def compile_ahead(launch: Launch, target: str) -> Compiled:
-    """Compile a launch's kernel for a GPU of a compute capability.
-
-    Raises:
-        Exception: Triton cannot compile it.
-    """
+    """Compile a launch's kernel for a GPU of a compute capability; Triton raises exceptions of many classes."""
     capability = int(target.removeprefix("sm_"))
     gpu = SimpleNamespace(  # the part of the driver that Triton's compiler calls; kernels are cached by device
         get_current_device=lambda: capability,

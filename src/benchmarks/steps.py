@@ -33,17 +33,12 @@ PROCESSES = get_context("spawn")
 
 
 def run(overrides: list[str], results: Path | None, patterns: Sequence[str] = ("*",)) -> Iterator[Record]:
-    """Measure ConvMixer-256/8 with kernel 9: the paper's CIFAR-10 model on a GPU, a smaller batch on the CPU.
-
-    On a GPU: patch 1, batches of 512, bf16. On the CPU: patch 2, batches of 64, fp32.
+    """Yield results for ConvMixer-256/8, kernel 9; GPU: patch 1, batch 512, bf16; CPU: patch 2, batch 64, fp32.
 
     Args:
         overrides: config overrides; `model.kernel_size=5,9` measures both.
         results: a file of JSON lines. Implementations in it are not measured again, including failed ones.
         patterns: patterns of implementation names, as of file names, measured in this order.
-
-    Yields:
-        The result of each implementation.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = ["model.patch_size=2", "data.batch_size=64"]

@@ -35,10 +35,7 @@ class DepthwiseConv2d(nn.Conv2d):
     Args:
         channels: channels of the grid.
         kernel_size: side of the kernel, odd or even.
-        backend: one of BACKENDS, which differ in speed and rounding.
-
-    Raises:
-        ValueError: the backend is unknown.
+        backend: one of BACKENDS, which differ in speed and rounding; otherwise a ValueError.
     """
 
     def __init__(self, channels: int, kernel_size: int, *, backend: str = "auto") -> None:

@@ -141,13 +141,7 @@ def correlate(
 
 
 def tiles(x: Tensor, k: int, left: int, rows: int, step: int, strips: int, warps: int) -> dict[str, Any]:
-    """Choose tile sizes.
-
-    Args:
-        rows: output positions of a product.
-        step: input positions of a product.
-        strips: strips of a product.
-    """
+    """Choose tile sizes: `rows` and `step` are output and input positions of a product of `strips` strips."""
     height, width = x.shape[2:]
     precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     columns = max(4, triton.next_power_of_2(width))

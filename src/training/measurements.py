@@ -166,11 +166,7 @@ def is_measurement(values: Any) -> bool:
 
 
 def dead_backends(folder: Path, own: Path) -> dict[str, Path]:
-    """Find backends that ended their process: their attempt file exists, but no process holds its lock.
-
-    Args:
-        own: the attempt file of the lock that this process holds.
-    """
+    """Find backends whose attempt file exists without a process that holds its lock; this process holds `own`'s."""
     for attempt in folder.glob("*.attempt"):
         try:
             with FileLock(attempt.with_suffix(".lock")).acquire(blocking=False) if attempt != own else nullcontext():

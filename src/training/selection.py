@@ -67,11 +67,7 @@ class Selection:
 def images_at_once(
     config: Config, images: int, channels: int, image_size: tuple[int, int], world: World | None = None
 ) -> Shape:
-    """Compute the shape of a rank's largest micro-batch.
-
-    Args:
-        images: number of training images.
-    """
+    """Compute the shape of a rank's largest micro-batch; `images` is the number of training images."""
     parts = (world or World()).size * config.trainer.accumulation_steps
     return math.ceil(min(images, config.data.batch_size) / parts), channels, *image_size
 
