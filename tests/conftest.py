@@ -1,4 +1,4 @@
-"""Runs as a user makes them: composed by Hydra, trained on real digits, in a folder of their own."""
+"""Runs as a user starts them: composed by Hydra, trained on real digits, each test in its own folder."""
 
 import gc
 import json
@@ -20,15 +20,15 @@ import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-import interpreter  # noqa: F401 (before what imports kernels)
-import training.start  # noqa: F401 (quicker than what imports the same)
+import interpreter  # noqa: F401 (must precede imports of kernels)
+import training.start  # noqa: F401 (imports faster than the modules below alone)
 from config.parse import parse_config
 from config.schema import Config, register
 from data import datasets
 from processes import REPOSITORY, Command, environment_of
 from training import run
 
-TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that are never the same
+TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that differ between equal runs
 TINY = (
     "model.d_model=16", "model.depth=2", "data.train_fraction=0.1", "trainer.epochs=2", "trainer.device=cpu",
     "trainer.figures=false",
@@ -36,7 +36,7 @@ TINY = (
 
 register()
 
-# Files whose tests start processes and wait for them; all are slow.
+# Files whose tests start processes and wait for them; all their tests are marked slow.
 PROCESSES = (
     "test_distributed", "test_launchers", "test_resume", "test_search", "test_sweep", "test_tutorial",
     "test_wandb_sweep",
@@ -50,17 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
-    items.sort(key=lambda item: not item.get_closest_marker("slow"))  # first, so that none is left at the end
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))  # Slow tests start first, which ends sooner.
 
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_processes() -> None:
-    """Tests run side by side; threads of their own would only get in each other's way."""
+    """Use one thread, as tests run in parallel, and prepare autograd, garbage collection and the log."""
     torch.set_num_threads(1)
-    # Now: after a fake CUDA tensor autograd would start threads for that device, and forks could compute no gradients.
+    # A fake CUDA tensor would make autograd start threads for it first, and forks could compute no gradients.
     torch.zeros(1, requires_grad=True).sum().backward()
-    gc.freeze()  # every run collects garbage, which would look through all that has been imported
-    logging.getLogger().setLevel(logging.INFO)  # as Hydra sets it for the command
+    gc.freeze()  # Every run collects garbage, which would otherwise scan all imported modules.
+    logging.getLogger().setLevel(logging.INFO)  # Hydra sets the same level for commands.
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +76,15 @@ def no_command_outlives_its_test() -> Iterator[None]:
 
 
 def checked(*overrides: str) -> Config:
-    """The config of `python src/train.py OVERRIDES`."""
+    """Return the config of `python src/train.py OVERRIDES`."""
     return deepcopy(composed(overrides, os.environ.get("WANDB_MODE")))
 
 
-@cache  # it takes a tenth of a second, and many tests begin with the same
+@cache  # Composing takes a tenth of a second, and many tests share a config.
 def composed(overrides: tuple[str, ...], wandb_mode: str | None) -> Config:
+    """Compose and parse a config; `wandb_mode`, the environment's, is part of the cache's key."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return parse_config(compose("train", ["sweep=test", *overrides]))  # not the time of day
+        return parse_config(compose("train", ["sweep=test", *overrides]))
 
 
 @dataclass
@@ -142,7 +143,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on digits; not to be changed."""
+    """Train a run on digits once and return its folder, which tests must not change."""
     output = f"output_dir={tmp_path_factory.mktemp('out')}"
     config = checked(*TINY, "model.kernel_size=4", "data.train_fraction=1", "trainer.epochs=1", output)
     with pytest.MonkeyPatch.context() as quiet:
@@ -153,7 +154,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*arguments: str, cwd: Path, script: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python src/SCRIPT.py ARGUMENTS` as a process of its own, to its end."""
+    """Run `python src/SCRIPT.py ARGUMENTS` in a process to its end."""
     process = Command(script, arguments, cwd, environment_of(**environment))
     out, err = process.communicate(timeout=300)
     assert process.returncode is not None
@@ -161,11 +162,12 @@ def command(*arguments: str, cwd: Path, script: str = "train", **environment: st
 
 
 def start(*arguments: str, cwd: Path, **environment: str) -> Command:
-    """`python src/train.py ARGUMENTS` as a process of its own; its errors are in its output."""
+    """Start `python src/train.py ARGUMENTS` in a process; its errors are in its output."""
     return Command("train", arguments, cwd, environment_of(**environment), errors="stdout")
 
 
 def wait_for(condition: Callable[[], object], process: Command, seconds: float = 120) -> None:
+    """Wait until a condition is true; fail if the process ends or the time is over."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -174,7 +176,7 @@ def wait_for(condition: Callable[[], object], process: Command, seconds: float =
 
 
 def metrics(sweep: Path) -> dict[str, str]:
-    """The metrics of every run by its ID, without the time columns, as text to the last digit."""
+    """Read the metrics of every run by its ID, without the time columns, as text to the last digit."""
     return {
         path.parent.name.rpartition("-")[2]: pd.read_csv(path, dtype=str).drop(columns=TIMES).to_csv()
         for path in sorted(sweep.glob("*/metrics.csv"))
@@ -182,4 +184,5 @@ def metrics(sweep: Path) -> dict[str, str]:
 
 
 def summaries(sweep: Path) -> list[dict]:
+    """Read the summaries of a sweep's runs, ordered by folder."""
     return [json.loads(path.read_text()) for path in sorted(sweep.glob("*/summary.json"))]

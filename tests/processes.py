@@ -1,7 +1,7 @@
-"""Commands as processes of their own, which signals really reach and kills really end.
+"""Commands in real processes, for tests of signals and kills.
 
-Python takes some eight seconds to import what a run needs. Therefore commands are forked, by multiprocessing's
-fork server, from a process that has imported it; what they start in turn (workers, jobs) starts from nothing.
+The imports of a run take about eight seconds. Commands are therefore forked, by multiprocessing's fork server, from a
+process that has imported them. Processes that a command starts itself (workers, jobs) import everything again.
 """
 
 import atexit
@@ -35,33 +35,34 @@ def shipped(pattern: str) -> list[Path]:
 
 
 def environment_of(**environment: str) -> dict[str, str]:
-    """The environment of a command of its own: W&B would tell child processes to use this process's service."""
+    """Make the environment of a command, without this process's W&B service, which W&B would pass to children."""
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return {**inherited, "OMP_NUM_THREADS": "1", **environment}
 
 
 @cache
 def fork_server() -> ForkServerContext:
+    """Start the fork server with the imports of all commands."""
     context = multiprocessing.get_context("forkserver")
     preloaded = ["training.start", "comparison.report", "sweeps.search", "wandb_sweep", "wandb.apis.public"]
     context.set_forkserver_preload(preloaded)
-    with pytest.MonkeyPatch.context() as only_here:  # Python 3.11 does not tell the server where to find modules
-        only_here.setenv("PYTHONPATH", str(REPOSITORY / "src"))
-        only_here.setenv("OMP_NUM_THREADS", "1")
+    with pytest.MonkeyPatch.context() as patched:  # Python 3.11 does not pass sys.path to the server.
+        patched.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+        patched.setenv("OMP_NUM_THREADS", "1")
         multiprocessing.forkserver.ensure_running()
     return context
 
 
 class Command:
-    """`python src/SCRIPT.py ARGUMENTS`, running; used like subprocess.Popen."""
+    """A running `python src/SCRIPT.py ARGUMENTS`, with the interface of subprocess.Popen."""
 
-    started: ClassVar[list["Command"]] = []  # by the test that is going on, which ends those that go on after it
+    started: ClassVar[list["Command"]] = []  # commands of the current test, which are ended after it
 
     def __init__(
         self, script: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], errors: str = "stderr"
     ) -> None:
         self.args = [str(REPOSITORY / "src" / f"{script}.py"), *arguments]
-        folder = Path(tempfile.mkdtemp())  # not in cwd, which the command has for itself
+        folder = Path(tempfile.mkdtemp())  # cwd belongs to the command alone
         self.outputs = [folder / "stdout", folder / errors]
         self.process = fork_server().Process(target=become, args=(self.args, cwd, dict(environment), self.outputs))
         self.process.start()
@@ -82,14 +83,15 @@ class Command:
         self.process.kill()
 
     def end(self) -> None:
+        """Kill the command and remove its output."""
         self.kill()
         shutil.rmtree(self.outputs[0].parent)
 
     def communicate(self, timeout: float | None = None) -> list[str]:
-        """What the command has written to its standard output and for errors, when it has ended.
+        """Wait for the command's end; return its standard output and standard error.
 
         Raises:
-            subprocess.TimeoutExpired: it has not ended in time.
+            subprocess.TimeoutExpired: The command has not ended in time.
         """
         self.process.join(timeout)
         if self.returncode is None:
@@ -99,7 +101,7 @@ class Command:
 
 def become(argv: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
     """Turn this forked process into the command."""
-    multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # it is nobody's worker
+    multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # A command has no parent here.
     gc.freeze()
     os.chdir(cwd)
     os.environ.clear()
@@ -113,6 +115,6 @@ def become(argv: list[str], cwd: Path, environment: dict[str, str], outputs: lis
     sys.path.insert(0, str(Path(argv[0]).parent))
     try:
         runpy.run_path(argv[0], run_name="__main__")
-    finally:  # what an interpreter does at its end, and multiprocessing does not
+    finally:  # An interpreter does this at its end, multiprocessing does not.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()

@@ -1,6 +1,6 @@
-"""A real Slurm for the tests: a cluster of this one machine, started and stopped by them.
+"""A real Slurm cluster of this machine alone, started and stopped by the tests.
 
-Needs root and Debian's packages: apt-get install slurm-wlm munge
+It needs root and Debian's packages: apt-get install slurm-wlm munge
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
-# cred_expire: how long a job that was put back into the queue waits there. GraceTime: how long one that is
-# preempted, by a job in the partition "urgent", may still run. Both are minutes by default.
+# cred_expire is the time that a requeued job waits in the queue. GraceTime is the time that a job may still run after
+# a job of the partition "urgent" has preempted it. Both are minutes by default.
 CONFIG = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -47,7 +47,7 @@ PartitionName=urgent Nodes={host} PriorityTier=2
 """
 
 
-# Slurm's own sacct asks a database, which this cluster does not have; the controller knows the same for five minutes.
+# Slurm's sacct reads a database, which this cluster lacks. The controller has the same data for five minutes.
 SACCT = """#!/bin/sh
 echo "JobID|State|NodeList"
 scontrol show job --oneliner | sed --regexp-extended \\
@@ -57,7 +57,7 @@ scontrol show job --oneliner | sed --regexp-extended \\
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here; None if there can."""
+    """Explain why a cluster cannot be started here; return None if it can."""
     if absent := [program for program in PROGRAMS if not shutil.which(program, path=search_path())]:
         return f"Slurm is not installed ({', '.join(absent)}): apt-get install slurm-wlm munge"
     return None if os.geteuid() == 0 else "Slurm's daemons need root"
@@ -65,7 +65,7 @@ def missing() -> str | None:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A running cluster with its files in `folder`; yields the environment that its commands need."""
+    """Run a cluster with its files in `folder`; yield the environment of its commands."""
     host = socket.gethostname().partition(".")[0]
     controller_port, node_port = free_ports(2)
     config = folder / "slurm.conf"
@@ -89,13 +89,14 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         try:
             yield environment
         finally:
-            for how in ((), ("--full", "--signal=KILL")):
-                subprocess.run(["scancel", "--quiet", "--user=root", *how], env=environment, check=False)
+            for options in ((), ("--full", "--signal=KILL")):
+                subprocess.run(["scancel", "--quiet", "--user=root", *options], env=environment, check=False)
             wait_until_idle(environment, folder)
 
 
 @contextmanager
 def daemon(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[None]:
+    """Run a daemon within this context."""
     with (folder / f"{command[0]}.out").open("w") as output:
         process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
         try:
@@ -110,6 +111,11 @@ def daemon(command: list[str], environment: dict[str, str], folder: Path) -> Ite
 
 
 def wait_until_idle(environment: dict[str, str], folder: Path) -> None:
+    """Wait until no job runs.
+
+    Raises:
+        RuntimeError: Slurm is not ready within half a minute.
+    """
     for _ in range(150):
         state = subprocess.run(
             ["sinfo", "--noheader", "--partition=main", "--format=%T"],
@@ -126,13 +132,14 @@ def wait_until_idle(environment: dict[str, str], folder: Path) -> None:
 
 
 def free_ports(n: int) -> list[int]:
+    """Find free ports of this machine."""
     with ExitStack() as opened:
         sockets = [opened.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 def search_path() -> str:
-    """Debian keeps the daemons where only root looks."""
+    """Return PATH with Debian's folders of daemons, which only root's PATH has."""
     return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
