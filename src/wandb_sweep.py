@@ -25,6 +25,7 @@ from config.process import prepare_process
 from config.schema import CONF, Config, register
 from config.text import printable, shell
 from runtime.console import say
+from runtime.files import write_text
 from sweeps import launch, plan
 
 APP = "train"
@@ -125,7 +126,7 @@ def save(sweep: Mapping[str, Any], file: Path) -> None:
     if file.exists() and not (file.is_file() and file.read_bytes() == text.encode()):
         raise ConfigError(f"{file}: holds another sweep; choose another name with sweep=NAME, or remove the file")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)
 
 
 def create(sweep: dict[str, Any], config: Config) -> str:

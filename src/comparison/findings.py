@@ -240,7 +240,8 @@ def method(comparison: Comparison) -> list[str]:
             "settings that differ in nothing else. Intervals are 95 %, over seeds, not images. Significant: p < 0.05 "
             "after Holm's correction."
         )
-    if len(comparison.valued) == 2 and (chance := comparison.chance_of_best):
+    chance = comparison.chance_of_best
+    if len(comparison.valued) == 2 and chance and chance.low is not None and chance.high is not None:
         lines.append(
             f"A new run of the best beats one of the other with a probability of about {100 * chance.value:.0f} % "
             f"({100 * chance.low:.0f} to {100 * chance.high:.0f} %)."

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError, first_line
 from runtime.console import say
+from runtime.files import write_text
 from sweeps.launch import GRID, logging_of, train_job
 from sweeps.plan import Job, make_job
 
@@ -123,7 +124,7 @@ class QueueLauncher(SlurmLauncher):
                 )
                 break
             for path, job in zip(part, jobs, strict=True):
-                path.write_text(job.job_id)
+                write_text(path, job.job_id)
             submitted += jobs
         return submitted
 
