@@ -85,7 +85,8 @@ def find_key(name: str, runs: Sequence[Run]) -> str:
     fitting = [key for key in keys if key.endswith(f".{name}")]
     if len(fitting) == 1:
         return fitting[0]
-    close = fitting or difflib.get_close_matches(name, [*keys, *figures, *(key.rpartition(".")[2] for key in keys)])
+    names = dict.fromkeys([*keys, *figures, *(key.rpartition(".")[2] for key in keys)])
+    close = fitting or difflib.get_close_matches(name, list(names))
     raise ConfigError(
         f"{name}: {'fits several keys' if fitting else 'no run has such a key or figure'}"
         + (f"; did you mean {' or '.join(close)}?" if close else "")
