@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from comparison.figure import comparison_figure
+from comparison.findings import not_completed_lines
 from comparison.report import differing_keys, page_of, publish, table, table_csv
 from comparison.results import read
 from comparison.runs import Run
@@ -157,6 +158,13 @@ def test_runs_without_a_result_are_listed_with_their_reason(tmp_path: Path) -> N
     assert "pruned: p (after 2 of 10 epochs)" in text
     assert "unreadable: cut (summary.json:" in text and "Completed without val/accuracy: " in text
     assert {"1 failed", "1 interrupted, 1 pruned"} <= {row["without_result"] for row in rows(folder)}
+
+
+def test_reason_of_several_runs_is_said_once(tmp_path: Path) -> None:
+    for seed in range(7):
+        write_run(tmp_path / f"k-{seed}", f"seed={seed}", status="failed", error="DataError: model.patch_size=3")
+    (line,) = not_completed_lines(read([tmp_path]))
+    assert line.count("model.patch_size=3") == 1 and "k-0, k-1" in line and "2 more" in line
 
 
 def test_nothing_completed_is_said_and_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

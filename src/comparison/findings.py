@@ -20,6 +20,7 @@ from stats import Effect
 from stats.prediction import rate_bounds
 
 SEEDS = "seed=0,1,2,3,4"
+NAMED = 5  # runs in a line of runs without a result
 MOST = 20  # listed references
 NOTABLE = 0.001  # smallest bias of an accuracy that is stated
 SLIGHT = 0.75  # standard errors; a smaller bias of a picked setting is well within its interval
@@ -268,8 +269,13 @@ def differed(comparison: Comparison) -> dict[str, str]:
     return values
 
 
-def not_completed_lines(comparison: Comparison) -> list[str]:
-    return [
-        f"{run.status}: {run.folder.name}" + (f" ({run.reason})" if run.reason else "")
-        for run in comparison.not_completed
-    ]
+def not_completed_lines(comparison: Comparison) -> dict[str, str]:
+    """List runs without a result, as line → status; runs with the same reason share a line."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for run in comparison.not_completed:
+        groups.setdefault((run.status, run.reason), []).append(run.folder.name)
+    lines = {}
+    for (status, reason), names in groups.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines[f"{status}: {', '.join(names[:NAMED])}{more}" + (f" ({reason})" if reason else "")] = status
+    return lines

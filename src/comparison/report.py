@@ -128,10 +128,11 @@ def show(comparison: Comparison) -> None:
             say(f"… and {len(rows) - limit} more settings in comparison.csv")
     for line in [*result(comparison), *several(effect_lines(comparison), limit), *caveats(comparison)]:
         say(line)
-    for run, line in zip(comparison.not_completed[:limit], not_completed_lines(comparison), strict=False):
-        say(line, style=STYLES.get(run.status, "red"))
-    if len(comparison.not_completed) > limit:
-        say(f"… and {len(comparison.not_completed) - limit} more without a result", style="red")
+    unfinished = not_completed_lines(comparison)
+    for line, status in list(unfinished.items())[:limit]:
+        say(line, style=STYLES.get(status, "red"))
+    if len(unfinished) > limit:
+        say(f"… and {len(unfinished) - limit} more reasons", style="red")
     if power := power_lines(comparison, most=SHOWN["plans"]):
         say("What it would take to tell:", style="bold")
         for line in power:
@@ -181,7 +182,7 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
         lines += ["## What it would take to tell", ""]
         lines += [command_or_item(line) for line in power] + [""]
     if comparison.not_completed:
-        lines += ["## Without a result", "", *bullets(several(not_completed_lines(comparison), limit))]
+        lines += ["## Without a result", "", *bullets(several([*not_completed_lines(comparison)], limit))]
     return "\n".join(lines)
 
 
