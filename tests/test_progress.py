@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from comparison.progress import Progress, progress
+from comparison.progress import Progress, progress, under_way
 from conftest import checked
 from sweeps.launch import record_grid
 from sweeps.plan import Job
@@ -59,3 +59,13 @@ def test_a_runs_size_is_that_of_its_layers(overrides: list[str]) -> None:
     parts = summarize(config, 1, 10, (config.data.image_size or 8,) * 2)
     layers = sum(part.macs for part in parts if part.name in ("depthwise", "pointwise"))
     assert Job(overrides, config, "").epoch_size == pytest.approx(0.8 * layers)
+
+
+def test_search_is_under_way_while_its_process_holds_the_folder(tmp_path: Path) -> None:
+    record = {"progress": "3 of 20 trials ended", "lines": [], "keys": [], "trials": []}
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    assert under_way(tmp_path) is None
+    with FileLock(tmp_path / "sweep.lock"):
+        assert under_way(tmp_path) == "3 of 20 trials ended"
+        (tmp_path / "search.json").unlink()
+        assert under_way(tmp_path)
