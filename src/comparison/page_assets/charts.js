@@ -219,7 +219,7 @@ function power(data) {
 // All of them, in order.
 
 const CHARTS = [
-  { id: "race", title: "Rounds of the race", make: raceRounds, note: "Behind a bar: what became of the setting. Pale: dropped." },
+  { id: "race", title: "Rounds of the race", make: raceRounds, note: "Pale: dropped, or could not be run." },
   { id: "trials", title: "Trials of the search", make: searchTrials },
   { id: "keys", title: "Trials by key", make: trialsByKey, option: keyOption },
   { id: "importance", title: "How much each key matters", make: keyImportance },
