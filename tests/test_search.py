@@ -25,7 +25,7 @@ from stats.importance import Importance
 from sweeps import search
 from sweeps.launch import monitor_of
 from sweeps.plan import parse_overrides, split_overrides
-from sweeps.search_findings import finding_lines, key_importances, search_record
+from sweeps.search_findings import best_line, finding_lines, key_importances, search_record
 from sweeps.space import check_space, make_space
 from sweeps.trials import complete_trial, is_hopeless, make_sampler
 from tracking.trial import Trial, open_storage
@@ -386,3 +386,14 @@ def test_a_wrong_search_is_reported_before_any_run(tmp_path: Path, wrong: str) -
     assert done.stderr.startswith(f"error: {wrong.partition('=')[0]}")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("direction", "values"), [("maximize", [0.5, 0.9, 0.9]), ("minimize", [0.9, 0.5, 0.5])])
+def test_trials_that_tie_with_the_best_are_named(direction: str, values: list[float]) -> None:
+    study = optuna.create_study(direction=direction)
+    for depth, value in enumerate(values, start=1):
+        distributions = {"model.depth": optuna.distributions.IntDistribution(1, 3)}
+        trial = optuna.trial.create_trial(params={"model.depth": depth}, distributions=distributions, value=value)
+        study.add_trial(trial)
+    line = best_line(study, "val/loss", 1)
+    assert "with model.depth=2" in line and "tied with it: model.depth=3" in line and "depth=1" not in line

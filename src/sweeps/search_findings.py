@@ -62,7 +62,10 @@ def best_line(study: optuna.Study, monitor: str, n_seeds: int) -> str:
     value = study.best_value
     figure = f"{value:.1%}" if monitor.endswith("accuracy") else f"{value:.4f}"
     mean = f" (mean over {n_seeds} seeds)" if n_seeds > 1 else ""
-    return f"best of {of}: {monitor} {figure}{mean} with {' '.join(overrides_of(study.best_params))}"
+    tied = [" ".join(overrides_of(trial.params)) for trial in completed_trials(study) if trial.value == value]
+    best, *others = dict.fromkeys([" ".join(overrides_of(study.best_params)), *tied])
+    equal = f"; tied with it: {', '.join(others[:3])}{' and more' if others[3:] else ''}" if others else ""
+    return f"best of {of}: {monitor} {figure}{mean} with {best}{equal}"
 
 
 def pruning_line(study: optuna.Study) -> str:
