@@ -118,9 +118,9 @@ def show(comparison: Comparison) -> None:
     for line in notes(comparison):
         say(line, style="yellow")
     if differing := differing_keys(comparison):
-        print_table(
-            "A: {}\nB: {}".format(*(run.folder for run in comparison.runs)), TWO_RUNS, differing, best_first=False
-        )
+        a, b = (run.folder for run in comparison.runs)
+        say(f"A: {a}", style="bold")
+        print_table(f"B: {b}", TWO_RUNS, differing, best_first=False)
     if comparison.settings:
         header, rows = table(comparison)
         print_table(caption(comparison), header, rows[:limit])
