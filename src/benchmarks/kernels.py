@@ -192,7 +192,7 @@ def run(overrides: list[str]) -> None:
     configs = make_configs([*LAYER, *(each for each in overrides if not each.startswith("target="))])
     for target in targets.split(","):
         if target not in TARGETS:
-            raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}")
+            raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}, from compute capability 8.0 on")
     for target, config in product(targets.split(","), configs):
         show(config, target)
 
