@@ -176,6 +176,9 @@ def runs_case(chance: Random, folder: Path, base: Base) -> list[Case]:
             )
         )
         change_record(chance, damaged / name)
+    for path in chance.sample(base.runs, 2):  # without its ID, which tells a damaged config
+        if chance.random() < 0.5:
+            (sweep / path.name).rename(sweep / path.name.rpartition("-")[0])
     resume = (
         "train",
         *RUN,
@@ -349,7 +352,7 @@ def become(case: Case, folder: Path, output: Path, touched: Path, allowed: Seque
     null = os.open(os.devnull, os.O_RDONLY)
     for number, source in ((0, null), (1, descriptor), (2, descriptor)):
         os.dup2(source, number)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
     tempfile.tempdir = str(temporary)

@@ -24,6 +24,10 @@ VALUES: tuple[Any, ...] = (
     [None], {"a": {"b": 1}}, {"": 0}, nested(50), [0] * 1000, "completed", "failed", "interrupted", "none", "auto",
     "~", "image_folder", "!!python/object:os.system",
 )  # fmt: skip
+USED = (  # keys of summary.json, config.yaml and checkpoints that decide what a program does
+    "status", "varied", "overrides", "choices", "images", "epochs", "wandb_id", "run_id", "name", "objective", "seed",
+    "best/val/accuracy", "test/accuracy", "study", "model", "data", "trainer", "kernel_size", "classes", "std", "rows",
+)  # fmt: skip
 WORDS = (
     b"", b"\0" * 64, b"\xff" * 64, b"\xff\xfe", b"[" * 100_000, b"{" * 100_000, b'{"a":' * 50_000, b"- " * 50_000,
     b"9" * 5000, b"9" * 400, b".nan", b"NaN", b"1e999", b"&a [*a]", b"*a", b"!!set {1}", b"${oc.env:HOME}",
@@ -66,7 +70,11 @@ def change_tree(chance: Random, tree: Any, values: tuple[Any, ...] = VALUES) -> 
     for _ in range(chance.choice((1, 1, 2, 5))):
         place, key = changed, None
         while isinstance(place, (dict, list)) and place:
-            key = chance.choice([*place]) if isinstance(place, dict) else chance.randrange(len(place))
+            used = [key for key in USED if isinstance(place, dict) and key in place]
+            keys = (
+                used if used and chance.random() < 0.6 else [*place] if isinstance(place, dict) else range(len(place))
+            )
+            key = chance.choice(keys)
             if not isinstance(place[key], (dict, list)) or not place[key] or chance.random() < 0.3:
                 break
             place = place[key]

@@ -183,7 +183,10 @@ def kind_of(path: Path) -> str | None:
     if path.suffix == ".onnx":
         return "an ONNX program"
     if zipfile.is_zipfile(path):
-        names = {Path(name).name for name in zipfile.ZipFile(path).namelist()}
+        try:
+            names = {Path(name).name for name in zipfile.ZipFile(path).namelist()}
+        except (OSError, ValueError, zipfile.BadZipFile):  # Its list of contents is damaged.
+            return None
         if "constants.pkl" in names:
             return "a TorchScript program"
         if any(name.startswith(("serialized_exported_program", "archive_format")) for name in names):
@@ -263,7 +266,8 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             return unwrap(content[wrapper])
-    return strip({name: value for name, value in content.items() if isinstance(value, Tensor) and name != "n_averaged"})
+    named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return strip({name: value for name, value in named.items() if name != "n_averaged"})
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
