@@ -28,6 +28,7 @@ from benchmarks.setting import shape_of
 from config.schema import Config
 from data.datasets import DataSplits, Split
 from runtime.distributed import World
+from training.layer import Backend
 from training.model import make_model, memory_format
 from training.state import TrainingState
 from training.step import TrainStep
@@ -93,6 +94,7 @@ class Counter(TorchDispatchMode):
 
 def count_steps(config: Config, steps: int) -> list[Counter]:
     """Count every training step after the first one, which makes what the optimizer keeps."""
+    config = Backend(config.model.backend, config.trainer.channels_last in ("auto", True)).applied_to(config)
     *_, side = shape_of(config)
     split = Split(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
     mean = (0.5, 0.5, 0.5)

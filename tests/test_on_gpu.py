@@ -101,7 +101,7 @@ def test_of_sixteen_compiled_runs_each_is_compiled_and_gives_its_memory_back(tra
 
 
 def test_gradients_over_nccl_are_those_without(tmp_path: Path) -> None:
-    config = checked(*SETTING, *SET, "model.norm=none")
+    config = checked(*SETTING, *SET, "model.norm=none", "trainer.channels_last=true")
     model = make_model(config, 3, 10).to(GPU)
     images, labels = torch.randn(8, 3, 8, 8, device=GPU), torch.arange(8, device=GPU)
 
