@@ -94,7 +94,15 @@ WRITTEN = {"config.yaml", "comparison.md", "race.md"}  # by commands
 ELSEWHERE = {  # in other repositories
     "convmixer.py", "timm/data/auto_augment.py", "distributed_train.sh", "validate.py", "eval.py",
 }  # fmt: skip
-EXAMPLES = {"stem", "svhn", "test_svhn", "group_norm", "depthwise_winograd"}  # CONTRIBUTING's, which a reader would add
+EXAMPLES = {
+    "stem",
+    "svhn",
+    "test_svhn",
+    "group_norm",
+    "depthwise_winograd",
+    "radam",
+    "polynomial",
+}  # CONTRIBUTING's, which a reader would add
 
 
 def test_paths_that_pages_and_docstrings_name_exist() -> None:
