@@ -14,7 +14,7 @@ GRID = ("-m", "patch=p1,p7", "seed=0,1", *TINY, "wandb.mode=disabled")
 
 @pytest.mark.slow
 def test_plan_lists_what_exists_and_what_is_impossible(tmp_path: Path) -> None:
-    single = ("patch=p1", *GRID[3:], "sweep=s")
+    single = ("patch=p1", *GRID[3:], "sweep=s", "checkpoint.keep=all")
     assert command(*single, cwd=tmp_path).returncode == 0
     (trained,) = tmp_path.glob("outputs/s/*/summary.json")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}

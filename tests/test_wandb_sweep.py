@@ -112,7 +112,7 @@ def test_a_search_takes_values_from_intervals(override: str, parameter: dict[str
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (["seed=1"], {}, "give a key several values"),
+        (["seed=1"], {}, "no key has several values"),
         (["model.kernel_size=5,0"], {}, "model.kernel_size=0: expected at least 1"),
         (["dropout=none,head", "dropout.rate=0.1,0.2"], {}, "has no effect alone"),
         (["dropout.head=interval(0, 1)"], {"method": "random"}, r"dropout.head=1.0: expected at least 0 and below 1"),
