@@ -32,7 +32,8 @@ def test_the_implementations_are_the_same_model() -> None:
     ours = make_model(config, 3, implementations.CLASSES).eval()
     x = torch.randn(2, 3, 8, 8)
     for source in ("authors", "timm"):
-        peer = implementations.build(Implementation(source), config, torch.device("cpu")).eval()
+        stock, cpu = Implementation(source), torch.device("cpu")
+        peer = implementations.build(stock, implementations.configured(stock, config, cpu), cpu).eval()
         assert type(peer) is not type(ours)
         named = zip(peer.state_dict(), ours.state_dict().values(), strict=True)  # all name their layers in this order
         peer.load_state_dict(dict(named))

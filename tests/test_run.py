@@ -349,7 +349,8 @@ def test_a_server_out_of_reach_costs_seconds_and_a_warning(tmp_path: Path) -> No
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert took < summary["seconds"] + 60  # 15 for the server
-    assert wandb_files.read(folder)["history"][0]["epoch"] == 1
+    epochs = [row["epoch"] for row in wandb_files.read(folder)["history"] if "epoch" in row]  # and no progress
+    assert epochs == [1]
 
 
 def test_disabled_leaves_no_wandb_files(train: Train) -> None:

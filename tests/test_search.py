@@ -134,7 +134,7 @@ def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     sweep, whole = tmp_path / "outputs" / "w", tmp_path / "whole" / "w"
     chosen = {trial.number: trial.state for trial in trials(whole) if "pruned_at" in trial.user_attrs}
     assert chosen == {2: TrialState.COMPLETE, 3: TrialState.PRUNED}  # trial 2 runs to the end as a check, and wins
-    assert re.search("1 of which pruned(.|\n)*pruner: 2 trials; .*same: 1; .* 1 of 1", undisturbed.stdout)
+    assert re.search("1 of which pruned(.|\n)*pruner: 2 trials; .*check: 1; .* 1 of 1", undisturbed.stdout)
     process = start(*arguments, cwd=tmp_path)
     wait_for(lambda: len(begun(sweep)) == 2, process)
     process.kill()
@@ -251,7 +251,7 @@ def test_what_a_search_found() -> None:
     study = searched(20)
     lines = finding_lines(study, "val/accuracy", 3, key_importances(study))
     assert re.search(r"20 trials, 4 of which pruned: .* 95.0% .*seeds.* with optimizer.lr=", lines[0])
-    assert re.search(r"pruner: 6 trials.*same: 2.*others: 1 of 2 .*97%", lines[1])  # Clopper and Pearson's bound
+    assert re.search(r"pruner: 6 trials.*check: 2.*others: 1 of 2 .*97%", lines[1])  # Clopper and Pearson's bound
     assert re.search(r"3 seeds: 7 trials", lines[2])
     assert re.search(r"16 trials.*: optimizer.lr [6-9]\d%.*up to \d\d%.*augmentation", lines[3])
     few = searched(9)
@@ -360,7 +360,7 @@ def test_another_search_under_the_same_name_begins_anew() -> None:
         (["model.depth=1,2", "data.val_fraction=0"], r"data.val_fraction=0: "),
         (["model.depth=1,2", "data.val_fraction=0,0.1"], r"data.val_fraction=0: "),
         (["model.depth=1,2", "seed=0,1"], r"seed=0,1: "),
-        (["model.depth=1"], r"give a key several values"),
+        (["model.depth=1"], r"no key has several values"),
     ],
 )
 def test_what_cannot_be_searched(arguments: list[str], message: str) -> None:
