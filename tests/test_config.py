@@ -136,6 +136,8 @@ def test_what_is_wrong_is_named(overrides: list[str], named: list[str]) -> None:
         ["-m", "optimizer.lr=0.1,high"],
         ["-m", "optimizer.lr=interval(0.001,0.1)"],
         ["patch=null"],
+        ["model=[0,0]"],
+        ["optimizer={a: 1}"],
         ["experiment=paper_cifar10", "variant=null"],
         ["-m", "patch=p1,2"],
         ["model.depth=8,16"],

@@ -99,8 +99,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
             )
         if key not in (*GROUPS, "hydra/launcher", "hydra/sweeper") or override.is_delete():
             continue
-        for option in getattr(override.value(), "list", [override.value()]):  # of a ChoiceSweep
-            if option is None or isinstance(option, bool | int | float):
+        values = getattr(override.value(), "list", [override.value()])  # of a ChoiceSweep
+        for option in [part for value in values for part in (value if isinstance(value, list) else [value])]:
+            if option is None or isinstance(option, bool | int | float | list | dict):
                 options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
                 raise ConfigError(f"{key}={format_value(option)}: expected one of {options}, or no {key}")
 
