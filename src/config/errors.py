@@ -66,6 +66,11 @@ def report_errors() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         kept = "" if isinstance(error, ConfigError) else "\n"  # of Hydra's own words
         sys.exit(f"error: {printable(explain(error), kept)}")
+    except OverflowError as error:  # of OmegaConf, which names the key
+        key = re.search(r"full_key: (\S+)", str(error))
+        if not key:
+            raise
+        sys.exit(f"error: {printable(key[1])}: the number is too large")
     except OSError as error:  # no permission, no such folder, no space left
         if error.filename is None and error.errno not in FULL:
             raise
@@ -84,6 +89,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
             group's option is not a word.
     """
     check_hydra_folders(arguments)
+    for text in arguments:
+        key = text.removeprefix("~").partition("=")[0]
+        if text.startswith("~") and key not in GROUPS and not key.startswith("hydra"):
+            raise ConfigError(f"{text}: only the option of a group can be removed. Fix: {key}=VALUE")
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     if is_sweep and {"--cfg", "-c"} & set(arguments):
         raise ConfigError(
@@ -97,7 +106,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{override.input_line}: several values. Fix: add -m to sweep over them, or write a list, [A,B]"
             )
-        if key not in (*GROUPS, "hydra/launcher", "hydra/sweeper") or override.is_delete():
+        if key not in (*GROUPS, "hydra/launcher", "hydra/sweeper"):
+            continue
+        if override.is_delete():
+            if not isinstance(override.value(), str):
+                raise ConfigError(f"{override.input_line}: expected ~{key}, or ~{key}=OPTION")
             continue
         values = getattr(override.value(), "list", [override.value()])  # of a ChoiceSweep
         for option in [part for value in values for part in (value if isinstance(value, list) else [value])]:
