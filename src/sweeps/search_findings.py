@@ -134,15 +134,25 @@ def search_record(
         }
         for key in sorted(space, key=lambda key: -importances[key].share if key in importances else 0.0)
     ]
-    rows = [trial_record(study, trial) for trial in trials]
+    seeds, runs = seed_values(study), study.user_attrs.get(RUNS, {})  # read once, as they list all trials
+    rows = [
+        trial_record(trial, seeds.get(trial.number, []), runs.get(str(trial.number), []), sign(study))
+        for trial in trials
+    ]
     return {"progress": progress, "lines": list(lines), "keys": keys, "trials": rows}
 
 
-def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
-    """Describe a trial; the value of a pruned trial is its best epoch's."""
-    values = seed_values(study).get(trial.number, [])
+def trial_record(trial: FrozenTrial, values: Sequence[float], runs: Sequence[str], sign: int) -> TrialRecord:
+    """Describe a trial; the value of a pruned trial is its best epoch's.
+
+    Args:
+        trial: The trial.
+        values: Objectives of its seeds; empty if it is not completed.
+        runs: The IDs of its runs.
+        sign: 1 if a higher objective is better, else -1.
+    """
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
-        values = [max(trial.intermediate_values.values(), key=lambda value: sign(study) * value)]
+        values = [max(trial.intermediate_values.values(), key=lambda value: sign * value)]
     return {
         "number": trial.number,
         "status": {TrialState.COMPLETE: "completed", TrialState.FAIL: "failed"}.get(
@@ -152,5 +162,5 @@ def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
         "low": min(values, default=None),
         "high": max(values, default=None),
         "params": trial.params,
-        "runs": study.user_attrs.get(RUNS, {}).get(str(trial.number), []),
+        "runs": list(runs),
     }
