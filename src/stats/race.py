@@ -12,7 +12,7 @@ and Moore, 1994, NIPS 6, 59-66).
   want of memory, is missing, and is not held against its setting.
 
 What is claimed: where runs scatter normally, or with heavier tails, a race names a setting that is not the best, or not
-the only best, in about 5 % of cases at most: in 3 % on average and 5.6 % in the worst of the simulated cases
+the only best, in about 5 % of cases: on average in 2.9 %, and in 5.6 % in the worst of the simulated cases
 (experiments/calibration). The best one is that on these validation images. It is not claimed of settings that fail now
 and then and have not done so in the race: stats.prediction.rate_bounds() says how often they may.
 

@@ -100,7 +100,7 @@ def claim_lines(race: Standing, racers: Racers) -> list[str]:
     on = f"on these {images:,} validation images" if images else "on validation images that change with the seed"
     lines = [
         f"It is the best {on}: where results scatter normally over seeds, or with heavier tails, races are wrong in "
-        "about 5 % of cases at most."
+        "about 5 % of cases."
     ]
     leads = [dropped.behind.value for dropped in race.dropped.values() if dropped.behind and dropped.behind.margin]
     if images and racers.metric.endswith("accuracy") and leads:
