@@ -28,6 +28,7 @@ from data import datasets
 from processes import REPOSITORY, Command, environment_of
 from training import run
 
+pytest_plugins = ["timed_backends"]  # the fixture `clock`
 TIMES = ["images_per_second", "seconds"]  # columns of metrics.csv that differ between equal runs
 TINY = (
     "model.d_model=16", "model.depth=2", "data.train_fraction=0.1", "trainer.epochs=2", "trainer.device=cpu",
