@@ -190,12 +190,29 @@ def test_p_values_are_uniform_where_runs_are_missing_and_nothing_differs(unstabl
 # Effects of factors.
 
 
-def test_the_baseline_is_what_most_settings_share_else_the_lowest() -> None:
+def test_the_baseline_is_a_studys_center_else_the_lowest() -> None:
     star = compared([({KERNEL: k, DEPTH: d}, [0.9]) for k, d in ((5, 8), (5, 16), (3, 8), (5, 4))])
     assert {(effect.factor, effect.level, effect.baseline) for effect in star.effects} == {
         (KERNEL, 3, 5), (DEPTH, 16, 8), (DEPTH, 4, 8),
     }  # fmt: skip
     assert only(compared([({KERNEL: 9}, [0.9]), ({KERNEL: 5}, [0.9])]).effects).baseline == 5
+
+
+@pytest.mark.parametrize(
+    ("levels", "further", "baselines"),
+    [
+        ([(5, 8), (5, 16), (9, 8), (9, 16)], (9, 32), {KERNEL: 5, DEPTH: 8}),
+        ([(5, 8), (9, 8), (5, 16), (9, 16), (5, 32), (9, 32)], (3, 32), {KERNEL: 5, DEPTH: 8}),
+        ([(5, 8), (5, 16), (3, 8), (5, 4)], (9, 64), {KERNEL: 5, DEPTH: 8}),
+    ],
+    ids=["grid", "lower level", "one thing at a time"],
+)
+def test_baselines_stay_when_a_setting_is_added(
+    levels: list[tuple[int, int]], further: tuple[int, int], baselines: dict[str, int]
+) -> None:
+    for planned in (levels, [*levels, further]):
+        found = compared([({KERNEL: k, DEPTH: d}, [0.9]) for k, d in planned])
+        assert {effect.factor: effect.baseline for effect in found.effects} == baselines
 
 
 def test_what_follows_from_other_keys_is_no_factor_but_is_named() -> None:

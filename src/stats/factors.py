@@ -1,8 +1,9 @@
 """Effects of factors with the others held fixed, as contrasts of settings that differ in one factor only."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from stats.estimates import Setting
@@ -34,8 +35,9 @@ def levels_of(setting: Setting) -> Levels | None:
 def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change]:
     """List every level of every factor, compared with the factor's baseline.
 
-    The baseline is the level that most settings share, as in a study that changes one thing at a time; of equals the
-    lowest. A level that no pair of settings singles out is left out.
+    The baseline is the level of the setting that differs from others in one factor alone for the most factors, as the
+    center of a study that changes one thing at a time does. Of equals, as in a full grid, it is the lowest. So a
+    setting added to either seldom moves it. A level that no pair of settings singles out is left out.
 
     Args:
         planned: the levels of all settings, of those without a result, too.
@@ -44,16 +46,18 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
     found = []
     factors = list(planned[0]) if planned else []
     every = {factor: {own[factor] for own in planned} - {EVERY} or {"none"} for factor in factors}
-    for factor in factors:
-        counts = Counter(own[factor] for levels in planned for own in expanded(levels, every))
+    neighbors = factors_with_neighbors({tuple(own.values()) for levels in planned for own in expanded(levels, every)})
+    for i, factor in enumerate(factors):
         contexts: dict[tuple[Any, ...], dict[Any, int]] = defaultdict(dict)
-        for place, i in enumerate(has_result):
-            for own in expanded(planned[i], every):
-                contexts[tuple(own[key] for key in factors if key != factor)][own[factor]] = place
+        for place, of_setting in enumerate(has_result):
+            for own in expanded(planned[of_setting], every):
+                setting = tuple(own.values())
+                contexts[without(setting, i)][setting[i]] = place
         reached = sorted({level for by_level in contexts.values() for level in by_level}, key=order)
         if not reached:
             continue
-        baseline = max(reached, key=lambda level: counts[level])
+        most = {setting[i]: n for setting, n in sorted(neighbors.items(), key=itemgetter(1))}
+        baseline = max(reached, key=lambda level: most[level])
         for level in reached:
             pairs = [
                 (by_level[level], by_level[baseline])
@@ -63,6 +67,19 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
             if pairs:
                 found.append(Change(factor, level, baseline, tuple(pairs)))
     return found
+
+
+def factors_with_neighbors(settings: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
+    """Count for each setting the factors in which alone it differs from another setting."""
+    numbers = dict.fromkeys(settings, 0)
+    for i in range(len(next(iter(settings), ()))):
+        alike = Counter(without(setting, i) for setting in settings)
+        numbers = {setting: n + (alike[without(setting, i)] > 1) for setting, n in numbers.items()}
+    return numbers
+
+
+def without(levels: tuple[Any, ...], i: int) -> tuple[Any, ...]:
+    return levels[:i] + levels[i + 1 :]
 
 
 def expanded(levels: Levels, every: Mapping[Any, set[Any]]) -> Iterator[Levels]:
