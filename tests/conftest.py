@@ -142,6 +142,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def load_folder(root: Path, *overrides: str, patch_size: int = 2) -> datasets.DataSplits:
+    """Load an image folder's data with the config of `data=image_folder data.root=ROOT OVERRIDES`."""
+    return datasets.load(checked("data=image_folder", f"data.root={root}", *overrides).data, patch_size)
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a run on digits once and return its folder, which tests must not change."""
