@@ -1,10 +1,12 @@
 """How far a sweep is, and the time that it has left."""
 
+import gc
 import json
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from torch import nn
 
 from comparison.progress import Progress, progress, under_way
 from conftest import checked
@@ -59,6 +61,15 @@ def test_a_runs_size_is_that_of_its_layers(overrides: list[str]) -> None:
     parts = summarize(config, 1, 10, (config.data.image_size or 8,) * 2)
     layers = sum(part.macs for part in parts if part.name in ("depthwise", "pointwise"))
     assert Job(overrides, config, "").epoch_size == pytest.approx(0.8 * layers)
+
+
+def test_model_summaries_leave_no_parameters_in_memory() -> None:
+    def count_parameters() -> int:
+        summarize(checked(), 1, 10, (8, 8))
+        gc.collect()
+        return sum(type(item) is nn.Parameter for item in gc.get_objects())
+
+    assert count_parameters() == count_parameters()
 
 
 def test_search_is_under_way_while_its_process_holds_the_folder(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,23 +69,23 @@ def summarize(config: Config, channels: int, n_classes: int, image_size: tuple[i
     plain = replace(config, model=replace(config.model, backend="reference"), trainer=trainer)
     parts = {name: Part(name) for name in PARTS}
     images = 2 if image_size == (config.model.patch_size,) * 2 else 1  # BatchNorm needs two values
-    kept: dict[int, Tensor] = {}  # keeps tensors alive, so that no later tensor reuses an address
+    kept: dict[int, UntypedStorage] = {}  # keeps storages alive, so that no later one reuses an address
 
     def part_of(path: str) -> Part:
         return parts[next((name for name, pattern in PARTS.items() if re.search(pattern, path)), "depthwise")]
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in kept:
-            kept[storage] = tensor
+    def count(tensor: Tensor) -> None:  # returns no tensor: the graph would refer to itself, and never be freed
+        storage = tensor.untyped_storage()
+        if storage._cdata not in kept:
+            kept[storage._cdata] = storage
             innermost = max(counter.mod_tracker.parents, key=len)
             part_of(innermost).activation_bytes += tensor.numel() * tensor.itemsize // images
-        return tensor
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = make_model(plain, channels, n_classes).train()
-        kept |= {parameter.untyped_storage()._cdata: parameter for parameter in model.parameters()}
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        storages = [parameter.untyped_storage() for parameter in model.parameters()]
+        kept |= {storage._cdata: storage for storage in storages}
+        with saved_tensors_hooks(count, lambda nothing: nothing):
             model(torch.empty(images, channels, *image_size))
     for path, parameter in model.named_parameters():
         part_of(path).parameters += parameter.numel()
