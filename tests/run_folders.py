@@ -79,6 +79,10 @@ def report(folder: Path) -> str:
     return (folder / "comparison.md").read_text()
 
 
+def names(found: Comparison) -> set[str]:
+    return {run.folder.name for run in found.runs}
+
+
 def compared(
     settings: Iterable[tuple[Mapping[str, Any], Mapping[int, float] | Sequence[float]]],
     *varied: str,

@@ -1,31 +1,17 @@
-"""What a comparison makes of runs: settings and factors, ranks, filters, references, and the state of runs."""
+"""What a comparison makes of runs: settings and factors, their order, and the figures that a study refers to."""
 
-import fcntl
 import json
 import re
-import shutil
-import signal
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from comparison import options
 from comparison.findings import caveats
-from comparison.notes import notes
 from comparison.results import Comparison, read
 from comparison.settings import Setting
 from config.errors import ConfigError
 from run_folders import DEPTH, KERNEL, REFERENCE, as_yaml, compared, write_run, write_sweep
-from tracking import run_lock
-
-
-def names(found: Comparison) -> set[str]:
-    return {run.folder.name for run in found.runs}
-
 
 # Settings and factors.
 
@@ -182,68 +168,6 @@ def test_equals_are_named_and_the_smaller_model_comes_first(tmp_path: Path) -> N
     assert [setting.levels[KERNEL] for setting in found.settings] == [5, 9]
 
 
-# Filters.
-
-
-@pytest.mark.parametrize(
-    ("condition", "kept"),
-    [
-        ("dropout=none", {"default", "typed", "rate_0"}),
-        ("dropout!=none", {"blocks", "by_place", "head"}),
-        ("dropout=blocks", {"blocks", "by_place"}),
-        ("kernel=k5", {"default", "typed", "rate_0", "blocks", "by_place"}),
-        ("augmentation=light", {"default", "typed", "rate_0", "blocks", "by_place"}),
-        ("augmentation=paper", {"head"}),
-        ("model=convmixer_256_8", {"head"}),
-        ("experiment=paper_cifar10", {"head"}),
-        ("hardware=gpu", {"head"}),
-        ("optimizer=adamw", {"default", "typed", "rate_0", "blocks", "by_place", "head"}),
-    ],
-)
-def test_options_are_seen_also_where_they_were_not_typed(tmp_path: Path, condition: str, kept: set[str]) -> None:
-    folder = tmp_path / "s"
-    write_run(folder / "default", name="baseline")
-    write_run(folder / "typed", name="dropout=none")
-    write_run(folder / "rate_0", name="dropout=blocks rate=0.0")
-    write_run(folder / "blocks", "dropout.blocks=0.1", "dropout.rate=0.1", name="dropout=blocks rate=0.1")
-    write_run(folder / "by_place", "dropout.blocks=0.2", name="blocks=0.2")
-    typed = {"experiment": "paper_cifar10", "dropout": "head"}
-    chosen = {"model": "convmixer_256_8", "augmentation": "paper", "hardware": "gpu", "optimizer": "paper", **typed}
-    told = {"overrides": typed, "choices": chosen}
-    write_run(folder / "head", f"{KERNEL}=9", "dropout.head=0.1", "augmentation.auto_augment=rand-m9", **told)
-    assert names(read([folder], filters=[condition])) == kept
-
-
-def test_an_option_is_what_was_chosen_whatever_the_default_is_today(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conf = shutil.copytree(options.CONF, tmp_path / "conf")
-    train = (conf / "train.yaml").read_text()
-    assert "optimizer: adamw" in train
-    (conf / "train.yaml").write_text(train.replace("optimizer: adamw", "optimizer: sgd"))
-    monkeypatch.setattr(options, "CONF", conf)
-    write_run(tmp_path / "s" / "new", overrides={}, choices={"optimizer": "adamw"})
-    write_run(tmp_path / "s" / "old", name="baseline")
-    assert names(read([tmp_path / "s"], filters=["optimizer=adamw"])) == {"new", "old"}
-    assert not names(read([tmp_path / "s"], filters=["optimizer=sgd"]))
-
-
-def test_words_of_the_summary_are_filtered_by(tmp_path: Path) -> None:
-    write_run(tmp_path / "s" / "a", device="cpu", host="a")
-    write_run(tmp_path / "s" / "b", device="NVIDIA H100", host="b")
-    assert names(read([tmp_path / "s"], filters=["device=cpu"])) == {"a"}
-    assert names(read([tmp_path / "s"], filters=["host!=a"])) == {"b"}
-
-
-@pytest.mark.parametrize("sweep", ["123", "007", "1e3", "2026-11-30", "true", "null", "[a]"])
-def test_words_that_look_like_something_else_are_filtered_by(tmp_path: Path, sweep: str) -> None:
-    write_run(tmp_path / "s" / "a", f"sweep='{sweep}'")
-    write_run(tmp_path / "s" / "b")
-    assert names(read([tmp_path / "s"], filters=[f"sweep={sweep}"])) == {"a"}
-    assert names(read([tmp_path / "s"], filters=[f"sweep!={sweep}"])) == {"b"}
-    assert names(read([tmp_path / "s"], filters=["experiment=null"])) == {"a", "b"}
-
-
 @pytest.mark.parametrize(
     ("metric", "best"),
     [
@@ -262,22 +186,6 @@ def test_what_is_better_follows_from_the_metric(tmp_path: Path, metric: str, bes
             **dict.fromkeys(figures, value),
         )  # fmt: skip
     assert read([tmp_path / "s"], metric=metric).valued[0].runs[0].folder.name == best
-
-
-@pytest.mark.parametrize(
-    ("filters", "told"),
-    [
-        (["kernel_sise=3"], r"kernel_sise: .*did you mean kernel_size"),
-        (["kernel_size"], "--filter kernel_size: expected KEY=VALUE"),
-        (["name=a: ["], r"--filter name=a: \[: .*YAML"),
-        (["name='a"], "--filter name='a: .*YAML"),
-    ],
-)
-def test_what_is_no_filter_is_one_line(tmp_path: Path, filters: list[str], told: str) -> None:
-    write_run(tmp_path / "s" / "a")
-    with pytest.raises(ConfigError, match=told) as error:
-        read([tmp_path / "s"], filters=filters)
-    assert "\n" not in str(error.value)
 
 
 def test_a_metric_that_no_run_has_is_one_line(tmp_path: Path) -> None:
@@ -317,102 +225,3 @@ def test_a_reference_stays_where_one_run_was_written_as_keys(tmp_path: Path) -> 
     write_run(tmp_path / "s" / "b", f"{KERNEL}=5", "seed=1", *REFERENCE, test__accuracy=0.9)
     (setting,) = read([tmp_path / "s"]).settings
     assert setting.reference and setting.reference.value == 0.91
-
-
-# The state of runs.
-
-
-def test_a_seed_run_twice_is_no_second_sample(tmp_path: Path) -> None:
-    write_sweep(tmp_path / "a", {(5, 8): [0.9]})
-    write_sweep(tmp_path / "b", {(5, 8): [0.92]})
-    (setting,) = read([tmp_path / "a", tmp_path / "b", tmp_path / "a"]).settings
-    estimate = setting.estimate("val/accuracy")
-    assert estimate and (estimate.n, estimate.low) == (1, None) and estimate.value == pytest.approx(0.91)
-
-
-@pytest.mark.parametrize("copy", ["a-copy", "z-copy"])
-def test_a_copied_folder_does_not_replace_its_run(tmp_path: Path, copy: str) -> None:
-    for name, status, epochs in ((copy, "interrupted", 1), ("m", "completed", 2), (f"{copy} 2", "interrupted", 2)):
-        write_run(tmp_path / "s" / name, status=status, epochs=epochs, wandb_id="1f", best__val__accuracy=epochs / 10)
-    write_run(tmp_path / "s" / "other", wandb_id="2e", best__val__accuracy=0.5)
-    found = read([tmp_path / "s"])
-    assert names(found) == {"m", "other"}
-    assert [line for line in notes(found) if f"/{copy} is" in line and "/m:" in line]
-
-
-@pytest.mark.parametrize(
-    ("key", "metric", "differs"),
-    [
-        ("data.name=cifar10", "val/accuracy", True), ("data.split_seed=1", "val/accuracy", True),
-        ("data.split_seed=1", "test/accuracy", False), ("optimizer.lr=0.5", "val/accuracy", False),
-    ],
-)  # fmt: skip
-def test_results_on_different_images_are_said_to_be(tmp_path: Path, key: str, metric: str, differs: bool) -> None:
-    write_run(tmp_path / "s" / "a", best__val__accuracy=0.9, test__accuracy=0.9)
-    write_run(tmp_path / "s" / "b", key, best__val__accuracy=0.8, test__accuracy=0.9)
-    found = notes(read([tmp_path / "s"], metric=metric))
-    assert bool(found) is differs and all(key.partition("=")[0] in line for line in found)
-
-
-def test_the_number_of_images_is_that_of_all_runs_or_none(tmp_path: Path) -> None:
-    for name, images in (("a", 144), ("b", 24)):
-        figures = {"images": {"train": 1, "val": images, "test": 1}}
-        write_run(tmp_path / "s" / name, f"{KERNEL}={images}", **figures, best__val__accuracy=0.9)
-    found = read([tmp_path / "s"])
-    assert not any("rests on" in line for line in caveats(found))
-    assert "144 images" in notes(found)[0] and "24 images" in notes(found)[0]
-
-
-def test_runs_that_cannot_be_read_say_why(tmp_path: Path) -> None:
-    for name, file, content in (
-        ("no_config", "config.yaml", None), ("no_summary", "summary.json", None), ("cut", "summary.json", '{"sta'),
-        ("list", "summary.json", "[]"), ("yaml", "config.yaml", "a: [1"), ("binary", "config.yaml", "\udcff"),
-        ("words", "config.yaml", "just words"), ("odd", "config.yaml", "model: {kernel_size: [{a: 1}]}\nseed: 0"),
-    ):  # fmt: skip
-        path = write_run(tmp_path / "s" / name, best__val__accuracy=0.8) / file
-        path.unlink()
-        if content is not None:
-            path.write_bytes(content.encode(errors="surrogateescape"))
-    runs = {run.folder.name: run for run in read([tmp_path / "s"]).runs}
-    assert {run.status for run in runs.values()} == {"unreadable"} and len(runs) == 8
-    assert all("\n" not in run.reason for run in runs.values())
-    assert "summary.json" in runs["cut"].reason and "config.yaml" in runs["yaml"].reason
-    assert "model.kernel_size" in runs["odd"].reason
-
-
-HOLD = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()"
-
-
-def test_a_run_is_running_while_a_process_holds_its_lock(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "s" / "kernel_size_5-01234567", status="interrupted", epochs=1)
-    write_run(tmp_path / "s" / "pruned-45670123", status="pruned", epochs=1)
-    (tmp_path / "s" / ".locks").mkdir()
-
-    def statuses() -> dict[str, str]:
-        return {run.folder.name.rpartition("-")[2]: run.status for run in read([tmp_path / "s"]).runs}
-
-    assert statuses() == {"01234567": "interrupted", "45670123": "pruned"}
-    assert not list((tmp_path / "s" / ".locks").iterdir()), "looking makes no lock"
-    lock = tmp_path / "s" / ".locks" / "01234567.lock"
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout and process.stdout.readline() == b"held\n"
-        assert statuses() == {"01234567": "running", "45670123": "pruned"}
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert lock.exists() and statuses() == {"01234567": "interrupted", "45670123": "pruned"}
-    assert run.exists()
-
-
-def test_who_only_looks_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 60)
-    path = tmp_path / "0123abcd.lock"
-    path.touch()
-    with ThreadPoolExecutor() as pool, path.open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        starting = pool.submit(run_lock.acquire_lock, path)
-        assert not starting.done()
-        fcntl.flock(file, fcntl.LOCK_UN)
-        lock = starting.result()
-    assert lock is not None
