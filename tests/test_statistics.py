@@ -187,6 +187,16 @@ def test_p_values_are_uniform_where_runs_are_missing_and_nothing_differs(unstabl
     assert small / 1500 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1500)
 
 
+@pytest.mark.filterwarnings("error")
+def test_losses_beyond_float32_are_not_compared() -> None:
+    settings = [({KERNEL: kernel}, [0.5 + 0.1 * kernel, 0.9, 0.7]) for kernel in (3, 5, 7)]
+    runs = compared([*settings, ({KERNEL: 9}, [1e155, 3e155, 2e155])], metric="val/loss").runs
+    found = Comparison("test", runs, "val/loss")
+    assert [len(setting.by_seed("val/loss")) for setting in found.settings] == [3, 3, 3, 0]
+    assert not {"nan", "inf", "+nan", "+inf", "-inf"} & {*words(found).split()}
+    assert only([setting for setting in found.settings if setting.levels[KERNEL] == 9]) not in found.valued
+
+
 # Effects of factors.
 
 

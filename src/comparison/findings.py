@@ -29,7 +29,9 @@ SLIGHT = 0.75  # standard errors; a smaller bias of a picked setting is well wit
 def result(comparison: Comparison) -> list[str]:
     """State the best setting, its significance, failures, and the comparison with published values."""
     if not comparison.valued:
-        return ["No run has completed yet: there is nothing to compare."] if comparison.runs else []
+        has_completed = any(setting.completed for setting in comparison.settings)
+        missing = f"completed run has {comparison.metric}" if has_completed else "run has completed yet"
+        return [f"No {missing}: there is nothing to compare."] if comparison.runs else []
     metric, best = comparison.metric, comparison.valued[0]
     other_accuracies = [
         f"{number_text(estimate, name)} {name}"

@@ -14,6 +14,8 @@ from stats import EVERY, Estimate, mean
 from stats.factors import Levels
 from stats.prediction import prediction_interval
 
+LARGEST = 3.4e38  # of a float32
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -55,10 +57,13 @@ class Setting:
         return [run for run in self.runs if run.status == "completed"]
 
     def by_seed(self, figure: str) -> dict[int, float]:
-        """Return a metric of completed runs by seed. A seed that ran twice counts once, with its mean."""
+        """Return a metric of completed runs by seed. A seed that ran twice counts once, with its mean.
+
+        Values beyond a float32, which no training measures, are left out: their squares would not be finite.
+        """
         values_of = defaultdict(list)
         for run in self.completed:
-            if (value := run.figure(figure)) is not None:
+            if (value := run.figure(figure)) is not None and abs(value) <= LARGEST:
                 values_of[run.config.get("seed", 0)].append(value)
         return {seed: statistics.fmean(values) for seed, values in sorted(values_of.items())}
 
