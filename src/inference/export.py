@@ -229,7 +229,7 @@ def check(logits: Tensor, expected: Tensor, program: str) -> None:
     difference = float((logits - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise ExportError(f"{program} gives logits that differ by {difference:.2g}; nothing was written")
-    log.info(f"  {program}: logits of {len(logits)} photographs differ by at most {difference:.1e}")
+    log.info(f"  {program}: logits of a batch of {len(logits)} differ by at most {difference:.1e}")
 
 
 def photographs(checkpoint: Checkpoint, n: int) -> Tensor:

@@ -207,8 +207,8 @@ def find_file(given: str, key: str) -> Path:
         runs = sorted(path.glob("*/checkpoints/best.pt"))
         if len(runs) == 1:  # a sweep of one
             return runs[0]
-        there = f"{len(runs)} runs, e.g. {runs[0].parent.parent}" if runs else "no weights"
-        raise ConfigError(f"{key}={given}: there are {there}; expected a run's folder, with checkpoints/best.pt")
+        content = f"has {len(runs)} runs, e.g. {runs[0].parent.parent}" if runs else "no weights in it or in its runs"
+        raise ConfigError(f"{key}={given}: {content}; expected a run's folder, with checkpoints/best.pt")
     if not path.is_file():
         raise ConfigError(
             f"{key}={given}: there is no such file; expected a run's folder, a file, or one of {', '.join(PUBLISHED)}"
