@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All that is to be known of this code's speed on a GPU, in parts of less than four minutes. A part that is not done in
-# time goes on when it is called again, and says so with exit code 3; what it has found is kept in FOLDER.
+# Measure this code on a GPU, in parts of less than four minutes. A part that needs more time ends with exit code 3 and
+# goes on when it is called again. Results are kept in FOLDER.
 #   PYTHON=.venv/bin/python experiments/speed/on_a_gpu.sh FOLDER first
-#     first     the machine, whether Triton's kernels are right there, a layer in every way with kernels 9 and 5
+#     first     the machine, tests of Triton's kernels, a layer with each backend, kernels 9 and 5
 #     check     all tests that need a GPU
-#     choose    a layer in every way to compute it, and what `auto` takes: setting by setting, then of the runs of `train`
-#     steps     training and inference beside the authors' form and timm's, kernels 9 and 5, patches 1 and 2
+#     choose    a layer with each backend, and what `auto` takes: for the default shapes, then for the runs of `train`
+#     steps     training and inference compared with the authors' form and timm's, kernels 9 and 5, patches 1 and 2
 #     train     short_cifar10 over three seeds, then paper_cifar10; e.g. data=image_folder data.root=DIR
 #     report    all of it as Markdown
-# What follows the part are overrides of its configs. LIMIT=60 ends a part after a minute.
+# Further arguments are overrides of the part's configs. LIMIT=60 ends a part after a minute.
 set -uo pipefail
 folder=$(realpath -m "${1:?the folder for the results}") part=${2:?first, check, choose, steps, train or report}
 shift 2
