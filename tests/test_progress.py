@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,6 @@ def test_search_is_under_way_while_its_process_holds_the_folder(tmp_path: Path) 
         assert under_way(tmp_path) == "3 of 20 trials ended"
         (tmp_path / "search.json").unlink()
         assert under_way(tmp_path)
+    (tmp_path / "sweep.lock").unlink()
+    os.mkfifo(tmp_path / "sweep.lock")
+    assert under_way(tmp_path) is None

@@ -64,6 +64,8 @@ def is_held(lock: Path) -> bool:
 
     The check takes a shared lock for some microseconds and creates no file. Several processes may check at once.
     """
+    if not lock.is_file():  # opening a pipe would wait for ever
+        return False
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
