@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config.errors import ConfigError, report_errors
 from config.process import prepare_process
+from runtime.files import check_place
 
 MEASURED, PRINTED = ("steps", "depthwise"), ("data", "kernels", "report", "doctor")  # each a file in benchmarks/
 
@@ -27,6 +28,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, metavar="FILE", help="save results here, and skip saved ones")
     parser.add_argument("--only", metavar="PATTERN", action="append", help='implementations to measure, e.g. "ours*"')
     options = parser.parse_intermixed_args()
+    if options.results:
+        check_place(options.results, f"--results={options.results}", "another FILE")
     is_named = bool(options.arguments) and "=" not in options.arguments[0]
     name, *arguments = options.arguments if is_named else ["steps", *options.arguments]
     if name not in (*MEASURED, *PRINTED):

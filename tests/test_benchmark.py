@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import depthwise, doctor, implementations, report, steps
 from benchmarks.implementations import Implementation
+from config.errors import ConfigError
 from conftest import checked, command, summaries
 from fake_gpu import Counter, count_steps, fake_cuda
 from processes import REPOSITORY, environment_of
@@ -98,6 +99,18 @@ def test_what_is_measured_is_kept_at_once_and_not_measured_again(tmp_path: Path)
     assert [record["name"] for record in run(results)] == [implementations.PLAIN.name]
     assert run(results) == []
     assert len(report.read(results)) == 3
+
+
+def test_results_that_cannot_be_read_are_an_error_in_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ConfigError, match=path.name):
+            report.read(path)
+    other = tmp_path / "other.jsonl"
+    other.write_text('5\n[]\n{"where": "cpu"}\n')
+    assert report.read(other) == [{"where": "cpu"}]
 
 
 @pytest.mark.usefixtures("quick")

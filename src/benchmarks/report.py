@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from config.errors import ConfigError
+from config.errors import ConfigError, first_line
+from config.typed import check_type
 from runtime.console import print_table, say, si
 from runtime.device import describe
+from runtime.files import read_text
 
 Record = dict[str, Any]
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
@@ -26,17 +28,26 @@ def describe_machine(device: torch.device) -> str:
 
 def keep(record: Record, results: Path | None) -> Record:
     if results:
+        results.parent.mkdir(parents=True, exist_ok=True)
         with results.open("a") as file:
             file.write("\n" + json.dumps(record))  # a new line, even if the last one was cut off
     return record
 
 
 def read(results: Path | None) -> list[Record]:
-    """Read a file of results without lines that were cut off; a missing file has none."""
+    """Read a file of results without lines that were cut off; a missing file has none.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        text = read_text(results) if results and results.exists() else ""
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{results}: {first_line(error)}. Fix: a file that --results has written") from error
     records = []
-    for text in results.read_text().splitlines() if results and results.exists() else ():
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(text))
+    for line in text.splitlines():
+        with suppress(ValueError):
+            records.append(check_type(Record, json.loads(line)))
     return records
 
 
