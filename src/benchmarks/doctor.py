@@ -8,6 +8,7 @@ import json
 import netrc
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -118,10 +119,10 @@ def memory() -> str:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         parts.append(f"GPU {si(free)}B free of {si(total)}B")
-    with suppress(OSError, ValueError, AttributeError):
-        page = os.sysconf("SC_PAGE_SIZE")
-        free, total = os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
-        parts.append(f"RAM {si(free)}B free of {si(total)}B")
+    with suppress(OSError):  # Linux; what the system caches of files is available, too
+        kib = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
+        available, total = (1024 * int(kib[name]) for name in ("MemAvailable", "MemTotal"))
+        parts.append(f"RAM {si(available)}B available of {si(total)}B")
     with suppress(OSError):
         parts.append(f"/dev/shm {si(shutil.disk_usage('/dev/shm').free)}B free")
     return ", ".join(parts)

@@ -242,7 +242,9 @@ def in_turns(layer: Layer, steps: Mapping[Backend, Step], cache: Measurements) -
                     seconds[backend].append(timed(step, numbers[backend], layer.device) / numbers[backend])
         if spread(seconds) <= SPREAD:
             return seconds
-    log.warning(f"the rounds' times differ by {spread(seconds):.0%}: is the GPU busy? They are not kept for later runs")
+    log.warning(
+        f"the rounds' times differ by {spread(seconds):.0%}: is the machine busy? They are not kept for later runs"
+    )
     return seconds
 
 
