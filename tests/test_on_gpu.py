@@ -10,9 +10,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import Train, checked, command, summaries
+from interruption import configured, signal_at_step
 from runtime.distributed import World
 from test_distributed import torchrun
-from test_resume import configured, signal_at_step
 from training import run, selection
 from training.layer import Backend, Layer
 from training.measurements import Measurements

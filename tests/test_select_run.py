@@ -12,9 +12,9 @@ from torch import Tensor
 from conftest import Train, summaries
 from data.batches import DistributedBatchSampler
 from data.splits import DataSplits, Split
+from interruption import configured, signal_at_step
 from ops import depthwise_stacked
 from runtime.distributed import World
-from test_resume import configured, signal_at_step
 from timed_backends import CPU, NHWC, STACKED, TIMES, Clock, layer, selected, warnings
 from training import run, selection
 from training.layer import REFERENCE, Backend
