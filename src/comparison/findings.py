@@ -100,7 +100,7 @@ def selection(comparison: Comparison) -> list[str]:
     if abs(picked.bias) < SLIGHT * picked.error or (metric in ACCURACIES and abs(picked.bias) < NOTABLE):
         return [f"{best}, it looks better than it is."] if on_test else []
     seeds = count(picked.fresh_seeds, "new seed")
-    return [f"{best}, it looks about {bias} better than it is; {seeds} of it show its true value."]
+    return [f"{best}, it looks about {bias} better than it is; the mean of {seeds} of it would be unbiased."]
 
 
 def failures(setting: Setting, comparison: Comparison) -> str:
@@ -108,10 +108,10 @@ def failures(setting: Setting, comparison: Comparison) -> str:
     failed = comparison.failed(setting)
     runs = failed + len(setting.by_seed(comparison.metric))
     low, high = rate_bounds(failed, runs)
-    others = "; its mean is that of the others" if failed < runs else ""
+    others = "; its mean is that of its other runs" if failed < runs else ""
     return (
         f"{label(setting, comparison)}: {failed} of {count(runs, 'run')} failed, so {100 * low:.0f} to "
-        f"{100 * high:.0f} % of its runs may{others}."
+        f"{100 * high:.0f} % of further runs may fail (90 % interval){others}."
     )
 
 
@@ -221,7 +221,7 @@ def caveats(comparison: Comparison) -> list[str]:
     numbers = {(run.summary.get("images") or {}).get(part) for setting in settings for run in setting.completed}
     images = numbers.pop() if len(numbers) == 1 else None
     if metric in ACCURACIES and images and images < 2000:
-        lines.append(f"{metric} rests on {images} images: a single one is {100 / images:.2f} points.")
+        lines.append(f"{metric} rests on {images} images: one image is {100 / images:.2f} points.")
     empty = [setting for setting in comparison.settings if setting.completed and setting not in settings]
     if empty and settings:
         lines.append(f"Completed without {metric}: {listing(empty, comparison)}.")
