@@ -23,7 +23,7 @@ from comparison.formatting import HEADINGS, label
 from comparison.notes import notes
 from comparison.power_text import question
 from comparison.progress import under_way
-from comparison.results import ACCURACIES, COSTS, Comparison, class_averages, compared_runs, is_lower_better
+from comparison.results import COSTS, Comparison, compared_runs, is_lower_better
 from comparison.runs import Run
 from comparison.settings import Setting
 from runtime.files import read_json, write_text
@@ -93,8 +93,11 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
     settings, metric = comparison.settings, comparison.metric
     place = {run: i for i, run in enumerate(run for setting in settings for run in setting.runs)}
     drawn = curves(comparison)
-    figures = dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), metric, *COSTS])
-    names = [name for name in figures if any(setting.estimate(name) for setting in settings)]
+    names = [
+        name
+        for name in dict.fromkeys([*comparison.metrics, *COSTS])
+        if any(setting.estimate(name) for setting in settings)
+    ]
     sweeps = {run.folder.parent for run in comparison.runs}
     sweep = sweeps.pop() if len(sweeps) == 1 else folder
     search = read_json(sweep / "search.json", records.SearchRecord)
@@ -121,7 +124,7 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
                 "name": label(setting, comparison),
                 "levels": [plain(setting.levels[key]) for key in comparison.factors],
                 "n": len(setting.by_seed(metric)),
-                "values": {name: as_record(setting.estimate(name)) for name in names}
+                "values": {name: estimate_record(setting.estimate(name)) for name in names}
                 | {name: value and {"value": value, "low": None, "high": None}
                    for name, value in further_values(setting, comparison).items()},
                 "probability_best": rounded(comparison.probability_best(setting)),
@@ -232,7 +235,7 @@ def last_lines(path: Path) -> list[str]:
         return []
 
 
-def as_record(estimate: Estimate | None) -> dict[str, float | None] | None:
+def estimate_record(estimate: Estimate | None) -> dict[str, float | None] | None:
     if estimate is None:
         return None
     return {"value": estimate.value, "low": rounded(estimate.low), "high": rounded(estimate.high)}

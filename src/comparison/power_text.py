@@ -75,7 +75,7 @@ def confirmation(plan: Plan) -> str:
     return command_line("compare", *map(str, shortest), "--confirm", f"{plan.seeds[0]}-{plan.seeds[-1]}")
 
 
-def as_record(plan: Plan, comparison: Comparison) -> dict[str, Any]:
+def plan_record(plan: Plan, comparison: Comparison) -> dict[str, Any]:
     """Convert a plan to a record for JSON."""
     size = {} if plan.size is None else asdict(plan.size)
     return {

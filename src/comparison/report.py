@@ -24,8 +24,8 @@ from comparison.formatting import (
     without_result,
 )
 from comparison.notes import notes
-from comparison.power_text import as_record, power_lines
-from comparison.results import ACCURACIES, COSTS, Comparison, class_averages
+from comparison.power_text import plan_record, power_lines
+from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
 from config.errors import ConfigError
 from config.schema import is_below
@@ -213,7 +213,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         columns["run"] = [label(setting, comparison) for setting in settings]
     if any(len(setting.completed) != 1 for setting in settings):
         columns["n"] = [str(len(setting.by_seed(metric))) for setting in settings]
-    for name in dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), metric, *COSTS]):
+    for name in dict.fromkeys([*comparison.metrics, *COSTS]):
         if name == COSTS[0] and any(setting.reference for setting in settings):
             references = [setting.reference for setting in settings]
             columns["reference %"] = [figure_text(ref.value, "accuracy", "") if ref else "" for ref in references]
@@ -226,7 +226,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             columns["adjusted"] = ["" if mean is None else figure_text(mean, name, "") for mean in means]
     if any(len(setting.completed) != len(setting.runs) for setting in settings):
         columns["without result"] = [without_result(setting) for setting in settings]
-    if any(setting.notes for setting in settings):
+    if comparison.has_notes:
         columns["notes"] = [setting.notes for setting in settings]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
@@ -239,7 +239,7 @@ def table_csv(comparison: Comparison) -> str:
 
 def runs_csv(comparison: Comparison) -> str:
     """Make comparison-runs.csv: a row for every run, with its levels and metrics, for other statistics programs."""
-    metrics = dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), comparison.metric, *COSTS])
+    metrics = dict.fromkeys([*comparison.metrics, *COSTS])
     rows = [
         {**setting.levels, "seed": run.config.get("seed"), "status": run.status}
         | {name: run.figure(name) for name in metrics}
@@ -253,7 +253,7 @@ def runs_csv(comparison: Comparison) -> str:
 def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
     by_seed = setting.by_seed(comparison.metric)
     line = {**setting.levels, "n": len(by_seed)}
-    for name in dict.fromkeys([*ACCURACIES, *class_averages(comparison.runs), comparison.metric]):
+    for name in comparison.metrics:
         estimate = setting.estimate(name)
         line[name] = estimate and estimate.value
         for part in ("std", "low", "high"):
@@ -267,7 +267,7 @@ def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
     line["difference"] = reference and reference.difference
     line["reference_in_interval"] = reference and reference.is_expected
     seeds, runs = " ".join(map(str, by_seed)), " ".join(run.folder.name for run in setting.runs)
-    with_notes = {"notes": setting.notes} if any(other.notes for other in comparison.settings) else {}
+    with_notes = {"notes": setting.notes} if comparison.has_notes else {}
     return line | {"seeds": seeds, "without_result": without_result(setting), **with_notes, "runs": runs}
 
 
@@ -295,7 +295,7 @@ def as_json(comparison: Comparison) -> str:
         ],
         "new_run_of_best_beats_next": (chance := comparison.chance_of_best) and asdict(chance),
         "selection": (picked := comparison.selection) and {"bias": picked.bias, "fresh_seeds": picked.fresh_seeds},
-        "sample_sizes": [as_record(plan, comparison) for plan in comparison.plans],
+        "sample_sizes": [plan_record(plan, comparison) for plan in comparison.plans],
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],

@@ -77,6 +77,20 @@ class Comparison:
         self.plans = plans(self.analysis, key_of, self.valued, self.pairs_of)
         self.selection: Selection | None = selection_bias(values, not lower)
 
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics in tables and files: accuracies, the compared metric, and averages over classes.
+
+        The averages are there if balanced accuracy is a point or more from accuracy in any run.
+        """
+        pairs = ((run.figure("test/accuracy"), run.figure("test/balanced_accuracy")) for run in self.runs)
+        differ = any(a is not None and b is not None and abs(a - b) >= 0.01 for a, b in pairs)
+        return list(dict.fromkeys([*ACCURACIES, *(CLASS_AVERAGES if differ else ()), self.metric]))
+
+    @cached_property
+    def has_notes(self) -> bool:
+        return any(setting.notes for setting in self.settings)
+
     def mean(self, setting: Setting) -> float | None:
         """Return a setting's mean of the metric, adjusted for missing runs."""
         return self.analysis.settings[self.key_of[setting]].mean
@@ -179,15 +193,6 @@ def default_metric(runs: Sequence[Run]) -> str:
     monitors = {str(run.config.get("trainer.monitor", ACCURACIES[0])) for run in runs}
     candidates = (*monitors, *ACCURACIES) if len(monitors) == 1 else ACCURACIES
     return next((name for name in candidates if any(run.figure(name) is not None for run in runs)), ACCURACIES[0])
-
-
-def class_averages(runs: Sequence[Run]) -> list[str]:
-    """List the averages over classes if balanced accuracy is a point or more from accuracy in any run."""
-    for run in runs:
-        accuracy, balanced = run.figure("test/accuracy"), run.figure("test/balanced_accuracy")
-        if accuracy is not None and balanced is not None and abs(accuracy - balanced) >= 0.01:
-            return [*CLASS_AVERAGES]
-    return []
 
 
 def compared_runs(comparison: Comparison) -> list[str]:
