@@ -178,8 +178,8 @@ class RunFolder:
         with naming_full_disk(path), append(path) as file:
             csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(row)
         self.wandb.log_epoch(row)
-        last = {f"last/{key}": row.get(key) for key in MEASURED}
-        self.update(epochs=row["epoch"], **last, **{f"best/{key}": self.best.get(key) for key in ("epoch", *MEASURED)})
+        last, best = {f"last/{key}": row.get(key) for key in MEASURED}, self.best
+        self.update(epochs=row["epoch"], **last, **{f"best/{key}": best.get(key) for key in ("epoch", *MEASURED)})
         if self.trial:
             with log_exceptions():
                 self.is_pruned = self.trial.report_epoch(row["epoch"], row[self.config.trainer.monitor])
