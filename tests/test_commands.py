@@ -89,7 +89,7 @@ def test_hydra_reads_the_value_that_was_written(value: Any) -> None:
         ({"data.split_seed": "${seed}"}, ["model.depth=8", "'data.split_seed=${seed}'"]),
         ({"data.root": "${oc.env:HOME}"}, None),
         ({"optimizer.arguments": {"a": ["${oc.env:HOME}"]}}, None),
-        ({"experiment": "../../elsewhere/evil"}, None),
+        ({"experiment": "../../elsewhere/mine"}, None),
     ],
 )
 def test_a_colleagues_record_offers_only_keys_of_the_schema(
