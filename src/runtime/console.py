@@ -91,9 +91,12 @@ def track(items: Sequence[Item], activity: str) -> Iterator[Item]:
     started = last = time.monotonic()
     with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
         for done, item in enumerate(progress.track(items)):
-            if progress.disable and time.monotonic() - last >= SAY_SECONDS:
+            if done == 1:  # The first item may import libraries, which says nothing about the others.
+                started = time.monotonic()
+            if progress.disable and done > 1 and time.monotonic() - last >= SAY_SECONDS:
                 last = time.monotonic()
-                say(f"{activity}: {done:,} of {len(items):,}, {(last - started) * (len(items) / done - 1):.0f} s left")
+                left = (last - started) / (done - 1) * (len(items) - done)
+                say(f"{activity}: {done:,} of {len(items):,}, {left:.0f} s left")
             yield item
 
 
