@@ -137,10 +137,16 @@ def test_what_is_wrong_is_named(overrides: list[str], named: list[str]) -> None:
         ["-m", "optimizer.lr=interval(0.001,0.1)"],
         ["patch=null"],
         ["model=[0,0]"],
+        ["model=[a,b]"],
         ["optimizer={a: 1}"],
         ["-m", "~sweep=s"],
         ["-m", "~patch=[1,a]"],
+        ["-m", "hydra/sweeper=[basic,race]"],
+        ["=3"],
         [f"data.crop_fraction=1{'0' * 400}"],
+        [f"seed=1{'0' * 5000}"],
+        [f"seed={2**63}"],
+        ["optimizer.lr=inf"],
         ["experiment=paper_cifar10", "variant=null"],
         ["-m", "patch=p1,2"],
         ["model.depth=8,16"],
@@ -157,6 +163,13 @@ def test_an_error_is_one_message_before_anything_is_written(arguments: list[str]
     assert len(done.stderr.splitlines()) == 1
     assert any(argument.partition("=")[0] in done.stderr for argument in arguments if "=" in argument)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argument", ["-m", "data=null", "checkpoint=x,y"])
+def test_a_mistake_in_evaluate_is_one_message(argument: str, tmp_path: Path) -> None:
+    done = command("checkpoint=x", argument, cwd=tmp_path, script="evaluate")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {argument}: ") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["-m", "seed=0,1"], ["-m", "hydra/sweeper=optuna", "seed=0", "patch=p1,p2"]])

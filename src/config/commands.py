@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
 from config.command_line import quote_for_hydra, task_overrides
-from config.errors import check_hydra_folders, report_errors
+from config.errors import check_arguments, report_errors
 from config.process import prepare_process
 from config.schema import ACTIVATION, DEVICE, PRECISION, Data, at_least, key, one_of
 
@@ -90,5 +90,5 @@ def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None
     register_commands()
     sys.argv[1:] = map(quote_for_hydra, sys.argv[1:])
     with report_errors():
-        check_hydra_folders(sys.argv[1:])
+        check_arguments(sys.argv[1:], can_sweep=False)
         main()

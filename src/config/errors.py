@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import (
@@ -26,7 +26,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from config.schema import CONF, GROUPS, flatten
+from config.schema import CONF, GROUPS, flatten, is_below
 from config.text import printable, shell
 
 # Python 3.14 checks that every option's help is a string; one of Hydra 1.3.8's is not (facebookresearch/hydra 3121).
@@ -66,11 +66,6 @@ def report_errors() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         kept = "" if isinstance(error, ConfigError) else "\n"  # of Hydra's own words
         sys.exit(f"error: {printable(explain(error), kept)}")
-    except OverflowError as error:  # of OmegaConf, which names the key
-        key = re.search(r"full_key: (\S+)", str(error))
-        if not key:
-            raise
-        sys.exit(f"error: {printable(key[1])}: the number is too large")
     except OSError as error:  # no permission, no such folder, no space left
         if error.filename is None and error.errno not in FULL:
             raise
@@ -81,53 +76,62 @@ def report_errors() -> Iterator[None]:
         os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str], can_sweep: bool = True) -> None:
     """Check the command line for mistakes that Hydra reports with a traceback or a paragraph.
 
+    Args:
+        arguments: The words of the command line.
+        can_sweep: The command accepts -m.
+
     Raises:
-        ConfigError: A key of Hydra's folders is set, --cfg is combined with -m, several values come without -m, or a
-            group's option is not a word.
+        ConfigError: A number is too large, -m is not accepted or combined with --cfg, or see check_override().
     """
-    check_hydra_folders(arguments)
-    for text in arguments:
-        key = text.removeprefix("~").partition("=")[0]
-        if text.startswith("~") and key not in GROUPS and not key.startswith("hydra"):
-            raise ConfigError(f"{text}: only the option of a group can be removed. Fix: {key}=VALUE")
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    if is_sweep and not can_sweep:
+        raise ConfigError("-m: only train.py has sweeps. Fix: a command for each value")
     if is_sweep and {"--cfg", "-c"} & set(arguments):
         raise ConfigError(
             "--cfg: shows the config of one run. Fix: with -m, plan=true lists the runs, plan=json with all keys"
         )
+    for text in arguments:
+        if re.search(r"\b\d[\d_]{299}", text):  # neither Python's int() nor a float holds many more
+            raise ConfigError(f"{text.partition('=')[0]}: the number is too large")
     for override in OverridesParser.create().parse_overrides(
-        [text for text in arguments if "=" in text and text[0] != "-"]
+        [text for text in arguments if text[:1] == "~" or ("=" in text and text[0] != "-")]
     ):
-        key, sweep = override.key_or_group, override.is_sweep_override()
-        if sweep and not is_sweep and not override.is_hydra_override():
-            raise ConfigError(
-                f"{override.input_line}: several values. Fix: add -m to sweep over them, or write a list, [A,B]"
-            )
-        if key not in (*GROUPS, "hydra/launcher", "hydra/sweeper"):
-            continue
-        if override.is_delete():
-            if not isinstance(override.value(), str):
-                raise ConfigError(f"{override.input_line}: expected ~{key}, or ~{key}=OPTION")
-            continue
-        values = getattr(override.value(), "list", [override.value()])  # of a ChoiceSweep
-        for option in [part for value in values for part in (value if isinstance(value, list) else [value])]:
-            if option is None or isinstance(option, bool | int | float | list | dict):
-                options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
-                raise ConfigError(f"{key}={format_value(option)}: expected one of {options}, or no {key}")
+        check_override(override)
+        if override.is_sweep_override() and not is_sweep and not override.is_hydra_override():
+            fix = f"{'add -m to sweep over them, or ' * can_sweep}write a list, [A,B]"
+            raise ConfigError(f"{override.input_line}: several values. Fix: {fix}")
 
 
-def check_hydra_folders(arguments: Sequence[str]) -> None:
-    """Check that no key of Hydra's own folders is set.
+def check_override(override: Override) -> None:
+    """Check the key of an override, and that a group's options are words.
 
     Raises:
-        ConfigError: A key is set.
+        ConfigError: It has no key, sets Hydra's folders, removes a key, or an option is not a word.
     """
-    for text in arguments:
-        if text.lstrip("+~").partition("=")[0] in HYDRA_FOLDERS:
-            raise ConfigError(f"{text}: Hydra's keys do not set the folders here. Fix: {HYDRA_FOLDERS_FIX}")
+    text, key, value = override.input_line or "", override.key_or_group, override.value()
+    if not key:
+        raise ConfigError(f"{text!r}: expected KEY=VALUE")
+    if any(is_below(folder, [key]) for folder in HYDRA_FOLDERS):
+        raise ConfigError(f"{text}: Hydra's keys do not set the folders here. Fix: {HYDRA_FOLDERS_FIX}")
+    if key not in (*GROUPS, "hydra/launcher", "hydra/sweeper"):
+        if override.is_delete() and not override.is_hydra_override():
+            raise ConfigError(f"{text}: only the option of a group can be removed. Fix: {key}=VALUE")
+        return
+    if override.is_delete() and "=" not in text:
+        return
+    values = getattr(value, "list", [value])  # of a ChoiceSweep
+    if not override.is_delete() and key in GROUPS:  # A list chooses several options.
+        values = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    if any(value is None or isinstance(value, bool | int | float | list | dict) for value in values):
+        raise ConfigError(f"{text}: expected one of {', '.join(options_of(key))}, or no {key}")
+
+
+def options_of(group: str) -> list[str]:
+    """List the options of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def check_folders_exist(paths: Iterable[Path]) -> None:
@@ -143,13 +147,15 @@ def check_folders_exist(paths: Iterable[Path]) -> None:
 
 def explain(error: Exception) -> str:
     """Format an error in terms of the config's keys: the problem, and the fix or what is expected."""
-    if isinstance(error, OverrideParseException) and "=" in error.override:
-        name, _, value = error.override.partition("=")
+    if isinstance(error, OverrideParseException):
+        name, equals, value = error.override.partition("=")
+        if not equals:
+            return f"{error.override!r}: expected KEY=VALUE"
         quoted = QuotedString(value.strip("'\""), Quote.double).with_quotes()
         return f"{error.override}: Hydra cannot read this value without quotes. Fix: {shell(f'{name}={quoted}')}"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option}: unknown option; expected one of {', '.join(error.options)}"
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: unknown option; expected one of {', '.join(error.options or options_of(group))}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     key = getattr(cause, "full_key", None)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:

@@ -12,7 +12,7 @@ from config.errors import ConfigError, format_value, suggest
 from config.optimizers import check_optimizer
 from config.recipe import recipe_of
 from config.schema import SGD, Config, WarmedUp, flatten, keys_of
-from config.typed import Published, check_type
+from config.typed import Published, check_type, is_plain
 from config.wandb_switches import default_mode, default_tags
 
 
@@ -73,6 +73,8 @@ def check_constraints(section: Any, prefix: str = "") -> None:
     for path, value, constraint in keys_of(section, prefix):
         if constraint and value is not None and not constraint.holds(value):
             raise ConfigError(f"{path}={format_value(value)}: expected {constraint.expected}")
+        if not is_plain(value):  # It could be written, but not read back.
+            raise ConfigError(f"{path}={format_value(value)}: expected finite numbers of at most 64 bits")
 
 
 def check_together(config: Config) -> None:
