@@ -16,14 +16,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from comparison import report
 from comparison.disk import disk_lines
-from comparison.images import compare_images
 from comparison.progress import under_way
 from comparison.results import parse_seeds, read
-from comparison.watch import serve, watch
 from config.errors import ConfigError, check_folders_exist, report_errors
 from config.process import prepare_process
+from rendering import report
+from rendering.images import compare_images
+from rendering.watch import serve, watch
 from runtime.console import say
 from runtime.files import check_place
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from comparison.commands import commands
 from comparison.results import read
 from config.command_line import override, quote_for_hydra
 from config.parse import parse_config
 from config.schema import CONF, Config
+from rendering.commands import commands
 from run_folders import write_run
 from sweeps import plan
 from tracking.identity import override_values

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from comparison.findings import caveats
 from comparison.results import Comparison, read
 from comparison.settings import Setting
 from config.errors import ConfigError
+from rendering.findings import caveats
 from run_folders import DEPTH, KERNEL, REFERENCE, as_yaml, compared, write_run, write_sweep
 
 # Settings and factors.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from comparison.findings import caveats
-from comparison.notes import notes
 from comparison.results import read
+from rendering.findings import caveats
+from rendering.notes import notes
 from run_folders import KERNEL, names, write_run, write_sweep
 from tracking import run_lock
 

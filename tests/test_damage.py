@@ -14,13 +14,13 @@ from optuna.study import StudyDirection
 from optuna.trial import create_trial
 
 from comparison.image_differences import read_records
-from comparison.page import curves
 from comparison.progress import progress
 from comparison.results import read
 from comparison.runs import read_run
 from config.errors import ConfigError
 from config.schema import Config
 from conftest import TIMES, TINY, checked
+from rendering.page import curves
 from run_folders import DEPTH, KERNEL, as_yaml, write_run, write_sweep
 from sweeps.preview import completed_runs
 from sweeps.search import open_study

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from comparison.images import compare_images
 from comparison.results import read
 from conftest import LETTERS, Train, checked, load_folder
 from data import datasets
 from data.fingerprint import hash_images
+from rendering.images import compare_images
 from test_evaluate import evaluate
 from tracking.identity import run_id
 

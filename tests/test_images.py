@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
-from comparison import image_sheet
 from comparison.image_differences import Predictions, image_differences, read_predictions
-from comparison.images import compare_images
 from comparison.results import read
 from config.errors import ConfigError
 from data.datasets import read as read_data
+from rendering import image_sheet
+from rendering.images import compare_images
 from run_folders import DEPTH, KERNEL, write_run
 
 RECORD = [("label", np.uint16), ("prediction", np.uint16), ("probability", np.float32)]
@@ -102,7 +102,7 @@ def test_the_clearest_images_are_shown_with_what_the_runs_say(tmp_path: Path) ->
     assert len(found.won) == np.sum(gains > 0) and len(found.lost) == np.sum(gains < 0)
 
     images, classes = image_sheet.read_images(comparison.runs[0], predictions.labels)
-    figure = image_sheet.image_sheet([found], predictions, images, classes)
+    figure = image_sheet.image_sheet([("", found)], predictions, images, classes)
     shown = [axes for axes in figure.axes if axes.images]
     assert len(shown) == 12
     for axes, i in zip(shown, [*found.won[:6], *found.lost[:6]], strict=True):

@@ -11,12 +11,12 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 
-from comparison.report import table
 from comparison.results import Comparison
 from comparison.runs import read_runs
 from config.errors import ConfigError
 from conftest import Train, checked
 from data.balance import balanced_order, balanced_weights
+from rendering.report import table
 from tracking.identity import run_id
 
 COUNTS = {"cat": (40, 12), "dog": (24, 8), "owl": (4, 4), "yak": (3, 1)}  # training and test images

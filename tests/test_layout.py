@@ -12,8 +12,8 @@ from processes import REPOSITORY
 SRC = REPOSITORY / "src"
 # From the commands down; a package may import from its own and from those after it.
 ORDER = [
-    "commands", "hydra_plugins", "sweeps", "benchmarks", "inference", "comparison", "training", "tracking", "weights",
-    "data", "LLMConvMixer", "runtime", "ops", "stats", "config",
+    "commands", "hydra_plugins", "sweeps", "benchmarks", "inference", "rendering", "comparison", "training", "tracking",
+    "weights", "data", "LLMConvMixer", "runtime", "ops", "stats", "config",
 ]  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FILES = sorted(SRC.rglob("*.py"))
@@ -50,6 +50,13 @@ def test_imports_run_one_way() -> None:
             if package and ORDER.index(package) < ORDER.index(importer):
                 upward.append(f"{path.relative_to(SRC)}:{line} imports {module}")
     assert not upward
+
+
+def test_comparisons_are_computed_without_drawing() -> None:
+    drawing = {"jinja2", "matplotlib", "PIL", "plotly", "rich"}
+    computing = [path for path in FILES if path.parent.name == "comparison"]
+    assert len(computing) > 5
+    assert not {module for path in computing for _, module in imported(path) if module.partition(".")[0] in drawing}
 
 
 def test_no_files_import_each_other() -> None:

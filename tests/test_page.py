@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from comparison import report, watch
-from comparison.page import ASSETS, PLOTLY, render_update
 from comparison.results import Comparison, read
 from conftest import command
+from rendering import report, watch
+from rendering.page import ASSETS, PLOTLY, render_update
 from run_folders import write_run, write_sweep
 from runtime.files import write_text
 from test_images import sweep as predicted_sweep

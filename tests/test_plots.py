@@ -12,8 +12,8 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from comparison.crossing import means_by_levels
-from comparison.figure import comparison_figure
 from comparison.results import read
+from rendering.figure import comparison_figure
 from run_folders import DEPTH, KERNEL, REFERENCE, compared, write_run, write_sweep
 from tracking.plots import COLORS, confusion_matrix, depthwise_kernels, patch_embedding_filters, save_figure
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from comparison.commands import commands
-from comparison.figure import comparison_figure
 from comparison.power_analysis import Plan
-from comparison.power_text import confirmation, power_lines, question
-from comparison.report import as_json
 from comparison.results import Comparison, parse_seeds, read
 from config.errors import ConfigError
 from processes import REPOSITORY
+from rendering.commands import commands
+from rendering.figure import comparison_figure
+from rendering.power_text import confirmation, power_lines, question
+from rendering.report import as_json
 from run_folders import write_run
 from tracking.identity import override_values
 

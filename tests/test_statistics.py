@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comparison.findings import result
-from comparison.report import as_json
 from comparison.results import Comparison
+from rendering.findings import result
+from rendering.report import as_json
 from run_folders import DEPTH, KERNEL, compared
 from stats import analyse
 

@@ -1,6 +1,5 @@
 """Two factors of a comparison crossed: the mean of the metric for every combination of their levels."""
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comparison.formatting import level_text, scaled
 from comparison.results import Comparison
 
 
@@ -17,13 +15,12 @@ class Crossing:
     """Means for every combination of the levels of two factors.
 
     Attributes:
-        across, down: the factors.
-        means: [levels down, levels across], NaN where nothing ran.
+        factors: the two factors.
+        means: [levels of the first, levels of the second], NaN where nothing ran.
         is_fair: all are means over the same settings of the other factors.
     """
 
-    across: str
-    down: str
+    factors: tuple[str, str]
     means: NDArray[np.float64]
     is_fair: bool
 
@@ -31,7 +28,7 @@ class Crossing:
 def cross(comparison: Comparison) -> Crossing | None:
     """Cross the two factors with the most levels; None where most of their combinations have no result."""
     pair = crossed_factors(comparison)
-    return Crossing(*pair, *means_by_levels(comparison, *pair)) if pair else None
+    return Crossing(pair, *means_by_levels(comparison, *pair)) if pair else None
 
 
 def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
@@ -41,12 +38,12 @@ def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
     if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
         return None
     combinations = {tuple(setting.levels[key] for key in chosen) for setting in comparison.valued}
-    wide, high = sorted(chosen, key=lambda key: max(len(level_text(level)) for level in levels[key]))
-    return (wide, high) if 2 * len(combinations) > math.prod(len(levels[key]) for key in chosen) else None
+    first, second = chosen
+    return (first, second) if 2 * len(combinations) > len(levels[first]) * len(levels[second]) else None
 
 
-def means_by_levels(comparison: Comparison, across: str, down: str) -> tuple[NDArray[np.float64], bool]:
-    """Compute the cells of a heat map, [rows, columns], NaN without a result.
+def means_by_levels(comparison: Comparison, first: str, second: str) -> tuple[NDArray[np.float64], bool]:
+    """Compute the mean of each cell, [levels of the first, levels of the second], NaN without a result.
 
     A cell is the mean over the settings of all other factors that every cell has. If there are none, it is the mean
     over the cell's own settings.
@@ -54,15 +51,15 @@ def means_by_levels(comparison: Comparison, across: str, down: str) -> tuple[NDA
     Returns:
         The cells, and whether they are means over common settings.
     """
-    others = [key for key in comparison.factors if key not in (across, down)]
+    others = [key for key in comparison.factors if key not in (first, second)]
     cells: dict[tuple[Any, Any], dict[tuple[Any, ...], float]] = defaultdict(dict)
     for setting in comparison.valued:
         of_others = tuple(setting.levels[key] for key in others)
-        cells[setting.levels[down], setting.levels[across]][of_others] = comparison.mean(setting) or 0.0
+        cells[setting.levels[first], setting.levels[second]][of_others] = comparison.mean(setting) or 0.0
     common = set.intersection(*(set(cell) for cell in cells.values()))
-    rows, columns = comparison.levels(down), comparison.levels(across)
+    rows, columns = comparison.levels(first), comparison.levels(second)
     means = np.full((len(rows), len(columns)), np.nan)
     for (row, column), cell in cells.items():
         kept = [mean for of_others, mean in cell.items() if of_others in common or not common]
-        means[rows.index(row), columns.index(column)] = scaled(float(np.mean(kept)), comparison.metric)
+        means[rows.index(row), columns.index(column)] = np.mean(kept)
     return means, bool(common)

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from comparison.formatting import count
 from comparison.runs import Run
 from config.command_line import command_line
-from runtime.console import si
+from runtime.console import count, si
 from runtime.files import read_json
 from tracking.records import Summary
 from tracking.run_lock import acquire_lock, lock_of

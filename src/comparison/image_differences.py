@@ -6,18 +6,17 @@ picked.
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comparison.findings import effect_name
-from comparison.formatting import label
 from comparison.results import Comparison
 from comparison.settings import Setting
 from config.errors import ConfigError, first_line
+from stats import Effect
 from stats.families import holm
 from stats.images import ImageGains, Runs, Sampled, image_gains
 
@@ -63,14 +62,14 @@ class ImageDifference:
     """The difference of two settings, or of a factor's levels, on the test images.
 
     Attributes:
-        name: "A instead of B".
+        effect: the effect of the factor; None if the best setting is compared with the next one.
         pairs: the settings compared.
         found: gains by image, and the change of the accuracy.
         probability_gains: [images], of the label's mean probability.
         p_new_runs, p_both: corrected for the comparisons made; None with one seed.
     """
 
-    name: str
+    effect: Effect | None
     pairs: Sequence[Pair]
     found: ImageGains
     probability_gains: NDArray[np.float64]
@@ -144,14 +143,14 @@ def image_differences(comparison: Comparison, predictions: Predictions) -> list[
         for setting, runs in predictions.records.items()
     }
 
-    def difference(name: str, pairs: Sequence[Pair]) -> ImageDifference:
+    def difference(effect: Effect | None, pairs: Sequence[Pair]) -> ImageDifference:
         gains = np.mean([predictions.probability(a) - predictions.probability(b) for a, b in pairs], axis=0)
-        return ImageDifference(name, pairs, image_gains(correct, pairs), gains)
+        return ImageDifference(effect, pairs, image_gains(correct, pairs), gains)
 
     best, other = comparison.valued[:2]
-    two = difference(f"{label(best, comparison)} instead of {label(other, comparison)}", [(best, other)])
+    two = difference(None, [(best, other)])
     others = [
-        difference(effect_name(effect, comparison), pairs)
+        difference(effect, pairs)
         for effect, pairs in comparison.pairs_of.items()
         if {*pairs[0]} != {best, other} or len(pairs) > 1
     ]
@@ -169,6 +168,6 @@ def corrected(differences: Sequence[ImageDifference], comparisons: int | None = 
         of([getattr(difference.found, kind) for difference in differences]) for kind in ("new_runs", "both")
     )
     return [
-        ImageDifference(one.name, one.pairs, one.found, one.probability_gains, p_new_runs, p_both)
-        for one, p_new_runs, p_both in zip(differences, new_runs, both, strict=True)
+        replace(difference, p_new_runs=p_new_runs, p_both=p_both)
+        for difference, p_new_runs, p_both in zip(differences, new_runs, both, strict=True)
     ]

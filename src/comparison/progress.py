@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from comparison.formatting import duration
 from runtime.claims import is_held
+from runtime.console import duration
 from runtime.files import read_json
 from tracking.records import PlannedRun, RaceRecord, SearchRecord
 from tracking.run_index import RunIndex

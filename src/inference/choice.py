@@ -4,10 +4,11 @@ import logging
 from pathlib import Path
 
 from comparison.filters import keep
-from comparison.formatting import count, figure_text
 from comparison.results import is_lower_better
 from comparison.runs import Run, read_runs
 from config.errors import ConfigError
+from rendering.formatting import figure_text
+from runtime.console import count
 
 log = logging.getLogger(__name__)
 

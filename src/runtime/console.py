@@ -108,6 +108,18 @@ def si(number: float) -> str:
     return f"{digits.rstrip('.')} {' kMGT'[power]}".rstrip()
 
 
+def duration(seconds: float) -> str:
+    """Format a time, e.g. 90 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def count(n: int, noun: str) -> str:
+    """Format a number of things, e.g. 1 run, 1,200 runs."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], best_first: bool = True) -> None:
     """Print a table with its first row highlighted if it is the best, and numbers aligned right.
 

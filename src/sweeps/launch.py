@@ -231,7 +231,8 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
         say(f"to compare the runs: {shell('python', str(script), str(folder))}")
         say(f"to submit missing runs later: the same command with {shell(override('sweep', config.sweep))}")
         return
-    from comparison import report, results
+    from comparison import results
+    from rendering import report
 
     for run in RunIndex(folder).folders.values():
         if not is_locked(run):

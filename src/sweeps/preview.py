@@ -17,7 +17,7 @@ from config.command_line import overrides_of
 from config.errors import ConfigError, explain, first_line
 from config.schema import SGD, Config
 from config.sweepers import Grid, Race, Search
-from runtime.console import print_table, say, si, track
+from runtime.console import duration, print_table, say, si, track
 from runtime.files import read_json
 from sweeps.plan import as_list, expand_grid, layer_macs, make_job, parse_overrides, split_overrides, varied_keys
 from tracking import records
@@ -120,8 +120,6 @@ def preview(app: str, folder: Path, runs: Sequence[Sequence[str]], note: str, as
 
 def print_plan(folder: Path, runs: Sequence[PreviewedRun], totals: dict[str, Any], note: str) -> None:
     """Print the plan as a table with its totals below."""
-    from comparison.formatting import duration  # takes a second
-
     header = ["run", "ID", "status", "params", "MACs", "time", "disk"]
     rows = [
         [

@@ -17,11 +17,10 @@ import numpy as np
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from comparison.formatting import count, duration
 from config.errors import ConfigError
 from config.sweepers import Race
 from config.text import markdown, markdown_table
-from runtime.console import print_table, say
+from runtime.console import count, duration, print_table, say
 from runtime.files import write_text
 from stats.race import Result, Rules, Run, Standing, standing
 from sweeps import launch, plan

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from comparison.formatting import count, duration, figure_text
+from rendering.formatting import figure_text
+from runtime.console import count, duration
 from stats import mean
 from stats.prediction import rate_bounds
 from stats.race import Behind, Rules, Standing, confidence

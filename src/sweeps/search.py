@@ -21,12 +21,11 @@ from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from comparison.formatting import count, duration
 from config.command_line import as_text, overrides_of
 from config.errors import ConfigError, first_line
 from config.schema import Config
 from config.sweepers import Search
-from runtime.console import say
+from runtime.console import count, duration, say
 from runtime.files import write_text
 from sweeps import launch, plan
 from sweeps.search_findings import finding_lines, key_importances, search_record

@@ -10,8 +10,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from comparison.formatting import count
 from config.command_line import overrides_of
+from runtime.console import count
 from stats.importance import Importance, importances
 from stats.prediction import rate_bounds
 from sweeps.trials import RUNS, completed_trials, not_retried, seed_values, sign

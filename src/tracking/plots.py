@@ -1,6 +1,6 @@
 """Figures of a run: its curves, and the filters, kernels and confusion matrix of the trained model.
 
-The figure of a comparison is in comparison/figure.py.
+The figure of a comparison is in rendering/figure.py.
 
 Sizes are inches on paper: a column is about 3.3 wide, a page 7. Fonts have at least 7 points. The colors are Okabe and
 Ito's, which color-blind readers can distinguish.

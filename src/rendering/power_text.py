@@ -4,12 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from comparison.commands import commands
-from comparison.findings import effect_name, is_race
-from comparison.formatting import change_text, count, duration, label
 from comparison.power_analysis import Plan
 from comparison.results import Comparison
 from config.command_line import command_line
+from rendering.commands import commands
+from rendering.findings import effect_name, is_race
+from rendering.formatting import change_text, label
+from runtime.console import count, duration
 from stats.sample_size import MOST
 
 COMMANDS = 3  # most commands below a plan

@@ -9,10 +9,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from comparison.page import PLOTLY, render_update
 from comparison.progress import under_way
-from comparison.report import stem_of, write_page
 from comparison.results import Comparison
+from rendering.page import PLOTLY, render_update
+from rendering.report import stem_of, write_page
 from runtime.console import say
 from runtime.files import write_text
 

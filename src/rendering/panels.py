@@ -12,14 +12,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from comparison.crossing import Crossing
-from comparison.findings import effect_name
-from comparison.formatting import label, level_text, scaled
 from comparison.power_analysis import Plan
-from comparison.power_text import question
 from comparison.results import Comparison, is_lower_better
 from comparison.runs import Run
 from comparison.settings import Setting
 from config.schema import is_below
+from rendering.findings import effect_name
+from rendering.formatting import label, level_text, scaled
+from rendering.power_text import question
 from stats import Effect
 from tracking.plots import COLORS, GREY
 
@@ -87,7 +87,11 @@ def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
 def heat_map(axes: Axes, comparison: Comparison, crossing: Crossing) -> None:
     """Draw the metric for every combination of two factors, averaged over the others; frame the best."""
     metric = comparison.metric
-    across, down, means = crossing.across, crossing.down, crossing.means
+    means = scaled(crossing.means, metric)
+    texts = {key: [level_text(level) for level in comparison.levels(key)] for key in crossing.factors}
+    across, down = sorted(crossing.factors, key=lambda key: max(map(len, texts[key])))  # long names need rows
+    if (down, across) != crossing.factors:
+        means = means.T
     columns, rows = comparison.levels(across), comparison.levels(down)
     lower = is_lower_better(metric)
     image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")

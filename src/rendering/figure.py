@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from comparison import panels
 from comparison.crossing import cross
-from comparison.formatting import label, shorten
-from comparison.panels import COSTS, LEVEL, MOST, Look
 from comparison.results import Comparison
+from rendering import panels
+from rendering.formatting import label, shorten
+from rendering.panels import COSTS, LEVEL, MOST, Look
 from tracking.plots import COLORS, GREY, PAGE, STYLE
 
 MARKERS = "os^DvPX"  # repeat the colors for readers who cannot distinguish them

@@ -11,11 +11,15 @@ from typing import Any
 
 import pandas as pd
 
-from comparison.findings import caveats, differed, effect_lines, method, not_completed_lines, result
-from comparison.formatting import (
+from comparison.results import COSTS, Comparison
+from comparison.settings import Setting
+from config.errors import ConfigError
+from config.schema import is_below
+from config.text import code, csv_text, markdown, markdown_table, printable
+from rendering.findings import caveats, differed, effect_lines, method, not_completed_lines, result
+from rendering.formatting import (
     HEADINGS,
     change_text,
-    count,
     figure_text,
     label,
     level_text,
@@ -23,14 +27,9 @@ from comparison.formatting import (
     several,
     without_result,
 )
-from comparison.notes import notes
-from comparison.power_text import plan_record, power_lines
-from comparison.results import COSTS, Comparison
-from comparison.settings import Setting
-from config.errors import ConfigError
-from config.schema import is_below
-from config.text import code, csv_text, markdown, markdown_table, printable
-from runtime.console import print_table, say
+from rendering.notes import notes
+from rendering.power_text import plan_record, power_lines
+from runtime.console import count, print_table, say
 from runtime.files import write_text
 from stats import Effect
 
@@ -67,7 +66,7 @@ def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = ()
     Raises:
         ConfigError: the folder cannot be written to.
     """
-    from comparison.page import render_page
+    from rendering.page import render_page
 
     try:
         write_text(folder / f"{stem_of(filters)}.html", render_page(comparison, folder, is_watched))
@@ -86,8 +85,8 @@ def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
     Returns:
         The names of the files, the page first.
     """
-    from comparison.figure import comparison_figure  # imports Matplotlib, which takes seconds
-    from comparison.page import render_page
+    from rendering.figure import comparison_figure  # imports Matplotlib, which takes seconds
+    from rendering.page import render_page
     from tracking.plots import save_figure
 
     folder.mkdir(parents=True, exist_ok=True)

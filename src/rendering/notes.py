@@ -2,8 +2,9 @@
 
 from collections import Counter
 
-from comparison.formatting import count, several
 from comparison.results import Comparison
+from rendering.formatting import several
+from runtime.console import count
 
 MOST = 5  # listed copies, and listed sets of images
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from comparison.formatting import change_text, p_text
 from comparison.image_differences import ImageDifference, Predictions, image_differences, read_predictions
 from comparison.results import Comparison, compared_runs
 from comparison.runs import Run
 from config.errors import ConfigError, first_line
 from config.text import csv_text
+from rendering.findings import effect_name
+from rendering.formatting import change_text, label, p_text
 from runtime.console import print_table, say
 from runtime.files import read_text, whole, write_text
 from stats.images import Sampled
@@ -44,28 +45,31 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
             folder cannot be written to.
     """
     predictions = read_predictions(comparison)
-    found = image_differences(comparison, predictions)
+    named = [
+        (difference_name(difference, comparison), difference)
+        for difference in image_differences(comparison, predictions)
+    ]
     title = f"{comparison.title}: {len(predictions.labels):,} test images"
-    print_table(title, HEADER, [row(one, predictions) for one in found[:ROWS]])
-    if len(found) > ROWS:
-        say(f"… and {len(found) - ROWS} more in images.csv")
+    print_table(title, HEADER, [row(name, difference, predictions) for name, difference in named[:ROWS]])
+    if len(named) > ROWS:
+        say(f"… and {len(named) - ROWS} more in images.csv")
     for line in NOTES:
         say(line)
 
-    from comparison.image_sheet import image_sheet, read_images, thumbnails  # takes seconds
     from data.image_files import DataError
+    from rendering.image_sheet import image_sheet, read_images, thumbnails  # takes seconds
 
     try:
-        named = with_names(table(found, predictions), comparison.valued[0].completed[0])
+        rows = with_names(table(named, predictions), comparison.valued[0].completed[0])
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "images.csv", csv_text(named, index=False))
+        write_text(folder / "images.csv", csv_text(rows, index=False))
         try:
             images, classes = read_images(comparison.valued[0].completed[0], predictions.labels)
         except DataError as error:
             say(f"→ {folder}/images.csv; no images.png: {error}")
             return
-        largest = sorted(found[1:], key=lambda one: -abs(one.found.both.value))
-        pictured = [found[0], *largest[: PICTURED - 1]]
+        largest = sorted(named[1:], key=lambda item: -abs(item[1].found.both.value))
+        pictured = [named[0], *largest[: PICTURED - 1]]
         with whole(folder / "images.png") as temporary:
             image_sheet(pictured, predictions, images, classes).savefig(temporary, dpi=150)
         record = {"runs": compared_runs(comparison), **thumbnails(pictured, predictions, images, classes)}
@@ -75,20 +79,28 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
     say(f"→ {folder}/images.png, images.csv")
 
 
-def row(one: ImageDifference, predictions: Predictions) -> list[str]:
+def difference_name(difference: ImageDifference, comparison: Comparison) -> str:
+    """Name a difference, e.g. "kernel_size 9 instead of 5"."""
+    if difference.effect:
+        return effect_name(difference.effect, comparison)
+    return " instead of ".join(label(setting, comparison) for setting in difference.settings)
+
+
+def row(name: str, difference: ImageDifference, predictions: Predictions) -> list[str]:
     """Make a row of the table on the terminal."""
-    found = one.found
-    between, within = predictions.disagreement(one.pairs), predictions.disagreement_of_seeds(one.settings)
+    gains = difference.found
+    between = predictions.disagreement(difference.pairs)
+    within = predictions.disagreement_of_seeds(difference.settings)
     return [
-        one.name,
-        f"{len(one.won):,}",
-        f"{len(one.lost):,}",
-        f"{found.by_chance:,.0f}",
-        f"{one.clear:,}",
-        change_text(found.both.value, "accuracy", ""),
-        sampled_text(found.other_images),
-        sampled_text(found.new_runs, one.p_new_runs),
-        sampled_text(found.both, one.p_both),
+        name,
+        f"{len(difference.won):,}",
+        f"{len(difference.lost):,}",
+        f"{gains.by_chance:,.0f}",
+        f"{difference.clear:,}",
+        change_text(gains.both.value, "accuracy", ""),
+        sampled_text(gains.other_images),
+        sampled_text(gains.new_runs, difference.p_new_runs),
+        sampled_text(gains.both, difference.p_both),
         f"{100 * between:.1f} %",
         "one seed" if within is None else f"{100 * within:.1f} %",
     ]
@@ -117,7 +129,7 @@ def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
     return images.assign(path=names["image"].to_numpy(), **{"class": names["label"].to_numpy()})
 
 
-def table(found: Sequence[ImageDifference], predictions: Predictions) -> pd.DataFrame:
+def table(named: Sequence[tuple[str, ImageDifference]], predictions: Predictions) -> pd.DataFrame:
     """Make images.csv: a row for each image won or lost, the most clearly lost first.
 
     A row's false discovery rate is that of the list of all images with at least this gain.
@@ -125,14 +137,14 @@ def table(found: Sequence[ImageDifference], predictions: Predictions) -> pd.Data
     rows = [
         pd.DataFrame(
             {
-                "comparison": one.name,
-                "image": own,
-                "label": predictions.labels[own],
-                "gain": one.found.gains[own],
-                "false_discovery_rate": one.found.rates[own],
+                "comparison": name,
+                "image": images,
+                "label": predictions.labels[images],
+                "gain": difference.found.gains[images],
+                "false_discovery_rate": difference.found.rates[images],
             }
         )
-        for one in found
-        for own in [np.concatenate([one.lost, one.won[::-1]])]
+        for name, difference in named
+        for images in [np.concatenate([difference.lost, difference.won[::-1]])]
     ]
     return pd.concat(rows)

@@ -1,21 +1,11 @@
 """The sentences of a comparison: the result, effects, caveats, method."""
 
-from comparison.formatting import (
-    change_text,
-    count,
-    duration,
-    figure_text,
-    label,
-    level_text,
-    listing,
-    number_text,
-    p_text,
-    several,
-)
 from comparison.results import ACCURACIES, Comparison
 from comparison.settings import Reference, Setting
 from config.schema import GROUPS
 from config.text import printable
+from rendering.formatting import change_text, figure_text, label, level_text, listing, number_text, p_text, several
+from runtime.console import count, duration
 from stats import Effect
 from stats.prediction import rate_bounds
 

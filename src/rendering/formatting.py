@@ -2,7 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
@@ -10,6 +13,8 @@ from config.errors import format_value
 from config.text import printable
 from runtime.console import si
 from stats import Estimate
+
+Values = TypeVar("Values", float, NDArray[np.float64])
 
 HEADINGS = {  # short column names
     "val/accuracy": "val %", "test/accuracy": "test %", "val/balanced_accuracy": "val balanced %",
@@ -85,20 +90,10 @@ def p_text(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
 def several(lines: Sequence[str], limit: int) -> list[str]:
     return list(lines) if len(lines) <= limit else [*lines[:limit], f"… and {len(lines) - limit} more"]
 
 
-def scaled(value: float, metric: str) -> float:
+def scaled(value: Values, metric: str) -> Values:
     """Convert accuracies to percent."""
-    return float(100 * value if metric.endswith("accuracy") else value)
+    return 100 * value if metric.endswith("accuracy") else value

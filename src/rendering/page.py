@@ -17,15 +17,15 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from comparison.commands import commands
-from comparison.findings import caveats, effect_name, result
-from comparison.formatting import HEADINGS, label
-from comparison.notes import notes
-from comparison.power_text import question
 from comparison.progress import under_way
 from comparison.results import COSTS, Comparison, compared_runs, is_lower_better
 from comparison.runs import Run
 from comparison.settings import Setting
+from rendering.commands import commands
+from rendering.findings import caveats, effect_name, result
+from rendering.formatting import HEADINGS, label
+from rendering.notes import notes
+from rendering.power_text import question
 from runtime.files import read_json, write_text
 from stats import Estimate
 from tracking import records

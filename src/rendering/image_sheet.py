@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from comparison.formatting import count, shorten
 from comparison.image_differences import ImageDifference, Predictions
 from comparison.runs import Run
 from data import datasets
 from data.image_files import DataError
 from data.splits import Split
+from rendering.formatting import shorten
+from runtime.console import count
 from tracking.plots import GREY, PAGE, STYLE, for_sheet, show_images
 
 COLUMNS = 6
@@ -41,10 +42,10 @@ def read_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]
 
 
 def image_sheet(
-    differences: Sequence[ImageDifference], predictions: Predictions, images: Split, classes: Sequence[str]
+    named: Sequence[tuple[str, ImageDifference]], predictions: Predictions, images: Split, classes: Sequence[str]
 ) -> Figure:
     """Draw the rows of pictures, and below each picture its caption."""
-    rows = picture_rows(differences, COLUMNS)
+    rows = picture_rows(named, COLUMNS)
     side = PAGE / COLUMNS
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 0.3 + len(rows) * (side + 0.65)), layout="constrained")
@@ -58,7 +59,7 @@ def image_sheet(
 
 
 def thumbnails(
-    differences: Sequence[ImageDifference], predictions: Predictions, images: Split, classes: Sequence[str]
+    named: Sequence[tuple[str, ImageDifference]], predictions: Predictions, images: Split, classes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the rows of pictures for a page, at most about 10 kB each."""
     rows = [
@@ -68,19 +69,19 @@ def thumbnails(
                 {"src": data_uri(images[i]), "caption": caption(i, one, predictions, classes)} for i in shown.tolist()
             ],
         }
-        for title, one, shown in picture_rows(differences, THUMBNAILS)
+        for title, one, shown in picture_rows(named, THUMBNAILS)
     ]
     return {"legend": LEGEND, "rows": rows}
 
 
 def picture_rows(
-    differences: Sequence[ImageDifference], most: int
+    named: Sequence[tuple[str, ImageDifference]], most: int
 ) -> list[tuple[str, ImageDifference, NDArray[np.int64]]]:
     """List for each difference a title and the images won, the clearest first, and then those lost."""
     return [
-        (f"{one.name}: {word} on {count(len(changed), 'image')}", one, changed[:most])
-        for one in differences
-        for word, changed in (("more often right", one.won), ("less often right", one.lost))
+        (f"{name}: {word} on {count(len(changed), 'image')}", difference, changed[:most])
+        for name, difference in named
+        for word, changed in (("more often right", difference.won), ("less often right", difference.lost))
         if len(changed)
     ]
 
