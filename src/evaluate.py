@@ -22,19 +22,20 @@ log = logging.getLogger(__name__)
 def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     # Imported late: torch takes seconds, which --help and a misspelt key need not wait for.
     from inference import evaluation, report
-    from inference.checkpoint import names_data, open_checkpoint
+    from inference.checkpoint import open_checkpoint
 
     folder = Path(composed.output or f"outputs/evaluation/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_new([folder], composed.overwrite, is_folder=True)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").exists():
         raise ConfigError(f"output={folder}: contains files that are not of an evaluation; expected another name")
-    checkpoint, settings = open_checkpoint(composed, overrides)
-    data, split = evaluation.load_data(checkpoint, settings.split, download=names_data(overrides))
+    checkpoint = open_checkpoint(composed, overrides)
+    settings = checkpoint.settings
+    data, split = evaluation.load_data(checkpoint, settings.split, overrides)
     for remark in data.remarks:
         log.info(f"  {remark}")
     if settings.summary:
         report.print_summary(checkpoint, data.image_size)
-    result = evaluation.evaluate(checkpoint, data, split)
+    result = evaluation.evaluate_split(checkpoint, data, split)
     report.write(result, folder, checkpoint, settings, split)
 
 

@@ -17,7 +17,8 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     from inference.checkpoint import open_checkpoint
     from inference.export import export
 
-    export(*open_checkpoint(composed, overrides))
+    checkpoint = open_checkpoint(composed, overrides)
+    export(checkpoint, checkpoint.settings)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> int:
     from inference.checkpoint import open_checkpoint
     from inference.prediction import predict
 
-    return SKIPPED if predict(*open_checkpoint(composed, overrides)) else 0
+    checkpoint = open_checkpoint(composed, overrides)
+    return SKIPPED if predict(checkpoint, checkpoint.settings) else 0
 
 
 if __name__ == "__main__":

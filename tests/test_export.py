@@ -32,7 +32,7 @@ import inference.export
 from config.commands import register_commands
 from config.errors import ConfigError
 from conftest import TINY, Finished, Train, checked
-from inference.checkpoint import complete
+from inference.checkpoint import open_checkpoint
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from processes import REPOSITORY
 from test_evaluate import evaluate
@@ -196,8 +196,8 @@ def test_a_card_is_of_the_weights_that_it_is_beside(train: Train, tmp_path: Path
     register_commands()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         overrides = [f"checkpoint='{tmp_path}/a b/last.safetensors'"]
-        settings = complete(compose("evaluate", overrides), read_weights(f"{tmp_path}/a b/last.safetensors"), overrides)
-    assert settings.data.image_size == 12
+        opened = open_checkpoint(compose("evaluate", overrides), overrides)
+    assert opened.settings.data.image_size == 12
 
 
 def parse_back(summary: dict[str, Any]) -> list[str]:

@@ -1,13 +1,12 @@
 """A checkpoint ready to use: its model, its classes, and the images that it expects.
 
-open_checkpoint finds the file, completes the command's keys from what the file says, and loads the model.
+open_checkpoint reads the weights, merges the command's keys with the file's, and builds the model.
 """
 
-import copy
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,21 +25,18 @@ from runtime.device import choose_device
 from tracking.identity import override_values
 from training.model import make_model, memory_format
 from training.summary import check_memory
-from weights.description import described
 from weights.files import Weights, read_weights
 
 log = logging.getLogger(__name__)
 
 # The evaluation transform of published weights, for ImageNet-1k. Source: timm's convmixer.py.
 IMAGENET = {
-    "data.name": "image_folder",
-    "data.image_size": 224,
-    "data.crop_fraction": 0.96,
-    "data.batch_size": 16,  # ConvMixer-1536/20 then takes less than 3 GiB
-    "data.val_fraction": 0.0,
+    "image_size": 224,
+    "crop_fraction": 0.96,
+    "batch_size": 16,  # ConvMixer-1536/20 then takes less than 3 GiB
+    "val_fraction": 0.0,
 }
-# What a model's images are like, of whichever data set; a group that is chosen sets the other keys.
-PREPROCESSING = ("data.image_size", "data.crop_fraction", "data.mean", "data.std")
+PREPROCESSING = ("image_size", "crop_fraction", "mean", "std")  # keys of `data` that a chosen data set leaves alone
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,7 @@ class Checkpoint:
 
     Attributes:
         model: in evaluation mode, on the device.
+        settings: the command's keys, an object of its class in config/commands.py.
         config: of a run that would train such a model on such images.
         classes: their names, as a data set has them; None where they are not known.
         labels: the same for people to read; numbers where they are not known.
@@ -57,6 +54,7 @@ class Checkpoint:
 
     model: ConvMixer
     weights: Weights
+    settings: Any
     config: Config
     device: torch.device
     classes: list[str] | None
@@ -64,41 +62,60 @@ class Checkpoint:
     image_size: tuple[int, int] | None
 
 
-def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> tuple[Checkpoint, Any]:
+def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> Checkpoint:
     """Load a command's checkpoint.
-
-    Returns:
-        The checkpoint, and the command's keys: overrides, the chosen data set, what the file says, defaults.
-
-    Raises:
-        ConfigError: there is no such checkpoint, or the overrides do not fit it.
-    """
-    weights = read_weights(choose_run(composed.checkpoint))
-    settings = complete(composed, weights, overrides)
-    return load_checkpoint(weights, settings), settings
-
-
-def complete(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:
-    """Complete a command's keys with the file's description, and return objects of its class in config/commands.py.
-
-    Overrides have priority over the file, and so has a chosen data set, except for the preprocessing keys.
 
     Args:
         composed: the command's config.
-        overrides: what was typed.
+        overrides: on the command line.
 
     Raises:
-        ConfigError: there is no such key, or its value is outside its constraint.
+        ConfigError: there is no such checkpoint, a key is unknown, or the overrides do not fit the weights.
     """
+    weights = read_weights(choose_run(composed.checkpoint))
+    settings = merge(composed, weights, overrides)
+    config = make_config(weights, settings)
+    description, architecture = weights.description, weights.architecture
+    size = description.image_size if description else None
+    if side := settings.data.image_size:
+        size = (side, side)
+    device = choose_device(settings.trainer.device, settings.trainer.precision)
+    check_images(settings.data, weights, size)
+    check_memory(config, architecture.channels, size or (1, 1), images=1)
+    with torch.device("meta"):
+        model = make_model(config, architecture.channels, architecture.n_classes)
+    model.load_state_dict(weights.tensors, assign=True)
+    model = model.requires_grad_(False).eval().to(device).to(memory_format=memory_format(config))
+    log.info(f"{weights.path}: {architecture}, {architecture.n_classes:,} classes")
+    return Checkpoint(model, weights, settings, config, device, *class_names(weights), size)
+
+
+def merge(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:
+    """Merge a command's keys with the file's. Overrides have priority, then a chosen data set, the file, defaults."""
     typed = override_values(overrides)
-    of_command = {key for key, _ in flatten(OmegaConf.to_container(composed))}
-    typed_keys = {key for name, value in typed.items() for key, _ in flatten(value, name)} - {"data"}
-    completed = copy.deepcopy(composed)
-    for key, value in said_by(weights).items():  # without keys that are no more, in an old run's config
-        is_chosen = "data" in typed and key.startswith("data.") and key not in PREPROCESSING
-        if key in of_command and key not in typed_keys and not is_chosen:
-            OmegaConf.update(completed, key, literal(value))
-    return parse_keys(completed)
+    overridden = {key for name, value in typed.items() for key, _ in flatten(value, name)}
+    if "data" in typed:
+        overridden |= {f"data.{key}" for key in composed.data if key not in PREPROCESSING}
+    merged: Any = composed
+    for section, values in file_keys(weights).items():
+        kept = [key for key in composed[section] if key in values and f"{section}.{key}" not in overridden]
+        merged = OmegaConf.merge(merged, {section: {key: literal(values[key]) for key in kept}})
+    return parse_keys(merged)
+
+
+def file_keys(weights: Weights) -> dict[str, dict[str, Any]]:
+    """Collect the keys of a command's config that the file describes, by section."""
+    data: dict[str, Any] = {"name": "image_folder"}
+    trainer = {}
+    if weights.description:
+        saved = weights.description.config
+        data |= saved["data"]
+        trainer["precision"] = saved["trainer"].get("precision", "fp32")
+    elif weights.published:
+        data |= IMAGENET
+    if weights.normalization:
+        data["mean"], data["std"] = map(list, weights.normalization)
+    return {"data": data, "trainer": trainer}
 
 
 def literal(value: Any) -> Any:
@@ -108,50 +125,6 @@ def literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def names_data(overrides: Sequence[str]) -> bool:
-    """Check whether the user names the data set, which then may be downloaded."""
-    return bool(override_values(overrides).keys() & {"data", "data.name", "data.root"})
-
-
-def said_by(weights: Weights) -> dict[str, Any]:
-    """Collect the keys of the command's config that the file describes."""
-    values: dict[str, Any] = {"data.name": "image_folder"}
-    if weights.description:
-        saved = weights.description.config
-        precision = saved["trainer"].get("precision", "fp32")
-        values |= dict(flatten({"data": saved["data"], "trainer": {"precision": precision}}))
-    elif weights.published:
-        values |= IMAGENET
-    if weights.normalization:
-        mean, std = map(list, weights.normalization)
-        values |= {"data.mean": mean, "data.std": std}
-    return values
-
-
-def load_checkpoint(weights: Weights, settings: Command) -> Checkpoint:
-    """Build the model of a checkpoint on its device.
-
-    Raises:
-        ConfigError: what was typed does not fit the weights.
-    """
-    description, architecture = weights.description, weights.architecture
-    config = make_config(weights, settings)
-    device = choose_device(settings.trainer.device, settings.trainer.precision)
-    size = description.image_size if description else None
-    if side := settings.data.image_size:
-        size = (side, side)
-    check_images(settings.data, weights, size)
-    check_memory(config, architecture.channels, size or (1, 1), images=1)
-    with torch.device("meta"):
-        model = make_model(config, architecture.channels, architecture.n_classes)
-    model.load_state_dict(weights.tensors, assign=True)
-    model = model.requires_grad_(False).eval().to(device)
-    model = model.to(memory_format=memory_format(config))
-    classes, labels = class_names(weights)
-    log.info(f"{weights.path}: {architecture}, {architecture.n_classes:,} classes")
-    return Checkpoint(model, weights, config, device, classes, labels, size)
-
-
 def make_config(weights: Weights, settings: Command) -> Config:
     """Make the config of a run that would train such a model.
 
@@ -159,43 +132,18 @@ def make_config(weights: Weights, settings: Command) -> Config:
         ConfigError: the activation is not known, or another one than was typed.
     """
     typed, known = settings.model.activation, weights.activation
-    if typed and known and typed != known:
-        raise ConfigError(f"model.activation={typed}: the checkpoint's is {known}")
-    if not (typed or known):
+    activation = typed or known
+    if not activation:
         raise ConfigError("model.activation: weights cannot tell; expected model.activation=relu or gelu")
-    trainer = schema.Trainer(epochs=1, device=settings.trainer.device, precision=settings.trainer.precision)
-    if weights.description is None:
-        model = schema.Model(**weights.architecture.model_keys, activation=typed or known or "")
+    if known and activation != known:
+        raise ConfigError(f"model.activation={typed}: the checkpoint's is {known}")
+    if description := weights.description:
+        model, channels_last = description.model, description.config["trainer"].get("channels_last", "auto")
     else:
-        model = weights.description.model
-        saved = weights.description.config["trainer"]
-        trainer = replace(trainer, channels_last=saved.get("channels_last", trainer.channels_last))
-    trainer = replace(trainer, channels_last=trainer.channels_last in ("auto", True))
+        model, channels_last = schema.Model(**weights.architecture.model_keys, activation=activation), "auto"
+    compute, channels_last = settings.trainer, channels_last in ("auto", True)
+    trainer = schema.Trainer(epochs=1, device=compute.device, precision=compute.precision, channels_last=channels_last)
     return Config(model=model, data=settings.data, trainer=trainer)
-
-
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Describe weights for export, as weights/description.py reads them, without paths and training keys."""
-    description, data = checkpoint.weights.description, asdict(checkpoint.config.data)
-    for key in ("num_workers", "pipeline", "root"):
-        del data[key]
-    if data["name"] != "image_folder":
-        data["root"] = "data"  # where it is downloaded to
-    trainer = asdict(checkpoint.config.trainer)
-    config = {
-        "model": described(checkpoint.config.model),
-        "data": data,
-        "trainer": {key: trainer[key] for key in ("precision", "channels_last")},
-    }
-    return {
-        "config": config,
-        "classes": checkpoint.classes,
-        "labels": checkpoint.labels if checkpoint.classes else None,
-        "image_size": checkpoint.image_size,
-        "mean": data["mean"],
-        "std": data["std"],
-        "metrics": description.epoch if description else {},
-    }
 
 
 def check_images(data: schema.Data, weights: Weights, size: tuple[int, int] | None) -> None:

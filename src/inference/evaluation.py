@@ -1,17 +1,14 @@
-"""Evaluation of a model: accuracy, loss, accuracy of each class, calibration."""
+"""Evaluation of a checkpoint on a split of a data set."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich import get_console
 from rich.progress import track
-from torch import Tensor
-from torch.nn import functional as F
 
 from config.errors import ConfigError
 from data import datasets
@@ -21,49 +18,14 @@ from data.image_folder import read_one_split
 from data.splits import DataSplits, Split
 from data.transforms import Normalize
 from inference.checkpoint import Checkpoint
-from runtime.device import autocast, prefetch
-from training.evaluation import PREDICTION
+from runtime.distributed import World
+from tracking.identity import override_values
+from training.evaluation import Evaluation, evaluate
 from training.model import memory_format
 from training.summary import check_memory
 
-BINS = 15  # of confidence, equally wide, as in Guo et al., arXiv 1706.04599
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of a model on a data set.
-
-    Attributes:
-        loss: mean cross-entropy.
-        top1, top5: fractions; top5 of fewer than six classes is 1.
-        predictions: PREDICTION [images], in the order of the data set.
-        confidence: probability of the predicted class, [images].
-    """
-
-    loss: float
-    top1: float
-    top5: float
-    predictions: NDArray[np.void]
-    confidence: NDArray[np.float32]
-
-    def bins(self) -> list[dict[str, float]]:
-        """Bin images by confidence: their number, mean confidence and accuracy."""
-        index = np.minimum((self.confidence * BINS).astype(int), BINS - 1)
-        correct = self.predictions["prediction"] == self.predictions["label"]
-        return [
-            {"images": int(inside.sum()), "confidence": float(self.confidence[inside].mean()),
-             "accuracy": float(correct[inside].mean()), "low": i / BINS, "high": (i + 1) / BINS}
-            for i in range(BINS) if (inside := index == i).any()
-        ]  # fmt: skip
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error: the mean difference of accuracy and confidence over bins of confidence."""
-        gaps = [row["images"] * abs(row["accuracy"] - row["confidence"]) for row in self.bins()]
-        return sum(gaps) / len(self.predictions)
-
-
-def evaluate(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Evaluation:
+def evaluate_split(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Evaluation:
     """Evaluate a checkpoint on one split of a data set.
 
     Args:
@@ -74,36 +36,20 @@ def evaluate(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Evaluati
     """
     labels = class_numbers(data.classes, checkpoint)[split.labels]
     loader = make_eval_loader(replace(split, labels=labels), data, checkpoint.config)
-    batches = track(loader, "  evaluating", transient=True, disable=not get_console().is_terminal)
-    parts = list(compute_logits(checkpoint, batches, data))
-    return evaluate_logits(torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts]))
+    progress = partial(track, description="  evaluating", transient=True, disable=not get_console().is_terminal)
+    config, device = checkpoint.config, checkpoint.device
+    normalize = Normalize(data, device, memory_format(config))
+    return evaluate(checkpoint.model, loader, normalize, config.trainer.precision, device, World(), progress)
 
 
-def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Evaluate logits [images, classes] against labels [images]."""
-    predicted = logits.argmax(1)
-    top5 = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    probabilities = logits.double().softmax(1)
-    predictions = np.empty(len(labels), PREDICTION)
-    predictions["label"], predictions["prediction"] = labels, predicted
-    predictions["probability"] = probabilities.gather(1, labels[:, None])[:, 0]
-    return Evaluation(
-        loss=float(F.cross_entropy(logits.double(), labels)),
-        top1=int((predicted == labels).sum()) / len(labels),
-        top5=int(top5.sum()) / len(labels),
-        predictions=predictions,
-        confidence=probabilities.max(1).values.float().numpy(),
-    )
-
-
-def load_data(checkpoint: Checkpoint, name: str, download: bool) -> tuple[DataSplits, Split]:
+def load_data(checkpoint: Checkpoint, name: str, overrides: Sequence[str]) -> tuple[DataSplits, Split]:
     """Load the data set with the checkpoint's image size and normalization, and one of its splits.
 
     Of a folder of images the other splits need not be there, except where the split is a part of the training images.
 
     Args:
         name: of the split, "train", "val" or "test".
-        download: the data set if it is missing; not where the checkpoint alone names it.
+        overrides: of the command. If they name the data set, it is downloaded; the checkpoint alone downloads nothing.
 
     Raises:
         ConfigError: there is no such split, or the checkpoint cannot be evaluated on it.
@@ -112,7 +58,8 @@ def load_data(checkpoint: Checkpoint, name: str, download: bool) -> tuple[DataSp
     if folder := folder_of(checkpoint, name):
         data = read_one_split(folder, "L" if channels == 1 else "RGB", config.skip_unreadable)
     else:
-        data = datasets.read_configured(config, download)
+        is_named = override_values(overrides).keys() & {"data", "data.name", "data.root"}
+        data = datasets.read_configured(config, download=bool(is_named))
     if data.channels != channels:
         raise ConfigError(f"data.name={config.name}: {data.channels} channels, but the model takes {channels}")
     if name == "test" or folder:
@@ -177,13 +124,3 @@ def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]
             f"{', '.join(checkpoint.classes[:3])}, …"
         )
     return np.array([known[name] for name in names], dtype=np.int64)
-
-
-def compute_logits(checkpoint: Checkpoint, batches: Iterable[Any], data: DataSplits) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits in fp32 and the labels for batches of uint8 images and labels, on the CPU."""
-    config, device = checkpoint.config, checkpoint.device
-    normalize = Normalize(data, device, memory_format(config))
-    for pixels, rest in prefetch(batches, device):
-        with torch.inference_mode(), autocast(device, config.trainer.precision):
-            logits = checkpoint.model(normalize(pixels))
-        yield logits.float().cpu(), rest.cpu()

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from config.commands import Export
 from config.errors import ConfigError
-from inference.checkpoint import Checkpoint, describe
-from inference.model_card import CARD, model_card
+from inference.checkpoint import Checkpoint
+from inference.model_card import CARD, describe, model_card
 from inference.usage import Usage
 from LLMConvMixer import ConvMixer
 from runtime.files import check_new, check_ours, whole, write_text

@@ -40,9 +40,12 @@ def load(path: str | Path, device: str = "auto") -> Loaded:
         ConfigError: there is no such file, or it does not say what its images look like.
     """
     command = Command(checkpoint=str(path), data=Data(root=""), trainer=Compute(device=device))
-    checkpoint, settings = open_checkpoint(OmegaConf.structured(command), [f"trainer.device={device}"])
+    checkpoint = open_checkpoint(OmegaConf.structured(command), [f"trainer.device={device}"])
     data = as_data([], checkpoint)
-    resize, normalize = evaluation_transform(settings.data.crop_fraction, data), Normalize(data, checkpoint.device)
+    resize, normalize = (
+        evaluation_transform(checkpoint.config.data.crop_fraction, data),
+        Normalize(data, checkpoint.device),
+    )
     assert resize  # files are never as the model sees them
 
     def transform(image: Image.Image) -> Tensor:

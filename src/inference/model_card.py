@@ -1,5 +1,6 @@
 """A model card for the Hugging Face hub: the model, its data, its results, and how to use it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from config.command_line import command_line, override
 from config.schema import GROUPS, NOT_IDENTITY, is_below
 from config.text import code, code_block, markdown
-from inference.checkpoint import Checkpoint, describe
+from inference.checkpoint import Checkpoint
 from runtime.files import read_json
 from tracking.identity import repeatable
 from tracking.records import Summary
 from training.summary import as_lines, summarize
+from weights.description import described
 from weights.files import Weights
 
 CARD = "Written by export.py."  # in a comment: files without it are not replaced
@@ -69,6 +71,30 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
         code_block("yaml", yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Describe weights for export, as weights/description.py reads them, without paths and training keys."""
+    description, data = checkpoint.weights.description, asdict(checkpoint.config.data)
+    for key in ("num_workers", "pipeline", "root"):
+        del data[key]
+    if data["name"] != "image_folder":
+        data["root"] = "data"  # where it is downloaded to
+    trainer = asdict(checkpoint.config.trainer)
+    config = {
+        "model": described(checkpoint.config.model),
+        "data": data,
+        "trainer": {key: trainer[key] for key in ("precision", "channels_last")},
+    }
+    return {
+        "config": config,
+        "classes": checkpoint.classes,
+        "labels": checkpoint.labels if checkpoint.classes else None,
+        "image_size": checkpoint.image_size,
+        "mean": data["mean"],
+        "std": data["std"],
+        "metrics": description.epoch if description else {},
+    }
 
 
 def results_of(weights: Weights, summary: dict[str, Any]) -> dict[str, float]:

@@ -26,12 +26,13 @@ from config.text import csv_text, printable
 from data.batches import spare_cores
 from data.image_files import DataError, image_files, open_image
 from data.splits import DataSplits, Split
-from data.transforms import Transform, evaluation_transform
+from data.transforms import Normalize, Transform, evaluation_transform
 from data.workers import Workers
 from inference.checkpoint import Checkpoint
-from inference.evaluation import compute_logits
 from runtime.files import check_new, check_ours, whole, write_text
 from tracking.plots import contact_sheet, for_sheet
+from training.evaluation import compute_logits
+from training.model import memory_format
 from training.summary import check_memory
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     data = as_data(find_images(settings.images), checkpoint)
     broken: list[DataError] = []
     rows: list[dict[str, Any]] = []
-    for logits, numbers in compute_logits(checkpoint, read_batches(data, settings, broken), data):
+    config, device, batches = checkpoint.config, checkpoint.device, read_batches(data, settings, broken)
+    normalize = Normalize(data, device, memory_format(config))
+    for logits, numbers in compute_logits(checkpoint.model, batches, normalize, config.trainer.precision, device):
         top = top_classes(logits, checkpoint.labels, settings.top)
         for number, found in zip(numbers.tolist(), top, strict=True):
             rows.append({"image": str(data.test.images[number]), "predictions": found})

@@ -24,14 +24,15 @@ from config.commands import Evaluate
 from config.text import csv_text
 from data.splits import Split
 from inference.checkpoint import Checkpoint
-from inference.evaluation import Evaluation
 from runtime.files import whole, write_text
 from tracking import plots
 from tracking.predictions import write_predictions
-from training.metrics import class_averages
+from training.evaluation import Evaluation
 from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)
+
+BINS = 15  # of confidence, equally wide, as in Guo et al., arXiv 1706.04599
 
 
 def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
@@ -44,7 +45,8 @@ def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
 def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate, evaluated: Split) -> None:
     """Write all files of an evaluation, and print its figures."""
     split, data = settings.split, settings.data
-    averages = class_averages(result.predictions["label"], result.predictions["prediction"])
+    metrics, bins = result.figures, confidence_bins(result)
+    ece = calibration_error(bins)
     figures = {
         "checkpoint": str(checkpoint.weights.path),
         "weights": checkpoint.weights.fingerprint(),
@@ -53,12 +55,10 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
         "data": asdict(data),
         "split": split,
         "images": len(result.predictions),
-        f"{split}/loss": result.loss,
-        f"{split}/accuracy": result.top1,
+        **{f"{split}/{name}": value for name, value in metrics.items()},
         f"{split}/top5_accuracy": result.top5,
-        **{f"{split}/{name}": value for name, value in averages.items()},
-        f"{split}/ece": result.ece,
-        "bins": result.bins(),
+        f"{split}/ece": ece,
+        "bins": bins,
     }
     folder.mkdir(parents=True, exist_ok=True)
     labels, predicted = result.predictions["label"], result.predictions["prediction"]
@@ -74,24 +74,40 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
         np.save(temporary, result.predictions)
     write_predictions(folder, result.predictions, evaluated, data.root, checkpoint.labels)
     plots.save_figure(plots.confusion_matrix(confusion, names), folder / "confusion_matrix")
-    plots.save_figure(reliability_diagram(result), folder / "reliability")
+    plots.save_figure(reliability_diagram(bins, ece), folder / "reliability")
     write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
 
     log.info(
-        f"  {data.name}, {split}, {len(result.predictions):,} images: top-1 {result.top1:.2%}, "
+        f"  {data.name}, {split}, {len(result.predictions):,} images: top-1 {metrics['accuracy']:.2%}, "
         + (f"top-5 {result.top5:.2%}, " if len(names) > 5 else "")
-        + f"balanced {averages['balanced_accuracy']:.2%}, macro-F1 {averages['macro_f1']:.2%}, "
-        + f"loss {result.loss:.4f}, calibration error {result.ece:.2%}"
+        + f"balanced {metrics['balanced_accuracy']:.2%}, macro-F1 {metrics['macro_f1']:.2%}, "
+        + f"loss {metrics['loss']:.4f}, calibration error {ece:.2%}"
     )
     hardest = classes.nsmallest(3, "accuracy")
     worst = [f"{name} {accuracy:.1%}" for name, accuracy in zip(hardest["class"], hardest["accuracy"], strict=True)]
     log.info(f"  hardest: {', '.join(worst)} → {folder}")
 
 
-def reliability_diagram(result: Evaluation) -> Figure:
+def confidence_bins(result: Evaluation) -> list[dict[str, float]]:
+    """Bin images by confidence: their number, mean confidence and accuracy."""
+    index = np.minimum((result.confidence * BINS).astype(int), BINS - 1)
+    correct = result.predictions["prediction"] == result.predictions["label"]
+    return [
+        {"images": int(inside.sum()), "confidence": float(result.confidence[inside].mean()),
+         "accuracy": float(correct[inside].mean()), "low": i / BINS, "high": (i + 1) / BINS}
+        for i in range(BINS) if (inside := index == i).any()
+    ]  # fmt: skip
+
+
+def calibration_error(bins: list[dict[str, float]]) -> float:
+    """Average the difference of accuracy and confidence over bins of confidence (expected calibration error)."""
+    gaps = [row["images"] * abs(row["accuracy"] - row["confidence"]) for row in bins]
+    return sum(gaps) / sum(row["images"] for row in bins)
+
+
+def reliability_diagram(bins: list[dict[str, float]], ece: float) -> Figure:
     """Draw accuracy over confidence; the bars of a calibrated model end on the diagonal."""
-    bins = pd.DataFrame(result.bins())
-    percent = 100 * bins
+    percent = 100 * pd.DataFrame(bins)
     bar = {"align": "edge", "width": percent["high"] - percent["low"], "edgecolor": "white", "linewidth": 0.5}
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(3.3, 3.9), layout="constrained")
@@ -99,7 +115,7 @@ def reliability_diagram(result: Evaluation) -> Figure:
         above.bar(percent["low"], percent["accuracy"], color=plots.COLORS[0], **bar)
         above.plot([0, 100], [0, 100], color=plots.GREY, linestyle="--", linewidth=0.8)
         above.plot("confidence", "accuracy", "o", data=percent, color=plots.COLORS[1], ms=3, clip_on=False)
-        above.set(ylabel="accuracy, %", ylim=(0, 100), title=f"Expected calibration error {result.ece:.2%}")
-        below.bar(percent["low"], bins["images"], color=plots.GREY, **bar)
+        above.set(ylabel="accuracy, %", ylim=(0, 100), title=f"Expected calibration error {ece:.2%}")
+        below.bar(percent["low"], percent["images"] / 100, color=plots.GREY, **bar)
         below.set(xlabel="confidence, % (dots: mean of the bin)", ylabel="images", xlim=(0, 100))
     return figure

@@ -143,7 +143,7 @@ class Trainer:
 
     def evaluate(self, loader: Loader) -> Evaluation:
         state, normalize, precision = self.state, self.train_step.normalize, self.config.trainer.precision
-        return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals)
+        return evaluate(state.evaluated, loader, normalize, precision, state.device, self.world, self.signals.watch)
 
     def record_epoch(self, train: Metrics, val: Evaluation | None) -> None:
         """Add the epoch's row, keep its weights if they are the best, and log the epoch."""
