@@ -13,7 +13,7 @@ from comparison.results import read
 from config.command_line import override, quote_for_hydra
 from config.parse import parse_config
 from config.schema import CONF, Config
-from rendering.commands import commands
+from rendering.commands import train_commands
 from run_folders import write_run
 from sweeps import plan
 from tracking.identity import override_values
@@ -45,7 +45,7 @@ def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> li
 def test_a_command_names_every_key_of_the_experiments_sweep(tmp_path: Path) -> None:
     study = "experiment=paper_kernel_sweep"
     settings = settings_of_runs(tmp_path, (study, "optimizer.lr=0.01"), (study, "optimizer.lr=0.02"))
-    (command,) = commands(settings, [1, 2])
+    (command,) = train_commands(settings, [1, 2])
     runs = expanded(command)
     assert sorted((run.seed, run.optimizer.lr) for run in runs) == [(1, 0.01), (1, 0.02), (2, 0.01), (2, 0.02)]
     assert {run.model.kernel_size for run in runs} == {9}
@@ -54,7 +54,7 @@ def test_a_command_names_every_key_of_the_experiments_sweep(tmp_path: Path) -> N
 @pytest.mark.parametrize("choices", [{}, {"choices": {"experiment": "paper_ablation", "variant": None}}])
 def test_a_group_that_nobody_chose_from_is_not_swept(tmp_path: Path, choices: dict[str, Any]) -> None:
     settings = settings_of_runs(tmp_path, ("experiment=paper_ablation",), **choices)
-    (command,) = commands(settings, [1])
+    (command,) = train_commands(settings, [1])
     assert [run.seed for run in expanded(command)] == [1]
 
 
@@ -67,7 +67,7 @@ def test_notes_need_no_quotes_of_hydras(text: str) -> None:
 
 def test_an_experiment_that_is_gone_has_no_command(tmp_path: Path) -> None:
     write_run(tmp_path / "a", overrides={"experiment": "gone"}, best__val__accuracy=0.9)
-    assert commands(read([tmp_path]).settings, [1]) == ()
+    assert train_commands(read([tmp_path]).settings, [1]) == ()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_colleagues_record_offers_only_keys_of_the_schema(
     tmp_path: Path, overrides: dict[str, Any], expected: list[str] | None
 ) -> None:
     write_run(tmp_path / "a", overrides={"model.depth": 8, **overrides}, best__val__accuracy=0.9)
-    printed = commands(read([tmp_path]).settings, [1])
+    printed = train_commands(read([tmp_path]).settings, [1])
     if expected is None:
         assert printed == ()
     else:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from comparison.results import read
-from rendering.findings import caveats
-from rendering.notes import notes
+from rendering.findings import caveats, warnings
 from run_folders import KERNEL, names, write_run, write_sweep
 from tracking import run_lock
 
@@ -31,7 +30,7 @@ def test_a_copied_folder_does_not_replace_its_run(tmp_path: Path, copy: str) -> 
     write_run(tmp_path / "s" / "other", wandb_id="2e", best__val__accuracy=0.5)
     found = read([tmp_path / "s"])
     assert names(found) == {"m", "other"}
-    assert [line for line in notes(found) if f"/{copy} is" in line and "/m:" in line]
+    assert [line for line in warnings(found) if f"/{copy} is" in line and "/m:" in line]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_a_copied_folder_does_not_replace_its_run(tmp_path: Path, copy: str) -> 
 def test_results_on_different_images_are_said_to_be(tmp_path: Path, key: str, metric: str, differs: bool) -> None:
     write_run(tmp_path / "s" / "a", best__val__accuracy=0.9, test__accuracy=0.9)
     write_run(tmp_path / "s" / "b", key, best__val__accuracy=0.8, test__accuracy=0.9)
-    found = notes(read([tmp_path / "s"], metric=metric))
+    found = warnings(read([tmp_path / "s"], metric=metric))
     assert bool(found) is differs and all(key.partition("=")[0] in line for line in found)
 
 
@@ -54,7 +53,7 @@ def test_the_number_of_images_is_that_of_all_runs_or_none(tmp_path: Path) -> Non
         write_run(tmp_path / "s" / name, f"{KERNEL}={images}", **figures, best__val__accuracy=0.9)
     found = read([tmp_path / "s"])
     assert not any("rests on" in line for line in caveats(found))
-    assert "144 images" in notes(found)[0] and "24 images" in notes(found)[0]
+    assert "144 images" in warnings(found)[0] and "24 images" in warnings(found)[0]
 
 
 def test_runs_that_cannot_be_read_say_why(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_the_clearest_images_are_shown_with_what_the_runs_say(tmp_path: Path) ->
     assert gains[found.won[0]] == gains.max() and gains[found.lost[0]] == gains.min()
     assert len(found.won) == np.sum(gains > 0) and len(found.lost) == np.sum(gains < 0)
 
-    images, classes = image_sheet.read_images(comparison.runs[0], predictions.labels)
+    images, classes = image_sheet.read_test_images(comparison.runs[0], predictions.labels)
     figure = image_sheet.image_sheet([("", found)], predictions, images, classes)
     shown = [axes for axes in figure.axes if axes.images]
     assert len(shown) == 12

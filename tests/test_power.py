@@ -15,7 +15,7 @@ from comparison.power_analysis import Plan
 from comparison.results import Comparison, parse_seeds, read
 from config.errors import ConfigError
 from processes import REPOSITORY
-from rendering.commands import commands
+from rendering.commands import train_commands
 from rendering.figure import comparison_figure
 from rendering.power_text import confirmation, power_lines, question
 from rendering.report import as_json
@@ -46,7 +46,7 @@ def test_a_plan_is_for_new_seeds_of_the_settings_in_question(tmp_path: Path) -> 
     assert plan.size.level == pytest.approx(0.05), "of three pairs two are settled"
     assert plan.seeds == tuple(range(5, 5 + (plan.size.seeds_needed or 0)))
     assert plan.runs == 2 * len(plan.seeds) and plan.seconds == pytest.approx(12.5 * plan.runs)
-    (command,) = commands(plan.settings, plan.seeds)
+    (command,) = train_commands(plan.settings, plan.seeds)
     assert "model.kernel_size=5,9" in command and "sweep=kernels" in command and "3,5" not in command
     record = json.loads(as_json(comparison))["sample_sizes"][0]
     assert record["runs"] == plan.runs and record["seeds_low"] <= record["seeds_needed"] <= record["seeds_high"]
@@ -137,7 +137,7 @@ def test_after_a_race_more_seeds_are_the_races(tmp_path: Path) -> None:
 def test_with_one_seed_two_more_would_give_an_estimate(tmp_path: Path) -> None:
     (plan,) = three_kernels(tmp_path, 1).plans
     assert plan.size is None and plan.runs == 6 and plan.seconds == pytest.approx(75)
-    (command,) = commands(plan.settings, plan.seeds)
+    (command,) = train_commands(plan.settings, plan.seeds)
     assert "seed=1,2" in command
 
 
@@ -147,7 +147,7 @@ def test_a_command_gives_a_run_the_values_that_it_had(tmp_path: Path, root: str)
         told = {"overrides": {"model.kernel_size": kernel, "data.root": root}, "varied": ["model.kernel_size"]}
         write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", **told, best__val__accuracy=0.9)
     (plan,) = read([tmp_path]).plans
-    (command,) = commands(plan.settings, plan.seeds)
+    (command,) = train_commands(plan.settings, plan.seeds)
     typed = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(
         shlex.split(command)[3:])}  # fmt: skip
     assert typed["data.root"].value() == root and not typed["data.root"].is_sweep_override()
@@ -158,7 +158,7 @@ def test_a_setting_that_left_a_key_at_its_value_belongs_to_the_grid(tmp_path: Pa
     for kernel, told in ((5, {}), (9, {"model.kernel_size": 9})):
         write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", overrides=told, best__val__accuracy=0.9)
     (plan,) = read([tmp_path]).plans
-    (command,) = commands(plan.settings, plan.seeds)
+    (command,) = train_commands(plan.settings, plan.seeds)
     assert "model.kernel_size=5,9" in command
 
 
@@ -170,7 +170,7 @@ def test_commands_that_are_not_shown_are_counted(tmp_path: Path) -> None:
         write_run(tmp_path / f"{kernel}", *overrides, overrides=told, best__val__accuracy=0.9)
     comparison = read([tmp_path])
     (plan,) = comparison.plans
-    listed = commands(plan.settings, plan.seeds)
+    listed = train_commands(plan.settings, plan.seeds)
     assert sum("model.norm" in command for command in listed) == 1  # where it was typed
     lines = power_lines(comparison, most=3)
     assert len([line for line in lines if "python" in line]) == 3

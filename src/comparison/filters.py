@@ -33,7 +33,7 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
     if not parts:
         raise ConfigError(f"--filter {condition}: expected KEY=VALUE, or !=, >, <, >=, <= in place of =")
     key, sign, text = find_key(parts[1], runs), parts[2], parts[3]
-    wanted = value_of(text, condition)
+    wanted = parse_value(text, condition)
 
     def meets(run: Run) -> bool:
         level = value(run, key)
@@ -51,7 +51,7 @@ def keep(runs: Sequence[Run], condition: str) -> list[Run]:
     return [run for run in runs if meets(run)]
 
 
-def value_of(text: str, condition: str) -> Any:
+def parse_value(text: str, condition: str) -> Any:
     try:
         return float(text)  # YAML parses 1e-2 as a string
     except ValueError:

@@ -87,6 +87,11 @@ class Comparison:
         differ = any(a is not None and b is not None and abs(a - b) >= 0.01 for a, b in pairs)
         return list(dict.fromkeys([*ACCURACIES, *(CLASS_AVERAGES if differ else ()), self.metric]))
 
+    @property
+    def figures(self) -> list[str]:
+        """The metrics and the costs."""
+        return list(dict.fromkeys([*self.metrics, *COSTS]))
+
     @cached_property
     def has_notes(self) -> bool:
         return any(setting.notes for setting in self.settings)

@@ -184,8 +184,8 @@ def with_factors(settings: list[Setting]) -> tuple[list[Setting], list[str]]:
         settings = [replace(setting, levels={group: option, **setting.levels})
                     for option, setting in zip(chosen, settings, strict=True)]  # fmt: skip
     keys = sorted(settings[0].levels, key=lambda key: (key not in overridden, not key.endswith(".name")))
-    while distinct(settings, factors) < len(settings):
-        factors.append(max(keys, key=lambda key: distinct(settings, [*factors, key])))
+    while count_distinct(settings, factors) < len(settings):
+        factors.append(max(keys, key=lambda key: count_distinct(settings, [*factors, key])))
     return settings, [key for key in settings[0].levels if key in factors]
 
 
@@ -195,5 +195,5 @@ def follows(key: str, chosen: Sequence[Any], settings: Sequence[Setting]) -> boo
     return len(pairs) == len(set(chosen))
 
 
-def distinct(settings: Sequence[Setting], keys: Sequence[str]) -> int:
+def count_distinct(settings: Sequence[Setting], keys: Sequence[str]) -> int:
     return len({tuple(setting.levels[key] for key in keys) for setting in settings})

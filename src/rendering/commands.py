@@ -20,7 +20,7 @@ from tracking.identity import is_safe, repeatable
 UNNAMED = ("seed", "sweep", "varied", "notes")  # the command sets these itself, or they belong to one run
 
 
-def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
+def train_commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
     """Make the commands that run these settings with these seeds, and no other runs.
 
     A grid of settings gets one command, other settings one each. There is none if a run has no record of its overrides,
@@ -31,10 +31,10 @@ def commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ..
     if not seeds or any(keys is None for keys in keys_of_runs):
         return ()
     keys = dict.fromkeys([*(key for keys in keys_of_runs for key in keys or ()), "sweep"])
-    rows = [{key: value_of(run, key) for key in keys if key in GROUPS or has_value(run, key)} for run in runs]
+    rows = [{key: recorded_value(run, key) for key in keys if key in GROUPS or has_value(run, key)} for run in runs]
     if not all(is_safe(key, value) for row in rows for key, value in row.items()):
         return ()
-    values = {key: distinct([row[key] for row in rows if key in row]) for key in keys}
+    values = {key: distinct_values([row[key] for row in rows if key in row]) for key in keys}
     is_grid = (
         all(row.keys() == rows[0].keys() for row in rows)
         and math.prod(map(len, values.values())) == len({tuple(map(as_text, row.values())) for row in rows})
@@ -68,7 +68,7 @@ def named_keys(run: Run) -> list[str] | None:
     overrides = repeatable(run.summary.get("overrides"))
     if overrides is None:
         return None
-    experiment = value_of(run, "experiment")
+    experiment = recorded_value(run, "experiment")
     swept = swept_by(experiment) if experiment else ()
     if swept is None:
         return None
@@ -95,7 +95,7 @@ def has_value(run: Run, key: str) -> bool:
     return any(key in source for source in sources(run))
 
 
-def value_of(run: Run, key: str) -> Any:
+def recorded_value(run: Run, key: str) -> Any:
     """Return a key's value or a group's option; None for a group without a choice."""
     return next((source[key] for source in sources(run) if key in source), None)
 
@@ -104,6 +104,6 @@ def sources(run: Run) -> list[Any]:
     return [run.overrides, run.summary.get("choices") or {}, run.config]
 
 
-def distinct(values: Sequence[Any]) -> list[Any]:
+def distinct_values(values: Sequence[Any]) -> list[Any]:
     """Sort the values, each once."""
     return list({as_text(value): value for value in sorted(values, key=order)}.values())

@@ -1,4 +1,6 @@
-"""The sentences of a comparison: the result, effects, caveats, method."""
+"""The sentences of a comparison: warnings, the result, effects, caveats, method."""
+
+from collections import Counter
 
 from comparison.results import ACCURACIES, Comparison
 from comparison.settings import Reference, Setting
@@ -12,8 +14,33 @@ from stats.prediction import rate_bounds
 SEEDS = "seed=0,1,2,3,4"
 NAMED = 5  # runs in a line of runs without a result
 MOST = 20  # listed references
+WARNED = 5  # listed copies, and listed sets of images
 NOTABLE = 0.001  # smallest bias of an accuracy that is stated
 SLIGHT = 0.75  # standard errors; a smaller bias of a picked setting is well within its interval
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """Warn of copies of runs, and of results on different images; these lines stand above the ranking."""
+    copies = [f"{copy.folder} is a copy of {kept.folder}: not counted." for copy, kept in comparison.copies]
+    return [*several(copies, WARNED), *different_images(comparison)]
+
+
+def different_images(comparison: Comparison) -> list[str]:
+    """Warn if the metric was measured on different images for different settings."""
+    part, _, _ = comparison.metric.partition("/")
+    keys = {
+        "val": ("data.name", "data.root", "data.val_fraction", "data.split_seed"),
+        "test": ("data.name", "data.root"),
+    }
+    sets: Counter[str] = Counter()
+    for setting in comparison.valued if part in keys else ():
+        values = [f"{key}={setting.levels[key]}" for key in keys[part] if setting.levels.get(key) is not None]
+        images = {(run.summary.get("images") or {}).get(part, 0) for run in setting.completed} - {0}
+        sets[", ".join([*values, *(count(number, "image") for number in sorted(images))])] += len(setting.completed)
+    if len(sets) < 2:
+        return []
+    listed = "; ".join(several([f"{images} ({count(runs, 'run')})" for images, runs in sets.items()], WARNED))
+    return [f"Not comparable: {comparison.metric} was measured on different images: {listed}."]
 
 
 def result(comparison: Comparison) -> list[str]:

@@ -27,7 +27,7 @@ CLASS = 10  # most characters of each class name in "second → first"
 LEGEND = "Below an image: its class; what most runs predict, with the second → with the first; how many runs are right"
 
 
-def read_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]:
+def read_test_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[str]]:
     """Read the test images of a run, and the names of their classes.
 
     Raises:
@@ -51,9 +51,9 @@ def image_sheet(
         figure = Figure(figsize=(PAGE, 0.3 + len(rows) * (side + 0.65)), layout="constrained")
         figure.suptitle(LEGEND, fontsize=7, color=GREY, x=0.01, ha="left")
         areas = figure.subfigures(max(1, len(rows)), 1, squeeze=False)[:, 0]
-        for area, (title, one, shown) in zip(areas, rows, strict=False):
+        for area, (title, difference, shown) in zip(areas, rows, strict=False):
             area.suptitle(title, fontsize=8, x=0.01, ha="left")
-            captions = ["\n".join(caption(i, one, predictions, classes)) for i in shown]
+            captions = ["\n".join(image_caption(i, difference, predictions, classes)) for i in shown]
             show_images(area.subplots(1, COLUMNS), [for_sheet(images[i]) for i in shown], captions)
     return figure
 
@@ -66,10 +66,11 @@ def thumbnails(
         {
             "title": title,
             "images": [
-                {"src": data_uri(images[i]), "caption": caption(i, one, predictions, classes)} for i in shown.tolist()
+                {"src": data_uri(images[i]), "caption": image_caption(i, difference, predictions, classes)}
+                for i in shown.tolist()
             ],
         }
-        for title, one, shown in picture_rows(named, THUMBNAILS)
+        for title, difference, shown in picture_rows(named, THUMBNAILS)
     ]
     return {"legend": LEGEND, "rows": rows}
 
@@ -96,10 +97,12 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def caption(image: int, one: ImageDifference, predictions: Predictions, classes: Sequence[str]) -> list[str]:
+def image_caption(
+    image: int, difference: ImageDifference, predictions: Predictions, classes: Sequence[str]
+) -> list[str]:
     """Describe an image in three lines; see LEGEND."""
     predicted, right = [], []
-    for settings in zip(*one.pairs, strict=True):
+    for settings in zip(*difference.pairs, strict=True):
         votes = np.concatenate([predictions.predicted(setting)[:, image] for setting in settings])
         ((voted, _),) = Counter(votes.tolist()).most_common(1)
         predicted.append(shorten(classes[voted] if voted < len(classes) else str(voted), CLASS))

@@ -50,21 +50,21 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
         for difference in image_differences(comparison, predictions)
     ]
     title = f"{comparison.title}: {len(predictions.labels):,} test images"
-    print_table(title, HEADER, [row(name, difference, predictions) for name, difference in named[:ROWS]])
+    print_table(title, HEADER, [difference_row(name, difference, predictions) for name, difference in named[:ROWS]])
     if len(named) > ROWS:
         say(f"… and {len(named) - ROWS} more in images.csv")
     for line in NOTES:
         say(line)
 
     from data.image_files import DataError
-    from rendering.image_sheet import image_sheet, read_images, thumbnails  # takes seconds
+    from rendering.image_sheet import image_sheet, read_test_images, thumbnails  # takes seconds
 
     try:
-        rows = with_names(table(named, predictions), comparison.valued[0].completed[0])
+        rows = with_names(images_table(named, predictions), comparison.valued[0].completed[0])
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "images.csv", csv_text(rows, index=False))
         try:
-            images, classes = read_images(comparison.valued[0].completed[0], predictions.labels)
+            images, classes = read_test_images(comparison.valued[0].completed[0], predictions.labels)
         except DataError as error:
             say(f"→ {folder}/images.csv; no images.png: {error}")
             return
@@ -86,7 +86,7 @@ def difference_name(difference: ImageDifference, comparison: Comparison) -> str:
     return " instead of ".join(label(setting, comparison) for setting in difference.settings)
 
 
-def row(name: str, difference: ImageDifference, predictions: Predictions) -> list[str]:
+def difference_row(name: str, difference: ImageDifference, predictions: Predictions) -> list[str]:
     """Make a row of the table on the terminal."""
     gains = difference.found
     between = predictions.disagreement(difference.pairs)
@@ -129,7 +129,7 @@ def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
     return images.assign(path=names["image"].to_numpy(), **{"class": names["label"].to_numpy()})
 
 
-def table(named: Sequence[tuple[str, ImageDifference]], predictions: Predictions) -> pd.DataFrame:
+def images_table(named: Sequence[tuple[str, ImageDifference]], predictions: Predictions) -> pd.DataFrame:
     """Make images.csv: a row for each image won or lost, the most clearly lost first.
 
     A row's false discovery rate is that of the list of all images with at least this gain.

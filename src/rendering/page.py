@@ -21,10 +21,9 @@ from comparison.progress import under_way
 from comparison.results import COSTS, Comparison, compared_runs, is_lower_better
 from comparison.runs import Run
 from comparison.settings import Setting
-from rendering.commands import commands
-from rendering.findings import caveats, effect_name, result
+from rendering.commands import train_commands
+from rendering.findings import caveats, effect_name, result, warnings
 from rendering.formatting import HEADINGS, label
-from rendering.notes import notes
 from rendering.power_text import question
 from runtime.files import read_json, write_text
 from stats import Estimate
@@ -56,13 +55,13 @@ def render_page(comparison: Comparison, folder: Path, is_watched: bool = False) 
         plotly=place_plotly(folder),
         style=Markup((ASSETS / "page.css").read_text()),
         script=Markup("".join((ASSETS / name).read_text() for name in ("choices.js", "charts.js", "page.js"))),
-        data=Markup(as_json(data)),
+        data=Markup(script_json(data)),
     )
 
 
 def render_update(comparison: Comparison, folder: Path) -> str:
     """Render a script that a page loads to show what has changed."""
-    return f"update({as_json(page_data(comparison, folder))});\n"
+    return f"update({script_json(page_data(comparison, folder))});\n"
 
 
 def place_plotly(folder: Path) -> str:
@@ -82,7 +81,7 @@ def place_plotly(folder: Path) -> str:
     raise problem
 
 
-def as_json(data: Any) -> str:
+def script_json(data: Any) -> str:
     """Write data as JSON that ends no script element and is JavaScript, too."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=str)
     return text.replace("<", "\\u003c")
@@ -93,11 +92,7 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
     settings, metric = comparison.settings, comparison.metric
     place = {run: i for i, run in enumerate(run for setting in settings for run in setting.runs)}
     drawn = curves(comparison)
-    names = [
-        name
-        for name in dict.fromkeys([*comparison.metrics, *COSTS])
-        if any(setting.estimate(name) for setting in settings)
-    ]
+    names = [name for name in comparison.figures if any(setting.estimate(name) for setting in settings)]
     sweeps = {run.folder.parent for run in comparison.runs}
     sweep = sweeps.pop() if len(sweeps) == 1 else folder
     search = read_json(sweep / "search.json", records.SearchRecord)
@@ -112,10 +107,10 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "written": datetime.now().isoformat(),
         "progress": under_way(sweep),
         "answer": race.get("lines") or result(comparison),  # the tests of a race allow for its looks
-        "caveats": [*notes(comparison), *caveats(comparison)],
+        "caveats": [*warnings(comparison), *caveats(comparison)],
         "keys": [{"key": key, "name": comparison.short(key)} for key in comparison.factors],
         "columns": [
-            {"key": name, "name": heading, "kind": kind_of(name, metric), "is_cost": name in COSTS}
+            {"key": name, "name": heading, "kind": number_kind(name, metric), "is_cost": name in COSTS}
             for name, heading in headings(comparison, names).items()
         ],
         "curves": {"metric": curve_metric(metric), "percent": curve_metric(metric).endswith("accuracy")},
@@ -220,7 +215,7 @@ def run_record(
         "curve": drawn.get(run),
         "files": [name for name in FILES if is_local and (run.folder / name).exists()],
         "log": last_lines(run.folder / "train.log") if has_log and is_local else [],
-        "command": next(iter(commands([of], [seed])), None) if not is_complete and total <= COMMANDS else None,
+        "command": next(iter(train_commands([of], [seed])), None) if not is_complete and total <= COMMANDS else None,
         "notes": str(run.config.get("notes") or ""),
     }  # fmt: skip
 
@@ -241,7 +236,7 @@ def estimate_record(estimate: Estimate | None) -> dict[str, float | None] | None
     return {"value": estimate.value, "low": rounded(estimate.low), "high": rounded(estimate.high)}
 
 
-def kind_of(name: str, metric: str) -> str:
+def number_kind(name: str, metric: str) -> str:
     """Return how the page writes a figure."""
     name = metric if name == "adjusted" else name
     return "percent" if name.endswith("accuracy") else KINDS.get(name, "number")

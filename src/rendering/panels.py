@@ -68,7 +68,7 @@ def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
     band = ", mean ± std of the seeds" if max(map(len, histories)) > 1 else ""
     axes.set(title=f"Learning curves{band}", xlabel="epoch", ylabel=f"{metric}, %")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.grid()
 
 
 def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
@@ -81,7 +81,7 @@ def curves_of_two(axes: Axes, runs: Sequence[Run], quantity: str) -> None:
     axes.set(xlabel="epoch", ylabel=axis_label(quantity), title=f"Learning curves: {quantity}")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.legend()
-    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.grid()
 
 
 def heat_map(axes: Axes, comparison: Comparison, crossing: Crossing) -> None:
@@ -170,7 +170,7 @@ def tradeoff(axes: Axes, comparison: Comparison, looks: Sequence[Look], cost: st
     axes.set_xlabel(COSTS[cost])
     if cost == first:
         axes.set(title="Against cost (line: Pareto front)", ylabel=axis_label(metric))
-    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.grid()
 
 
 def effect_plot(axes: Axes, comparison: Comparison) -> None:
@@ -223,7 +223,7 @@ def name_rows(axes: Axes, names: Sequence[str], xlabel: str) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(axis="x", alpha=0.25, linewidth=0.5)
+    axes.grid(axis="x")
 
 
 def unanswered(comparison: Comparison) -> list[Plan]:
@@ -257,7 +257,7 @@ def detectable_differences(axes: Axes, comparison: Comparison) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), title="dot: the difference seen now", alignment="left")
-    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.grid()
 
 
 def in_lines(question: str) -> str:

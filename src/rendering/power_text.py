@@ -7,7 +7,7 @@ from typing import Any
 from comparison.power_analysis import Plan
 from comparison.results import Comparison
 from config.command_line import command_line
-from rendering.commands import commands
+from rendering.commands import train_commands
 from rendering.findings import effect_name, is_race
 from rendering.formatting import change_text, label
 from runtime.console import count, duration
@@ -26,7 +26,7 @@ def power_lines(comparison: Comparison, most: int) -> list[str]:
         return [MORE_OF_A_RACE]
     lines = []
     for i, plan in enumerate(comparison.plans[:most]):
-        listed = commands(plan.settings, plan.seeds)
+        listed = train_commands(plan.settings, plan.seeds)
         hidden = len(listed) - COMMANDS
         more = [f"# … and {count(hidden, 'more command')}"] if hidden > 0 else []
         confirm = [confirmation(plan)] if plan.size and plan.size.seeds_needed and listed else []
@@ -82,5 +82,5 @@ def plan_record(plan: Plan, comparison: Comparison) -> dict[str, Any]:
     return {
         "question": question(plan, comparison), "difference": plan.difference, "is_answered": plan.is_answered,
         **size, "new_seeds": plan.seeds, "runs": plan.runs, "seconds": plan.seconds,
-        "commands": commands(plan.settings, plan.seeds),
+        "commands": train_commands(plan.settings, plan.seeds),
     }  # fmt: skip

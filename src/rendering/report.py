@@ -16,7 +16,7 @@ from comparison.settings import Setting
 from config.errors import ConfigError
 from config.schema import is_below
 from config.text import code, csv_text, markdown, markdown_table, printable
-from rendering.findings import caveats, differed, effect_lines, method, not_completed_lines, result
+from rendering.findings import caveats, differed, effect_lines, method, not_completed_lines, result, warnings
 from rendering.formatting import (
     HEADINGS,
     change_text,
@@ -27,7 +27,6 @@ from rendering.formatting import (
     several,
     without_result,
 )
-from rendering.notes import notes
 from rendering.power_text import plan_record, power_lines
 from runtime.console import count, print_table, say
 from runtime.files import write_text
@@ -52,11 +51,11 @@ def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -
     if not comparison.runs:
         return
     try:
-        names = write(comparison, folder, stem_of(filters))
+        names = write_files(comparison, folder, stem_of(filters))
     except OSError as error:
-        show(comparison)
+        print_comparison(comparison)
         raise ConfigError(f"{folder}: the comparison cannot be written there: {error.strerror or error}") from error
-    show(comparison)
+    print_comparison(comparison)
     say(f"→ {folder}/{', '.join(names)}")
 
 
@@ -79,7 +78,7 @@ def stem_of(filters: Sequence[str]) -> str:
     return "-".join(["comparison", *map(in_a_file_name, filters)])
 
 
-def write(comparison: Comparison, folder: Path, stem: str) -> list[str]:
+def write_files(comparison: Comparison, folder: Path, stem: str) -> list[str]:
     """Write all files of a comparison; if it is interrupted, the old files stay.
 
     Returns:
@@ -111,10 +110,10 @@ def in_a_file_name(condition: str) -> str:
     return re.sub(r"[^\w.=+-]+", "_", spelled)
 
 
-def show(comparison: Comparison) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """Print the comparison on the terminal."""
     limit = SHOWN["terminal"]
-    for line in notes(comparison):
+    for line in warnings(comparison):
         say(line, style="yellow")
     if differing := differing_keys(comparison):
         a, b = (run.folder for run in comparison.runs)
@@ -122,7 +121,7 @@ def show(comparison: Comparison) -> None:
         print_table(f"B: {b}", TWO_RUNS, differing, best_first=False)
     if comparison.settings:
         header, rows = table(comparison)
-        print_table(caption(comparison), header, rows[:limit])
+        print_table(table_title(comparison), header, rows[:limit])
         if len(rows) > limit:
             say(f"… and {len(rows) - limit} more settings in comparison.csv")
     for line in [*result(comparison), *several(effect_lines(comparison), limit), *caveats(comparison)]:
@@ -151,7 +150,7 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
     """Make comparison.md: question, factors, result, table, effects, caveats, power analysis, failures."""
     limit = SHOWN["markdown"]
     lines = [f"# {markdown(comparison.title)}", ""]
-    if important := notes(comparison):
+    if important := warnings(comparison):
         lines += bullets(important)
     study = {key: value for run in comparison.runs for key, value in run.config.items() if key.startswith("study.")}
     if study.get("study.question"):
@@ -171,7 +170,7 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
         lines += [f"![The comparison as a figure]({stem}.png)", ""]
     if comparison.settings:
         header, rows = table(comparison)
-        lines += [markdown(caption(comparison)) + ".", "", *markdown_table(header, rows[:limit])]
+        lines += [markdown(table_title(comparison)) + ".", "", *markdown_table(header, rows[:limit])]
         if len(rows) > limit:
             lines += [f"{len(rows) - limit} more settings are in comparison.csv.", ""]
     if comparison.effects:
@@ -194,7 +193,7 @@ def command_or_item(line: str) -> str:
     return f"      {printable(line.strip())}" if line.startswith(" ") else f"- {markdown(line)}\n"
 
 
-def caption(comparison: Comparison) -> str:
+def table_title(comparison: Comparison) -> str:
     by = f"by {comparison.sort}" if comparison.sort else f"best {comparison.metric} first"
     has_intervals = any(len(setting.by_seed(comparison.metric)) > 1 for setting in comparison.settings)
     margin = "; ± is the mean's 95 % interval" if has_intervals else ""
@@ -212,7 +211,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         columns["run"] = [label(setting, comparison) for setting in settings]
     if any(len(setting.completed) != 1 for setting in settings):
         columns["n"] = [str(len(setting.by_seed(metric))) for setting in settings]
-    for name in dict.fromkeys([*comparison.metrics, *COSTS]):
+    for name in comparison.figures:
         if name == COSTS[0] and any(setting.reference for setting in settings):
             references = [setting.reference for setting in settings]
             columns["reference %"] = [figure_text(ref.value, "accuracy", "") if ref else "" for ref in references]
@@ -232,16 +231,15 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def table_csv(comparison: Comparison) -> str:
     """Make comparison.csv: a row for every setting; accuracies as fractions, sizes in bytes, full keys."""
-    lines = [record(setting, comparison) for setting in comparison.settings]
+    lines = [setting_record(setting, comparison) for setting in comparison.settings]
     return csv_text(pd.DataFrame(lines, dtype=object), index=False)  # with object, 5 stays 5 in a column with None
 
 
 def runs_csv(comparison: Comparison) -> str:
     """Make comparison-runs.csv: a row for every run, with its levels and metrics, for other statistics programs."""
-    metrics = dict.fromkeys([*comparison.metrics, *COSTS])
     rows = [
         {**setting.levels, "seed": run.config.get("seed"), "status": run.status}
-        | {name: run.figure(name) for name in metrics}
+        | {name: run.figure(name) for name in comparison.figures}
         | {"run": run.folder.name}
         for setting in comparison.settings
         for run in setting.runs
@@ -249,7 +247,7 @@ def runs_csv(comparison: Comparison) -> str:
     return csv_text(pd.DataFrame(rows, dtype=object), index=False)
 
 
-def record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
+def setting_record(setting: Setting, comparison: Comparison) -> dict[str, Any]:
     by_seed = setting.by_seed(comparison.metric)
     line = {**setting.levels, "n": len(by_seed)}
     for name in comparison.metrics:
@@ -282,7 +280,7 @@ def as_json(comparison: Comparison) -> str:
         "metric": comparison.metric,
         "keys": comparison.keys,
         "two_runs": differing_keys(comparison),
-        "rows": [record(setting, comparison) for setting in comparison.settings],
+        "rows": [setting_record(setting, comparison) for setting in comparison.settings],
         "effects": [effect_record(effect) for effect in comparison.effects],
         "differences_from_best": [
             {"setting": label(setting, comparison)} | asdict(difference)
@@ -298,7 +296,7 @@ def as_json(comparison: Comparison) -> str:
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],
-        "words": [*notes(comparison), *result(comparison), *effect_lines(comparison), *caveats(comparison)],
+        "words": [*warnings(comparison), *result(comparison), *effect_lines(comparison), *caveats(comparison)],
     }
     return json.dumps(finite(tree), indent=2, allow_nan=False, default=str)
 

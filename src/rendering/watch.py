@@ -41,12 +41,12 @@ def watch(read: Callable[[], Comparison], folder: Path, filters: Sequence[str] =
 
 def serve(folder: Path, filters: Sequence[str] = ()) -> None:
     """Serve the folder to this machine alone, read only, until the process ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder.resolve())))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(PageHandler, directory=str(folder.resolve())))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     say(f"http://127.0.0.1:{server.server_port}/{quote(folder.resolve().name)}/{quote(stem_of(filters))}.html")
 
 
-class Handler(SimpleHTTPRequestHandler):
+class PageHandler(SimpleHTTPRequestHandler):
     """Answer GET and HEAD for /FOLDER/… and for Plotly's script beside the folder, and for nothing else."""
 
     def translate_path(self, path: str) -> str:

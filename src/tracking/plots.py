@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.3,
-    "lines.markersize": 4.5, "axes.titlelocation": "left",
+    "lines.markersize": 4.5, "axes.titlelocation": "left", "grid.alpha": 0.25, "grid.linewidth": 0.5,
     "text.parse_math": False,  # $ in names does not start a formula
 }  # fmt: skip
 styled = matplotlib.rc_context(STYLE)
@@ -71,7 +71,7 @@ def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if few:
             axes.set_xticks(epochs)
-        axes.grid(alpha=0.3, linewidth=0.5)
+        axes.grid(alpha=0.3)
         axes.legend()
     return figure
 
