@@ -65,14 +65,7 @@ def our_epochs(images: datasets.DataSplits, config: Config) -> Callable[[], int]
     batches = make_train_loader(images, config)
     normalize = Normalize(images, torch.device("cpu"))
     mix_and_erase = MixAndErase(config.augmentation, len(images.classes), torch.device("cpu"))
-
-    def epoch() -> int:
-        images = 0
-        for pixels, labels in batches:
-            images += len(mix_and_erase(normalize(pixels), labels)[0])
-        return images
-
-    return epoch
+    return lambda: sum(len(mix_and_erase(normalize(pixels), labels)[0]) for pixels, labels in batches)
 
 
 def timm_epochs(root: str, images: datasets.DataSplits, config: Config, workers: int) -> Callable[[], int]:

@@ -27,6 +27,7 @@ from benchmarks.setting import layer_of, make_config
 from config.errors import first_line
 from config.schema import Config
 from data.batches import spare_cores
+from runtime.claims import cores
 from runtime.console import say, si
 from runtime.device import describe, driver_version, keep_freed_memory, missing_kernels
 from training.layer import Layer
@@ -45,22 +46,19 @@ def run(overrides: list[str], as_json: bool = False) -> None:
     layer = layer_of(config, device)
     torch.backends.cudnn.benchmark = True
     keep_freed_memory()
-    probes: dict[str, Callable[[], str]] = {
-        "software": software, "GPU": gpu, "driver": driver, "compiler": compiler, "memory": memory, "cores": cores,
-        "disk": lambda: disk(config, layer), "W&B": lambda: wandb(config),
-    }  # fmt: skip
-    report: dict[str, Any] = {}
-    for name, probe in probes.items():
-        report[name] = answer(probe)
-        if not as_json:
-            say(f"{name:<9} {report[name]}")
     measured: dict[str, Any] = {}
 
     def measure() -> str:
         measured.update(depthwise.measure_layer(layer))
         return f"{depthwise.describe_layer(layer)}: {times(measured['backends'])}"
 
-    for name, probe in {"layer": measure, "run": lambda: choice(layer, measured.get("auto"))}.items():
+    probes: dict[str, Callable[[], str]] = {
+        "software": software, "GPU": gpu, "driver": driver, "compiler": compiler, "memory": memory, "cores": processors,
+        "disk": lambda: disk(config, layer), "W&B": lambda: wandb(config), "layer": measure,
+        "run": lambda: choice(layer, measured.get("auto")),
+    }  # fmt: skip
+    report: dict[str, Any] = {}
+    for name, probe in probes.items():
         report[name] = answer(probe)
         if not as_json:
             say(f"{name:<9} {report[name]}")
@@ -128,9 +126,8 @@ def memory() -> str:
     return ", ".join(parts)
 
 
-def cores() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} of {os.cpu_count()}, {torch.get_num_threads()} threads, {spare_cores()} data loading workers"
+def processors() -> str:
+    return f"{cores()} of {os.cpu_count()}, {torch.get_num_threads()} threads, {spare_cores()} data loading workers"
 
 
 def disk(config: Config, layer: Layer) -> str:

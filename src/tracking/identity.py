@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from config import schema
 from config.schema import CONF, GROUPS, LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_below, keys_of
+from config.typed import config_types
 
 UNNAMED = (*NOT_IDENTITY, "experiment")  # keys that are not part of a run's name
 SET_BY_SWEEP = ("varied", "trial")  # keys set by the sweep, not on the command line
@@ -40,7 +41,7 @@ def is_damaged(values: Mapping[str, Any], images: str | None, folder: str) -> bo
         return False
     if "sweep" not in values:
         return True  # Every version writes this key, near the end of the file.
-    if not {key for key in values if not is_below(key, NOT_IDENTITY)} <= all_keys():
+    if not {key for key in values if not is_below(key, NOT_IDENTITY)} <= config_types().__annotations__.keys():
         return False
     of_folder = values.get("data.name") == "image_folder"
     if required_keys() - values.keys() or values.get("model.pretrained") or (of_folder and not images):
@@ -49,14 +50,6 @@ def is_damaged(values: Mapping[str, Any], images: str | None, folder: str) -> bo
         hash_values(normalize(values, None, images if of_folder else None, divided)) != recorded
         for divided in {False, of_folder}
     )
-
-
-@cache
-def all_keys() -> set[str]:
-    """List the keys of a run's config, with every optimizer and scheduler."""
-    sections = [Config(optimizer=optimizer()) for optimizer in schema.OPTIMIZERS.values()]
-    sections += [Config(scheduler=scheduler()) for scheduler in schema.SCHEDULERS.values()]
-    return {key for section in sections for key, *_ in keys_of(section)}
 
 
 @cache
@@ -158,7 +151,7 @@ def repeatable(overrides: Any) -> dict[str, Any] | None:
     kept = {
         key: value
         for key, value in overrides.items()
-        if key in GROUPS or (re.fullmatch(r"[\w.]+", key) and is_below(key, all_keys()))
+        if key in GROUPS or (re.fullmatch(r"[\w.]+", key) and is_below(key, config_types().__annotations__))
     }
     return kept if all(is_safe(key, value) for key, value in kept.items()) else None
 

@@ -30,12 +30,8 @@ from training.layer import Backend, Layer
 log = logging.getLogger(__name__)
 
 SRC = Path(__file__).parents[1]
-CODE = (
-    "LLMConvMixer.py",
-    "ops/*.py",
-    "runtime/*.py",
-    "training/*.py",
-)  # code that measures, and that writes and reads the cache
+# The code that measures, and that writes and reads the cache.
+CODE = ("LLMConvMixer.py", "ops/*.py", "runtime/*.py", "training/*.py")
 WAIT_SECONDS = 600.0  # for a process that measures the same layer on the same GPU
 
 
