@@ -142,7 +142,7 @@ def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_on_failure_stop_ends_the_sweep(tmp_path: Path) -> None:
-    done = command("-m", "patch=p7,p1", *SMALL, "sweep=s", "on_failure=stop", cwd=tmp_path)
+    done = command("-m", "model.kernel_size=1000001,3", *SMALL, "sweep=s", "on_failure=stop", cwd=tmp_path)
     assert done.returncode == 1
     assert [summary["status"] for summary in summaries(tmp_path / "outputs" / "s")] == ["failed"]
 

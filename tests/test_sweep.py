@@ -45,16 +45,45 @@ def test_four_runs_and_their_comparison(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    done = command("-m", "patch=p1,p7,p2", *SMALL, "sweep=s", cwd=tmp_path)
+    done = command("-m", "model.kernel_size=3,1000001,5", *SMALL, "sweep=s", cwd=tmp_path)
     assert done.returncode == 1
-    failure = "model.patch_size=7: does not divide the 8x8 images of data=digits; expected one of 1, 2, 4, 8"
-    before, _, after = done.stdout.partition("FAILED patch=p7")
+    before, _, after = done.stdout.partition("FAILED kernel_size=1000001")
     assert "run 2 of 3" in before
-    assert failure in after
+    assert "memory" in after.splitlines()[0]
     assert "run 3 of 3" in after  # reported at once, not at the end
     assert "1 of 3 runs did not complete" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert sorted(statuses(tmp_path / "outputs" / "s").values()) == ["completed", "completed", "failed"]
+
+
+def test_impossible_runs_are_left_out_and_named_first(tmp_path: Path) -> None:
+    done = command("-m", "patch=p1,p7,p2", "seed=0,1", *SMALL, "sweep=s", cwd=tmp_path)
+    assert done.returncode == 1
+    before, _, after = done.stdout.partition("run 1 of 4")
+    named = [line for line in before.splitlines() if "model.patch_size=7: does not divide the 8x8 images" in line]
+    assert len(named) == 1 and all(f"patch=p7 seed={seed}" in named[0] for seed in (0, 1))
+    assert "does not divide" not in after
+    assert "2 of 6 runs did not complete" in done.stderr
+    assert list(statuses(tmp_path / "outputs" / "s").values()) == ["completed"] * 4
+    again = command("-m", "patch=p1,p7,p2", "seed=0,1", *SMALL, "sweep=s", cwd=tmp_path)
+    assert again.returncode == 1 and "4 of 6 runs completed before; 0 to run" in again.stdout
+
+
+def test_impossible_settings_of_a_race_get_no_seeds(tmp_path: Path) -> None:
+    race = ("hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=3")
+    done = command("-m", *race, "patch=p7,p2,p4", *SMALL, "sweep=s", cwd=tmp_path)
+    assert "model.patch_size=7" in done.stdout.partition("round 1")[0]
+    assert list(statuses(tmp_path / "outputs" / "s").values()) == ["completed"] * 6
+    assert done.returncode == 1 and "1 of 7 runs did not complete" in done.stderr
+
+
+def test_impossible_trials_of_a_search_start_no_run(tmp_path: Path) -> None:
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=5")
+    done = command("-m", *search, "model.patch_size=choice(3,2,7,4)", *SMALL, "sweep=s", cwd=tmp_path)
+    named = done.stdout.partition("run 1 of")[0]
+    assert "model.patch_size=3" in named and "model.patch_size=7" in named
+    assert "FAILED" in done.stdout + done.stderr and done.returncode == 1
+    assert {*statuses(tmp_path / "outputs" / "s")} <= {"patch_size_2", "patch_size_4"}
 
 
 def test_a_single_run_that_fails_says_so_with_its_exit_code(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torchvision
 from filelock import FileLock
 
 from config import schema
-from data.image_files import DataError, unreadable_error
+from data.image_files import DataError, check_patch_size, unreadable_error
 from data.image_folder import SAMPLE_SIZE, read_image_folder
 from data.splits import DataSplits, Split, divide
 
@@ -70,21 +70,6 @@ def prepare(
     except DataError as error:
         raise unreadable_error(data.train.images.tolist(), error) from error
     return replace(data, mean=mean, std=std)
-
-
-def check_patch_size(patch_size: int, image_size: tuple[int, int], name: str) -> None:
-    """Check that whole patches cover the images.
-
-    Raises:
-        DataError: The patch size does not divide the height and width of the images.
-    """
-    height, width = image_size
-    if height % patch_size or width % patch_size:
-        fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
-        raise DataError(
-            f"model.patch_size={patch_size}: does not divide the {height}x{width} images of "
-            f"data={name}; expected one of {', '.join(map(str, fitting))}"
-        )
 
 
 def compute_mean_and_std(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

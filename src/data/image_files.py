@@ -1,4 +1,4 @@
-"""Image files: the lists of a folder with classes, and the reading of one file.
+"""Image files: the lists of a folder with classes, the check of their size, and the reading of one file.
 
 This module imports quickly, as a run's ID needs the list of files, but neither torch nor scikit-learn.
 """
@@ -122,6 +122,21 @@ def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
 @cache  # Folders are listed several times.
 def warn_skipped(path: str, reason: str) -> None:
     log.warning(f"  skipped: {printable(path)} ({reason})")
+
+
+def check_patch_size(patch_size: int, image_size: tuple[int, int], name: str) -> None:
+    """Check that whole patches cover the images.
+
+    Raises:
+        DataError: The patch size does not divide the height and width of the images.
+    """
+    height, width = image_size
+    if height % patch_size or width % patch_size:
+        fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
+        raise DataError(
+            f"model.patch_size={patch_size}: does not divide the {height}x{width} images of "
+            f"data={name}; expected one of {', '.join(map(str, fitting))}"
+        )
 
 
 def open_image(path: str, mode: str | None = None) -> Image.Image:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from config.sweepers import Grid
 from runtime.claims import join_sweep
 from runtime.console import say
+from sweeps.impossible import leave_out_impossible
 from sweeps.launch import is_first, launch_jobs, make_folder, not_completed, record_grid
 from sweeps.plan import as_list, describe_grid, expand_grid, make_jobs, parse_overrides, varied_keys
 from tracking.run_index import RunIndex
@@ -18,7 +19,7 @@ def grid(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
     """Check all runs, then launch the runs that are not completed.
 
     Returns:
-        The IDs of all runs.
+        The IDs of all runs, with those of impossible ones.
 
     Raises:
         ConfigError: A run is invalid; no run has been started.
@@ -29,14 +30,16 @@ def grid(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         join_sweep(Path(config.output_dir, config.sweep))
         say(f"sweep {config.sweep}: {describe_grid(runs)} → {config.output_dir}/{config.sweep}")
     jobs = make_jobs(config.hydra.job.config_name, [[*run, f"varied={as_list(varied)}"] for run in runs])
+    jobs = list({job.run_id: job for job in jobs}.values())
+    index = RunIndex(Path(config.output_dir, config.sweep))
+    possible = leave_out_impossible(jobs, index, config)
     folder = make_folder(config)
     if is_first():
-        record_grid(folder, jobs, varied)
-    index = RunIndex(folder)
-    missing, run_ids = not_completed(jobs, index), {job.run_id for job in jobs}
-    if completed := len(run_ids) - len(missing):
-        say(f"{completed:,} of {len(run_ids):,} runs completed before; {len(missing):,} to run")
+        record_grid(folder, possible, varied)
+    missing = not_completed(possible, index)
+    if completed := len(possible) - len(missing):
+        say(f"{completed:,} of {len(jobs):,} runs completed before; {len(missing):,} to run")
     size = options.max_batch_size or len(missing)
     for start in range(0, len(missing), size or 1):
         launch_jobs(launcher, missing[start : start + size], index, first_number=start)
-    return run_ids
+    return {job.run_id for job in jobs}

@@ -17,7 +17,7 @@ from config.errors import ConfigError, explain
 from config.parse import parse_config
 from config.schema import Config, Model
 from runtime.console import track
-from tracking.identity import IMAGE_SIZES, drop_unnamed, override_texts, run_id, short_text
+from tracking.identity import IMAGE_SIZES, display_name, drop_unnamed, override_texts, run_id, short_text
 
 ONE_FOLDER = ("output_dir", "sweep")  # the keys of the sweep's folder
 MOST_VALUES = 8  # the most values of a key that a line lists
@@ -31,6 +31,11 @@ class Job:
     config: Config
     run_id: str
     choices: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name in its sweep, by the keys that vary."""
+        return display_name(self.overrides, self.config.varied)
 
     @property
     def epoch_size(self) -> float:

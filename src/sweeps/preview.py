@@ -19,6 +19,7 @@ from config.schema import SGD, Config
 from config.sweepers import Grid, Race, Search
 from runtime.console import duration, print_table, say, si, track
 from runtime.files import read_json
+from sweeps.impossible import say_problems
 from sweeps.plan import as_list, expand_grid, layer_macs, make_job, parse_overrides, split_overrides, varied_keys
 from tracking import records
 from tracking.identity import display_name, folder_name, override_texts
@@ -130,12 +131,7 @@ def print_plan(folder: Path, runs: Sequence[PreviewedRun], totals: dict[str, Any
         for run in runs
     ]  # fmt: skip
     print_table(f"plan of {folder}{f': {note}' if note else ''}", header, rows, best_first=False)
-    for problem in dict.fromkeys(run.problem for run in runs if run.problem):
-        names = [run.name for run in runs if run.problem == problem]
-        say(
-            f"impossible: {problem} ({', '.join(names[:3])}{f' and {len(names) - 3:,} more' if names[3:] else ''})",
-            "red",
-        )
+    say_problems("impossible", {run.name: run.problem for run in runs if run.problem})
     has_time = totals["seconds"] is not None
     time = (
         f"about {duration(totals['seconds'])} one after the other"
@@ -205,7 +201,7 @@ def model_size(
     Raises:
         DataError: The patch size does not divide the images.
     """
-    from data.datasets import check_patch_size
+    from data.image_files import check_patch_size
 
     model, data = config.model, config.data
     height, width = (data.image_size,) * 2 if data.image_size else image_size

@@ -24,6 +24,7 @@ from runtime.console import count, duration, print_table, say
 from runtime.files import write_text
 from stats.race import Result, Rules, Run, Standing, standing
 from sweeps import launch, plan
+from sweeps.impossible import leave_out_impossible
 from sweeps.plan import Job
 from sweeps.race_findings import Racers, cost_line, dropped_lines, ending, race_record, race_table
 from tracking.identity import display_name
@@ -33,13 +34,21 @@ TRIES = 2  # attempts at a run that fails for an external reason: memory, node, 
 DIVERGED = "NotFinite"  # the error of a run that diverged (training/metrics.py)
 
 
-def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Race) -> None:
+def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Race) -> set[str]:
     """Run seeds of the settings, round by round, until one setting is the best or a limit is reached.
+
+    Returns:
+        The IDs of the first run of each setting, with those of impossible ones.
 
     Raises:
         ConfigError: The command line is not a valid race; no run has been started.
     """
+    index = RunIndex(Path(config.output_dir, config.sweep))
     settings = parse_settings(config, arguments, options)
+    run_ids = {setting.run_id for setting in settings}
+    settings = leave_out_impossible(settings, index, config)
+    if len(settings) < 2:
+        raise ConfigError(f"hydra/sweeper=race: only {settings[0].name} is possible; expected several settings")
     first, metric = settings[0].config.seed, launch.monitor_of([setting.config for setting in settings])
     launched: Counter[Run] = Counter()  # attempts since this start, which repeats earlier failed runs
 
@@ -78,7 +87,6 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
     limits = options.first_seeds, options.max_seeds, options.max_hours, options.smallest
     rules = Rules(len(settings), *limits, lower_is_better=metric == "val/loss")
     with launch.locked_folder(config) as folder:
-        index = RunIndex(folder)
         say(f"race by {metric}: rounds of {', '.join(map(str, rules.rounds))} seeds")
         racers, started, made = Racers(names_of(settings), metric, None), time.monotonic(), 0
         while (current := stand()).missing:
@@ -92,12 +100,13 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
             made += len(current.missing)
             if waiting := sum(launched[run] >= TRIES and result(run) is None for run in current.missing):
                 say(f"{count(waiting, 'run')} of this round not completed; the same command resumes the race", "yellow")
-                return
+                return run_ids
         varies = len({of_seed.config.data.split_seed for of_seed in jobs_so_far}) > 1
         racers = replace(racers, images=None if varies else validation_images(jobs_so_far, index))
         lines = [*ending(current, rules, racers), cost_line(current, rules)]
         record(current, lines)
         publish_race(current, racers, lines, folder)
+    return run_ids
 
 
 def parse_settings(config: DictConfig, arguments: Sequence[str], options: Race) -> list[Job]:

@@ -28,8 +28,9 @@ from config.sweepers import Search
 from runtime.console import count, duration, say
 from runtime.files import write_text
 from sweeps import launch, plan
+from sweeps.impossible import is_local, name_impossible, problem_of
 from sweeps.search_findings import finding_lines, key_importances, search_record
-from sweeps.space import Space, check_space, make_space
+from sweeps.space import Space, check_space, make_space, space_ends
 from sweeps.trials import (
     complete_trial,
     is_hopeless,
@@ -41,15 +42,18 @@ from sweeps.trials import (
     sign,
     try_again,
 )
-from tracking.identity import run_id
+from tracking.identity import display_name, run_id
 from tracking.run_index import RunIndex
 from tracking.trial import PRUNER, check_storage, open_storage
 
 log = logging.getLogger(__name__)
 
 
-def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Search) -> None:
+def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], options: Search) -> set[str]:
     """Resume interrupted trials, then run new ones until there are `n_trials` over all starts.
+
+    Returns:
+        The IDs of impossible runs.
 
     Raises:
         ConfigError: The command line is not a valid search; no run has been started.
@@ -64,10 +68,13 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
     configs = check_space(app, space, fixed)
     plan.check_one_place(configs)
     monitor = launch.monitor_of(configs)
+    database = Path(config.output_dir, config.sweep, "search.db")
+    if not database.exists():
+        names = [display_name(overrides_of(values), varied) for values in space_ends(space, fixed)]
+        name_impossible("impossible", dict(zip(names, configs, strict=True)), len({*names}), config)
     with launch.locked_folder(config) as folder:
         index = RunIndex(folder)
         earlier = [run for run in index.folders if index.summary(run).get("varied") == varied]
-        database = folder / "search.db"
         if earlier and not (database.exists() and database.stat().st_size):
             say(
                 f"{database} is missing, but {count(len(earlier), 'run')} of this search exist: the search starts "
@@ -89,9 +96,9 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
             + (f", {failed} failed and repeated" if failed else "")
             + f"; {study.direction.name.lower()} {monitor} → {folder}"
         )
-        started, made = time.monotonic(), 0
+        started, made, impossible = time.monotonic(), 0, set[str]()
         while batch or (batch := propose(study, space, options)):
-            run_batch(app, study, batch, fixed, launcher, index, options)
+            impossible |= run_batch(config, study, batch, fixed, launcher, index, options)
             made += len(batch)
             batch = []
             ended = len(not_retried(study)) - len(study.get_trials(states=[TrialState.RUNNING]))
@@ -105,6 +112,7 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
         for line in lines:
             say(line)
         write_text(folder / "search.json", json.dumps(search_record(study, lines, importances)))
+    return impossible
 
 
 def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study:
@@ -152,22 +160,26 @@ def study_name(typical: Config, space: Space, seeds: Sequence[int] | None = None
 
 
 def run_batch(
-    app: str,
+    config: DictConfig,
     study: optuna.Study,
     batch: Sequence[FrozenTrial],
     fixed: Mapping[str, str],
     launcher: Launcher,
     index: RunIndex,
     options: Search,
-) -> None:
+) -> set[str]:
     """Launch the runs of all trials, one seed after the other, and record their results.
 
     A trial keeps the state "running" if one of its runs is interrupted.
+
+    Returns:
+        The IDs of impossible runs, which are not launched.
     """
+    app, local = config.hydra.job.config_name, is_local(config)
     earlier = [tuple(values) for number, values in seed_values(study).items() if number < batch[0].number]
     others = list(dict.fromkeys(earlier))  # A trial that was proposed twice counts once.
     values: dict[int, list[float]] = {trial.number: [] for trial in batch}  # objectives of the seeds so far
-    waiting, done = list(batch), len(not_retried(study)) - len(batch)
+    waiting, done, impossible = list(batch), len(not_retried(study)) - len(batch), set[str]()
     for turn, seed in enumerate(options.seeds or [None]):
         runs: list[tuple[FrozenTrial, plan.Job]] = []  # Two trials may have the same run.
         for trial in waiting:
@@ -175,7 +187,11 @@ def run_batch(
             if turn == 0 and options.pruner != "none":  # Only the first run of a trial can be pruned.
                 overrides["trial"] = f"{study.study_name.rpartition('-')[2]}/{trial.number}"
             try:
-                runs.append((trial, plan.make_job(app, tuple(overrides_of(overrides)))))
+                job = plan.make_job(app, tuple(overrides_of(overrides)))
+                if problem := problem_of(job.config, local):
+                    impossible.add(job.run_id)
+                    raise ConfigError(problem)
+                runs.append((trial, job))
             except ConfigError as error:  # valid values that are incompatible
                 log.error(f"FAILED {' '.join(overrides_of(overrides))}: {error}")
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -197,3 +213,4 @@ def run_batch(
                         waiting.append(trial)
                 case "failed" | "completed":  # A user may have removed the objective from a summary.
                     study.tell(trial.number, state=TrialState.FAIL)
+    return impossible
