@@ -30,7 +30,9 @@ from sweeps import plan
 SRC = REPOSITORY / "src"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FOREIGN = {"cd", "git", "pip", "wandb", "find", "for", "optuna-dashboard", "export", ".venv/bin/pre-commit"}
-EXAMPLES = {"trainer.clip_grad_value", "trainer.max_epochs", "model.lr"}  # a key to add, and other repositories' keys
+EXAMPLES = {  # keys that CONTRIBUTING.md adds, and other repositories' keys
+    "trainer.clip_grad_value", "augmentation.grayscale", "scheduler.power", "trainer.max_epochs", "model.lr",
+}  # fmt: skip
 FILES = (".py", ".yaml", ".csv", ".md", ".png", ".pth", ".pth.tar", ".onnx", ".pt2", ".safetensors")
 
 

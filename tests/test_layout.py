@@ -106,7 +106,8 @@ EXAMPLES = {
     "svhn",
     "test_svhn",
     "group_norm",
-    "depthwise_winograd",
+    "depthwise_fft",
+    "k11",
     "radam",
     "polynomial",
 }  # CONTRIBUTING's, which a reader would add

@@ -113,7 +113,7 @@ def read_model(saved: Mapping[str, Any], architecture: Architecture) -> schema.M
     if unknown := [key for key in saved if key not in known]:
         raise LayoutError(f"its model has model.{unknown[0]}, which this version does not know")
     model = schema.Model(**{key: value for key, value in saved.items() if key not in NOT_THE_MODEL})
-    if differing := differences(model, architecture.model_keys):
+    if differing := differences(model, architecture.with_norm(model.norm).model_keys):
         raise LayoutError(f"it says {differing[0]} of a {architecture}")
     check_constraints(model, "model.")
     return model

@@ -10,13 +10,13 @@ Weights tell everything about their model but its activation.
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
+from LLMConvMixer import NORMS, ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 
 # A key that each layer of the layout has once.
 DEPTHWISE = {
@@ -50,6 +50,14 @@ class Architecture:
     def model_keys(self) -> dict[str, Any]:
         """The architecture as keys of `model`."""
         return {key: value for key, value in asdict(self).items() if key not in ("channels", "n_classes")}
+
+    def with_norm(self, norm: str) -> "Architecture":
+        """Return the architecture with another normalization if its tensors are the same, else this one."""
+        other = replace(self, norm=norm)
+        if norm == self.norm or norm not in NORMS:
+            return self
+        shapes = [{name: like.shape for name, like in shape.empty_tensors().items()} for shape in (self, other)]
+        return other if shapes[0] == shapes[1] else self
 
     def empty_tensors(self) -> dict[str, Tensor]:
         """Make every tensor of such a model, without content, by our name."""
