@@ -1,5 +1,6 @@
 """The statistics of comparisons, from runs to sentences; those of the numbers alone are in test_stats.py."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from rendering.findings import result
 from rendering.report import as_json
 from run_folders import DEPTH, KERNEL, compared
 from stats import analyse
+from stats.factors import changes
 
 RATE = "optimizer.lr"
 
@@ -223,6 +225,31 @@ def test_baselines_stay_when_a_setting_is_added(
     for planned in (levels, [*levels, further]):
         found = compared([({KERNEL: k, DEPTH: d}, [0.9]) for k, d in planned])
         assert {effect.factor: effect.baseline for effect in found.effects} == baselines
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [(5, 8), (5, 16), (9, 8), (9, 16)],
+        [(k, d) for k in (3, 5, 9) for d in (4, 8, 16)],
+        [(5, 8), (3, 8), (9, 8), (5, 4), (5, 16)],
+        [(9, 16), (3, 16), (5, 16), (7, 16), (9, 4), (9, 8)],
+    ],
+    ids=["grid of four", "grid of nine", "one thing at a time", "one thing at a time, from the highest"],
+)
+def test_no_added_setting_turns_a_sign_round(levels: list[tuple[int, int]]) -> None:
+    """Any kernel and depth, lower and higher ones too."""
+
+    def compared_levels(planned: list[tuple[int, int]]) -> set[tuple[Any, Any, Any]]:
+        changed = changes([{KERNEL: k, DEPTH: d} for k, d in planned], range(len(planned)))
+        return {(change.factor, change.level, change.baseline) for change in changed}
+
+    before = compared_levels(levels)
+    for further in itertools.product((1, 3, 5, 7, 9, 11), (2, 4, 8, 16, 32)):
+        if further not in levels:
+            after = compared_levels([*levels, further])
+            assert not {(factor, baseline, level) for factor, level, baseline in before} & after, further
+            assert before <= after
 
 
 def test_what_follows_from_other_keys_is_no_factor_but_is_named() -> None:

@@ -1,5 +1,6 @@
 """Effects of factors with the others held fixed, as contrasts of settings that differ in one factor only."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
     """List every level of every factor, compared with the factor's baseline.
 
     The baseline is the level of the setting that differs from others in one factor alone for the most factors, as the
-    center of a study that changes one thing at a time does. Of equals, as in a full grid, it is the lowest. So a
-    setting added to either seldom moves it. A level that no pair of settings singles out is left out.
+    center of a study that changes one thing at a time does (see centrality). Of equals, as in a full grid, it is the
+    lowest. So a setting added to either seldom moves it. A level that no pair of settings singles out is left out.
 
     Args:
         planned: the levels of all settings, of those without a result, too.
@@ -46,7 +47,7 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
     found = []
     factors = list(planned[0]) if planned else []
     every = {factor: {own[factor] for own in planned} - {EVERY} or {"none"} for factor in factors}
-    neighbors = factors_with_neighbors({tuple(own.values()) for levels in planned for own in expanded(levels, every)})
+    central = centrality({tuple(own.values()) for levels in planned for own in expanded(levels, every)})
     for i, factor in enumerate(factors):
         contexts: dict[tuple[Any, ...], dict[Any, int]] = defaultdict(dict)
         for place, of_setting in enumerate(has_result):
@@ -56,7 +57,7 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
         reached = sorted({level for by_level in contexts.values() for level in by_level}, key=order)
         if not reached:
             continue
-        most = {setting[i]: n for setting, n in sorted(neighbors.items(), key=itemgetter(1))}
+        most = {setting[i]: n for setting, n in sorted(central.items(), key=itemgetter(1))}
         baseline = max(reached, key=lambda level: most[level])
         for level in reached:
             pairs = [
@@ -69,13 +70,20 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
     return found
 
 
-def factors_with_neighbors(settings: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
-    """Count for each setting the factors in which alone it differs from another setting."""
-    numbers = dict.fromkeys(settings, 0)
+def centrality(settings: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], float]:
+    """Count for each setting the factors in which alone it differs from another setting; infinity for a center.
+
+    A center differs in one factor alone from two thirds of all settings, and no other setting from as many. Further
+    settings that combine changes do not move it.
+    """
+    factors, neighbors = Counter[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
     for i in range(len(next(iter(settings), ()))):
         alike = Counter(without(setting, i) for setting in settings)
-        numbers = {setting: n + (alike[without(setting, i)] > 1) for setting, n in numbers.items()}
-    return numbers
+        neighbors.update({setting: alike[without(setting, i)] - 1 for setting in settings})
+        factors.update({setting: alike[without(setting, i)] > 1 for setting in settings})
+    (center, most), *others = neighbors.most_common(2) or [((), 0)]
+    is_center = bool(others) and most > others[0][1] and 3 * most >= 2 * (len(settings) - 1)
+    return {setting: math.inf if is_center and setting == center else factors[setting] for setting in settings}
 
 
 def without(levels: tuple[Any, ...], i: int) -> tuple[Any, ...]:
