@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from config.command_line import overrides_of
 from conftest import checked, command, metrics, start, summaries, wait_for
+from inference.choice import choose_run
 from sweeps import search
 from tracking.trial import Trial, open_storage
 
@@ -160,6 +161,32 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert f"best of 3 trials, {len(failed)} of which failed" in again.stdout
     assert all(int(run) <= 3 for run in re.findall(r"run (\d+) of 3", again.stdout))
     assert [trial.user_attrs["retry_of"] for trial in trials(tmp_path / "outputs" / "s")[3:]] == failed
+
+
+def test_search_and_comparison_name_the_same_winner_by_loss(tmp_path: Path) -> None:
+    """Images of their own size are not interpolated, so that trials tie."""
+    choices = ("trainer.label_smoothing=choice(0.6,0.0)", "augmentation.interpolation=choice(bilinear,bicubic)")
+    done = command("-m", "hydra/sweeper=optuna", *choices, *TINY, "trainer.monitor=val/loss", "data.train_fraction=0.5",
+                   "trainer.epochs=2", "hydra.sweeper.n_trials=8", "sweep=s", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "s"
+    losses = {
+        (run["overrides"]["trainer.label_smoothing"], run["overrides"]["augmentation.interpolation"]): run["objective"]
+        for run in summaries(sweep)
+    }
+    tied = [setting for setting, loss in losses.items() if loss == min(losses.values())]
+    assert len(losses) == 4 and len(tied) == 2
+
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("best of 8 trials"))
+    assert json.loads((sweep / "search.json").read_text())["lines"][0] == line
+    named = re.findall(r"label_smoothing=(\S+) augmentation.interpolation=(\w+)", line)
+    best, other = [(float(smoothing), interpolation) for smoothing, interpolation in named]
+    assert {best, other} == {*tied}
+    rows = json.loads(command("outputs/s", "--json", cwd=tmp_path, script="compare").stdout)["rows"]
+    assert [(row["trainer.label_smoothing"], row["augmentation.interpolation"]) for row in rows[:2]] == [best, other]
+    assert "bilinear instead of bicubic: +0, higher in 0" in done.stdout, "no rounding errors are shown"
+    assert f"Best: interpolation={best[1]} label_smoothing={best[0]:g}" in done.stdout
+    assert Path(choose_run(str(sweep))).name.startswith(f"label_smoothing_{best[0]}-interpolation_{best[1]}")
 
 
 def test_the_mean_over_seeds_decides_and_hopeless_trials_get_no_more(tmp_path: Path) -> None:

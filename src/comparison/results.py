@@ -56,7 +56,7 @@ class Comparison:
         settings, self.factors = with_factors(settings_of(runs))
         self.keys = list(settings[0].levels) if settings else []  # the config keys that differ, but for the seed
 
-        by_size = sorted(settings, key=self.preference)  # of equal settings the smaller model is ranked first
+        by_size = sorted(settings, key=preference)
         key_of = {setting: setting.key(self.factors) for setting in by_size}
         setting_of = {key: setting for setting, key in key_of.items()}
         values = {key: setting.results(self.metric) for key, setting in setting_of.items()}
@@ -118,10 +118,6 @@ class Comparison:
         pairs = self.pairs_of[effect]
         return tuple(key for key in others if any(a.levels[key] != b.levels[key] for a, b in pairs))
 
-    def preference(self, setting: Setting) -> tuple[Any, ...]:
-        """Sort settings with equal results."""
-        return setting.average("parameters") or 0, [order(level) for level in setting.levels.values()]
-
     def place(self, setting: Setting) -> tuple[Any, ...]:
         """Sort settings in the table: completed ones first, then by `sort`, then by rank."""
         by: tuple[Any, ...] = ()
@@ -131,7 +127,7 @@ class Comparison:
         elif self.sort:
             by = (min(order(value(run, self.sort)) for run in setting.completed or setting.runs),)
         rank = self.valued.index(setting) if setting in self.valued else len(self.valued)
-        return (not setting.completed, *by, rank, *self.preference(setting))
+        return (not setting.completed, *by, rank, *preference(setting))
 
     def levels(self, key: str) -> list[Any]:
         return sorted({setting.levels[key] for setting in self.settings}, key=order)
@@ -153,6 +149,20 @@ class Comparison:
     @cached_property
     def not_completed(self) -> list[Run]:
         return [run for run in self.runs if run.status != "completed"]
+
+
+def preference(setting: Setting) -> tuple[Any, ...]:
+    """Sort settings with equal results: the smaller model first, then by the levels of the keys that differ."""
+    return setting.average("parameters") or 0, [order(level) for level in setting.levels.values()]
+
+
+def by_preference(runs: Sequence[Run]) -> list[Run]:
+    """Sort runs as a comparison sorts them if their results are equal, then by seed."""
+    settings, _ = with_factors(settings_of(runs))
+    by_seed = [
+        sorted(setting.runs, key=lambda run: run.config.get("seed", 0)) for setting in sorted(settings, key=preference)
+    ]
+    return [run for of_setting in by_seed for run in of_setting]
 
 
 def read(

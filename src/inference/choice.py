@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from comparison.filters import keep
-from comparison.results import is_lower_better
+from comparison.results import by_preference, is_lower_better
 from comparison.runs import Run, read_runs
 from config.errors import ConfigError
 from rendering.formatting import figure_text
@@ -48,7 +48,7 @@ def choose_run(given: str) -> str:
 
 
 def rank(runs: list[Run], key: str) -> list[Run]:
-    """Sort by the monitored metric, the best first; of equal runs the smaller model, then the lower seed.
+    """Sort by the monitored metric, the best first, and equal runs as a comparison does.
 
     Raises:
         ConfigError: the runs have no metric in common.
@@ -58,15 +58,7 @@ def rank(runs: list[Run], key: str) -> list[Run]:
     if any(run.figure("objective") is None for run in runs):
         raise ConfigError(f"{key}: runs without validation cannot be ranked. Fix: a run's folder, or #KEY=VALUE")
     sign = 1 if is_lower_better(monitor(runs[0])) else -1
-    return sorted(
-        runs,
-        key=lambda run: (
-            sign * (run.figure("objective") or 0),
-            run.figure("parameters") or 0,
-            run.config.get("seed", 0),
-            run.folder.name,
-        ),
-    )
+    return sorted(by_preference(runs), key=lambda run: sign * (run.figure("objective") or 0))
 
 
 def monitor(run: Run) -> str:

@@ -83,9 +83,9 @@ class Family:
 
     def difference(self, i: int, sign: int = 1) -> Difference:
         """Return the difference of a contrast, or of its reverse."""
-        estimate = sign * float(self.estimates[i])
+        is_tied, runs = abs(float(self.estimates[i])) < TIE, int(self.runs[i])
+        estimate = 0.0 if is_tied else sign * float(self.estimates[i])
         negligible = None if self.p_negligible is None else bool(self.p_negligible[i] < ERROR)
-        is_tied, runs = abs(estimate) < TIE, int(self.runs[i])
         if self.errors is None or np.isnan(self.p[i]):
             return Difference(estimate, n=runs, is_tied=is_tied, is_negligible=negligible)
         margin, errors = float(self.margins(i // BLOCK)[i % BLOCK]), self.errors

@@ -108,7 +108,7 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
                 say(progress)
                 write_text(folder / "search.json", json.dumps(search_record(study, [], {}, progress)))
         importances = key_importances(study)
-        lines = finding_lines(study, monitor, options.n_seeds, importances)
+        lines = finding_lines(study, monitor, options.n_seeds, importances, index.folders)
         for line in lines:
             say(line)
         write_text(folder / "search.json", json.dumps(search_record(study, lines, importances)))

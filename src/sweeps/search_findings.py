@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -10,8 +11,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from comparison.results import by_preference
+from comparison.runs import read_runs
 from config.command_line import overrides_of
 from runtime.console import count
+from stats.estimates import TIE
 from stats.importance import Importance, importances
 from stats.prediction import rate_bounds
 from sweeps.trials import RUNS, completed_trials, not_retried, seed_values, sign
@@ -22,7 +26,13 @@ FEWEST = 10  # the fewest completed trials for importances, which are noise with
 TREES = 16  # trees of each fANOVA forest; every permutation needs a forest
 
 
-def finding_lines(study: optuna.Study, monitor: str, n_seeds: int, importances: Mapping[str, Importance]) -> list[str]:
+def finding_lines(
+    study: optuna.Study,
+    monitor: str,
+    n_seeds: int,
+    importances: Mapping[str, Importance],
+    folders: Mapping[str, Path] | None = None,
+) -> list[str]:
     """Describe the results of a search, in a line each.
 
     Args:
@@ -30,8 +40,9 @@ def finding_lines(study: optuna.Study, monitor: str, n_seeds: int, importances: 
         monitor: The objective, e.g. "val/accuracy".
         n_seeds: Seeds of a complete trial.
         importances: The importance of each key; see key_importances().
+        folders: The runs' folders by ID.
     """
-    lines = [best_line(study, monitor, n_seeds), pruning_line(study)]
+    lines = [best_line(study, monitor, n_seeds, folders), pruning_line(study)]
     if fewer := sum(len(values) < n_seeds for values in seed_values(study).values()):
         lines.append(f"given up before the last of {n_seeds} seeds: {count(fewer, 'trial')}")
     trials = len(completed_trials(study))
@@ -51,7 +62,7 @@ def importance_text(of_key: Importance) -> str:
     return f"{of_key.share:.0%}{more}up to {of_key.by_chance:.0%})"
 
 
-def best_line(study: optuna.Study, monitor: str, n_seeds: int) -> str:
+def best_line(study: optuna.Study, monitor: str, n_seeds: int, folders: Mapping[str, Path] | None = None) -> str:
     """Describe the best trial, and count all trials by state."""
     of = count(len(not_retried(study)), "trial")
     for state, word in ((TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")):
@@ -62,10 +73,26 @@ def best_line(study: optuna.Study, monitor: str, n_seeds: int) -> str:
     value = study.best_value
     figure = f"{value:.1%}" if monitor.endswith("accuracy") else f"{value:.4f}"
     mean = f" (mean over {n_seeds} seeds)" if n_seeds > 1 else ""
-    tied = [" ".join(overrides_of(trial.params)) for trial in completed_trials(study) if trial.value == value]
-    best, *others = dict.fromkeys([" ".join(overrides_of(study.best_params)), *tied])
+    best, *others = dict.fromkeys(" ".join(overrides_of(trial.params)) for trial in best_trials(study, folders or {}))
     equal = f"; tied with it: {', '.join(others[:3])}{' and more' if others[3:] else ''}" if others else ""
     return f"best of {of}: {monitor} {figure}{mean} with {best}{equal}"
+
+
+def best_trials(study: optuna.Study, folders: Mapping[str, Path]) -> list[FrozenTrial]:
+    """List the best trial and those that tie with it, in the order of a comparison, else of the trials.
+
+    Args:
+        study: The study.
+        folders: The runs' folders by ID.
+    """
+    runs = study.user_attrs.get(RUNS, {})
+    tied = [trial for trial in completed_trials(study) if abs((trial.value or 0.0) - study.best_value) < TIE]
+    folder_of = {trial.number: folders.get(run) for trial in tied for run in runs.get(str(trial.number), [])[:1]}
+    existing = [folder.resolve() for folder in dict.fromkeys(folder_of.values()) if folder]
+    if len(existing) < 2:
+        return tied
+    places = {run.folder: place for place, run in enumerate(by_preference(read_runs(existing)))}
+    return sorted(tied, key=lambda trial: places.get((folder_of.get(trial.number) or Path()).resolve(), len(places)))
 
 
 def pruning_line(study: optuna.Study) -> str:
