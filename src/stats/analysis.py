@@ -17,8 +17,8 @@ from stats.sample_size import SampleSize
 from stats.seeds import SeedModel, fit
 from stats.variances import Array
 
-ALL_PAIRS = 300  # settings; of more, only the pairs with the best one are tested
-CHECKED = 200  # pairs in which failed runs count as the worst; of more, none is called better in spite of them
+ALL_PAIRS = 300  # most settings of which all pairs are tested; beyond it, only pairs with the best one are
+CHECKED = 200  # most pairs tested again with failed runs as the worst; beyond it, all of these are vetoed
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Result:
     """One setting's runs.
 
     Attributes:
-        mean: adjusted for the seeds that it lacks, where seeds are shared; None where no run completed.
-        raw: the plain mean of the completed runs, with its own interval.
-        failed: runs that failed.
+        mean: the mean, adjusted for missing seeds if seeds are shared; None if no run completed.
+        raw: the plain mean of the completed runs, with its interval.
+        failed: number of failed runs.
     """
 
     mean: float | None
@@ -45,13 +45,14 @@ class Analysis:
     """The result of an analysis.
 
     Attributes:
-        settings: each with its means and failed runs.
-        ranked: the settings with a result, the best first.
-        differences: of all pairs, first minus second; of more than 300 settings, of the pairs with the best one.
-        best: None where no run completed.
-        may_be_best: the settings that may still be the best, with 95 % confidence, in the order of their ranks.
-        sample_sizes: of each difference.
-        is_adjusted, shares_seeds: means are adjusted for missing runs; settings are compared seed by seed.
+        settings: means and number of failed runs by setting.
+        ranked: settings with a result, best first.
+        differences: differences of all pairs, first minus second; with more than 300 settings, of pairs with the best.
+        best: the first of `ranked`; None if no run completed.
+        may_be_best: settings that may be the best, with 95 % confidence, in the order of their ranks.
+        sample_sizes: sample size of each difference.
+        is_adjusted: True if means are adjusted for missing runs.
+        shares_seeds: True if settings are compared seed by seed.
     """
 
     settings: Mapping[Setting, Result]
@@ -77,7 +78,7 @@ class Analysis:
 
     @cached_property
     def draws(self) -> Draws | None:
-        """Draws from what the runs leave possible, made when first used."""
+        """Draws from the posterior distribution, made when first used; None if no spread is known."""
         return self.draw()
 
     def beats(self, first: Setting, second: Setting) -> Estimate | None:
@@ -94,10 +95,10 @@ def analyse(
     """Analyse a table of runs.
 
     Args:
-        values: {setting: {seed: value}}; None: the run failed; a seed that is not there is missing. Settings that are
+        values: {setting: {seed: value}}, with None for a failed run; a missing run has no entry. Settings that are
             tuples of (factor, level) pairs, or of levels, have effects of factors.
-        resolution: the step between two possible values, 1 / images of an accuracy; by default the smallest seen.
-        smallest: differences below it do not matter.
+        resolution: step between two possible values, 1 / images of an accuracy; None: the smallest step in `values`.
+        smallest: smallest difference that matters.
     """
     completed = {
         setting: {seed: value for seed, value in runs.items() if value is not None and math.isfinite(value)}
@@ -116,7 +117,7 @@ def analyse(
     pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :] if i == 0 or len(order) <= ALL_PAIRS]
     family = test_family(model, [Contrast.of([pair]) for pair in pairs], smallest, math.comb(len(valued), 2))
     family = replace(family, is_vetoed=vetoes(family, sign, samples, failures))
-    still = may_be_best(family, sign, len(valued))
+    candidates = may_be_best(family, sign, len(valued))
     pair_of = {(valued[a], valued[b]): i for i, (a, b) in enumerate(pairs)}
     means = dict(zip(valued, model.means.tolist(), strict=True))
     return Analysis(
@@ -127,7 +128,7 @@ def analyse(
         ranked=tuple(valued[i] for i in order),
         differences=ByPair(pair_of, family.difference),
         best=valued[order[0]] if order else None,
-        may_be_best=tuple(valued[i] for i in order if still[i]),
+        may_be_best=tuple(valued[i] for i in order if candidates[i]),
         sample_sizes=ByPair(pair_of, family.sample_size),
         is_adjusted=model.is_adjusted,
         shares_seeds=model.shares_seeds,
@@ -156,10 +157,10 @@ def floor(table: Array, resolution: float | None) -> float:
 
 
 def ranking(means: Array, samples: Sequence[Array], failures: Sequence[int]) -> list[int]:
-    """Rank the settings by their means, higher being better; of equals the first.
+    """Rank the settings by their means, where higher is better and equal settings keep their order.
 
-    A setting of which runs failed is the best only if its runs, the failed ones losing, beat those of every setting
-    that fails less often in more than half of all pairs.
+    A setting with failed runs is ranked first only if it wins more than half of all pairs of runs against every setting
+    that fails less often. A failed run loses each pair.
     """
     order = sorted(range(len(means)), key=lambda i: -round(float(means[i]), 10))
     rates = [failed / (failed + len(sample)) for failed, sample in zip(failures, samples, strict=True)]
@@ -173,7 +174,7 @@ def ranking(means: Array, samples: Sequence[Array], failures: Sequence[int]) -> 
 
 
 def vetoes(family: Family, sign: int, samples: Sequence[Array], failures: Sequence[int]) -> NDArray[np.bool_]:
-    """Find pairs whose better setting has more failed runs and is not better once these count as the worst, [pairs]."""
+    """Find pairs whose better setting fails more often and, with failed runs as the worst, is not better, [pairs]."""
     is_vetoed = np.zeros(len(family.contrasts), bool)
     rates = [failed / (failed + len(sample)) for failed, sample in zip(failures, samples, strict=True)]
     doubtful = []

@@ -7,15 +7,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit  # Student's t; scipy.stats would take a second to import
+from scipy.special import stdtrit  # Student's t; importing scipy.stats would take a second
 
 from stats.sample_size import SampleSize
 
 CONFIDENCE = 0.95
 ERROR = 1 - CONFIDENCE
-TIE = 1e-9  # differences below it are rounding
+TIE = 1e-9  # smaller differences are rounding errors
 
-Setting = Any  # whatever identifies one; it must be hashable
+Setting = Any  # any hashable value
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Estimate:
     """A mean with its 95 % interval; one value alone has no interval."""
 
     value: float
-    n: int  # runs that it rests on
-    std: float | None = None  # of a single run
+    n: int  # number of values
+    std: float | None = None  # standard deviation of a single value
     low: float | None = None
     high: float | None = None
     error: float | None = None  # standard error
@@ -36,7 +36,7 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def contains(self, value: float) -> bool | None:
-        """Return if the interval contains a value; None without an interval."""
+        """Check if the interval contains a value; None if there is no interval."""
         return None if self.low is None or self.high is None else self.low <= value <= self.high
 
 
@@ -45,15 +45,15 @@ class Difference:
     """The difference of two settings, or of a level of a factor and its baseline.
 
     Attributes:
-        estimate: the difference of the means, the first minus the second, in the metric's own direction.
-        low, high: its 95 % interval, for this difference alone; None where no spread is known.
-        p: corrected for all differences of its family; None where nothing can be tested.
-        is_significant: at the 5 % level for the whole family, failed runs considered.
-        p_alone: not corrected.
+        estimate: mean of the first minus mean of the second, in the metric's unit.
+        low, high: its 95 % interval, not corrected for multiple comparisons; None if no spread is known.
+        p: p value, corrected for all differences of the family; None if nothing can be tested.
+        is_significant: True if it is significant at the family's 5 % level, also with failed runs as the worst.
+        p_alone: p value without correction.
         error, freedom: standard error and its degrees of freedom.
-        n: runs that it rests on.
-        is_tied: the means are the same in these runs.
-        is_negligible: it is shown that the difference does not matter, being below `smallest`; None without that.
+        n: number of runs.
+        is_tied: True if the means are equal.
+        is_negligible: True if it is significantly smaller than `smallest`; None if there is no `smallest`.
     """
 
     estimate: float
@@ -76,23 +76,23 @@ class Effect(Difference):
     factor: Any = None
     level: Any = None
     baseline: Any = None
-    pairs: tuple[tuple[Setting, Setting], ...] = ()  # settings that differ in the factor alone
-    n_higher: int = 0  # pairs in which the metric goes up
+    pairs: tuple[tuple[Setting, Setting], ...] = ()  # settings that differ in this factor only
+    n_higher: int = 0  # number of pairs in which the metric is higher
     plan: Callable[[], SampleSize | None] = field(default=lambda: None, repr=False, compare=False)
 
     @cached_property
     def sample_size(self) -> SampleSize | None:
-        """What it would take to find this effect; None where no spread is known."""
+        """The sample size that would find this effect; None if no spread is known."""
         return self.plan()
 
     @property
     def compared(self) -> tuple[Setting, ...]:
-        """The settings that are in a pair."""
+        """The settings of all pairs."""
         return tuple(dict.fromkeys(setting for pair in self.pairs for setting in pair))
 
 
 def mean(values: Iterable[float]) -> Estimate | None:
-    """Compute the mean, the standard deviation and Student's t interval of one sample; None of no values."""
+    """Compute the mean, the standard deviation and Student's t interval of a sample; None if it is empty."""
     sample = np.array(list(values), dtype=float)
     if not sample.size:
         return None
@@ -100,7 +100,7 @@ def mean(values: Iterable[float]) -> Estimate | None:
     if not freedom:
         return Estimate(center, 1)
     std = float(sample.std(ddof=1))
-    if std < TIE * max(1.0, abs(center)):  # runs that all show the same say nothing of how others vary
+    if std < TIE * max(1.0, abs(center)):  # equal values do not show how much others vary
         return Estimate(center, sample.size, 0.0)
     error = std / math.sqrt(sample.size)
     margin = quantile(freedom) * error
@@ -112,4 +112,4 @@ def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
-Values = Mapping[Setting, Mapping[int, float | None]]  # of each setting and seed; None: the run failed
+Values = Mapping[Setting, Mapping[int, float | None]]  # by setting and seed; None: the run failed

@@ -1,4 +1,4 @@
-"""Effects of factors with the others held fixed, as contrasts of settings that differ in one factor only."""
+"""Effects of factors: contrasts of settings that differ in one factor only."""
 
 import math
 from collections import Counter, defaultdict
@@ -11,12 +11,12 @@ from stats.estimates import Setting
 
 EVERY = "every level"  # the level of a setting for which a factor makes no difference, such as the place of no dropout
 
-Levels = Mapping[Any, Any]  # of a setting: factor → level
+Levels = Mapping[Any, Any]  # factor → level, of one setting
 
 
 @dataclass(frozen=True)
 class Change:
-    """A level instead of its factor's baseline; `pairs` are the indices of settings that differ in that only."""
+    """A factor's level instead of its baseline; `pairs` are indices of settings that differ in this factor only."""
 
     factor: Any
     level: Any
@@ -25,7 +25,7 @@ class Change:
 
 
 def levels_of(setting: Setting) -> Levels | None:
-    """Read the levels of a setting that is a tuple of (factor, level) pairs, or of levels; None of any other."""
+    """Read the levels of a setting that is a tuple of (factor, level) pairs, or of levels; None for other settings."""
     if not isinstance(setting, tuple):
         return None
     if setting and all(isinstance(part, tuple) and len(part) == 2 for part in setting):
@@ -36,23 +36,23 @@ def levels_of(setting: Setting) -> Levels | None:
 def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change]:
     """List every level of every factor, compared with the factor's baseline.
 
-    The baseline is the level of the setting that differs from others in one factor alone for the most factors, as the
-    center of a study that changes one thing at a time does (see centrality). Of equals, as in a full grid, it is the
-    lowest. So a setting added to either seldom moves it. A level that no pair of settings singles out is left out.
+    The baselines are the levels of the most central setting, e.g. the center of a study that changes one factor at a
+    time; see centrality(). If settings are equally central, as in a full grid, the lowest level is the baseline. So one
+    more setting seldom moves it. A level without a pair of settings is left out.
 
     Args:
-        planned: the levels of all settings, of those without a result, too.
-        has_result: the places of the others; pairs are made of these, and counted in their order.
+        planned: levels of all settings, including those without a result.
+        has_result: indices of the settings with a result. Pairs are made of these, and refer to their order.
     """
-    found = []
+    effects = []
     factors = list(planned[0]) if planned else []
-    every = {factor: {own[factor] for own in planned} - {EVERY} or {"none"} for factor in factors}
-    central = centrality({tuple(own.values()) for levels in planned for own in expanded(levels, every)})
+    every = {factor: {levels[factor] for levels in planned} - {EVERY} or {"none"} for factor in factors}
+    central = centrality({tuple(full.values()) for levels in planned for full in expanded(levels, every)})
     for i, factor in enumerate(factors):
         contexts: dict[tuple[Any, ...], dict[Any, int]] = defaultdict(dict)
         for place, of_setting in enumerate(has_result):
-            for own in expanded(planned[of_setting], every):
-                setting = tuple(own.values())
+            for levels in expanded(planned[of_setting], every):
+                setting = tuple(levels.values())
                 contexts[without(setting, i)][setting[i]] = place
         reached = sorted({level for by_level in contexts.values() for level in by_level}, key=order)
         if not reached:
@@ -66,15 +66,15 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
                 if level in by_level and baseline in by_level and by_level[level] != by_level[baseline]
             ]
             if pairs:
-                found.append(Change(factor, level, baseline, tuple(pairs)))
-    return found
+                effects.append(Change(factor, level, baseline, tuple(pairs)))
+    return effects
 
 
 def centrality(settings: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], float]:
-    """Count for each setting the factors in which alone it differs from another setting; infinity for a center.
+    """Count, for each setting, the factors in which another setting differs from it and in no other factor.
 
-    A center differs in one factor alone from two thirds of all settings, and no other setting from as many. Further
-    settings that combine changes do not move it.
+    The count is infinite for a center, which differs in one factor only from two thirds of all settings, and from more
+    than any other setting does. So further settings that combine changes do not move the baseline.
     """
     factors, neighbors = Counter[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
     for i in range(len(next(iter(settings), ()))):
@@ -91,7 +91,7 @@ def without(levels: tuple[Any, ...], i: int) -> tuple[Any, ...]:
 
 
 def expanded(levels: Levels, every: Mapping[Any, set[Any]]) -> Iterator[Levels]:
-    """Yield the levels of a setting, with each level of a factor that makes no difference for it."""
+    """Yield the levels of a setting, with every level in place of EVERY."""
     free = [factor for factor, level in levels.items() if level == EVERY]
     if not free:
         yield levels
@@ -101,7 +101,7 @@ def expanded(levels: Levels, every: Mapping[Any, set[Any]]) -> Iterator[Levels]:
 
 
 def order(level: Any) -> tuple[int, float, str]:
-    """Sort the levels of a factor: nothing first, then numbers, then words."""
+    """Return the key that sorts levels: none first, then numbers, then text."""
     if level in (None, "none", "baseline"):
         return 0, 0.0, ""
     if isinstance(level, (int, float)):

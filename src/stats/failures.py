@@ -1,4 +1,4 @@
-"""Failed runs: each is worse than every run that completed."""
+"""Failed runs, each of which counts as worse than every completed run."""
 
 import math
 from itertools import combinations
@@ -11,7 +11,7 @@ from stats.variances import Array
 
 
 def worst_rank(values: Array, failed: int, others: Array, others_failed: int) -> float:
-    """Test if runs are better than others, failed ones being worse than all; one-sided p, by permutation of ranks.
+    """Test if runs are better than others, with failed runs as the worst; return the one-sided p of permuted ranks.
 
     Source: Lachin, 1999, Controlled Clinical Trials 20, 408-422.
     """
@@ -27,7 +27,7 @@ def worst_rank(values: Array, failed: int, others: Array, others_failed: int) ->
 
 
 def beats(values: Array, failed: int, others: Array, others_failed: int) -> float:
-    """Compute the share of pairs of runs in which the first is better; a failed run is worse than all."""
+    """Compute the share of pairs of runs in which the first is better, with failed runs as the worst."""
     wins = float(np.sum(values[:, None] > others) + np.sum(values[:, None] == others) / 2)
     wins += len(values) * others_failed + failed * others_failed / 2
     return wins / ((len(values) + failed) * (len(others) + others_failed))

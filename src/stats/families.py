@@ -14,15 +14,19 @@ from stats.sample_size import SampleSize, sample_size
 from stats.seeds import SeedModel
 from stats.variances import Array, Errors
 
-BLOCK = 500  # contrasts of which the intervals are found at once
+BLOCK = 500  # contrasts whose intervals are computed at once
 T = TypeVar("T")
 
 
 def holm(p: Array, comparisons: int | None = None) -> Array:
-    """Correct p values for each other, or for so many comparisons from which they were picked; NaN stays.
+    """Correct p values for multiple comparisons; NaN stays.
 
-    Source: Holm, 1979, Scandinavian Journal of Statistics 6, 65-70. Where only some of the comparisons are at hand,
-    this never rejects more than Holm's method does of all: a place among some is at most the place among all.
+    Args:
+        p: the p values.
+        comparisons: number of comparisons from which these were picked; None: these are all. The correction never
+            rejects more than Holm's method with all p values would, as a rank among some is at most the rank among all.
+
+    Source: Holm, 1979, Scandinavian Journal of Statistics 6, 65-70.
     """
     corrected = np.full(len(p), np.nan)
     order = np.argsort(p)[: np.sum(~np.isnan(p))]
@@ -33,7 +37,7 @@ def holm(p: Array, comparisons: int | None = None) -> Array:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The mean difference of some pairs of settings, first minus second, by their places."""
+    """The mean difference of some pairs of settings, first minus second; settings are given by their indices."""
 
     pairs: tuple[tuple[int, int], ...]
     weights: Mapping[int, float]
@@ -52,11 +56,11 @@ class Family:
     """The tests of some contrasts, corrected for each other.
 
     Attributes:
-        estimates, p_alone, p, p_negligible: [contrasts]; p is NaN where nothing can be tested.
-        errors: None where no spread is known.
-        runs, settings: [contrasts], how many each rests on.
-        comparisons: that were made, or from which these were picked.
-        is_vetoed: [contrasts], significant for the runs that completed alone, and not with the failed ones counted.
+        estimates, p_alone, p, p_negligible: [contrasts]; p is NaN if nothing can be tested.
+        errors: standard errors; None if no spread is known.
+        runs, settings: [contrasts], number of runs and of settings of each contrast.
+        comparisons: number of comparisons made, or from which these contrasts were picked.
+        is_vetoed: [contrasts], True if failed runs, counted as the worst, take away its significance.
     """
 
     contrasts: Sequence[Contrast]
@@ -72,7 +76,7 @@ class Family:
 
     @cached_property
     def significant(self) -> NDArray[np.bool_]:
-        return (self.p < ERROR) & ~self.is_vetoed  # NaN is not below
+        return (self.p < ERROR) & ~self.is_vetoed  # comparing NaN gives False
 
     @cached_property
     def margins(self) -> Callable[[int], Array]:
@@ -97,7 +101,7 @@ class Family:
     def sample_size(self, i: int, sign: int = 1) -> SampleSize | None:
         """Compute the sample size for a contrast; None if no spread is known.
 
-        The level is Holm's for the next test: as many comparisons as are left once those that are significant are.
+        The level is Holm's for the next test: 5 % divided by the number of comparisons that are not significant yet.
         """
         if self.errors is None or np.isnan(self.p[i]):
             return None
@@ -113,17 +117,17 @@ def test_family(
 ) -> Family:
     """Test contrasts against zero, and against the smallest difference that matters.
 
-    Differences below `smallest` are shown by two one-sided tests (Schuirmann, 1987, Journal of Pharmacokinetics and
-    Biopharmaceutics 15, 657-680), corrected like all others. A single run says nothing of its setting's spread, so
-    that a difference from it cannot be tested; a mean over several pairs can.
+    A difference is negligible if two one-sided tests (Schuirmann, 1987, Journal of Pharmacokinetics and
+    Biopharmaceutics 15, 657-680), corrected like all others, show that it is below `smallest`. A single run does not
+    show its setting's spread, so its difference from another setting cannot be tested. A mean over several pairs can.
     """
     places = [list(contrast.weights) for contrast in contrasts]
     estimates = np.array(
-        [model.means[own] @ list(c.weights.values()) for own, c in zip(places, contrasts, strict=True)]
+        [model.means[parts] @ list(c.weights.values()) for parts, c in zip(places, contrasts, strict=True)]
     )
     runs_of = model.runs_of
-    runs = np.array([runs_of[own].sum() for own in places])
-    testable = np.array([len(own) > 2 or bool((runs_of[own] > 1).all()) for own in places], dtype=bool)
+    runs = np.array([runs_of[parts].sum() for parts in places])
+    testable = np.array([len(parts) > 2 or bool((runs_of[parts] > 1).all()) for parts in places], dtype=bool)
     errors = model.errors(*matrices(contrasts, len(model.means))) if contrasts and testable.any() else None
     p_alone = np.full(len(contrasts), np.nan)
     negligible = None if smallest is None else p_alone
@@ -133,7 +137,7 @@ def test_family(
             negligible = holm(np.where(testable, errors.above(smallest - np.abs(estimates)), np.nan), comparisons)
     return Family(
         contrasts, estimates, p_alone, holm(p_alone, comparisons), negligible, errors, runs,
-        np.array([len(own) for own in places]), comparisons or int(np.sum(~np.isnan(p_alone))),
+        np.array([len(parts) for parts in places]), comparisons or int(np.sum(~np.isnan(p_alone))),
         np.zeros(len(contrasts), bool),
     )  # fmt: skip
 
@@ -152,8 +156,8 @@ class ByPair(Mapping[tuple[Setting, Setting], T]):
     """The results of a family for each pair of settings, in either order.
 
     Args:
-        place: of each pair, in the family.
-        get: gives the value for a place, and 1 or -1 for the order of the pair.
+        place: index of each pair in the family.
+        get: returns the result for an index and a sign, which is -1 if the pair is reversed.
     """
 
     def __init__(self, place: Mapping[tuple[Setting, Setting], int], get: Callable[[int, int], T]) -> None:
@@ -172,14 +176,14 @@ class ByPair(Mapping[tuple[Setting, Setting], T]):
 
 
 def may_be_best(family: Family, sign: int, settings: int) -> NDArray[np.bool_]:
-    """Select the settings that no other is significantly better than, [settings].
+    """Select the settings that no other setting is significantly better than, [settings].
 
     Each setting is compared with all others as if it were the best (Hsu, 1984, Annals of Statistics 12, 1136-1144), but
-    in both directions: the set holds the true best with 95 %, also where spreads are far from equal.
+    with two-sided tests. So the set contains the true best with 95 %, even if spreads are far from equal.
     """
-    still = np.ones(settings, bool)
+    candidates = np.ones(settings, bool)
     beaten = (family.p_alone * (settings - 1) < ERROR) | (family.p < ERROR)
     for i in np.flatnonzero(beaten & ~family.is_vetoed).tolist():
         (pair,) = family.contrasts[i].pairs
-        still[pair[1] if sign * family.estimates[i] > 0 else pair[0]] = False
-    return still
+        candidates[pair[1] if sign * family.estimates[i] > 0 else pair[0]] = False
+    return candidates

@@ -15,8 +15,8 @@ class Importance:
     """The importance of a key.
 
     Attributes:
-        share: of the objective's variance.
-        by_chance: the highest share that the key had with permuted objectives.
+        share: share of the objective's variance.
+        by_chance: highest share of the key with permuted objectives.
     """
 
     share: float
@@ -24,21 +24,21 @@ class Importance:
 
     @property
     def stands_out(self) -> bool:
-        """Whether the key matters more than by chance; if none does, any key stands out in at most 5 % of searches."""
+        """True if the key matters more than by chance. If no key matters, one stands out in at most 5 % of searches."""
         return self.share > self.by_chance
 
 
 def importances(shares_of: Callable[[Array], Mapping[str, float]], objectives: Array) -> dict[str, Importance]:
     """Compare the keys' shares with those of permuted objectives, which depend on no key.
 
-    There are so many permutations that the highest share of each of n keys is exceeded by chance in 5 % / n of cases.
+    The number of permutations is such that one of n keys exceeds its highest share by chance in 5 % / n of cases.
 
     Args:
-        shares_of: the share of each key for some objectives of the same trials.
+        shares_of: function that returns the share of each key, given objectives of the trials.
         objectives: [trials].
 
     Returns:
-        The keys, the most important first.
+        The keys, most important first.
 
     Source: Altmann et al., 2010, Bioinformatics 26, 1340-1347.
     """

@@ -2,7 +2,7 @@
 
 import math
 
-from scipy.special import betaincinv  # scipy.stats would take a second to import
+from scipy.special import betaincinv  # importing scipy.stats would take a second
 
 from stats.estimates import CONFIDENCE, quantile
 
@@ -10,19 +10,21 @@ from stats.estimates import CONFIDENCE, quantile
 def prediction_interval(
     mean: float, std: float, runs: int, freedom: float | None = None, new_runs: int = 1, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Return the interval that holds the mean of further runs of the same recipe with this probability.
+    """Compute the interval that contains the mean of further runs of the same recipe with this probability.
 
-    It is the one to compare a published result with: the interval of our mean only says where the mean of endless runs
-    lies, and a single run of the identical recipe falls outside it in 8 % of cases with 2 seeds and 51 % with 10.
+    A published result is compared with this interval. The interval of our mean is narrower, as it is for the mean of
+    endless runs: a single run of the same recipe is outside it in 8 % of cases with 2 seeds, and in 51 % with 10.
 
     Args:
-        mean, runs: of our runs.
-        std: of a single run.
-        freedom: degrees of freedom of `std`; None: runs - 1, as of the runs' own standard deviation.
-        new_runs: how many runs the other mean rests on.
+        mean: mean of our runs.
+        std: standard deviation of a single run.
+        runs: number of our runs.
+        freedom: degrees of freedom of `std`; None: runs - 1, if `std` is computed from these runs.
+        new_runs: number of further runs.
+        confidence: probability of the interval.
 
     Raises:
-        ValueError: a single run without a spread known from others.
+        ValueError: there is a single run, and `freedom` is not given.
 
     Source: Hahn and Meeker, 1991, Statistical Intervals, section 4.7.
     """
@@ -34,9 +36,9 @@ def prediction_interval(
 
 
 def rate_bounds(events: int, runs: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the lowest and the highest rate of an event that fit to what was counted, each with this confidence.
+    """Compute the lowest and the highest rate that are consistent with a count of events, each with this confidence.
 
-    Of 9 runs none failed: the rate of failures may be as high as 28 %.
+    If none of 9 runs failed, the rate of failures may be as high as 28 %.
 
     Source: Clopper and Pearson, 1934, Biometrika 26, 404-413.
     """
