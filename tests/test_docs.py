@@ -23,6 +23,7 @@ from config.compose import compose_config
 from config.errors import check_arguments
 from config.parse import check_constraints, parse_config, parse_keys
 from config.schema import CONF, GROUPS, Config, keys_of
+from conftest import load_folder
 from hydra_plugins.sweeper import Grid, Race, Search
 from processes import REPOSITORY, shipped
 from sweeps import plan
@@ -131,10 +132,17 @@ def check_command(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def workplace(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the pages' commands and snippets find a run and an image."""
+    """A folder in which the pages' commands and snippets find a run, an image, and images with a table of labels."""
     for sweep in ("mine", "kernels"):
         shutil.copytree(digits_run, tmp_path / "outputs" / sweep / digits_run.name)
     Image.new("L", (20, 30), 100).save(tmp_path / "IMAGE.png")
+    table = ["file,class,split"]
+    for split, images in (("train", 20), ("test", 4)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for i in range(images):
+            Image.new("RGB", (8, 8), (100 * (i % 2), 0, i)).save(tmp_path / "images" / split / f"{i}.png")
+            table.append(f"{split}/{i}.png,{('cat', 'red panda')[i % 2]},{split}")
+    (tmp_path / "labels.csv").write_text("\n".join(table))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -160,6 +168,22 @@ def test_pages_have_commands() -> None:
 def test_every_python_snippet_of_a_page_runs(page: Path, workplace: Path) -> None:
     for code in blocks(page, "python"):
         exec(compile(code, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("has_split", [True, False])
+def test_labels_in_a_csv_file_become_classes(workplace: Path, has_split: bool) -> None:
+    if not has_split:
+        rows = (workplace / "labels.csv").read_text().splitlines()
+        (workplace / "labels.csv").write_text("\n".join(row.rpartition(",")[0] for row in rows))
+    (code,) = (code for code in blocks(REPOSITORY / "docs" / "train.md", "python") if "labels.csv" in code)
+    exec(compile(code, "train.md", "exec"), {})
+    data = load_folder(workplace / "by_class")
+    assert data.classes == ["cat", "red panda"]
+    train, val = data.train, data.val
+    assert val and len(train) + len(val) + len(data.test) == 24
+    assert not has_split or len(data.test) == 4
+    for split in (train, val, data.test):
+        assert all(label == (split[i].getpixel((0, 0))[0] == 100) for i, label in enumerate(split.labels))
 
 
 def known_keys() -> set[str]:
