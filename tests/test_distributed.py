@@ -185,7 +185,7 @@ def test_a_team_validates_the_weights_that_it_keeps(team_run: Path) -> None:
     model.load_state_dict(torch.load(team_run / "checkpoints" / "best.pt")["model"])
     cpu = torch.device("cpu")
     batches = make_eval_loader(images.val, images, config)
-    validated = evaluate(model, batches, Normalize(images, cpu), "fp32", cpu, World())
+    validated = evaluate(model, batches, Normalize(images, cpu), "fp32", cpu, World(), iter)
     assert validated.metrics == pytest.approx((summary["best/val/loss"], summary["best/val/accuracy"]), rel=1e-6)
 
 
