@@ -1,16 +1,16 @@
 """Differences of settings over training runs, over images and over both, and lists of images won and lost.
 
-A result would be another one with other training runs, and also with other images. So there are three questions, and a
-difference has an error for each:
+Other training runs would give another result, and so would other images. A difference has an error for each of three
+kinds of sampling:
 
-- these models, other images: the trained models are given, and the images are the sample;
-- new training runs, these images: the images are given, and the runs are the sample;
-- both: new training runs on other images. The two variances add up, less what is in both of them (Cameron, Gelbach and
-  Miller, 2011, Journal of Business & Economic Statistics 29, 238-249; Owen, 2007, Annals of Applied Statistics 1,
-  386-411).
+- these models, other images: the trained models are fixed, and the images are the sample;
+- new training runs, these images: the images are fixed, and the runs are the sample;
+- both: new training runs on other images. The two variances are added, and their common part is subtracted (Cameron,
+  Gelbach and Miller, 2011, Journal of Business & Economic Statistics 29, 238-249; Owen, 2007, Annals of Applied
+  Statistics 1, 386-411).
 
-A setting compared with itself differs in the sense of the first question, as the trained models do. In that of the
-second and the third it does so in about 5 % of comparisons at most: in simulation, 5.6 % (experiments/calibration).
+If a setting is compared with itself, the first kind finds differences, as the trained models differ. The second and
+the third find one in about 5 % of comparisons: in at most 5.6 % in simulations (experiments/calibration).
 """
 
 import math
@@ -26,21 +26,22 @@ from stats.estimates import ERROR, TIE, Setting, quantile
 from stats.selection import as_table, residuals
 from stats.variances import Array, Prior, fit_prior
 
-SPLITS = 252  # of the runs into two groups: all of five against five; where there are more, so many are drawn
-BORROWED = 0.25  # of the degrees of freedom that settings of a like spread lend: how alike they are is an estimate, too
-BLOCK = 21  # splits at a time, for the memory
+SPLITS = 252  # divisions of runs into two groups: all for five runs each; a random sample for more runs
+BORROWED = 0.25  # share of the prior's degrees of freedom that counts, because the prior is an estimate, too
+BLOCK = 21  # divisions at once, to limit the memory
 
 Singles = NDArray[np.float32]
-Runs = Mapping[int, NDArray[np.bool_]]  # by seed: [images], is each classified correctly
+Runs = Mapping[int, NDArray[np.bool_]]  # by seed: [images], True if classified correctly
 Pair = tuple[Setting, Setting]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A difference, and how much it varies in one kind of sampling.
+    """A difference with its error in one kind of sampling.
 
     Attributes:
-        parts: variances that add up, each with its degrees of freedom; None where no spread is known.
+        value: the difference.
+        parts: variances whose sum is the squared error, with degrees of freedom; None if no spread is known.
     """
 
     value: float
@@ -58,7 +59,7 @@ class Sampled:
 
     @property
     def p(self) -> float | None:
-        """Two-sided p value of no difference: the level at which the interval ends at 0, uncorrected."""
+        """Two-sided p value, uncorrected: the level at which the interval ends at 0."""
         if self.parts is None or not self.error or self.error < TIE:
             return None if self.parts is None else float(abs(self.value) < TIE)
         low, high = 0.0, 1.0
@@ -70,8 +71,8 @@ class Sampled:
     def half_width(self, level: float) -> float:
         """Compute half the width of the interval at a level.
 
-        Each part has its own quantile: if a variance from few runs happens to be small, common degrees of freedom would
-        be too many.
+        Each part has a separate quantile. Common degrees of freedom would be too many if a variance from few runs is
+        small by chance.
         """
         return math.sqrt(sum(variance * quantile(freedom, 1 - level) ** 2 for variance, freedom in self.parts or ()))
 
@@ -81,10 +82,10 @@ class ImageGains:
     """The change of each image and of the accuracy between two settings, averaged over pairs of settings.
 
     Attributes:
-        gains: [images], the change of the share of the runs that are right.
-        by_chance: the images that would be won or lost on average if the settings were the same.
-        rates: [images], the false discovery rate of the list of all images whose gain is at least as large.
-        other_images, new_runs, both: the change of the accuracy, sampled in the three ways.
+        gains: [images], change of the share of runs that are right.
+        by_chance: mean number of images won or lost if the settings were equal.
+        rates: [images], false discovery rate of the list of all images with at least this gain.
+        other_images, new_runs, both: change of the accuracy with its error in each kind of sampling.
     """
 
     gains: Array
@@ -96,12 +97,13 @@ class ImageGains:
 
 
 def image_gains(correct: Mapping[Setting, Runs], pairs: Sequence[Pair]) -> ImageGains:
-    """Compare the settings of each pair, the first minus the second, by the seeds that both ran with.
+    """Compare the settings of each pair, first minus second, by their common seeds.
 
-    Where they do not share two seeds, all their runs count, as independent samples.
+    If they have fewer than two common seeds, all runs count as independent samples.
 
     Args:
-        correct: all settings, also those that are in no pair: how much their runs scatter counts.
+        correct: runs of all settings; settings without a pair help to estimate the spread.
+        pairs: the settings to compare.
     """
     seeds = [seeds_of(correct[a], correct[b]) for a, b in pairs]
     samples = [
@@ -114,29 +116,29 @@ def image_gains(correct: Mapping[Setting, Runs], pairs: Sequence[Pair]) -> Image
     other_images = Sampled(value, ((of_images, images - 1),))
 
     prior, most = prior_of(correct)
-    known = [
+    of_pairs = [
         run_variance([first - second] if of_first == of_second else [first, second], prior, most)
         for (first, second), (of_first, of_second) in zip(samples, seeds, strict=True)
     ]
     new_runs = both = Sampled(value, None)
-    if all(known):
-        variances, freedoms, shared = (np.array(column) for column in zip(*filter(None, known), strict=True))
+    if all(of_pairs):
+        variances, freedoms, shared = (np.array(column) for column in zip(*filter(None, of_pairs), strict=True))
         of_runs = float(variances.sum()) / len(pairs) ** 2, min(satterthwaite(variances, freedoms), most)
         new_runs = Sampled(value, (of_runs,))
-        rest = max(0.0, of_images - float(shared.sum()) / len(pairs) ** 2, of_images - of_runs[0])
-        both = Sampled(value, (of_runs, (rest, images - 1)))
-    weights: dict[tuple[Setting, int], float] = defaultdict(float)  # of each run in the gains
+        of_other_images = max(0.0, of_images - float(shared.sum()) / len(pairs) ** 2, of_images - of_runs[0])
+        both = Sampled(value, (of_runs, (of_other_images, images - 1)))
+    weights: dict[tuple[Setting, int], float] = defaultdict(float)  # weight of each run in the gains
     for pair, seeds_of_pair in zip(pairs, seeds, strict=True):
-        for setting, own, sign in zip(pair, seeds_of_pair, (1, -1), strict=True):
-            for seed in own:
-                weights[setting, seed] += sign / len(own) / len(pairs)
+        for setting, of_setting, sign in zip(pair, seeds_of_pair, (1, -1), strict=True):
+            for seed in of_setting:
+                weights[setting, seed] += sign / len(of_setting) / len(pairs)
     runs = np.array([correct[setting][seed] for setting, seed in weights], dtype=np.float32)
     deals = deal(np.array(list(weights.values()), dtype=np.float32), groups([a for a, _ in weights], pairs))
     return ImageGains(gains, *discoveries(gains, runs, deals), other_images, new_runs, both)
 
 
 def seeds_of(first: Runs, second: Runs) -> tuple[list[int], list[int]]:
-    """Choose the seeds to compare: the common ones, if there are two, else all."""
+    """Choose the seeds to compare: the common ones if there are two or more, else all."""
     both = sorted(set(first) & set(second))
     return (both, both) if len(both) > 1 else (sorted(first), sorted(second))
 
@@ -147,7 +149,7 @@ def stacked(runs: Runs, seeds: Sequence[int]) -> Array:
 
 
 def prior_of(correct: Mapping[Setting, Runs]) -> tuple[Prior, float]:
-    """Fit the common distribution of the spreads over runs; return it with the degrees of freedom of all runs."""
+    """Fit the common distribution of settings' spreads; return it and the degrees of freedom of all runs."""
     accuracies = {a: {seed: float(run.mean()) for seed, run in runs.items()} for a, runs in correct.items()}
     table = as_table(accuracies, list(correct), sorted({seed for runs in correct.values() for seed in runs}))
     freedoms = (~np.isnan(table)).sum(1) - 1
@@ -157,13 +159,15 @@ def prior_of(correct: Mapping[Setting, Runs]) -> tuple[Prior, float]:
 
 
 def run_variance(samples: Sequence[Array], prior: Prior, most: float) -> tuple[float, float, float] | None:
-    """Compute the variance of a difference over new runs, its degrees of freedom, and the images' part of it.
+    """Compute the variance of a difference over new runs, its degrees of freedom, and the part due to images.
 
     Args:
-        samples: [runs, images], the differences seed by seed, or the two settings' runs.
+        samples: [runs, images], either the differences by seed, or the runs of both settings.
+        prior: common distribution of settings' spreads.
+        most: degrees of freedom of all runs.
 
     Returns:
-        None where no spread is known.
+        The variance, its degrees of freedom, and the part due to images; None if no spread is known.
     """
     variances, freedoms, shared = [], [], 0.0
     for sample in samples:
@@ -173,8 +177,8 @@ def run_variance(samples: Sequence[Array], prior: Prior, most: float) -> tuple[f
         if not freedom + borrowed:
             return None
         rounding = sides / images**2 / 12
-        own = max(float(sample.mean(1).var(ddof=1)), rounding) if freedom else 0.0
-        moderated = (freedom * own + borrowed * sides * prior.variance) / (freedom + borrowed)
+        variance = max(float(sample.mean(1).var(ddof=1)), rounding) if freedom else 0.0
+        moderated = (freedom * variance + borrowed * sides * prior.variance) / (freedom + borrowed)
         variances.append(moderated / runs)
         freedoms.append(freedom + borrowed)
         shared += float(sample.var(0, ddof=1).mean()) / runs / images if freedom else 0.0
@@ -182,23 +186,26 @@ def run_variance(samples: Sequence[Array], prior: Prior, most: float) -> tuple[f
 
 
 def satterthwaite(variances: ArrayLike, freedoms: ArrayLike) -> float:
-    """Compute degrees of freedom of a sum of variances (Satterthwaite, 1946, Biometrics Bulletin 2, 110-114)."""
+    """Compute the degrees of freedom of a sum of variances (Satterthwaite, 1946, Biometrics Bulletin 2, 110-114)."""
     parts = np.asarray(variances, float)
     return float(parts.sum() ** 2 / np.sum(parts**2 / np.asarray(freedoms))) if parts.any() else float(np.sum(freedoms))
 
 
 def discoveries(gains: Array, runs: Singles, deals: Singles) -> tuple[float, Array]:
-    """Count the images that would be won or lost, and how clearly, if runs were dealt to the settings at random.
+    """Estimate the false discovery rate of images won or lost, by a permutation test.
 
-    If the settings are the same, the runs might as well have been dealt so. The rate at a gain is the mean number of
-    images with such a gain over all deals, by the number in the actual one: a list at a rate of 10 % is made in at most
-    one of ten cases where nothing differs, however much the images depend on each other (Markov's inequality). Source:
-    Tusher, Tibshirani and Chu, 2001, PNAS 98, 5116-5121.
+    If the settings are equal, each run could have been any setting's. So runs are dealt to the settings at random. The
+    rate at a gain is the mean number of images with at least this gain over all deals, divided by the observed number.
+    If nothing differs, a list with a rate of 10 % appears in at most one of ten cases, even if images depend on each
+    other (Markov's inequality). Source: Tusher, Tibshirani and Chu, 2001, PNAS 98, 5116-5121.
 
     Args:
         gains: [images].
-        runs: [runs, images], is each right.
-        deals: [deals, runs], the weights of the runs.
+        runs: [runs, images], 1 if right.
+        deals: [deals, runs], weights of the runs.
+
+    Returns:
+        The mean number of images won or lost by chance, and the rate of each image.
     """
     sizes = np.unique(np.abs(gains[gains != 0]))
     if not len(sizes):
@@ -215,7 +222,7 @@ def discoveries(gains: Array, runs: Singles, deals: Singles) -> tuple[float, Arr
 
 
 def groups(settings: Sequence[Setting], pairs: Sequence[Pair]) -> NDArray[np.int64]:
-    """Assign each run to a group: runs are dealt among settings that pairs connect."""
+    """Assign each run to a group of settings that pairs connect; runs are dealt within a group."""
     number = {setting: i for i, setting in enumerate(settings)}
     for a, b in pairs:
         old, new = number[b], number[a]
@@ -224,7 +231,7 @@ def groups(settings: Sequence[Setting], pairs: Sequence[Pair]) -> NDArray[np.int
 
 
 def deal(weights: Singles, group: NDArray[np.int64]) -> Singles:
-    """Deal the weights among the runs of each group in all ways, or in many of them, [deals, runs]."""
+    """Permute the weights within each group, in all ways or in SPLITS random ones, [deals, runs]."""
     n, first = len(weights), int(np.sum(weights > 0))
     if len(set(group.tolist())) == 1 and len(set(weights.tolist())) == 2 and math.comb(n, first) <= SPLITS:
         deals = np.full((math.comb(n, first), n), weights.min(), dtype=np.float32)

@@ -1,22 +1,22 @@
 """The decisions of a race: the settings dropped after each round, the next runs, the end.
 
-Every setting gets the first few seeds; each later round adds half of the seeds so far, to the settings still in
-question. After a round each of them is compared with the leader and dropped if it is significantly worse (races: Maron
-and Moore, 1994, NIPS 6, 59-66).
+All settings start with the first seeds. Each later round increases the number of seeds by half, for the settings still
+in question. After a round each of these is compared with the leader, and dropped if it is significantly worse (races:
+Maron and Moore, 1994, NIPS 6, 59-66).
 
-- Looks. The tests after all rounds share a level, each with the same part of it, computed for growing samples (Pocock,
-  1977, Biometrika 64, 191-199); and it is shared among the settings still in question.
+- Looks. The tests after all rounds share one level in equal parts, computed for growing samples (Pocock, 1977,
+  Biometrika 64, 191-199). The settings still in question share it, too.
 - Spread. Differences and their errors are those of a comparison (stats.seeds), with moderated variances.
-- Failures. A training that failed is worse than every run that completed (stats.failures). A setting with failed runs
-  is dropped only if it is significantly worse so, and is not named the winner. A run that could not be made, e.g. for
-  want of memory, is missing, and is not held against its setting.
+- Failures. A failed training counts as worse than every completed run (stats.failures). A setting with failed runs is
+  dropped only if it is significantly worse in this sense, and is never the winner. A run that could not be made, e.g.
+  because of too little memory, is missing, and does not count against its setting.
 
-What is claimed: where runs scatter normally, or with heavier tails, a race names a setting that is not the best, or not
-the only best, in about 5 % of cases: on average in 2.9 %, and in 5.6 % in the worst of the simulated cases
-(experiments/calibration). The best one is that on these validation images. It is not claimed of settings that fail now
-and then and have not done so in the race: stats.prediction.rate_bounds() says how often they may.
+If results are distributed normally, or with heavier tails, a race names a wrong winner in about 5 % of cases: on
+average in 2.9 %, and in 5.6 % in the worst of the simulated cases (experiments/calibration). A winner is wrong if it is
+not the best setting on these validation images, or not the only best. The claim does not hold for settings that
+sometimes fail, but did not in the race; stats.prediction.rate_bounds() bounds their rate of failures.
 
-Decisions depend on the runs' results and on nothing else, so a race that was stopped resumes as if it had not been.
+Decisions depend only on the results of runs, so a stopped race resumes as if it had not been stopped.
 """
 
 import math
@@ -33,11 +33,11 @@ from stats.failures import worst_rank
 from stats.seeds import fit
 from stats.variances import Array
 
-GROWTH = 1.5  # of the seeds from one round to the next
-LEVEL = 0.04  # of a race; the remaining hundredth is for noise that is not normal
-PLACES, WEIGHTS = np.polynomial.legendre.leggauss(80)  # of the integrals
+GROWTH = 1.5  # factor of the number of seeds from one round to the next
+LEVEL = 0.04  # level of a race; 0.01 of 0.05 is reserved for noise that is not normal
+PLACES, WEIGHTS = np.polynomial.legendre.leggauss(80)  # points and weights of the integrals
 
-Run = tuple[int, int]  # setting, seed, both counted from 0
+Run = tuple[int, int]  # index of the setting, seed from 0
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Result:
     """The result of a run.
 
     Attributes:
-        value: of the metric; None: the training failed. NaN: the run could not be made.
-        seconds: that it trained.
+        value: the metric; None if the training failed; NaN if the run could not be made.
+        seconds: training time.
     """
 
     value: float | None
@@ -58,10 +58,13 @@ class Rules:
     """The rules of a race.
 
     Attributes:
-        settings: how many race, at least 2.
-        max_hours: of training, summed over runs.
-        smallest: differences below it do not matter; in the metric's unit.
-        resolution: the smallest difference that two results can have, e.g. 1 / images; None: none is known.
+        settings: number of settings, at least 2.
+        first_seeds: seeds of each setting in the first round.
+        max_seeds: most seeds of a setting.
+        max_hours: most hours of training, summed over runs.
+        smallest: smallest difference that matters, in the metric's unit.
+        lower_is_better: True for losses.
+        resolution: step between two possible results, e.g. 1 / images; None if unknown.
     """
 
     settings: int
@@ -74,13 +77,13 @@ class Rules:
 
     @property
     def rounds(self) -> tuple[int, ...]:
-        """Seeds of a setting after each round in which it is not dropped."""
+        """Number of seeds after each round, of a setting that is not dropped."""
         steps = round(math.log(self.max_seeds / self.first_seeds, GROWTH))
         steps = max(steps, int(self.max_seeds > self.first_seeds))
         return tuple(np.geomspace(self.first_seeds, self.max_seeds, steps + 1).round().astype(int).tolist())
 
     def level(self, settings: int) -> float:
-        """Return the two-sided level of one test, while so many settings are in question."""
+        """Return the two-sided level of one test, given the number of settings in question."""
         return look_level(LEVEL / max(1, settings - 1), self.rounds)
 
 
@@ -89,9 +92,9 @@ class Behind:
     """The distance of a setting from the leader.
 
     Attributes:
-        value: the difference of their means; of the completed runs alone.
-        margin: half the width of its interval, at the level of the race's tests; None if runs of either failed.
-        is_significant: the failed runs considered.
+        value: difference of the means of completed runs.
+        margin: half the width of its interval, at the level of the race's tests; None if a run of either failed.
+        is_significant: True if the leader is significantly better, with failed runs as the worst.
     """
 
     value: float
@@ -101,8 +104,10 @@ class Behind:
 
 @dataclass(frozen=True)
 class Dropped:
+    """The round in which a setting was dropped, and its distance from the leader; None if no run could be made."""
+
     round: int
-    leader: int | None = None  # at that time; None: the setting's runs could not be made
+    leader: int | None = None
     behind: Behind | None = None
 
 
@@ -110,22 +115,22 @@ class Dropped:
 class Standing:
     """The standing of a race after the results so far."""
 
-    round: int = 0  # the last one that is complete
-    seeds: int = 0  # of the settings in question
-    ranked: list[int] = field(default_factory=list)  # the settings in question, the leader first
-    behind: dict[int, Behind] = field(default_factory=dict)  # how far each of them is behind the leader
+    round: int = 0  # the last complete round
+    seeds: int = 0  # number of seeds of the settings in question
+    ranked: list[int] = field(default_factory=list)  # settings in question, leader first
+    behind: dict[int, Behind] = field(default_factory=dict)  # distances of the settings in question from the leader
     dropped: dict[int, Dropped] = field(default_factory=dict)
-    results: dict[int, list[Result]] = field(default_factory=dict)  # of each setting, as far as they were decided on
-    missing: list[Run] = field(default_factory=list)  # to be made before the next decision; none at the end
+    results: dict[int, list[Result]] = field(default_factory=dict)  # by setting, of complete rounds
+    missing: list[Run] = field(default_factory=list)  # runs before the next decision; none at the end
     end: str = ""  # winner, unsteady, smallest, max_seeds, max_hours, failed; empty: the race goes on
 
     @property
     def seconds(self) -> list[float]:
-        """Seconds that each run took."""
+        """Training time of each run."""
         return [result.seconds for results in self.results.values() for result in results]
 
     def by_seed(self, setting: int) -> dict[int, float | None]:
-        """Collect the values of a setting's runs: None of failed ones, nothing of those that could not be made."""
+        """Collect a setting's values by seed, with None for failed runs, and without runs that could not be made."""
         values = {seed: result.value for seed, result in enumerate(self.results[setting])}
         return {seed: value for seed, value in values.items() if value is None or not math.isnan(value)}
 
@@ -137,7 +142,12 @@ class Standing:
 
 
 def standing(result: Callable[[Run], Result | None], rules: Rules) -> Standing:
-    """Make all decisions again from the runs' results; None stands for a result that is not there yet."""
+    """Make all decisions again from the results.
+
+    Args:
+        result: function that returns the result of a run; None if there is none yet.
+        rules: of the race.
+    """
     settings = list(range(rules.settings))
     race = Standing(ranked=settings, results={setting: [] for setting in settings})
     for number, seeds in enumerate(rules.rounds, 1):
@@ -148,11 +158,11 @@ def standing(result: Callable[[Run], Result | None], rules: Rules) -> Standing:
                 race.end = "max_hours"
                 return race
         results = {run: result(run) for run in runs}
-        race.missing = [run for run, made in results.items() if made is None]
+        race.missing = [run for run, outcome in results.items() if outcome is None]
         if race.missing:
             return race
-        for (setting, _), made in results.items():
-            race.results[setting] += [made] if made else []
+        for (setting, _), outcome in results.items():
+            race.results[setting] += [outcome] if outcome else []
         race.round, race.seeds = number, seeds
         decide(race, rules)
         if race.end:
@@ -186,11 +196,13 @@ def decide(race: Standing, rules: Rules) -> None:
 
 
 def compare(race: Standing, rules: Rules) -> tuple[list[int], dict[int, Behind]]:
-    """Rank the settings in question, and compare all others with the first."""
+    """Rank the settings in question, and compare the others with the leader."""
     sign = -1 if rules.lower_is_better else 1
     level = rules.level(len(race.ranked))
     completed = {a: sign * np.array(race.completed(a)) for a in race.ranked}
-    settings = [a for a in race.ranked if len(completed[a])]  # in the model; those of which all runs failed come last
+    settings = [
+        a for a in race.ranked if len(completed[a])
+    ]  # settings whose runs all failed come last, and are not in the model
     table = np.full((len(settings), race.seeds), np.nan)
     for row, setting in zip(table, settings, strict=True):
         for seed, value in race.by_seed(setting).items():
@@ -203,22 +215,24 @@ def compare(race: Standing, rules: Rules) -> tuple[list[int], dict[int, Behind]]
     margins = np.full(len(settings), math.inf)
     if errors is not None:
         margins[np.arange(len(settings)) != first] = errors.within(level)
-    margins[model.runs_of < 2] = math.inf  # one run says nothing of its setting's spread
+    margins[model.runs_of < 2] = math.inf  # one run does not show its setting's spread
     behind = {}
     for i, setting in enumerate(settings):
         value, margin = float(model.means[first] - model.means[i]), float(margins[i])
         if race.failures(leader) or race.failures(setting):
-            behind[setting] = Behind(value, None, failures_tell(race, completed, leader, setting, level))
+            behind[setting] = Behind(value, None, is_worse_with_failures(race, completed, leader, setting, level))
         else:
             behind[setting] = Behind(value, margin, value > margin > TIE)
     for setting in set(race.ranked) - set(settings):
-        behind[setting] = Behind(math.inf, None, failures_tell(race, completed, leader, setting, level))
+        behind[setting] = Behind(math.inf, None, is_worse_with_failures(race, completed, leader, setting, level))
     del behind[leader]
     return [settings[i] for i in order] + sorted(set(race.ranked) - set(settings)), behind
 
 
-def failures_tell(race: Standing, completed: dict[int, Array], leader: int, setting: int, level: float) -> bool:
-    """Test if the leader is better when failed runs count as the worst."""
+def is_worse_with_failures(
+    race: Standing, completed: dict[int, Array], leader: int, setting: int, level: float
+) -> bool:
+    """Test if the leader is better, with failed runs as the worst."""
     failed = race.failures(leader), race.failures(setting)
     return worst_rank(completed[leader], failed[0], completed[setting], failed[1]) < level / 2
 
@@ -232,7 +246,7 @@ def confidence(race: Standing, rules: Rules) -> float | None:
 
 @cache
 def look_level(level: float, rounds: Sequence[int]) -> float:
-    """Compute the level of each of several looks at growing data that together have this level (Pocock, 1977)."""
+    """Compute the level of each look at growing data, so that all looks together have this level (Pocock, 1977)."""
     low, high = float(ndtri(1 - level / 2)), float(ndtri(1 - level / 2 / len(rounds))) + 0.01
     for _ in range(40):
         bound = (low + high) / 2
@@ -241,14 +255,18 @@ def look_level(level: float, rounds: Sequence[int]) -> float:
 
 
 def crossing(bound: float, rounds: Sequence[int]) -> float:
-    """Compute the probability that a standardized mean of no true difference exceeds the bound at any look.
+    """Compute the probability that a standardized mean exceeds the bound at any look although nothing differs.
 
-    By the recursion of Armitage, McPherson and Rowe, 1969, Journal of the Royal Statistical Society A 132, 235-244.
+    Source: Armitage, McPherson and Rowe, 1969, Journal of the Royal Statistical Society A 132, 235-244.
     """
-    before, density, step = np.zeros(1), np.ones(1), np.ones(1)  # of the sum so far, while no look has exceeded
+    before, density, step = (
+        np.zeros(1),
+        np.ones(1),
+        np.ones(1),
+    )  # distribution of the sum, if no look exceeded the bound
     for seeds, added in zip(rounds, np.diff([0, *rounds]), strict=True):
         edge = bound * math.sqrt(seeds)
-        now = edge * PLACES
-        kernel = np.exp(-((now[:, None] - before) ** 2) / 2 / added) / math.sqrt(2 * math.pi * added)
-        before, density, step = now, kernel @ (density * step), edge * WEIGHTS
+        points = edge * PLACES
+        kernel = np.exp(-((points[:, None] - before) ** 2) / 2 / added) / math.sqrt(2 * math.pi * added)
+        before, density, step = points, kernel @ (density * step), edge * WEIGHTS
     return 1 - float(np.sum(density * step))

@@ -1,9 +1,9 @@
-"""Means of settings, adjusted for the seeds that some of them lack: value ~ setting + seed.
+"""Means of settings, adjusted for missing seeds: value ~ setting + seed.
 
-Where settings share seeds and these matter, runs of one seed are compared with each other (the two-way
-layout without interaction; Searle, Speed and Milliken, 1980, The American Statistician 34, 216-221). Where they share
-too few, they are independent samples. Runs count by the precision of their setting, so that a noisy setting does not
-blur what is known of the seeds (weighted least squares; its variances by restricted maximum likelihood's equations).
+If settings share seeds and these matter, runs of one seed are compared with each other (the two-way layout without
+interaction; Searle, Speed and Milliken, 1980, The American Statistician 34, 216-221). If they share too few, they are
+independent samples. Runs are weighted by the precision of their setting, so that a noisy setting does not disturb the
+seeds' effects (weighted least squares, with variances by the equations of restricted maximum likelihood).
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from scipy.special import fdtrc
 from stats.estimates import TIE
 from stats.variances import Array, Errors, Spreads, errors_of, joined, moderate
 
-SEEDS_MATTER = 0.25  # below this p value
-SETTINGS_PER_SEED = 1.5  # on average, or too few are shared; of two settings: half of them
-AT_ONCE = 2_000_000  # weights of runs in contrasts
-ROUNDS = 12  # of estimating variances and weights in turn; more change nothing that matters
+SEEDS_MATTER = 0.25  # highest p value at which seeds matter
+SETTINGS_PER_SEED = 1.5  # least mean number of settings that ran with a seed
+AT_ONCE = 2_000_000  # weights of contrasts that are computed at once
+ROUNDS = 12  # most rounds of estimating variances and weights in turn
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class SeedModel:
     """The fitted model, value ~ setting + seed.
 
     Attributes:
-        ran: [settings, seeds], where there is a value.
-        raw_means, means: [settings], plain, and as if each setting had every seed.
-        weights: [settings], of its runs.
-        inverse: [seeds, seeds], of the normal equations of the seeds' effects; None where seeds are not shared.
-        spreads: None where no spread is known.
+        ran: [settings, seeds], True if there is a value.
+        raw_means: [settings], means of the available values.
+        means: [settings], means adjusted for missing seeds.
+        weights: [settings], weight of each of its runs.
+        inverse: [seeds, seeds], inverse of the normal equations of the seeds' effects; None if seeds are not shared.
+        spreads: the settings' variances; None if no spread is known.
     """
 
     ran: NDArray[np.bool_]
@@ -42,25 +43,26 @@ class SeedModel:
 
     @property
     def runs_of(self) -> Array:
-        """Count the runs that have a value, [settings]."""
+        """Number of runs with a value, [settings]."""
         return self.ran.sum(1).astype(float)
 
     @property
     def shares_seeds(self) -> bool:
-        """Whether settings are compared seed by seed."""
+        """True if settings are compared seed by seed."""
         return self.inverse is not None
 
     @property
     def is_adjusted(self) -> bool:
-        """Whether missing runs make means differ from the plain ones."""
+        """True if means are adjusted for missing runs."""
         return not np.allclose(self.means, self.raw_means, rtol=0, atol=TIE)
 
     def errors(self, contrasts: Array, parts: NDArray[np.int64] | None = None) -> Errors | None:
         """Compute the standard errors of linear combinations of the means.
 
         Args:
-            contrasts: [contrasts, settings], with sums 0.
-            parts: [contrasts, parts], the settings compared, and -1, to consider the tail of each one's spread.
+            contrasts: [contrasts, settings], weights with sums 0.
+            parts: [contrasts, parts], indices of the settings compared, padded with -1; the tail of each setting's
+                spread is considered. None: tails are not considered.
         """
         if self.spreads is None:
             return None
@@ -72,7 +74,7 @@ class SeedModel:
     def shares(self, contrasts: Array) -> Array:
         """Sum the squared weights of each setting's runs, [contrasts, settings]."""
         shares = contrasts**2 / self.runs_of
-        if self.inverse is not None and not self.ran.all():  # runs of others tell how hard the missing seeds are
+        if self.inverse is not None and not self.ran.all():  # other settings' runs show how hard missing seeds are
             of_setting = self.ran / self.runs_of[:, None]
             moved = contrasts @ of_setting @ self.inverse
             shares += self.weights**2 * np.maximum(
@@ -85,14 +87,14 @@ def fit(values: Array, floor: float = 0.0) -> SeedModel:
     """Estimate the means of the settings and their spreads; if seeds matter, adjust for missing runs.
 
     Args:
-        values: [settings, seeds], NaN where there is no run; every setting has one at least.
-        floor: the smallest variance that values of this resolution can have.
+        values: [settings, seeds], NaN without a run; every setting has at least one run.
+        floor: smallest variance that values of this resolution can have.
     """
     ran = ~np.isnan(values)
     runs_of = ran.sum(1)
     raw = np.where(ran, values, 0.0).sum(1) / runs_of
     deviations = np.where(ran, values - raw[:, None], 0.0)
-    is_paired = bool(ran.all()) or len(ran) == 2  # then nothing is adjusted
+    is_paired = bool(ran.all()) or len(ran) == 2  # no mean is adjusted
     shares_seeds = share_seeds(ran) and (is_paired or seeds_matter(deviations, ran))
     used = weights = np.ones(len(values))
     spreads = None
@@ -108,12 +110,12 @@ def fit(values: Array, floor: float = 0.0) -> SeedModel:
         freedoms = np.clip(runs_of - 1 - weights * leverage, 0, None)
         squares = np.sum(residuals**2, axis=1)
         squares = np.maximum(squares * (squares > TIE**2), floor * freedoms)
-        # Of two settings with shared seeds only the spread of their difference is known: this is the paired t test.
+        # With two settings and shared seeds, only the spread of the difference is known: this is the paired t test.
         spreads = moderate(squares, freedoms, are_equal=shares_seeds and len(values) == 2)
         if spreads is None:
             break
         used, weights = weights, 1 / spreads.typical
-        if number > 3:  # damped: a setting that dominates the seeds' effects must not do so ever more
+        if number > 3:  # damping keeps one setting from dominating the seeds' effects
             weights = np.sqrt(weights * used)
         if np.abs(np.log(weights / used)).max() < 1e-3:
             break
@@ -122,7 +124,7 @@ def fit(values: Array, floor: float = 0.0) -> SeedModel:
 
 
 def share_seeds(ran: NDArray[np.bool_]) -> bool:
-    """Return if the settings share enough seeds, each with every other at least by way of further ones."""
+    """Check if the settings share enough seeds, so that shared seeds connect all settings."""
     seeds = int(ran.any(0).sum())
     if len(ran) < 2 or ran.sum() < SETTINGS_PER_SEED * seeds:
         return False
@@ -130,24 +132,24 @@ def share_seeds(ran: NDArray[np.bool_]) -> bool:
 
 
 def seeds_matter(deviations: Array, ran: NDArray[np.bool_]) -> bool:
-    """Return if the seeds explain more than noise would: if not, means are not adjusted for missing runs.
+    """Test if the seeds explain more than noise does; if not, means are not adjusted for missing runs.
 
-    An F test at 25 %, the level for such preliminary tests (Bancroft, 1964, Biometrics 20, 427-442). A single run that
-    diverged is no hard seed.
+    It is an F test at 25 %, the level for such preliminary tests (Bancroft, 1964, Biometrics 20, 427-442). So a seed
+    does not count as hard because a single run diverged.
     """
     inverse, seeds = solved_for_seeds(ran, np.ones(len(ran)))
     explained = float(deviations.sum(0) @ inverse @ deviations.sum(0))
     freedom = int(ran.sum()) - len(ran) - seeds
-    left = float(np.sum(deviations**2)) - explained
+    unexplained = float(np.sum(deviations**2)) - explained
     if freedom < 1 or explained <= TIE**2:
         return False
-    return left <= 0 or float(fdtrc(seeds, freedom, explained / seeds / (left / freedom))) < SEEDS_MATTER
+    return unexplained <= 0 or float(fdtrc(seeds, freedom, explained / seeds / (unexplained / freedom))) < SEEDS_MATTER
 
 
 def solved_for_seeds(ran: NDArray[np.bool_], weights: Array) -> tuple[Array, int]:
-    """Invert the normal equations of the seeds' effects, the settings' eliminated; return the rank, too."""
+    """Invert the normal equations of the seeds' effects, with settings eliminated; return the inverse and the rank."""
     weighted = ran * weights[:, None]
     equations = np.diag(weighted.sum(0)) - ran.T @ (weighted / ran.sum(1, keepdims=True))
     values, vectors = np.linalg.eigh(equations)
-    kept = values > TIE * values.max(initial=0.0)
-    return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T, int(kept.sum())
+    is_positive = values > TIE * values.max(initial=0.0)
+    return (vectors[:, is_positive] / values[is_positive]) @ vectors[:, is_positive].T, int(is_positive.sum())

@@ -1,4 +1,4 @@
-"""Selection bias: the best setting looks better than it is, as the same runs picked it."""
+"""Selection bias: the best setting looks better than it is, because the same runs picked it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from stats.estimates import Setting, Values
 from stats.variances import Array, fit_prior
 
 DRAWS = 4000
-GRID = 60  # values that the true means are taken to be among
-STEPS = 200  # of the EM algorithm
+GRID = 60  # number of possible values of true means
+STEPS = 200  # steps of the EM algorithm
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Selection:
 
     Attributes:
         best: the setting with the best mean.
-        bias: its expected mean minus its true one, in the metric's own direction: above 0 for an accuracy that looks
-            too high, below 0 for a loss that looks too low. None: no spread over seeds is known.
-        error: the standard error of its mean.
-        fresh_seeds: further seeds of `best` alone of which the mean is unbiased and as precise.
+        bias: its expected minus its true mean, in the metric's unit: above 0 for an accuracy that looks too high,
+            below 0 for a loss that looks too low; None if no spread is known.
+        fresh_seeds: number of new seeds of `best` whose mean is unbiased and as precise.
+        error: standard error of its mean.
     """
 
     best: Setting
@@ -32,19 +32,20 @@ class Selection:
 
 
 def selection_bias(values: Values, higher_is_better: bool = True, reported: Values | None = None) -> Selection | None:
-    """Estimate how much too good the best setting's mean is, by simulating the choice.
+    """Estimate the bias of the best setting's mean by simulating the choice.
 
-    Observed means lie farther apart than the true ones, so that drawing around them would make the choice look easier
-    than it was. The distribution of the true means is estimated first, and the choice is drawn around those. On average
-    this says 73 to 111 % of the bias (experiments/calibration).
+    Observed means differ more than true means, so simulated choices around observed means would be too easy. So the
+    distribution of true means is estimated first, and choices are simulated around these. On average the estimate is 73
+    to 111 % of the bias (experiments/calibration).
 
     Args:
-        values: the metric that picks the best. A setting with failed runs competes only if every setting has some.
-        reported: the metric that is quoted, e.g. test accuracy where validation accuracy picked; None: the same. It is
-            biased as far as it varies along with the other from run to run.
+        values: metric that picks the best. A setting with failed runs competes only if every setting has some.
+        higher_is_better: False for losses.
+        reported: metric that is reported, e.g. test accuracy if validation accuracy picked; None: the same metric. Its
+            bias is as large as it varies together with `values` from run to run.
 
     Returns:
-        None where there are not two settings to pick from.
+        The bias; None with fewer than two settings.
 
     Source: Kiefer and Wolfowitz, 1956, Annals of Mathematical Statistics 27, 887-906; by EM as Jiang and Zhang, 2009,
     Annals of Statistics 37, 1647-1684.
@@ -78,30 +79,30 @@ def as_table(values: Values, settings: Sequence[Setting], seeds: Sequence[int]) 
 
 
 def residuals(table: Array) -> Array:
-    """Remove the settings' means, and in a full table the seeds': a seed that is good for all picks none of them."""
-    left = table - np.nanmean(table, axis=1, keepdims=True)
+    """Subtract the settings' means and, in a full table, the seeds' means, which do not affect the choice."""
+    deviations = table - np.nanmean(table, axis=1, keepdims=True)
     if np.isnan(table).any():
-        return left
-    scale = np.sqrt(len(table) / (len(table) - 1))  # so that a setting's own degrees of freedom are its runs - 1
-    return (left - left.mean(0)) * scale
+        return deviations
+    scale = np.sqrt(len(table) / (len(table) - 1))  # a setting then has runs - 1 degrees of freedom
+    return (deviations - deviations.mean(0)) * scale
 
 
 def variances_of(noise: Array, runs: Array) -> Array | None:
     """Moderate the settings' variances; None if no setting has two runs or nothing varies."""
     freedoms = np.maximum(runs - 1, 0)
-    own = np.nansum(noise**2, axis=1) / np.maximum(freedoms, 1)
-    prior = fit_prior(own, freedoms)
+    raw = np.nansum(noise**2, axis=1) / np.maximum(freedoms, 1)
+    prior = fit_prior(raw, freedoms)
     if not prior.variance:
         return None
     weight = min(prior.freedom, 1e6)
-    return (weight * prior.variance + freedoms * own) / np.maximum(weight + freedoms, 1e-9)
+    return (weight * prior.variance + freedoms * raw) / np.maximum(weight + freedoms, 1e-9)
 
 
 def shrunken(means: Array, errors: Array) -> Array:
-    """Estimate the true means from the observed ones and the best fitting distribution of true means."""
+    """Estimate the true means from the observed means and the most likely distribution of true means."""
     grid = np.linspace(means.min(), means.max(), GRID)
     squares = ((means[:, None] - grid) / np.maximum(errors, 1e-12)[:, None]) ** 2
-    fit = np.exp(-0.5 * (squares - squares.min(1, keepdims=True)))  # where errors are tiny, the nearest value remains
+    fit = np.exp(-0.5 * (squares - squares.min(1, keepdims=True)))  # tiny errors leave the nearest value
     weights = np.full(GRID, 1 / GRID)
     for _ in range(STEPS):
         shares = fit * weights

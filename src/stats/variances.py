@@ -1,11 +1,11 @@
 """The spread of each setting's runs, shrunk towards the settings' common distribution.
 
-Two or three seeds show little of a setting's own spread, and settings share it only more or less. So the variance of
-setting i has a scaled inverse chi-square prior around a common value, with 1 / h degrees of freedom; h = 0 means that
-all settings share one variance. This is the model of Smyth (2004, Statistical Applications in Genetics and Molecular
-Biology 3(1), article 3). With few settings, h cannot be estimated; so results are averaged over a grid of h, each with
-the weight of its marginal likelihood. Degrees of freedom follow from Satterthwaite (1946, Biometrics Bulletin 2,
-110-114): those of the settings compared, and the shared part only as far as the common variance is known.
+Two or three seeds hardly show a setting's spread, and settings share it only approximately. So each setting's variance
+has a scaled inverse chi-square prior around a common value, with 1 / h degrees of freedom; h = 0 means that all
+settings share one variance. This is the model of Smyth (2004, Statistical Applications in Genetics and Molecular
+Biology 3(1), article 3). Few settings cannot determine h, so results are averaged over a grid of h, weighted by the
+marginal likelihood. Degrees of freedom follow from Satterthwaite (1946, Biometrics Bulletin 2, 110-114): those of the
+settings compared, and those of the common variance for the shared part.
 """
 
 import math
@@ -18,13 +18,13 @@ from scipy.special import gammaln, polygamma, psi, stdtr
 
 Array = NDArray[np.float64]
 
-HETEROGENEITY = np.array([1e-6, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0])  # of the variances; equally likely before
-SCALES = np.linspace(-4, 3, 41)  # logarithms of the common variance, beside the pooled one
-SHARED = 1e5  # degrees of freedom of the common variance, from which all settings have it
-LONE = 1.5  # degrees of freedom; of a setting with fewer, two runs tell the spread
-TAILS = 3.0, 1.5, 0.75  # how much a spread's tail counts if two runs tell it; more, in a mean over pairs; in one pair
-NEGLIGIBLE = 1e-4  # weights below it
-PRECISION = 1e-7  # of the logarithms of probabilities
+HETEROGENEITY = np.array([1e-6, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0])  # values of h, equally likely a priori
+SCALES = np.linspace(-4, 3, 41)  # logarithms of the common variance, relative to the pooled one
+SHARED = 1e5  # degrees of freedom of the prior from which all settings have the common variance
+LONE = 1.5  # degrees of freedom below which two runs determine a setting's spread
+TAILS = 3.0, 1.5, 0.75  # weights of a spread's tail: from two runs; from more, in a mean over pairs, or in one pair
+NEGLIGIBLE = 1e-4  # smaller weights of the grid are left out
+PRECISION = 1e-7  # precision of the logarithms of probabilities
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Spreads:
     """The settings' variances, estimated from residuals.
 
     Attributes:
-        weights: [grid], how likely each heterogeneity is.
-        prior: [grid], degrees of freedom of the common variance's pull.
-        variances: [grid, settings].
-        freedoms: [settings], those of each setting's own residuals.
+        weights: [grid], probability of each heterogeneity.
+        prior: [grid], degrees of freedom of the prior.
+        variances: [grid, settings], moderated.
+        freedoms: [settings], degrees of freedom of each setting's residuals.
     """
 
     weights: Array
@@ -50,7 +50,7 @@ class Spreads:
 
     @property
     def typical(self) -> Array:
-        """One variance of each setting, the geometric mean over the grid, [settings]."""
+        """Geometric mean of each setting's variance over the grid, [settings]."""
         return np.exp(self.weights @ np.log(np.maximum(self.variances, 1e-300)))
 
 
@@ -59,36 +59,36 @@ def moderate(squares: Array, freedoms: Array, are_equal: bool = False) -> Spread
 
     Args:
         squares: [settings], sums of squared residuals.
-        freedoms: [settings], their degrees of freedom; they need not be whole.
-        are_equal: take all variances as equal.
+        freedoms: [settings], their degrees of freedom, which may be fractions.
+        are_equal: True if all variances are equal.
 
     Returns:
-        None where no residual varies, or where some are beyond what can be squared.
+        The variances; None if no residual varies, or if a square overflows.
     """
     used = freedoms > 0.05
-    rss, own = squares[used], freedoms[used]
+    rss, df = squares[used], freedoms[used]
     if not used.any() or not 0 < rss.sum() < np.inf:
         return None
     if are_equal:
-        pooled = np.full((1, len(squares)), rss.sum() / own.sum())
+        pooled = np.full((1, len(squares)), rss.sum() / df.sum())
         return Spreads(np.ones(1), 1 / HETEROGENEITY[:1], pooled, freedoms)
-    logs = np.log(rss.sum() / own.sum()) + SCALES
+    logs = np.log(rss.sum() / df.sum()) + SCALES
     prior = 1 / HETEROGENEITY[:, None]  # [grid, settings]
-    constant = gammaln((own + prior) / 2) - gammaln(prior / 2) + own / 2 * np.log(own / prior)
+    constant = gammaln((df + prior) / 2) - gammaln(prior / 2) + df / 2 * np.log(df / prior)
     scaled = rss / np.exp(logs)[:, None]  # [scales, settings]
     likelihood = (
         constant.sum(1)[:, None]
-        - own.sum() / 2 * logs
-        - np.sum((own + prior)[:, None] / 2 * np.log1p(scaled / prior[:, None]), axis=2)
+        - df.sum() / 2 * logs
+        - np.sum((df + prior)[:, None] / 2 * np.log1p(scaled / prior[:, None]), axis=2)
     )
     joint = np.exp(likelihood - likelihood.max())
     joint /= joint.sum()
     weights = joint.sum(1)
-    kept = weights > NEGLIGIBLE
-    common = np.exp((joint[kept] @ logs) / weights[kept])
-    prior = prior[kept, 0]
+    likely = weights > NEGLIGIBLE
+    common = np.exp((joint[likely] @ logs) / weights[likely])
+    prior = prior[likely, 0]
     variances = (squares + (prior * common)[:, None]) / (freedoms + prior[:, None])
-    return Spreads(weights[kept] / weights[kept].sum(), prior, variances, freedoms)
+    return Spreads(weights[likely] / weights[likely].sum(), prior, variances, freedoms)
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Errors:
     """Standard errors of some contrasts and their degrees of freedom.
 
     Attributes:
-        weights: [grid].
+        weights: [grid], probability of each heterogeneity.
         errors, freedoms: [grid, contrasts], by Satterthwaite's approximation.
-        part_errors, part_freedoms: [grid, contrasts, parts], what each setting compared adds.
-        part_weights: [contrasts, parts].
+        part_errors, part_freedoms: [grid, contrasts, parts], errors and degrees of freedom of each setting compared.
+        part_weights: [contrasts, parts], weights of these settings' tails.
     """
 
     weights: Array
@@ -110,14 +110,14 @@ class Errors:
     part_weights: Array
 
     def __getitem__(self, some: slice) -> "Errors":
-        rest = self.errors[:, some], self.freedoms[:, some], self.part_errors[:, some], self.part_freedoms[:, some]
-        return Errors(self.weights, *rest, self.part_weights[some])
+        columns = self.errors[:, some], self.freedoms[:, some], self.part_errors[:, some], self.part_freedoms[:, some]
+        return Errors(self.weights, *columns, self.part_weights[some])
 
     def above(self, distance: Array) -> Array:
-        """Compute the probability that chance alone goes beyond a distance in one direction, [contrasts].
+        """Compute the probability that noise exceeds a distance in one direction, [contrasts].
 
-        The spread of one setting may be far larger than its few seeds show. Then the tail is that of this setting
-        alone, and not that of Satterthwaite's approximation to the sum.
+        One setting's spread may be far larger than its few seeds show. Then this setting determines the tail, and not
+        Satterthwaite's approximation to the sum.
         """
         together = stdtr(self.freedoms, -distance / self.errors)
         alone = stdtr(self.part_freedoms, -np.abs(distance)[:, None] / self.part_errors)
@@ -125,9 +125,9 @@ class Errors:
         return self.weights @ np.where(distance > 0, np.maximum(together, alone), together)
 
     def within(self, level: float) -> Array:
-        """Compute the distance that chance exceeds in either direction with this probability, [contrasts].
+        """Compute the distance that noise exceeds in either direction with this probability, [contrasts].
 
-        By regula falsi on the logarithm of the probability, halving the end that stays twice (the Illinois algorithm).
+        The method is regula falsi on the logarithm of the probability, with the Illinois algorithm's halving.
         """
 
         def excess(distance: Array) -> Array:
@@ -153,12 +153,12 @@ class Errors:
 
     @cached_property
     def error(self) -> Array:
-        """One standard error of each contrast, [contrasts]."""
+        """Geometric mean of the standard errors over the grid, [contrasts]."""
         return np.exp(self.weights @ np.log(self.errors))
 
     @cached_property
     def freedom(self) -> Array:
-        """Degrees of freedom, the harmonic mean over the grid, [contrasts]."""
+        """Harmonic mean of the degrees of freedom over the grid, [contrasts]."""
         return 1 / (self.weights @ (1 / self.freedoms))
 
 
@@ -167,36 +167,36 @@ def errors_of(spreads: Spreads, shares: Array, parts: NDArray[np.int64]) -> Erro
 
     Args:
         shares: [contrasts, settings], the sum of squared weights of each setting's runs in a contrast.
-        parts: [contrasts, parts], the settings compared; -1 where there are fewer than in other contrasts.
+        parts: [contrasts, parts], indices of the settings compared, padded with -1.
     """
-    own, columns = spreads.freedoms, []
+    df, columns = spreads.freedoms, []
     rows = np.arange(len(shares))[:, None]
     for prior, variances in zip(spreads.prior, spreads.variances, strict=True):
         of_setting = shares * variances
-        pull = prior / (prior + own)  # how much of a variance is the common one
-        known = np.sum(own * prior / (own + prior))  # degrees of freedom of the common variance
+        pull = prior / (prior + df)  # share of the common variance in a variance
+        total = np.sum(df * prior / (df + prior))  # degrees of freedom of the common variance
         variance = of_setting.sum(1)
-        relative = (of_setting**2 @ (1 / (own + prior)) + (of_setting @ pull) ** 2 / known) / variance**2
+        relative = (of_setting**2 @ (1 / (df + prior)) + (of_setting @ pull) ** 2 / total) / variance**2
         freedoms = np.minimum(1 / relative, spreads.total)
-        part_freedoms = np.minimum(1 / (1 / (own + prior) + pull**2 / known), spreads.total)
+        part_freedoms = np.minimum(1 / (1 / (df + prior) + pull**2 / total), spreads.total)
         part_errors = np.sqrt(np.where((parts < 0) | (prior > SHARED), 0, of_setting[rows, parts]))
         columns.append((np.sqrt(variance), freedoms, np.maximum(part_errors, 1e-150), part_freedoms[parts]))
     errors, freedoms, part_errors, part_freedoms = (np.array(column) for column in zip(*columns, strict=True))
-    few, several, pair = TAILS  # as simulated
+    few, several, pair = TAILS
     more = np.where((parts >= 0).sum(1, keepdims=True) > 2, several, pair)
-    part_weights = np.where((own < LONE)[parts], few, more)
+    part_weights = np.where((df < LONE)[parts], few, more)
     return Errors(spreads.weights, errors, freedoms, part_errors, part_freedoms, part_weights)
 
 
 def joined(errors: list[Errors]) -> Errors:
-    """Join the errors of several lots of contrasts."""
+    """Join the errors of several blocks of contrasts."""
 
     def join(name: str) -> Array:
-        return np.concatenate([getattr(lot, name) for lot in errors], axis=1)
+        return np.concatenate([getattr(block, name) for block in errors], axis=1)
 
-    weights = np.concatenate([lot.part_weights for lot in errors])
-    rest = join("errors"), join("freedoms"), join("part_errors"), join("part_freedoms")
-    return Errors(errors[0].weights, *rest, weights)
+    weights = np.concatenate([block.part_weights for block in errors])
+    columns = join("errors"), join("freedoms"), join("part_errors"), join("part_freedoms")
+    return Errors(errors[0].weights, *columns, weights)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Prior:
     """The common distribution of settings' variances: scaled inverse chi-square."""
 
     variance: float
-    freedom: float  # infinite: all are the same
+    freedom: float  # infinite if all variances are equal
 
 
 def fit_prior(variances: ArrayLike, freedoms: ArrayLike) -> Prior:
