@@ -27,6 +27,7 @@ from config.text import printable, shell
 from runtime.console import say
 from runtime.files import write_text
 from sweeps import launch, plan
+from sweeps.impossible import problem_of
 
 APP = "train"
 
@@ -53,6 +54,8 @@ def wandb_sweep(
 
         space = make_space(APP, swept, fixed)
         configs = check_space(APP, space, fixed)
+    for problem in dict.fromkeys(filter(None, (problem_of(config, local=False) for config in configs))):
+        say(f"impossible: {problem}", "red")
     parameters = {
         key: interval(space[key])
         if override.is_interval_sweep()

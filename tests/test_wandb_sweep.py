@@ -55,6 +55,17 @@ def wandb_client(*arguments: str, server: WandbServer, cwd: Path) -> subprocess.
 # The sweep.
 
 
+@pytest.mark.parametrize(
+    ("method", "values"), [("grid", "model.patch_size=1,7"), ("bayes", "model.patch_size=range(1,8,6)")]
+)
+def test_impossible_runs_of_a_wandb_sweep_are_named(
+    method: str, values: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    describe(values, "seed=0", method=method)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("impossible: "))
+    assert "model.patch_size=7" in line
+
+
 def test_agents_are_given_the_runs_of_the_same_sweep_here() -> None:
     """A group, numbers, truth values, null and a list; what the agents' client makes of them is composed as by them."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # takes a second
