@@ -141,7 +141,7 @@ class Batches(list[tuple[torch.Tensor, torch.Tensor]]):
 
 def evaluate_logits(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
     batches, model = Batches(logits, labels), nn.Identity()
-    return evaluation.evaluate(model, batches, model, "fp32", torch.device("cpu"), World(), iter)
+    return evaluation.evaluate(model, batches, model, "fp32", torch.device("cpu"), World())
 
 
 def test_top5_and_calibration() -> None:

@@ -51,7 +51,7 @@ def evaluate(
     precision: str,
     device: torch.device,
     world: World,
-    watch: Callable[[Loader], Iterable[Any]],
+    watch: Callable[[Loader], Iterable[Any]] = iter,
 ) -> Evaluation:
     """Evaluate a model; with several ranks, each evaluates a share of the images, and all return the whole result.
 
