@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, checked, command
+from sweeps.impossible import problem_of
 from sweeps.preview import model_size, seconds_per_mac
 from training.summary import summarize
 
@@ -58,6 +59,19 @@ def test_plan_of_a_run_a_race_and_a_search(tmp_path: Path, arguments: list[str],
     else:
         assert {run["name"].partition(" ")[0] for run in plan["planned"]} == {"depth=2", "depth=3"}
         assert "20 trials" in plan["note"]
+
+
+def test_problem_of_a_run_on_a_folder_of_images(folder: Path) -> None:
+    """The images of the fixture have 12 × 12 pixels."""
+
+    def problem(*overrides: str, root: Path = folder, local: bool = True) -> str:
+        return problem_of(checked("data=image_folder", f"data.root={root}", *overrides), local) or ""
+
+    assert "model.patch_size=7" in problem("patch=p7") and "1, 2, 3, 4, 6, 12" in problem("patch=p7")
+    assert not problem("patch=p4") and not problem("patch=p7", "data.image_size=28")
+    assert problem("data.image_size=28", root=folder / "nowhere").startswith(f"data.root={folder / 'nowhere'}")
+    assert not problem("data.image_size=28", root=folder / "nowhere", local=False), "a node may have the folder"
+    assert "model.patch_size=7" in problem("patch=p7", "data.image_size=27", root=folder / "nowhere", local=False)
 
 
 @pytest.mark.parametrize(
