@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from scipy.stats import ttest_rel
 
 from conftest import command, start, summaries, wait_for
-from stats.race import Result, Rules, Run, Standing, confidence, look_level, standing
+from stats.race import Outcome, Rules, Run, Standing, confidence, look_level, standing
 
 RACES = 400
 IMAGES = 1797
@@ -22,7 +22,7 @@ Values = NDArray[np.float64]  # [settings, seeds]
 
 def race(values: Values, rules: Rules) -> Standing:
     """NaN stands for a training that failed."""
-    return standing(lambda run: Result(None if math.isnan(values[run]) else values[run]), rules)
+    return standing(lambda run: Outcome(None if math.isnan(values[run]) else values[run]), rules)
 
 
 def draw(means: Sequence[float], spreads: Sequence[float], seeds: int, generator: np.random.Generator) -> Values:
@@ -108,7 +108,7 @@ def test_a_run_that_could_not_be_made_is_not_held_against_its_setting() -> None:
         values = draw([0.91, 0.9, 0.95], [0.006] * 3, rules.max_seeds, generator)
         values[0, generator.random(rules.max_seeds) < 0.2] = np.nan
         values[2] = np.nan
-        found = standing(lambda run, values=values: Result(values[run]), rules)  # type: ignore[misc]
+        found = standing(lambda run, values=values: Outcome(values[run]), rules)  # type: ignore[misc]
         assert found.dropped[2].leader is None and found.dropped[2].round == 1
         named[tuple(found.ranked)] += found.end == "winner"
     assert named[(0,)] >= 85 and named[(1,)] <= 5
@@ -134,9 +134,9 @@ def test_decisions_follow_from_the_results_alone() -> None:
     rules = Rules(4, smallest=0.002)
     values = draw([0.9, 0.9, 0.85, 0.8], [0.003] * 4, rules.max_seeds, np.random.default_rng(1))
     whole = race(values, rules)
-    known: dict[Run, Result] = {}
+    known: dict[Run, Outcome] = {}
     while missing := standing(known.get, rules).missing:
-        known |= {run: Result(values[run]) for run in missing[:1]}  # killed after every run
+        known |= {run: Outcome(values[run]) for run in missing[:1]}  # killed after every run
     assert standing(known.get, rules) == whole
     assert len(known) == sum(map(len, whole.results.values())) == whole.seeds * 2 + 8
     assert whole.dropped.keys() == {2, 3}
@@ -148,7 +148,7 @@ def test_it_ends_at_what_it_was_given() -> None:
     assert race(values, Rules(3, max_seeds=4)).seeds == 4
     assert race(values, Rules(3, smallest=0.1)).end == "smallest"
     assert race(values, Rules(3, smallest=0.1)).seeds == 4
-    hourly = standing(lambda run: Result(values[run], 3600), Rules(3, max_hours=18.5))
+    hourly = standing(lambda run: Outcome(values[run], 3600), Rules(3, max_hours=18.5))
     assert (hourly.end, hourly.seeds) == ("max_hours", 6)
 
 

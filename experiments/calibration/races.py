@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from rates import Rate, generator
 
-from stats.race import Result, Rules, Standing, confidence, standing
+from stats.race import Outcome, Rules, Standing, confidence, standing
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Field:
         chance = rng.random(max_seeds)
         rules = Rules(settings, max_seeds=max_seeds, resolution=1 / self.images)
 
-        def result(run: tuple[int, int]) -> Result:
+        def result(run: tuple[int, int]) -> Outcome:
             if run[0] == 0 and chance[run[1]] < self.diverging:
-                return Result(None)
-            return Result(math.nan if run[0] == 0 and chance[run[1]] < self.lost else float(values[run]))
+                return Outcome(None)
+            return Outcome(math.nan if run[0] == 0 and chance[run[1]] < self.lost else float(values[run]))
 
         return standing(result, rules), rules
 

@@ -13,7 +13,7 @@ from comparison.settings import Setting, settings_of, with_factors
 from config.errors import ConfigError
 from stats import Difference, Effect, Estimate, analyse
 from stats.factors import order
-from stats.selection import Selection, selection_bias
+from stats.selection import SelectionBias, selection_bias
 
 ACCURACIES = ("val/accuracy", "test/accuracy")
 CLASS_AVERAGES = ("val/balanced_accuracy", "test/balanced_accuracy", "test/macro_f1")
@@ -75,7 +75,7 @@ class Comparison:
         }
         self.may_be_best = [setting_of[key] for key in self.analysis.may_be_best]
         self.plans = plans(self.analysis, key_of, self.valued, self.pairs_of)
-        self.selection: Selection | None = selection_bias(values, not lower)
+        self.selection: SelectionBias | None = selection_bias(values, not lower)
 
     @cached_property
     def metrics(self) -> list[str]:

@@ -22,7 +22,7 @@ CHECKED = 200  # most pairs tested again with failed runs as the worst; beyond i
 
 
 @dataclass(frozen=True)
-class Result:
+class SettingResult:
     """One setting's runs.
 
     Attributes:
@@ -55,7 +55,7 @@ class Analysis:
         shares_seeds: True if settings are compared seed by seed.
     """
 
-    settings: Mapping[Setting, Result]
+    settings: Mapping[Setting, SettingResult]
     ranked: tuple[Setting, ...]
     differences: Mapping[tuple[Setting, Setting], Difference]
     best: Setting | None
@@ -122,7 +122,7 @@ def analyse(
     means = dict(zip(valued, model.means.tolist(), strict=True))
     return Analysis(
         settings={
-            setting: Result(means.get(setting), mean(completed[setting].values()), failed[setting])
+            setting: SettingResult(means.get(setting), mean(completed[setting].values()), failed[setting])
             for setting in values
         },
         ranked=tuple(valued[i] for i in order),

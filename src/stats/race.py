@@ -41,8 +41,8 @@ Run = tuple[int, int]  # index of the setting, seed from 0
 
 
 @dataclass(frozen=True)
-class Result:
-    """The result of a run.
+class Outcome:
+    """The outcome of a run in a race.
 
     Attributes:
         value: the metric; None if the training failed; NaN if the run could not be made.
@@ -120,7 +120,7 @@ class Standing:
     ranked: list[int] = field(default_factory=list)  # settings in question, leader first
     behind: dict[int, Behind] = field(default_factory=dict)  # distances of the settings in question from the leader
     dropped: dict[int, Dropped] = field(default_factory=dict)
-    results: dict[int, list[Result]] = field(default_factory=dict)  # by setting, of complete rounds
+    results: dict[int, list[Outcome]] = field(default_factory=dict)  # by setting, of complete rounds
     missing: list[Run] = field(default_factory=list)  # runs before the next decision; none at the end
     end: str = ""  # winner, unsteady, smallest, max_seeds, max_hours, failed; empty: the race goes on
 
@@ -141,7 +141,7 @@ class Standing:
         return sum(value is None for value in self.by_seed(setting).values())
 
 
-def standing(result: Callable[[Run], Result | None], rules: Rules) -> Standing:
+def standing(result: Callable[[Run], Outcome | None], rules: Rules) -> Standing:
     """Make all decisions again from the results.
 
     Args:

@@ -14,7 +14,7 @@ STEPS = 200  # steps of the EM algorithm
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectionBias:
     """The bias of the best setting's mean.
 
     Attributes:
@@ -31,7 +31,9 @@ class Selection:
     error: float = 0.0
 
 
-def selection_bias(values: Values, higher_is_better: bool = True, reported: Values | None = None) -> Selection | None:
+def selection_bias(
+    values: Values, higher_is_better: bool = True, reported: Values | None = None
+) -> SelectionBias | None:
     """Estimate the bias of the best setting's mean by simulating the choice.
 
     Observed means differ more than true means, so simulated choices around observed means would be too easy. So the
@@ -60,7 +62,7 @@ def selection_bias(values: Values, higher_is_better: bool = True, reported: Valu
     best, noise = int(means.argmax()), residuals(table)
     variances = variances_of(noise, runs)
     if variances is None:
-        return Selection(settings[best], None, int(runs[best]))
+        return SelectionBias(settings[best], None, int(runs[best]))
     errors = np.sqrt(variances / runs)
     true = shrunken(means, errors)
     drawn = true + errors * np.random.default_rng(0).standard_normal((DRAWS, len(true)))
@@ -70,7 +72,7 @@ def selection_bias(values: Values, higher_is_better: bool = True, reported: Valu
         bias *= 1 if higher_is_better else -1
     else:
         bias *= slope(noise, residuals(as_table(reported, settings, seeds)))
-    return Selection(settings[best], bias, int(runs[best]), float(errors[best]))
+    return SelectionBias(settings[best], bias, int(runs[best]), float(errors[best]))
 
 
 def as_table(values: Values, settings: Sequence[Setting], seeds: Sequence[int]) -> Array:

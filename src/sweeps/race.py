@@ -22,7 +22,7 @@ from config.sweepers import Race
 from config.text import markdown, markdown_table
 from runtime.console import count, duration, print_table, say
 from runtime.files import write_text
-from stats.race import Result, Rules, Run, Standing, standing
+from stats.race import Outcome, Rules, Run, Standing, standing
 from sweeps import launch, plan
 from sweeps.impossible import leave_out_impossible
 from sweeps.plan import Job
@@ -57,17 +57,17 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
         """Compose the run with its seed, as other keys may refer to the seed."""
         return plan.make_job(config.hydra.job.config_name, (*settings[run[0]].overrides, f"seed={first + run[1]}"))
 
-    def result(run: Run) -> Result | None:
+    def result(run: Run) -> Outcome | None:
         """Read a run's result; None until it has ended."""
         summary = index.summary(job(run).run_id)
         seconds = summary.get("seconds") or 0.0
         match summary.get("status"):
             case "completed":
-                return Result(summary.get("objective", math.nan), seconds)
+                return Outcome(summary.get("objective", math.nan), seconds)
             case "failed" if str(summary.get("error")).startswith(DIVERGED):
-                return Result(None, seconds)
+                return Outcome(None, seconds)
             case "failed" if launched[run] >= TRIES:
-                return Result(math.nan, seconds)
+                return Outcome(math.nan, seconds)
         return None
 
     def stand() -> Standing:
