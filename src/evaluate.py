@@ -36,7 +36,7 @@ def run(composed: DictConfig, overrides: Sequence[str]) -> None:
     if settings.summary:
         report.print_summary(checkpoint, data.image_size)
     result = evaluation.evaluate_split(checkpoint, data, split)
-    report.write(result, folder, checkpoint, settings, split)
+    report.write_report(result, folder, checkpoint, settings, split)
 
 
 if __name__ == "__main__":

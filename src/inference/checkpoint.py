@@ -36,7 +36,12 @@ IMAGENET = {
     "batch_size": 16,  # ConvMixer-1536/20 then takes less than 3 GiB
     "val_fraction": 0.0,
 }
-PREPROCESSING = ("image_size", "crop_fraction", "mean", "std")  # keys of `data` that a chosen data set leaves alone
+PREPROCESSING = (
+    "image_size",
+    "crop_fraction",
+    "mean",
+    "std",
+)  # keys of `data` that the choice of a data set does not change
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,12 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Attributes:
-        model: in evaluation mode, on the device.
+        model: the model in evaluation mode, on the device.
         settings: the command's keys, an object of its class in config/commands.py.
-        config: of a run that would train such a model on such images.
-        classes: their names, as a data set has them; None where they are not known.
-        labels: the same for people to read; numbers where they are not known.
-        image_size: height and width of the images that it was trained on, where the checkpoint knows.
+        config: config of a run that would train such a model on such images.
+        classes: names of the classes in the data set; None if unknown.
+        labels: readable names of the classes; numbers if unknown.
+        image_size: height and width of the training images; None if unknown.
     """
 
     model: ConvMixer
@@ -67,14 +72,14 @@ def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> Checkpoin
 
     Args:
         composed: the command's config.
-        overrides: on the command line.
+        overrides: overrides on the command line.
 
     Raises:
         ConfigError: there is no such checkpoint, a key is unknown, or the overrides do not fit the weights.
     """
     weights = read_weights(choose_run(composed.checkpoint))
     settings = merge(composed, weights, overrides)
-    config = make_config(weights, settings)
+    config = equivalent_config(weights, settings)
     description, architecture = weights.description, weights.architecture
     size = description.image_size if description else None
     if side := settings.data.image_size:
@@ -92,14 +97,14 @@ def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> Checkpoin
 
 def merge(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:
     """Merge a command's keys with the file's. Overrides have priority, then a chosen data set, the file, defaults."""
-    typed = override_values(overrides)
-    overridden = {key for name, value in typed.items() for key, _ in flatten(value, name)}
-    if "data" in typed:
+    values_of = override_values(overrides)
+    overridden = {key for name, value in values_of.items() for key, _ in flatten(value, name)}
+    if "data" in values_of:
         overridden |= {f"data.{key}" for key in composed.data if key not in PREPROCESSING}
     merged: Any = composed
     for section, values in file_keys(weights).items():
-        kept = [key for key in composed[section] if key in values and f"{section}.{key}" not in overridden]
-        merged = OmegaConf.merge(merged, {section: {key: literal(values[key]) for key in kept}})
+        keys = [key for key in composed[section] if key in values and f"{section}.{key}" not in overridden]
+        merged = OmegaConf.merge(merged, {section: {key: literal(values[key]) for key in keys}})
     return parse_keys(merged)
 
 
@@ -125,18 +130,18 @@ def literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def make_config(weights: Weights, settings: Command) -> Config:
+def equivalent_config(weights: Weights, settings: Command) -> Config:
     """Make the config of a run that would train such a model.
 
     Raises:
-        ConfigError: the activation is not known, or another one than was typed.
+        ConfigError: the activation is unknown, or the override differs from the checkpoint's.
     """
-    typed, known = settings.model.activation, weights.activation
-    activation = typed or known
+    overridden, recorded = settings.model.activation, weights.activation
+    activation = overridden or recorded
     if not activation:
         raise ConfigError("model.activation: weights cannot tell; expected model.activation=relu or gelu")
-    if known and activation != known:
-        raise ConfigError(f"model.activation={typed}: the checkpoint's is {known}")
+    if recorded and activation != recorded:
+        raise ConfigError(f"model.activation={overridden}: the checkpoint's is {recorded}")
     if description := weights.description:
         model, channels_last = description.model, description.config["trainer"].get("channels_last", "auto")
     else:
@@ -165,7 +170,7 @@ def check_images(data: schema.Data, weights: Weights, size: tuple[int, int] | No
 
 
 def class_names(weights: Weights) -> tuple[list[str] | None, list[str]]:
-    """Return the class names as data sets have them, and for people to read; ImageNet's are WordNet's IDs and words."""
+    """Return the data set's names of the classes and their readable names; ImageNet's are WordNet IDs and words."""
     if weights.published:
         imagenet = ImageNetInfo()
         return imagenet.label_names(), list(imagenet.label_descriptions())

@@ -1,4 +1,4 @@
-"""The choice of a run of a sweep: the best one, or outputs/SWEEP#3, outputs/SWEEP#depth=8, #depth=8#2."""
+"""The choice of a sweep's run: the best one by default, or outputs/SWEEP#3, outputs/SWEEP#depth=8, #depth=8#2."""
 
 import logging
 from pathlib import Path
@@ -13,23 +13,23 @@ from runtime.console import count
 log = logging.getLogger(__name__)
 
 
-def choose_run(given: str) -> str:
-    """Replace a folder of several runs by the folder of its best completed run; leave anything else as it is.
+def choose_run(checkpoint: str) -> str:
+    """Replace a sweep's folder by the folder of its best completed run; return other values unchanged.
 
     Args:
-        given: a path, which may end in #NUMBER (that place in the ranking) and in #KEY=VALUE (filters).
+        checkpoint: path that may end in #NUMBER, a place in the ranking, and in #KEY=VALUE, a filter.
 
     Raises:
         ConfigError: no run fits, or the runs cannot be ranked.
     """
-    path, *parts = [given] if Path(given).exists() else given.split("#")
+    path, *parts = [checkpoint] if Path(checkpoint).exists() else checkpoint.split("#")
     folder = Path(path)
     if not folder.is_dir() or (folder / "config.yaml").exists():
-        return given
+        return checkpoint
     runs = [run for run in read_runs([folder]) if run.status == "completed"]
     if not runs or (len(runs) == 1 and not parts):
         return path
-    key = f"checkpoint={given}"
+    key = f"checkpoint={checkpoint}"
     places = [int(part) for part in parts if part.isdecimal()]
     try:
         for condition in (part for part in parts if not part.isdecimal()):

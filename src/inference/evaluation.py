@@ -29,7 +29,7 @@ def evaluate_split(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Ev
     """Evaluate a checkpoint on one split of a data set.
 
     Args:
-        split: of the data, the one to evaluate on.
+        split: the split of `data` to evaluate on.
 
     Raises:
         ConfigError: the model does not know one of its classes.
@@ -45,11 +45,12 @@ def evaluate_split(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Ev
 def load_data(checkpoint: Checkpoint, name: str, overrides: Sequence[str]) -> tuple[DataSplits, Split]:
     """Load the data set with the checkpoint's image size and normalization, and one of its splits.
 
-    Of a folder of images the other splits need not be there, except where the split is a part of the training images.
+    If the data set is a folder of images, the other splits may be missing, unless the split is a part of the training
+    images.
 
     Args:
-        name: of the split, "train", "val" or "test".
-        overrides: of the command. If they name the data set, it is downloaded; the checkpoint alone downloads nothing.
+        name: name of the split, "train", "val" or "test".
+        overrides: overrides of the command. The data set is downloaded only if they name it.
 
     Raises:
         ConfigError: there is no such split, or the checkpoint cannot be evaluated on it.
@@ -63,7 +64,7 @@ def load_data(checkpoint: Checkpoint, name: str, overrides: Sequence[str]) -> tu
     if data.channels != channels:
         raise ConfigError(f"data.name={config.name}: {data.channels} channels, but the model takes {channels}")
     if name == "test" or folder:
-        config = replace(config, val_fraction=0.0, train_fraction=1.0)  # which divide only what was trained on
+        config = replace(config, val_fraction=0.0, train_fraction=1.0)  # these keys divide only training images
     data = datasets.prepare(data, config, checkpoint.config.model.patch_size, checkpoint.image_size)
     check_memory(checkpoint.config, channels, data.image_size, min(config.batch_size, len(data.test)))
     split: Split | None = data.test if folder else getattr(data, name)
@@ -75,7 +76,7 @@ def load_data(checkpoint: Checkpoint, name: str, overrides: Sequence[str]) -> tu
 def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
     """Find the folder of a split; None if the split is a part of the training images.
 
-    Classes without folders of splits are all evaluated, except by a model that may have trained on a part of them.
+    Without folders of splits all images are evaluated, unless the model may have been trained on a part of them.
 
     Raises:
         ConfigError: there is no such folder.
@@ -88,7 +89,7 @@ def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
     if description and description.config["data"].get("name") == "image_folder" and is_divided(root):
         return None
     if "train" in folders:
-        validates = config.val_fraction and not {"val", "test"} <= folders.keys()  # with a part of the training images
+        validates = config.val_fraction and not {"val", "test"} <= folders.keys()  # on a part of the training images
         divided = {"train": validates or config.train_fraction < 1, "val": validates, "test": False}[name]
         if divided or config.mean is None:
             return None
@@ -105,7 +106,7 @@ def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
 
 
 def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]:
-    """Map the data set's classes to the model's, by name, or by position if names are not known.
+    """Map the data set's classes to the model's by name, or by position if names are unknown.
 
     Raises:
         ConfigError: the model does not know a class.
@@ -117,10 +118,10 @@ def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]
         raise ConfigError(
             f"{data}: its {len(names)} classes cannot be the checkpoint's {n_classes}, whose names are not known"
         )
-    known = {name: number for number, name in enumerate(checkpoint.classes)}
-    if unknown := [name for name in names if name not in known]:
+    number_of = {name: number for number, name in enumerate(checkpoint.classes)}
+    if unknown := [name for name in names if name not in number_of]:
         raise ConfigError(
             f"{data}: its class {unknown[0]} is none of the checkpoint's {n_classes}, "
             f"{', '.join(checkpoint.classes[:3])}, …"
         )
-    return np.array([known[name] for name in names], dtype=np.int64)
+    return np.array([number_of[name] for name in names], dtype=np.int64)

@@ -1,11 +1,11 @@
 """Export of a checkpoint to the formats of other programs.
 
     onnx          with normalization and a batch of any size; checked with onnxruntime on photographs
-    torch_export  a program that torch.export.load reads, likewise
-    safetensors   our weights with what they need to be used again, and a model card, NAME.md, beside them
+    torch_export  a program that torch.export.load reads, checked in the same way
+    safetensors   our weights with their description, and a model card, NAME.md
     timm, authors the two published layouts (weights/layouts.py), for timm and locuslab/convmixer
 
-A file appears whole or not at all: it gets its name once it has been written and checked.
+Files are written atomically, after they have been checked.
 """
 
 import json
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from config.commands import Export
 from config.errors import ConfigError
 from inference.checkpoint import Checkpoint
-from inference.model_card import CARD, describe, model_card
+from inference.model_card import CARD, export_description, model_card
 from inference.usage import Usage
 from LLMConvMixer import ConvMixer
 from runtime.files import check_new, check_ours, whole, write_text
@@ -34,20 +34,20 @@ from weights.layouts import to_layout
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-4  # of logits computed by another program, relative to the largest where that is above 1
+TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit if that is above 1
 DYNAMIC_BATCH = {0: torch.export.Dim("batch")}
 
 
 class ExportError(RuntimeError):
-    """An exported model does not give the logits of its original."""
+    """An error for an exported model whose logits differ from the checkpoint's."""
 
 
 def export(checkpoint: Checkpoint, settings: Export) -> None:
     """Write a checkpoint in the requested format.
 
     Raises:
-        ConfigError: it is there already, or the format cannot hold the model.
-        ExportError: it computes something else.
+        ConfigError: the file exists, or the format cannot store the model.
+        ExportError: the exported model computes other logits.
     """
     check_published(checkpoint, settings.format)
     check_normalization(checkpoint, settings)
@@ -87,10 +87,10 @@ def check_published(checkpoint: Checkpoint, form: str) -> None:
 
 
 def check_normalization(checkpoint: Checkpoint, settings: Export) -> None:
-    """Check that a program that normalizes images has a mean and a deviation.
+    """Check that mean and deviation are known if the program normalizes images.
 
     Raises:
-        ConfigError: a program shall normalize its images, and the weights do not say how.
+        ConfigError: they are unknown.
     """
     if settings.format in ("onnx", "torch_export") and settings.normalize and checkpoint.config.data.mean is None:
         raise ConfigError(
@@ -100,7 +100,7 @@ def check_normalization(checkpoint: Checkpoint, settings: Export) -> None:
 
 
 def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
-    """Choose the path, in the run's folder or under outputs/export; authors' files are named by their activation."""
+    """Choose the path, in the run's folder or in outputs/export; names of authors' files contain the activation."""
     model, weights = checkpoint.config.model, checkpoint.weights
     name = {
         "onnx": "model.onnx",
@@ -121,8 +121,8 @@ def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
 
 
 def write_safetensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], path: Path) -> None:
-    """Write weights, and in the header what evaluate.py and predict.py need besides, and a checksum of both."""
-    description = json.dumps(describe(checkpoint))
+    """Write weights, with the description that evaluate.py and predict.py need and a checksum in the header."""
+    description = json.dumps(export_description(checkpoint))
     path.write_bytes(save(tensors, {METADATA: description, CHECKSUM: checksum(tensors, description)}))
 
 
@@ -130,7 +130,7 @@ def write_safetensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], path: 
 
 
 class NormalizedModel(nn.Module):
-    """A model with normalization; its input is pixels from 0 to 1."""
+    """A model that normalizes its input, pixels from 0 to 1."""
 
     mean: Tensor
     std: Tensor
@@ -149,7 +149,7 @@ class NormalizedModel(nn.Module):
 def inference_model(model: ConvMixer, images: Tensor) -> nn.Module:
     """Fold BatchNorm, and log the speed of both models."""
     folded = fold_batch_norm(model)
-    check(folded(images), model(images), "folded BatchNorm")
+    check_logits(folded(images), model(images), "folded BatchNorm")
     plain_rate, folded_rate = images_per_second([model, folded], images)
     norms = [sum(isinstance(module, nn.BatchNorm2d) for module in m.modules()) for m in (model, folded)]
     log.info(
@@ -161,9 +161,11 @@ def inference_model(model: ConvMixer, images: Tensor) -> nn.Module:
 
 
 def images_per_second(models: list[nn.Module], images: Tensor, rounds: int = 3) -> list[float]:
-    """Measure each model's median rate in turns, so that other load on the machine affects all of them alike."""
+    """Measure the median rate of each model, in turns, so that other load on the machine affects all models equally."""
     timers = [timeit.Timer("model(images)", globals={"model": model, "images": images}) for model in models]
-    seconds = [[taken / number for number, taken in (timer.autorange() for timer in timers)] for _ in range(rounds)]
+    seconds = [
+        [duration / number for number, duration in (timer.autorange() for timer in timers)] for _ in range(rounds)
+    ]
     return (len(images) / np.median(seconds, axis=0)).tolist()
 
 
@@ -179,7 +181,7 @@ def write_program(checkpoint: Checkpoint, settings: Export, path: Path) -> None:
     write(program.eval(), inputs[:2], Usage(checkpoint, settings.normalize), path)
     loaded = load(path)
     for n in (len(images), 1):
-        check(loaded(inputs[:n]), model(images[:n]), settings.format)
+        check_logits(loaded(inputs[:n]), model(images[:n]), settings.format)
 
 
 def write_onnx(model: nn.Module, images: Tensor, usage: Usage, path: Path) -> None:
@@ -193,7 +195,7 @@ def write_onnx(model: nn.Module, images: Tensor, usage: Usage, path: Path) -> No
     program = onnx.load(path)
     del program.metadata_props[:], program.graph.metadata_props[:]
     for part in (*program.graph.node, *program.graph.value_info, *program.graph.initializer):
-        del part.metadata_props[:]  # stack traces, with this machine's paths
+        del part.metadata_props[:]  # stack traces, which contain this machine's paths
         part.doc_string = ""
     program.doc_string = program.graph.doc_string = usage.text(Path("model.onnx"))
     program.graph.input[0].doc_string, program.graph.output[0].doc_string = usage.input_text, usage.output_text
@@ -211,7 +213,7 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 def write_torch_export(model: nn.Module, images: Tensor, usage: Usage, path: Path) -> None:
     program = torch.export.export(model, (images,), dynamic_shapes=(DYNAMIC_BATCH,))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # with this machine's paths
+        node.meta.pop("stack_trace", None)  # it contains this machine's paths
     documentation = {"documentation": usage.text(Path("model.pt2"))}
     torch.export.save(program, path, extra_files={**usage.metadata, **documentation})
 
@@ -220,11 +222,11 @@ def load_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
     return torch.export.load(path).module()
 
 
-def check(logits: Tensor, expected: Tensor, program: str) -> None:
+def check_logits(logits: Tensor, expected: Tensor, program: str) -> None:
     """Check that an exported program gives the logits of the checkpoint.
 
     Raises:
-        ExportError: they differ by more than rounding.
+        ExportError: they differ by more than rounding errors.
     """
     difference = float((logits - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):

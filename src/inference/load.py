@@ -23,9 +23,9 @@ class Loaded(NamedTuple):
     """A trained model, its classes and the transform of images.
 
     Attributes:
-        model: in evaluation mode, from [batch, channels, height, width] to logits [batch, classes].
-        classes: their names, or numbers where the file has no names.
-        transform: from an image of any size to what the model takes, [channels, height, width], on its device.
+        model: the model in evaluation mode, from [batch, channels, height, width] to logits [batch, classes].
+        classes: names of the classes; numbers if the file has no names.
+        transform: function from an image of any size to the model's input, [channels, height, width], on its device.
     """
 
     model: ConvMixer
@@ -34,10 +34,10 @@ class Loaded(NamedTuple):
 
 
 def load(path: str | Path, device: str = "auto") -> Loaded:
-    """Load what `checkpoint=` of predict.py takes: a run, a sweep, a file, the name of a published model.
+    """Load a run, a sweep, a file or a published model by its name, as `checkpoint=` of predict.py does.
 
     Raises:
-        ConfigError: there is no such file, or it does not say what its images look like.
+        ConfigError: there is no such file, or it does not describe its images.
     """
     command = Command(checkpoint=str(path), data=Data(root=""), trainer=Compute(device=device))
     checkpoint = open_checkpoint(OmegaConf.structured(command), [f"trainer.device={device}"])
@@ -46,7 +46,7 @@ def load(path: str | Path, device: str = "auto") -> Loaded:
         evaluation_transform(checkpoint.config.data.crop_fraction, data),
         Normalize(data, checkpoint.device),
     )
-    assert resize  # files are never as the model sees them
+    assert resize  # image files always need a transform
 
     def transform(image: Image.Image) -> Tensor:
         pixels = np.atleast_3d(np.array(resize(to_8_bits(image).convert(data.test.mode))))

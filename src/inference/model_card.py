@@ -18,8 +18,8 @@ from training.summary import as_lines, summarize
 from weights.description import described
 from weights.files import Weights
 
-CARD = "Written by export.py."  # in a comment: files without it are not replaced
-RESULTS = {  # and how people read them
+CARD = "Written by export.py."  # files without this comment are never replaced
+RESULTS = {  # by their names in text
     "val/accuracy": "validation accuracy",
     "test/accuracy": "test accuracy",
     "val/loss": "validation loss",
@@ -31,10 +31,11 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     """Write the card as Markdown with the hub's metadata on top.
 
     Args:
-        path: of the exported weights, for the commands.
+        checkpoint: the exported checkpoint.
+        path: path of the exported weights, for the commands.
     """
     weights, config = checkpoint.weights, checkpoint.config
-    saved = describe(checkpoint)["config"]
+    saved = export_description(checkpoint)["config"]
     summary = read_json(weights.run / "summary.json", Summary) if weights.run else {}
     data_name = saved["data"].get("name") or ("ImageNet-1k" if weights.published else "unknown")
     results = results_of(weights, summary)
@@ -66,20 +67,20 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
         f"{data_name}, {len(checkpoint.labels):,} classes: {classes}. Pixels are scaled to 0 … 1 and normalized with "
         f"mean {config.data.mean} and deviation {config.data.std}.",
         "## Use",
-        code_block("bash", "\n".join(commands(summary, path))),
+        code_block("bash", "\n".join(usage_commands(summary, path))),
         "## Model and images",
         code_block("yaml", yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Describe weights for export, as weights/description.py reads them, without paths and training keys."""
+def export_description(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Make the description that weights/description.py reads, without paths and training keys."""
     description, data = checkpoint.weights.description, asdict(checkpoint.config.data)
     for key in ("num_workers", "pipeline", "root"):
         del data[key]
     if data["name"] != "image_folder":
-        data["root"] = "data"  # where it is downloaded to
+        data["root"] = "data"  # the folder of downloads
     trainer = asdict(checkpoint.config.trainer)
     config = {
         "model": described(checkpoint.config.model),
@@ -110,10 +111,10 @@ def result_text(key: str, value: float) -> str:
     return f"{value:.2%}" if key.endswith("accuracy") else f"{value:.4f}"
 
 
-def commands(summary: dict[str, Any], path: Path) -> list[str]:
+def usage_commands(summary: dict[str, Any], path: Path) -> list[str]:
     checkpoint, overrides = override("checkpoint", path.name), repeatable(summary.get("overrides"))
     shared = {key: value for key, value in (overrides or {}).items() if not is_below(key, NOT_IDENTITY)}
-    trained = [command_line("train", *map(typed, shared.items())) + "   # trained it"] if overrides else []
+    trained = [command_line("train", *map(override_text, shared.items())) + "   # trained it"] if overrides else []
     return [
         *trained,
         command_line("evaluate", checkpoint),
@@ -122,8 +123,8 @@ def commands(summary: dict[str, Any], path: Path) -> list[str]:
     ]
 
 
-def typed(item: tuple[str, Any]) -> str:
-    """Format a recorded override: ~GROUP if nothing was chosen; of a path only its last part."""
+def override_text(item: tuple[str, Any]) -> str:
+    """Format a recorded override: ~GROUP for no option, and only the last part of a path."""
     key, value = item
     if key == "model.pretrained":
         value = Path(value).name

@@ -37,15 +37,15 @@ from training.summary import check_memory
 
 log = logging.getLogger(__name__)
 
-SHOWN = 20  # lines on the terminal
-SHEET = "ConvMixer, predict.py"  # the program that its PNG file names: a picture of others is not replaced
+SHOWN = 20  # most lines on the terminal
+SHEET = "ConvMixer, predict.py"  # recorded in the PNG file; a picture without it is never replaced
 
 
 def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     """Write the table and the contact sheet.
 
     Returns:
-        how many images were skipped because they could not be read.
+        The number of images that could not be read and were skipped.
 
     Raises:
         ConfigError: no image can be read, or the checkpoint's image size or normalization is unknown.
@@ -58,8 +58,8 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     normalize = Normalize(data, device, memory_format(config))
     for logits, numbers in compute_logits(checkpoint.model, batches, normalize, config.trainer.precision, device):
         top = top_classes(logits, checkpoint.labels, settings.top)
-        for number, found in zip(numbers.tolist(), top, strict=True):
-            rows.append({"image": str(data.test.images[number]), "predictions": found})
+        for number, classes in zip(numbers.tolist(), top, strict=True):
+            rows.append({"image": str(data.test.images[number]), "predictions": classes})
     if not rows:
         raise ConfigError(f"images={settings.images}: none of the {len(data.test):,} can be read as an image")
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +68,11 @@ def predict(checkpoint: Checkpoint, settings: Predict) -> int:
     if settings.sheet:
         shown = rows[: settings.sheet]
         images = [for_sheet(open_image(row["image"], data.test.mode)) for row in shown]
-        figure = contact_sheet(images, [caption(row["predictions"][0]) for row in shown])
+        figure = contact_sheet(images, [class_caption(row["predictions"][0]) for row in shown])
         with whole(sheet) as temporary:
             figure.savefig(temporary, dpi=150, metadata={"Software": SHEET})
     for row in rows[:SHOWN]:
-        likely = ", ".join(f"{one['class']} {one['probability']:.1%}" for one in row["predictions"][:3])
+        likely = ", ".join(f"{top['class']} {top['probability']:.1%}" for top in row["predictions"][:3])
         log.info(f"  {printable(row['image'])}: {likely}")
     skipped = f", {len(broken):,} skipped" if broken else ""
     log.info(f"  {len(rows):,} images{skipped} → {table}" + (f" and {sheet}" if settings.sheet else ""))
@@ -83,7 +83,7 @@ def output_paths(settings: Predict) -> tuple[Path, Path]:
     """Return the paths of the table and the contact sheet.
 
     Raises:
-        ConfigError: no table, or there already.
+        ConfigError: `output` is not a table's name, or the file exists.
     """
     table = Path(settings.output or f"outputs/predictions/{datetime.now():%Y-%m-%d_%H-%M-%S}.csv")
     sheet = table.with_suffix(".png")
@@ -98,36 +98,36 @@ def output_paths(settings: Predict) -> tuple[Path, Path]:
 # Images.
 
 
-def find_images(given: Any) -> list[str]:
-    """List image files: files, all images in folders, matches of globs, and for "-" the lines of standard input.
+def find_images(images: Any) -> list[str]:
+    """List image files, images in folders, matches of globs and, for "-", the lines of standard input.
 
     Raises:
-        ConfigError: there is nothing.
+        ConfigError: there are no images.
     """
-    found: list[str] = []
-    for entry in map(str, given if isinstance(given, list) else [given]):
+    paths: list[str] = []
+    for entry in map(str, images if isinstance(images, list) else [images]):
         if entry == "-":
             if isinstance(sys.stdin, io.TextIOWrapper):
-                sys.stdin.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
-            found += [line for line in sys.stdin.read().split("\n") if line]
+                sys.stdin.reconfigure(errors="surrogateescape")  # names of files may be other bytes than UTF-8
+            paths += [line for line in sys.stdin.read().split("\n") if line]
         elif Path(entry).is_dir():
-            found += image_files(entry)
+            paths += image_files(entry)
         elif has_magic(entry) and not Path(entry).exists():
-            found += sorted(glob(entry, recursive=True))  # noqa: PTH207 (Path's takes no absolute pattern)
+            paths += sorted(glob(entry, recursive=True))  # noqa: PTH207 (Path's takes no absolute pattern)
         else:
-            found.append(entry)
-    if not found:
+            paths.append(entry)
+    if not paths:
         raise ConfigError(
-            f"images={given}: there are no images; expected files, folders, globs, or - for a list of them"
+            f"images={images}: there are no images; expected files, folders, globs, or - for a list of them"
         )
-    return found
+    return paths
 
 
 def as_data(paths: list[str], checkpoint: Checkpoint) -> DataSplits:
-    """Make a data set of files, like the one that the checkpoint was trained on.
+    """Make a data set of files, with the channels, size and normalization that the checkpoint expects.
 
     Raises:
-        ConfigError: neither the checkpoint nor the command says what its images look like.
+        ConfigError: neither the checkpoint nor the command describes the images.
     """
     config, architecture = checkpoint.config.data, checkpoint.weights.architecture
     if architecture.channels not in (1, 3):
@@ -153,13 +153,15 @@ def read_batches(data: DataSplits, settings: Predict, broken: list[DataError]) -
     """Yield images, uint8 [batch, channels, height, width], and their numbers; log the errors of unreadable ones.
 
     Args:
-        broken: takes the errors of those that cannot be read.
+        data: data set of the files.
+        settings: the command's keys.
+        broken: list to which the errors of unreadable images are added.
     """
     batch_size, workers = settings.data.batch_size, settings.data.num_workers
     if workers is None:
         workers = spare_cores() if len(data.test) > batch_size else 0
     transform = evaluation_transform(settings.data.crop_fraction, data)
-    assert transform  # files are never as the model sees them
+    assert transform  # image files always need a transform
     parts = [range(len(data.test))[i : i + batch_size] for i in range(0, len(data.test), batch_size)]
     max_bytes = batch_size * data.channels * math.prod(data.image_size)
     batches = Workers(partial(read_images, data.test, transform), workers, max_bytes).map(parts)
@@ -176,14 +178,14 @@ def read_images(
     split: Split, transform: Transform, numbers: Iterable[int]
 ) -> tuple[NDArray[np.uint8], tuple[list[int], list[DataError]]]:
     """Read images, uint8 [images, height, width, channels]; return their numbers, and the errors of unreadable ones."""
-    pixels, read, errors = [], [], []
+    pixels, readable, errors = [], [], []
     for number in numbers:
         try:
             pixels.append(np.atleast_3d(np.asarray(transform(split[number]))))
-            read.append(number)
+            readable.append(number)
         except DataError as error:
             errors.append(error)
-    return np.stack(pixels) if pixels else np.empty(0, np.uint8), (read, errors)
+    return np.stack(pixels) if pixels else np.empty(0, np.uint8), (readable, errors)
 
 
 # Predictions.
@@ -203,12 +205,12 @@ def as_csv(rows: Iterable[dict[str, Any]]) -> str:
     table = []
     for row in rows:
         cells = {"image": row["image"]}
-        for n, found in enumerate(row["predictions"], start=1):
-            cells |= {f"class{n}": found["class"], f"probability{n}": found["probability"]}
+        for n, top in enumerate(row["predictions"], start=1):
+            cells |= {f"class{n}": top["class"], f"probability{n}": top["probability"]}
         table.append(cells)
     return csv_text(pd.DataFrame(table), index=False)
 
 
-def caption(prediction: dict[str, Any]) -> str:
+def class_caption(prediction: dict[str, Any]) -> str:
     name = prediction["class"].partition(",")[0]
     return f"{name if len(name) <= 18 else name[:17] + '…'}\n{prediction['probability']:.0%}"

@@ -1,11 +1,11 @@
 """The output of evaluate.py: a folder of figures, tables and pictures.
 
-evaluation.json         accuracy, loss and calibration; the checkpoint and the data they are of
+evaluation.json         accuracy, loss and calibration, with their checkpoint and data
 classes.csv             images and accuracy of each class that has images
-confusion_matrix.csv    images of each true class (row) and predicted class (column), and the same as a picture
+confusion_matrix.csv    images of each true class (row) and predicted class (column); also as a picture
 predictions.npy         label, prediction and the label's probability of each image, in the data set's order
-predictions.csv         the same by path and class
-wrong_images.csv        the misclassified images, the most clearly wrong first
+predictions.csv         the same, with paths and names of classes
+wrong_images.csv        misclassified images, most clearly wrong first
 reliability.png         accuracy over confidence
 """
 
@@ -32,7 +32,7 @@ from training.summary import as_lines, summarize
 
 log = logging.getLogger(__name__)
 
-BINS = 15  # of confidence, equally wide, as in Guo et al., arXiv 1706.04599
+BINS = 15  # equally wide bins of confidence, as in Guo et al., arXiv 1706.04599
 
 
 def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
@@ -42,7 +42,9 @@ def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
         log.info(f"  {line}")
 
 
-def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate, evaluated: Split) -> None:
+def write_report(
+    result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate, evaluated: Split
+) -> None:
     """Write all files of an evaluation, and print its figures."""
     split, data = settings.split, settings.data
     metrics, bins = result.figures, confidence_bins(result)
@@ -62,8 +64,8 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
     }
     folder.mkdir(parents=True, exist_ok=True)
     labels, predicted = result.predictions["label"], result.predictions["prediction"]
-    seen = np.union1d(labels, predicted)  # of a thousand classes a data set may have three
-    confusion, names = confusion_matrix(labels, predicted, labels=seen), [checkpoint.labels[i] for i in seen]
+    present = np.union1d(labels, predicted)  # a data set may have three of a thousand classes
+    confusion, names = confusion_matrix(labels, predicted, labels=present), [checkpoint.labels[i] for i in present]
     images = confusion.sum(1)
     classes = pd.DataFrame({"class": names, "images": images, "accuracy": confusion.diagonal() / np.maximum(images, 1)})
     classes = classes[images > 0]
@@ -89,7 +91,7 @@ def write(result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Ev
 
 
 def confidence_bins(result: Evaluation) -> list[dict[str, float]]:
-    """Bin images by confidence: their number, mean confidence and accuracy."""
+    """Compute number, mean confidence and accuracy of images in bins of confidence."""
     index = np.minimum((result.confidence * BINS).astype(int), BINS - 1)
     correct = result.predictions["prediction"] == result.predictions["label"]
     return [

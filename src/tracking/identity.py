@@ -70,9 +70,9 @@ def effective_values(config: Config) -> dict[str, Any]:
     """Collect the values that a result can depend on; equivalent configs get the same values."""
     weights = None
     if config.model.pretrained:  # The content of the weights counts, not their path.
-        from weights.pretrained import content_of  # takes seconds
+        from weights.pretrained import hash_pretrained  # takes seconds
 
-        weights = content_of(config.model.pretrained)
+        weights = hash_pretrained(config.model.pretrained)
     values = {key: value for key, value, _ in keys_of(config)}
     return normalize(values, weights, data_fingerprint(config), divides_folder(config))
 

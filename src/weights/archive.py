@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 CHUNK = 1 << 20
-MOST_EXPANDED = 4  # times the file's size: a view of one number can claim any
+MOST_EXPANDED = 4  # times the file's size; a view of one number can claim any size
 MOST_INFLATED = 100  # times a file's size; PyTorch itself compresses nothing
 
 
@@ -21,16 +21,16 @@ def load(path: Path) -> Any:
     """Read a file that torch.save has written.
 
     Raises:
-        Damaged: a checksum differs, or it is a pipe or a device.
-        Exception: PyTorch's own, of many kinds, for a truncated or foreign file.
+        Damaged: a checksum differs, or the path is a pipe or a device.
+        Exception: PyTorch's, of many kinds, for a truncated or foreign file.
     """
     if path.exists() and not path.is_file():
         raise Damaged("it is no file")
-    with path.open("rb") as file:  # of a path PyTorch would believe the suffix
+    with path.open("rb") as file:  # given a path, PyTorch would choose the format by its suffix
         if zipfile.is_zipfile(file):
             verify(zipfile.ZipFile(file))
         file.seek(0)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script keeps its arguments
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script saves its arguments
             content = torch.load(file, map_location="cpu", weights_only=True)
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(content))
     if claimed > MOST_EXPANDED * path.stat().st_size + CHUNK:
@@ -39,7 +39,7 @@ def load(path: Path) -> Any:
 
 
 def tensors_in(content: Any) -> Iterator[torch.Tensor]:
-    """Find all tensors in dictionaries and lists, in any depth."""
+    """Yield all tensors in nested dictionaries and lists."""
     if isinstance(content, torch.Tensor):
         yield content
     elif isinstance(content, Mapping | list | tuple):
@@ -48,7 +48,7 @@ def tensors_in(content: Any) -> Iterator[torch.Tensor]:
 
 
 def verify(archive: zipfile.ZipFile) -> None:
-    """Compare each part with its CRC, which PyTorch does not do; torch.save can be set to write 0 for no CRC.
+    """Compare each part with its CRC, as PyTorch does not; a CRC of 0 means that torch.save wrote none.
 
     Raises:
         Damaged: a part differs, or the archive claims far more content than it has bytes.
@@ -63,5 +63,5 @@ def verify(archive: zipfile.ZipFile) -> None:
             with archive.open(part) as content:
                 while content.read(CHUNK):
                     pass
-        except Exception as error:  # zipfile's own, zlib's, the system's
+        except Exception as error:  # from zipfile, zlib or the system
             raise Damaged(f"it is damaged: the checksum of {part.filename} differs") from error

@@ -1,4 +1,4 @@
-"""The description beside the weights in our files: config, classes, and the images that the model expects."""
+"""The description that our files contain with the weights: config, classes, and the images that the model expects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,13 +14,13 @@ from config.schema import flatten
 from config.typed import Finite, Whole, check_config_types, check_type, strict
 from weights.layouts import Architecture, LayoutError
 
-# Keys of `model` that say how a model is made or computed, not what it is.
+# Keys of `model` that do not define the architecture.
 NOT_THE_MODEL = ("pretrained", "backend")
 SECTIONS = ("model", "data", "trainer")
-MODEL_KEYS = {"d_model", "depth", "kernel_size", "patch_size", "activation"}  # in every config of ours
+MODEL_KEYS = {"d_model", "depth", "kernel_size", "patch_size", "activation"}  # keys that every config of a run has
 
 
-Row = dict[str, float | None]  # of metrics.csv
+Row = dict[str, float | None]  # a row of metrics.csv
 
 
 @strict
@@ -34,7 +34,7 @@ class Sections(TypedDict):
 
 @strict
 class Saved(TypedDict, total=False):
-    """The content of our files beside the weights."""
+    """The content of our files without the weights."""
 
     config: Required[Sections]
     classes: list[str] | None
@@ -52,13 +52,13 @@ class Description:
     """The description of weights.
 
     Attributes:
-        config: the run's, with the sections model, data and trainer.
-        model: its section of the config.
-        classes: their names, as the data set has them; None where they are not known.
-        labels: the same for people to read.
-        image_size: height and width of the images that the weights were trained on.
-        mean, std: of each channel, that the images were normalized with.
-        epoch: the row of metrics.csv of the weights' epoch; empty between two epochs.
+        config: the run's config, with the sections model, data and trainer.
+        model: the section `model` of the config.
+        classes: names of the classes in the data set; None if unknown.
+        labels: readable names of the classes; None if unknown.
+        image_size: height and width of the training images; None if unknown.
+        mean, std: mean and deviation of each channel in normalization; None if unknown.
+        epoch: row of metrics.csv for the weights' epoch; empty for a state within an epoch.
     """
 
     config: dict[str, Any]
@@ -72,7 +72,7 @@ class Description:
 
 
 def read_description(content: Mapping[str, Any], architecture: Architecture) -> Description | None:
-    """Read the description; None for files of others, which may have keys of these names, too.
+    """Read the description; None for other programs' files, which may have equal keys.
 
     Raises:
         LayoutError: the description is damaged, contradicts the weights, or is of a version with another model.
@@ -109,8 +109,8 @@ def read_description(content: Mapping[str, Any], architecture: Architecture) -> 
 
 
 def read_model(saved: Mapping[str, Any], architecture: Architecture) -> schema.Model:
-    known = {item.name for item in fields(schema.Model)}
-    if unknown := [key for key in saved if key not in known]:
+    names = {item.name for item in fields(schema.Model)}
+    if unknown := [key for key in saved if key not in names]:
         raise LayoutError(f"its model has model.{unknown[0]}, which this version does not know")
     model = schema.Model(**{key: value for key, value in saved.items() if key not in NOT_THE_MODEL})
     if differing := differences(model, architecture.with_norm(model.norm).model_keys):
@@ -120,7 +120,7 @@ def read_model(saved: Mapping[str, Any], architecture: Architecture) -> schema.M
 
 
 def epoch_of(saved: Saved) -> dict[str, Any]:
-    """Find the metrics of the weights' epoch: in best weights their row, in a state after an epoch the last row."""
+    """Return the metrics of the weights' epoch: the best epoch's, or the last row of a state after an epoch."""
     if "rows" not in saved:
         return saved.get("metrics") or {}
     return saved["rows"][-1] if saved["rows"] and not saved.get("step") else {}

@@ -1,4 +1,4 @@
-"""Files with weights: checkpoints of runs, published ones, files of unknown origin. Reading them runs no code."""
+"""Files with weights: checkpoints of runs, published weights, files of unknown origin. Reading them runs no code."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from weights import archive
 from weights.description import Description, read_description
 from weights.layouts import Architecture, LayoutError, from_layout
 
-# What timm has published on the Hugging Face hub, by timm's name, with the model's shape and activation. Source: timm's
+# timm's weights on the Hugging Face hub, by timm's name, with the model's architecture and activation. Source: timm's
 # convmixer.py and locuslab/convmixer.
 PUBLISHED = {
     "convmixer_1536_20": (Architecture(1536, 20, 9, 7, 3, 1000, "batch"), "gelu"),
@@ -29,13 +29,17 @@ PUBLISHED = {
     "convmixer_1024_20_ks9_p14": (Architecture(1024, 20, 9, 14, 3, 1000, "batch"), "gelu"),
 }
 
-# Where a training script may have put the weights, an average over steps (EMA) before the plain ones.
+# Keys under which training scripts save weights; averages over steps (EMA) come first.
 WRAPPERS = ("average", "state_dict_ema", "model_ema", "ema", "module", "state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and averages, torch.compile, Lightning
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+)  # added by DistributedDataParallel and averages, torch.compile, Lightning
 
-METADATA = "convmixer"  # the key of a safetensors file's header under which ours say what they are
-CHECKSUM = "convmixer_sha256"  # the key of the checksum beside it
-FOREIGN = {  # how files begin that are no weights
+METADATA = "convmixer"  # key of our description in a safetensors file's header
+CHECKSUM = "convmixer_sha256"  # key of our checksum in the same header
+FOREIGN = {  # first bytes of files without weights
     b"version https://git-lfs": "a Git LFS pointer; git lfs pull fetches the file itself",
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
@@ -55,11 +59,11 @@ class Weights:
     """The weights of a file.
 
     Attributes:
-        tensors: by our names, in fp32.
-        architecture: what they tell about their model.
+        tensors: tensors in fp32, by our names.
+        architecture: the architecture that they imply.
         layout: "ours", "authors" or "timm".
         path: the file.
-        description: what one of our files says beside the weights; None for others.
+        description: the description in our files; None for other files.
     """
 
     tensors: dict[str, Tensor] = field(repr=False)
@@ -70,14 +74,14 @@ class Weights:
 
     @property
     def published(self) -> str | None:
-        """Name of the published ImageNet model with this shape and number of classes; None for others."""
+        """Name of the published ImageNet model with this architecture; None for other models."""
         if self.description:
             return None
         return next((name for name, (shape, _) in PUBLISHED.items() if shape == self.architecture), None)
 
     @property
     def activation(self) -> str | None:
-        """Activation, if known; the authors' files have it in their name."""
+        """Activation; None if unknown. The authors' files have it in their name."""
         if self.description:
             return self.description.model.activation
         if self.published:
@@ -87,7 +91,7 @@ class Weights:
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and deviation of each channel that images were normalized with, if known."""
+        """Mean and deviation of each channel in normalization; None if unknown."""
         if self.description and self.description.mean and self.description.std:
             return self.description.mean, self.description.std
         return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if self.published else None
@@ -99,7 +103,7 @@ class Weights:
         return folder if self.path.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
 
     def fingerprint(self) -> str:
-        """Hash the content of the weights, independent of the file's name, place and layout."""
+        """Hash the content of the weights, independent of the file's name, folder and layout."""
         content = hashlib.sha256()
         for name, tensor in self.tensors.items():
             content.update(f"{name}{list(tensor.shape)}".encode())
@@ -107,34 +111,34 @@ class Weights:
         return content.hexdigest()[:16]
 
 
-def read_weights(given: str, key: str = "checkpoint") -> Weights:
+def read_weights(checkpoint: str, key: str = "checkpoint") -> Weights:
     """Read weights, and recognize their layout and architecture.
 
     Args:
-        given: a run's folder (or that of a sweep of one run), a file, or the name of a published model.
-        key: the config key that it is the value of, for errors.
+        checkpoint: folder of a run, or of a sweep with one run; a file; or the name of a published model.
+        key: config key of this value, for errors.
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or the weights are not a ConvMixer's.
     """
-    path = find_file(given, key)
+    path = find_file(checkpoint, key)
     try:
         tensors, content = read_file(path)
-    except Exception as error:  # a truncated or foreign file fails in many ways
-        raise ConfigError(f"{key}={given}: {path} cannot be read as weights: {reason(error, path)}") from error
+    except Exception as error:  # truncated and foreign files fail in many ways
+        raise ConfigError(f"{key}={checkpoint}: {path} cannot be read as weights: {reason(error, path)}") from error
     try:
         check_tensors(tensors)
-        layout, architecture, ours = from_layout(tensors)
-        return Weights(ours, architecture, layout, path, read_description(content, architecture))
+        layout, architecture, renamed = from_layout(tensors)
+        return Weights(renamed, architecture, layout, path, read_description(content, architecture))
     except (LayoutError, ConfigError) as error:
-        raise ConfigError(f"{key}={given}: {error}") from error
+        raise ConfigError(f"{key}={checkpoint}: {error}") from error
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Check that tensors are dense and finite.
 
     Raises:
-        LayoutError: one is not.
+        LayoutError: a tensor is not.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
@@ -144,18 +148,18 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
             raise LayoutError(f"{name} holds NaN or infinite numbers")
 
 
-def published_name(given: str) -> str | None:
-    """Return timm's name of a published model, given that name or the one in conf/model."""
-    return next((name for name in PUBLISHED if given in (name, name.removesuffix("_ks9_p14"))), None)
+def published_name(name: str) -> str | None:
+    """Return timm's name of a published model, from that name or the option in conf/model; None for other names."""
+    return next((full for full in PUBLISHED if name in (full, full.removesuffix("_ks9_p14"))), None)
 
 
 def reason(error: Exception, path: Path) -> str:
-    """Explain in one line why a file cannot be read, and what it is."""
+    """Explain in one line why a file cannot be read as weights."""
     if isinstance(error, (NoWeights, archive.Damaged)):
         return str(error)
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    if kind := kind_of(path):
+    if kind := file_kind(path):
         return f"it is {kind}"
     if forbidden := re.search(r"GLOBAL ([\w.]+)", str(error)):
         code = f"import torch; torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'weights.pt')"
@@ -170,7 +174,7 @@ class NoWeights(ValueError):
     """A readable file without named tensors."""
 
 
-def kind_of(path: Path) -> str | None:
+def file_kind(path: Path) -> str | None:
     """Recognize a file without weights by its content; None if it is unknown."""
     with path.open("rb") as file:
         start = file.read(512)
@@ -185,7 +189,7 @@ def kind_of(path: Path) -> str | None:
     if zipfile.is_zipfile(path):
         try:
             names = {Path(name).name for name in zipfile.ZipFile(path).namelist()}
-        except (OSError, ValueError, zipfile.BadZipFile):  # Its list of contents is damaged.
+        except (OSError, ValueError, zipfile.BadZipFile):  # the table of contents is damaged
             return None
         if "constants.pkl" in names:
             return "a TorchScript program"
@@ -196,22 +200,23 @@ def kind_of(path: Path) -> str | None:
     return "a text file" if is_text else None
 
 
-def find_file(given: str, key: str) -> Path:
-    path = Path(given)
-    if (name := published_name(given)) and not path.exists():
+def find_file(checkpoint: str, key: str) -> Path:
+    path = Path(checkpoint)
+    if (name := published_name(checkpoint)) and not path.exists():
         return fetch(name, key)
     if path.is_dir():
         candidates = [path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt", path / "model.safetensors"]
-        if found := next(filter(Path.is_file, candidates), None):
-            return found
+        if file := next(filter(Path.is_file, candidates), None):
+            return file
         runs = sorted(path.glob("*/checkpoints/best.pt"))
-        if len(runs) == 1:  # a sweep of one
+        if len(runs) == 1:  # a sweep with one run
             return runs[0]
         content = f"has {len(runs)} runs, e.g. {runs[0].parent.parent}" if runs else "no weights in it or in its runs"
-        raise ConfigError(f"{key}={given}: {content}; expected a run's folder, with checkpoints/best.pt")
+        raise ConfigError(f"{key}={checkpoint}: {content}; expected a run's folder, with checkpoints/best.pt")
     if not path.is_file():
         raise ConfigError(
-            f"{key}={given}: there is no such file; expected a run's folder, a file, or one of {', '.join(PUBLISHED)}"
+            f"{key}={checkpoint}: there is no such file; expected a run's folder, a file, or one of "
+            + ", ".join(PUBLISHED)
         )
     return path
 
@@ -223,7 +228,7 @@ def fetch(name: str, key: str) -> Path:
     repository = f"timm/{name}.in1k"
     try:
         return Path(hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:  # the client's own, its HTTP library's, the system's
+    except Exception as error:  # from the client, its HTTP library or the system
         raise ConfigError(
             f"{key}={name}: {repository} cannot be fetched from the Hugging Face hub ({first_line(error)}); "
             "a file that is here already can be given by its path"
@@ -246,7 +251,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
 
 
 def checksum(tensors: Mapping[str, Tensor], description: str) -> str:
-    """Hash all that a safetensors file of ours holds, as safetensors has no checksum."""
+    """Hash weights and description; safetensors itself has no checksum."""
     content = hashlib.sha256(description.encode())
     for name, tensor in sorted(tensors.items()):
         content.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
@@ -255,14 +260,14 @@ def checksum(tensors: Mapping[str, Tensor], description: str) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Recognize safetensors by the content: a header's length, then the header."""
+    """Recognize safetensors by its first bytes: the header's length, then the header."""
     with path.open("rb") as file:
         length, first = int.from_bytes(file.read(8), "little"), file.read(1)
     return first == b"{" and length <= path.stat().st_size
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Find the named tensors in a dictionary that a training script has saved."""
+    """Find the named tensors in a dictionary that a training script saved."""
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             return unwrap(content[wrapper])
@@ -271,7 +276,7 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrapped modules, such as "module.", if all names have them."""
+    """Remove prefixes of wrapped modules, such as "module.", that all names have."""
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return strip({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})

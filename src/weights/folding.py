@@ -1,16 +1,16 @@
 """BatchNorm folded into convolutions, for inference.
 
-In evaluation BatchNorm multiplies each channel by a scale and adds a shift. As it follows an activation, it cannot be
-folded back into the convolution before; what can be folded forward, exactly but for rounding:
+In evaluation, BatchNorm multiplies each channel by a scale and adds a shift. As it follows an activation, it cannot be
+folded into the convolution before it. These norms are folded forward, exactly except for rounding:
 
-    norm2 of the last layer   wholly, into the classifier: averaging positions and the linear layer are linear
+    norm2 of the last layer   into the classifier, because the mean over positions and the linear layer are linear
     norm1                     its shift, into the bias of the pointwise convolution, which has no border. Its scale
-                              joins the residual's addition, z + scale · σ(Depthwise(z)), one pass over the activation
-                              instead of two; without that residual it goes into the pointwise weights
+                              joins the residual's addition, z + scale · σ(Depthwise(z)): one pass over the activation
+                              instead of two. Without that residual, the scale goes into the pointwise weights
 
-and what cannot: the patch embedding's norm and norm2 of the other layers. The depthwise convolution that follows pads
-with zeros, so at the border a part of the shift is missing from its sums, and the residual reads the same values. The
-scale alone could be moved on; with the shift its pass over the activation would stay.
+The patch embedding's norm and the other layers' norm2 stay. The depthwise convolution after them pads with zeros, so at
+the border a part of the shift is missing from its sums, and the residual reads the same values. The scale alone could
+be folded, but the shift's pass over the activation would remain.
 """
 
 import copy
@@ -24,7 +24,7 @@ from LLMConvMixer import ConvMixer, ConvMixerLayer
 
 @torch.no_grad()
 def fold_batch_norm(model: ConvMixer) -> ConvMixer:
-    """Copy the model with BatchNorm folded into convolutions where that is exact; the logits are the same."""
+    """Copy the model, and fold BatchNorm where this is exact; the logits are the same."""
     folded = copy.deepcopy(model).eval()
     layers = cast(list[ConvMixerLayer], list(folded.conv_mixer_layers))
     if not isinstance(layers[-1].norm2, nn.BatchNorm2d):
@@ -49,7 +49,7 @@ class FoldedLayer(nn.Module):
         scale, shift = scale_and_shift(cast(nn.BatchNorm2d, layer.norm1))
         has_residual = self.residual_depthwise or self.residual_pointwise
         fold_into(self.point_wise_conv, torch.ones_like(scale) if has_residual else scale, shift)
-        if self.residual_pointwise:  # which reads norm1's result, too
+        if self.residual_pointwise:  # this residual reads norm1's result, too
             cast(nn.BatchNorm2d, self.norm2).bias.add_(shift)
         self.register_buffer("scale", scale.to(layer.depth_wise_conv.weight.dtype)[:, None, None])
 

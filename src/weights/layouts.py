@@ -5,7 +5,7 @@
     authors   0, 2, N.0.fn.0, …: a plain nn.Sequential (locuslab/convmixer and convmixer-cifar10)
     timm      stem.0, stem.2, blocks.N.0.fn.0, …, head (its convmixer.py)
 
-Weights tell everything about their model but its activation.
+Weights determine their model except for its activation.
 """
 
 import re
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from LLMConvMixer import NORMS, ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 
-# A key that each layer of the layout has once.
+# Pattern of a key that each layer has once, by layout.
 DEPTHWISE = {
     "ours": r"conv_mixer_layers\.\d+\.depth_wise_conv\.weight",
     "authors": r"\d+\.0\.fn\.0\.weight",
     "timm": r"blocks\.\d+\.0\.fn\.0\.weight",
 }
-COUNTER = "num_batches_tracked"  # BatchNorm's, which evaluation does not need and some files lack
+COUNTER = "num_batches_tracked"  # BatchNorm's counter, which evaluation does not need and some files lack
 
 
 class LayoutError(ValueError):
-    """The weights are not those of a ConvMixer; the message names the first differences."""
+    """An error for weights that are not a ConvMixer's; the message names the first differences."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Architecture:
         return other if shapes[0] == shapes[1] else self
 
     def empty_tensors(self) -> dict[str, Tensor]:
-        """Make every tensor of such a model, without content, by our name."""
+        """Make the tensors of such a model by our names, without content."""
         with torch.device("meta"):
             model = ConvMixer(
                 ConvMixerLayer(self.d_model, self.kernel_size, norm=self.norm),
@@ -79,12 +79,12 @@ def module_names(layout: str, depth: int) -> dict[str, str]:
         patch_emb, layers, head = "stem.", [f"blocks.{i}" for i in range(depth)], "head"
     names = {"patch_emb.conv": f"{patch_emb}0", "patch_emb.norm": f"{patch_emb}2"}
     for i, layer in enumerate(layers):
-        ours = f"conv_mixer_layers.{i}"
+        prefix = f"conv_mixer_layers.{i}"
         names |= {
-            f"{ours}.depth_wise_conv": f"{layer}.0.fn.0",
-            f"{ours}.norm1": f"{layer}.0.fn.2",
-            f"{ours}.point_wise_conv": f"{layer}.1",
-            f"{ours}.norm2": f"{layer}.3",
+            f"{prefix}.depth_wise_conv": f"{layer}.0.fn.0",
+            f"{prefix}.norm1": f"{layer}.0.fn.2",
+            f"{prefix}.point_wise_conv": f"{layer}.1",
+            f"{prefix}.norm2": f"{layer}.3",
         }
     names["classification.linear"] = head
     return names if layout != "ours" else {name: name for name in names}
@@ -100,7 +100,7 @@ def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[
     """Recognize the layout of weights; return it, the architecture, and the weights under our names in fp32.
 
     Raises:
-        LayoutError: something is missing, unexpected or of another shape.
+        LayoutError: a tensor is missing, unexpected or of another shape.
     """
     layout = max(DEPTHWISE, key=lambda layout: count_layers(weights, layout))
     depth = count_layers(weights, layout)
@@ -109,51 +109,53 @@ def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[
             "expected a ConvMixer with conv_mixer_layers.0.… (ours), 3.0.fn.0.… (the authors') or blocks.0.0.fn.0.… "
             f"(timm's), found {enumerate_first(list(weights))}"
         )
-    theirs = module_names(layout, depth)
-    ours = {name: module for module, name in theirs.items()}
-    found = {rename(name, ours): tensor for name, tensor in weights.items()}
-    architecture = read_architecture(found, theirs)
+    file_names = module_names(layout, depth)
+    our_names = {name: module for module, name in file_names.items()}
+    tensors = {rename(name, our_names): tensor for name, tensor in weights.items()}
+    architecture = read_architecture(tensors, file_names)
     expected = architecture.empty_tensors()
-    found = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith(COUNTER)} | found
+    tensors = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith(COUNTER)} | tensors
     differences = [
-        *(f"{rename(name, theirs)} is missing" for name in expected if name not in found),
-        *(f"{rename(name, theirs)} is unexpected" for name in found if name not in expected),
+        *(f"{rename(name, file_names)} is missing" for name in expected if name not in tensors),
+        *(f"{rename(name, file_names)} is unexpected" for name in tensors if name not in expected),
         *(
-            f"{rename(name, theirs)} is {list(found[name].shape)} instead of {list(tensor.shape)}"
+            f"{rename(name, file_names)} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
             for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
+            if name in tensors and tensors[name].shape != tensor.shape
         ),
     ]
     if differences:
         raise LayoutError(f"looks like {architecture}, but {enumerate_first(differences)}")
-    return layout, architecture, {name: found[name].to(like.dtype).contiguous() for name, like in expected.items()}
+    return layout, architecture, {name: tensors[name].to(like.dtype).contiguous() for name, like in expected.items()}
 
 
-def read_architecture(found: Mapping[str, Tensor], theirs: Mapping[str, str]) -> Architecture:
+def read_architecture(tensors: Mapping[str, Tensor], file_names: Mapping[str, str]) -> Architecture:
     """Read the architecture from the shapes of tensors.
 
     Args:
-        found: tensors by our name.
-        theirs: the file's name of each module, for errors.
+        tensors: tensors by our names.
+        file_names: the file's name of each module, for errors.
 
     Raises:
-        LayoutError: a tensor that would tell is missing or has another number of dimensions.
+        LayoutError: a tensor is missing or has another number of dimensions.
     """
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in found:
-            raise LayoutError(f"{rename(name, theirs)} is missing")
-        if found[name].ndim != dimensions:
-            raise LayoutError(f"{rename(name, theirs)} is {list(found[name].shape)}, not of {dimensions} dimensions")
-        return tuple(found[name].shape)
+        if name not in tensors:
+            raise LayoutError(f"{rename(name, file_names)} is missing")
+        if tensors[name].ndim != dimensions:
+            raise LayoutError(
+                f"{rename(name, file_names)} is {list(tensors[name].shape)}, not of {dimensions} dimensions"
+            )
+        return tuple(tensors[name].shape)
 
     d_model, channels, _, patch_size = shape("patch_emb.conv.weight", 4)
     *_, kernel_size = shape("conv_mixer_layers.0.depth_wise_conv.weight", 4)
     n_classes, _ = shape("classification.linear.weight", 2)
-    has_statistics, has_norm = "patch_emb.norm.running_mean" in found, "patch_emb.norm.weight" in found
+    has_statistics, has_norm = "patch_emb.norm.running_mean" in tensors, "patch_emb.norm.weight" in tensors
     return Architecture(
         d_model=d_model,
-        depth=count_layers(found, "ours"),
+        depth=count_layers(tensors, "ours"),
         kernel_size=kernel_size,
         patch_size=patch_size,
         channels=channels,

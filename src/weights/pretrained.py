@@ -1,4 +1,4 @@
-"""Weights that a run starts from: the part that fits is loaded, the rest is initialized."""
+"""Pretrained weights: tensors that fit the model are loaded, the others are initialized."""
 
 import hashlib
 import json
@@ -30,19 +30,18 @@ def load_pretrained(
     as in timm.
 
     Args:
-        model: just built; changed in place.
-        config: what it was built from.
-        channels: of the images.
-        classes: their names.
+        model: a new model, which is changed in place.
+        config: the model's config.
+        channels: channels of the images.
+        classes: names of the classes.
 
     Returns:
-        The weights, and a sentence on what was taken and what was not.
+        The weights, and a sentence on the loaded and the initialized tensors.
 
     Raises:
-        ConfigError: the file cannot be read, or its model is another one.
+        ConfigError: the file cannot be read, or its model is another.
     """
-    given = cast(str, config.pretrained)
-    weights = read_weights(given, KEY)
+    weights = read_weights(cast(str, config.pretrained), KEY)
     check_same_model(weights, config)
     tensors = dict(weights.tensors)
     notes = []
@@ -53,35 +52,35 @@ def load_pretrained(
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classification.")}
         notes.append(f"a new classifier for {len(classes)} classes, which are others")
     model.load_state_dict(tensors, strict=False)
-    taken = f"{len(tensors)} of {len(weights.tensors)} tensors taken"
-    return weights, f"starts from {weights.path} ({weights.architecture}): {', '.join([taken, *notes])}"
+    loaded = f"{len(tensors)} of {len(weights.tensors)} tensors taken"
+    return weights, f"starts from {weights.path} ({weights.architecture}): {', '.join([loaded, *notes])}"
 
 
 def check_same_model(weights: Weights, config: schema.Model) -> None:
     """Check that the weights have the architecture of the config.
 
     Raises:
-        ConfigError: the weights are of another model; the message says what to set.
+        ConfigError: the weights are of another model; the message names the overrides that would fit.
     """
     if weights.description:
-        theirs = weights.description.model
+        model = weights.description.model
     else:
         shape, activation = weights.architecture.model_keys, weights.activation or config.activation
-        theirs = schema.Model(**shape, activation=activation)
-    if differing := differences(theirs, described(config)):
+        model = schema.Model(**shape, activation=activation)
+    if differing := differences(model, described(config)):
         raise ConfigError(f"{KEY}={config.pretrained}: is of another model; set {' '.join(differing)}")
 
 
 def normalize_as_before(data: DataSplits, weights: Weights, config: schema.Data) -> DataSplits:
     """Normalize images with the mean and deviation of the weights, unless data.mean is set."""
-    known = weights.normalization
-    if config.mean is not None or known is None or len(known[0]) != data.channels:
+    normalization = weights.normalization
+    if config.mean is not None or normalization is None or len(normalization[0]) != data.channels:
         return data
-    return replace(data, mean=known[0], std=known[1])
+    return replace(data, mean=normalization[0], std=normalization[1])
 
 
 def same_classes(weights: Weights, classes: Sequence[str]) -> bool:
-    """Compare classes by name; if the file has no names, by their number."""
+    """Compare classes by name, or by number if the file has no names."""
     if weights.description and weights.description.classes:
         return list(weights.description.classes) == list(classes)
     return weights.architecture.n_classes == len(classes)
@@ -102,16 +101,16 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, torch.arange(channels) % before] * (before / channels)
 
 
-def content_of(given: str) -> str:
-    """Hash everything in a file that affects training; the hash replaces the path in a run's ID.
+def hash_pretrained(checkpoint: str) -> str:
+    """Hash the content of a file that affects training; the hash replaces the path in a run's ID.
 
-    That is the weights, and what one of our files says beside them: the classes that decide whether the classifier is
-    kept, and the mean and deviation of the images.
+    It covers the weights and, from our files, the classes, on which loading the classifier depends, and the mean and
+    deviation of the images.
 
     Raises:
-        ConfigError: they cannot be read.
+        ConfigError: the file cannot be read.
     """
-    path = find_file(given, KEY)
+    path = find_file(checkpoint, KEY)
     status = path.stat()
     return hash_file(path, status.st_mtime_ns, status.st_size)
 
@@ -121,5 +120,5 @@ def hash_file(path: Path, changed: int, size: int) -> str:
     weights = read_weights(str(path), KEY)
     if weights.description is None:
         return weights.fingerprint()
-    beside = json.dumps([weights.description.classes, weights.normalization])
-    return hashlib.sha256(f"{weights.fingerprint()}{beside}".encode()).hexdigest()[:16]
+    description = json.dumps([weights.description.classes, weights.normalization])
+    return hashlib.sha256(f"{weights.fingerprint()}{description}".encode()).hexdigest()[:16]
