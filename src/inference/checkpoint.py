@@ -45,7 +45,7 @@ PREPROCESSING = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LoadedCheckpoint:
     """A loaded checkpoint.
 
     Attributes:
@@ -67,7 +67,7 @@ class Checkpoint:
     image_size: tuple[int, int] | None
 
 
-def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> Checkpoint:
+def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> LoadedCheckpoint:
     """Load a command's checkpoint.
 
     Args:
@@ -92,7 +92,7 @@ def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> Checkpoin
     model.load_state_dict(weights.tensors, assign=True)
     model = model.requires_grad_(False).eval().to(device).to(memory_format=memory_format(config))
     log.info(f"{weights.path}: {architecture}, {architecture.n_classes:,} classes")
-    return Checkpoint(model, weights, settings, config, device, *class_names(weights), size)
+    return LoadedCheckpoint(model, weights, settings, config, device, *class_names(weights), size)
 
 
 def merge(composed: DictConfig, weights: Weights, overrides: Sequence[str]) -> Any:

@@ -17,7 +17,7 @@ from data.image_files import class_folders, is_divided, split_folders
 from data.image_folder import read_one_split
 from data.splits import DataSplits, Split
 from data.transforms import Normalize
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import LoadedCheckpoint
 from runtime.distributed import World
 from tracking.identity import override_values
 from training.evaluation import Evaluation, evaluate
@@ -25,7 +25,7 @@ from training.model import memory_format
 from training.summary import check_memory
 
 
-def evaluate_split(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Evaluation:
+def evaluate_split(checkpoint: LoadedCheckpoint, data: DataSplits, split: Split) -> Evaluation:
     """Evaluate a checkpoint on one split of a data set.
 
     Args:
@@ -42,7 +42,7 @@ def evaluate_split(checkpoint: Checkpoint, data: DataSplits, split: Split) -> Ev
     return evaluate(checkpoint.model, loader, normalize, config.trainer.precision, device, World(), progress)
 
 
-def load_data(checkpoint: Checkpoint, name: str, overrides: Sequence[str]) -> tuple[DataSplits, Split]:
+def load_data(checkpoint: LoadedCheckpoint, name: str, overrides: Sequence[str]) -> tuple[DataSplits, Split]:
     """Load the data set with the checkpoint's image size and normalization, and one of its splits.
 
     If the data set is a folder of images, the other splits may be missing, unless the split is a part of the training
@@ -73,7 +73,7 @@ def load_data(checkpoint: Checkpoint, name: str, overrides: Sequence[str]) -> tu
     return data, split
 
 
-def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
+def folder_of(checkpoint: LoadedCheckpoint, name: str) -> Path | None:
     """Find the folder of a split; None if the split is a part of the training images.
 
     Without folders of splits all images are evaluated, unless the model may have been trained on a part of them.
@@ -105,7 +105,7 @@ def folder_of(checkpoint: Checkpoint, name: str) -> Path | None:
     return root / used
 
 
-def class_numbers(names: list[str], checkpoint: Checkpoint) -> NDArray[np.int64]:
+def class_numbers(names: list[str], checkpoint: LoadedCheckpoint) -> NDArray[np.int64]:
     """Map the data set's classes to the model's by name, or by position if names are unknown.
 
     Raises:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from config.commands import Export
 from config.errors import ConfigError
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import LoadedCheckpoint
 from inference.model_card import CARD, export_description, model_card
 from inference.usage import Usage
 from LLMConvMixer import ConvMixer
@@ -42,7 +42,7 @@ class ExportError(RuntimeError):
     """An error for an exported model whose logits differ from the checkpoint's."""
 
 
-def export(checkpoint: Checkpoint, settings: Export) -> None:
+def export(checkpoint: LoadedCheckpoint, settings: Export) -> None:
     """Write a checkpoint in the requested format.
 
     Raises:
@@ -75,7 +75,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> None:
         log.info(f"{usage.input_text}\n\n{usage.snippet(path)}")
 
 
-def check_published(checkpoint: Checkpoint, form: str) -> None:
+def check_published(checkpoint: LoadedCheckpoint, form: str) -> None:
     model = checkpoint.config.model
     plain = model.norm == "batch" and model.residual_depthwise and not model.residual_pointwise
     if form in ("timm", "authors") and not plain:
@@ -86,7 +86,7 @@ def check_published(checkpoint: Checkpoint, form: str) -> None:
         )
 
 
-def check_normalization(checkpoint: Checkpoint, settings: Export) -> None:
+def check_normalization(checkpoint: LoadedCheckpoint, settings: Export) -> None:
     """Check that mean and deviation are known if the program normalizes images.
 
     Raises:
@@ -99,7 +99,7 @@ def check_normalization(checkpoint: Checkpoint, settings: Export) -> None:
         )
 
 
-def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
+def output_path(checkpoint: LoadedCheckpoint, settings: Export) -> Path:
     """Choose the path, in the run's folder or in outputs/export; names of authors' files contain the activation."""
     model, weights = checkpoint.config.model, checkpoint.weights
     name = {
@@ -120,7 +120,7 @@ def output_path(checkpoint: Checkpoint, settings: Export) -> Path:
     return Path("outputs") / "export" / (weights.published or weights.path.name.partition(".")[0]) / name
 
 
-def write_safetensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], path: Path) -> None:
+def write_safetensors(checkpoint: LoadedCheckpoint, tensors: dict[str, Tensor], path: Path) -> None:
     """Write weights, with the description that evaluate.py and predict.py need and a checksum in the header."""
     description = json.dumps(export_description(checkpoint))
     path.write_bytes(save(tensors, {METADATA: description, CHECKSUM: checksum(tensors, description)}))
@@ -169,7 +169,7 @@ def images_per_second(models: list[nn.Module], images: Tensor, rounds: int = 3) 
     return (len(images) / np.median(seconds, axis=0)).tolist()
 
 
-def write_program(checkpoint: Checkpoint, settings: Export, path: Path) -> None:
+def write_program(checkpoint: LoadedCheckpoint, settings: Export, path: Path) -> None:
     """Write a program, and compare its logits with the checkpoint's."""
     model, data = checkpoint.model.cpu(), checkpoint.config.data
     pixels = photographs(checkpoint, 8)
@@ -234,7 +234,7 @@ def check_logits(logits: Tensor, expected: Tensor, program: str) -> None:
     log.info(f"  {program}: logits of a batch of {len(logits)} differ by at most {difference:.1e}")
 
 
-def photographs(checkpoint: Checkpoint, n: int) -> Tensor:
+def photographs(checkpoint: LoadedCheckpoint, n: int) -> Tensor:
     """Crop scikit-learn's two photographs to the model's size: [n, channels, height, width], 0 to 1."""
     channels = checkpoint.weights.architecture.channels
     photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2) / 255

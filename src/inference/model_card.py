@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from config.command_line import command_line, override
 from config.schema import GROUPS, NOT_IDENTITY, is_below
 from config.text import code, code_block, markdown
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import LoadedCheckpoint
 from runtime.files import read_json
 from tracking.identity import repeatable
 from tracking.records import Summary
@@ -27,7 +27,7 @@ RESULTS = {  # by their names in text
 }
 
 
-def model_card(checkpoint: Checkpoint, path: Path) -> str:
+def model_card(checkpoint: LoadedCheckpoint, path: Path) -> str:
     """Write the card as Markdown with the hub's metadata on top.
 
     Args:
@@ -74,7 +74,7 @@ def model_card(checkpoint: Checkpoint, path: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def export_description(checkpoint: Checkpoint) -> dict[str, Any]:
+def export_description(checkpoint: LoadedCheckpoint) -> dict[str, Any]:
     """Make the description that weights/description.py reads, without paths and training keys."""
     description, data = checkpoint.weights.description, asdict(checkpoint.config.data)
     for key in ("num_workers", "pipeline", "root"):

@@ -28,7 +28,7 @@ from data.image_files import DataError, image_files, open_image
 from data.splits import DataSplits, Split
 from data.transforms import Normalize, Transform, evaluation_transform
 from data.workers import Workers
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import LoadedCheckpoint
 from runtime.files import check_new, check_ours, whole, write_text
 from tracking.plots import contact_sheet, for_sheet
 from training.evaluation import compute_logits
@@ -41,7 +41,7 @@ SHOWN = 20  # most lines on the terminal
 SHEET = "ConvMixer, predict.py"  # recorded in the PNG file; a picture without it is never replaced
 
 
-def predict(checkpoint: Checkpoint, settings: Predict) -> int:
+def predict(checkpoint: LoadedCheckpoint, settings: Predict) -> int:
     """Write the table and the contact sheet.
 
     Returns:
@@ -123,7 +123,7 @@ def find_images(images: Any) -> list[str]:
     return paths
 
 
-def as_data(paths: list[str], checkpoint: Checkpoint) -> DataSplits:
+def as_data(paths: list[str], checkpoint: LoadedCheckpoint) -> DataSplits:
     """Make a data set of files, with the channels, size and normalization that the checkpoint expects.
 
     Raises:

@@ -23,7 +23,7 @@ from sklearn.metrics import confusion_matrix
 from config.commands import Evaluate
 from config.text import csv_text
 from data.splits import Split
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import LoadedCheckpoint
 from runtime.files import whole, write_text
 from tracking import plots
 from tracking.predictions import write_predictions
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 BINS = 15  # equally wide bins of confidence, as in Guo et al., arXiv 1706.04599
 
 
-def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
+def print_summary(checkpoint: LoadedCheckpoint, image_size: tuple[int, int]) -> None:
     architecture = checkpoint.weights.architecture
     parts = summarize(checkpoint.config, architecture.channels, architecture.n_classes, image_size)
     for line in as_lines(parts):
@@ -43,7 +43,7 @@ def print_summary(checkpoint: Checkpoint, image_size: tuple[int, int]) -> None:
 
 
 def write_report(
-    result: Evaluation, folder: Path, checkpoint: Checkpoint, settings: Evaluate, evaluated: Split
+    result: Evaluation, folder: Path, checkpoint: LoadedCheckpoint, settings: Evaluate, evaluated: Split
 ) -> None:
     """Write all files of an evaluation, and print its figures."""
     split, data = settings.split, settings.data

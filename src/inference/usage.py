@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from inference.checkpoint import Checkpoint
+from inference.checkpoint import LoadedCheckpoint
 
 
 class Usage:
@@ -13,7 +13,7 @@ class Usage:
         normalizes: the program normalizes its images.
     """
 
-    def __init__(self, checkpoint: Checkpoint, normalizes: bool) -> None:
+    def __init__(self, checkpoint: LoadedCheckpoint, normalizes: bool) -> None:
         self.data, self.labels, self.normalizes = checkpoint.config.data, checkpoint.labels, normalizes
         self.channels = checkpoint.weights.architecture.channels
         self.height, self.width = checkpoint.image_size or (224, 224)
