@@ -48,8 +48,8 @@ def main() -> None:
         records.append(record)
         if not options.json:
             print(report.line(record), flush=True)
-    records = report.read(options.results) or records
-    print(json.dumps(records, indent=2)) if options.json else report.show(records)
+    records = report.read_records(options.results) or records
+    print(json.dumps(records, indent=2)) if options.json else report.print_records(records)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_training_and_inference_beside_the_peers(tmp_path: Path) -> None:
             assert len(record[what]["images_per_second"]) == steps.ROUNDS
             assert min(record[what]["images_per_second"]) > 0
             assert record[what]["memory"] > 1e6
-    table = report.markdown(found)
+    table = report.records_table(found)
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| authors")]
     assert [row[0] for row in rows] == 2 * [f"| {implementations.PLAIN.name}", f"| {NHWC.name}"]
     assert rows[0][3] == "1.00"  # times as fast as the plain form
@@ -92,13 +92,13 @@ def test_training_and_inference_beside_the_peers(tmp_path: Path) -> None:
 def test_what_is_measured_is_kept_at_once_and_not_measured_again(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     for record in steps.run([*SMALL, "model.kernel_size=3,5"], results, ["*NHWC*"]):
-        assert report.read(results)[-1] == record
-    assert [record.get("name") for record in report.read(results)] == 2 * [NHWC.name]
+        assert report.read_records(results)[-1] == record
+    assert [record.get("name") for record in report.read_records(results)] == 2 * [NHWC.name]
     with results.open("a") as file:
         file.write('\n{"setting": "cut off')
     assert [record["name"] for record in run(results)] == [implementations.PLAIN.name]
     assert run(results) == []
-    assert len(report.read(results)) == 3
+    assert len(report.read_records(results)) == 3
 
 
 def test_results_that_cannot_be_read_are_an_error_in_one_line(tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_results_that_cannot_be_read_are_an_error_in_one_line(tmp_path: Path) ->
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     for path in tmp_path.iterdir():
         with pytest.raises(ConfigError, match=path.name):
-            report.read(path)
+            report.read_records(path)
     other = tmp_path / "other.jsonl"
     other.write_text('5\n[]\n{"where": "cpu"}\n')
-    assert report.read(other) == [{"where": "cpu"}]
+    assert report.read_records(other) == [{"where": "cpu"}]
 
 
 @pytest.mark.usefixtures("quick")
@@ -125,7 +125,7 @@ def test_an_implementation_that_fails_leaves_the_others_alone(
     assert (failed["name"], completed["name"]) == (NHWC.name, implementations.PLAIN.name)
     assert failed["error"]
     assert completed["training"]
-    assert failed["error"] in report.markdown([failed, completed])
+    assert failed["error"] in report.records_table([failed, completed])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatc
     assert all(each["milliseconds"] > 0 and each["error"] < 0.01 for each in first["backends"].values())
     assert (first["auto"], second["auto"]) == ("reference NHWC", "stacked NHWC")
     assert list(depthwise.run(settings, results)) == []
-    table = report.markdown(report.read(results))
+    table = report.records_table(report.read_records(results))
     assert all(part in table for part in (first["depthwise"], second["depthwise"], left_out["reason"]))
 
 

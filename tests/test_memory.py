@@ -64,9 +64,9 @@ def test_tensors_that_claim_more_than_their_file_are_refused(tmp_path: Path) -> 
     content = {"rows": [1, {"deep": [torch.zeros(1).expand(1 << 37)]}], "model": {"weight": torch.ones(3)}}
     torch.save(content, tmp_path / "last.pt")
     with pytest.raises(archive.Damaged, match="far larger"):
-        archive.load(tmp_path / "last.pt")
+        archive.load_archive(tmp_path / "last.pt")
     torch.save({"model": {"weight": torch.ones(3).expand(5, 3)}}, tmp_path / "best.pt")
-    assert archive.load(tmp_path / "best.pt")["model"]["weight"].shape == (5, 3)
+    assert archive.load_archive(tmp_path / "best.pt")["model"]["weight"].shape == (5, 3)
 
 
 def test_16_bits_are_rounded_as_exact_arithmetic_does(tmp_path: Path) -> None:

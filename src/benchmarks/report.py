@@ -26,7 +26,7 @@ def describe_machine(device: torch.device) -> str:
     return f"{describe(device)}{threads}, torch {torch.__version__}"
 
 
-def keep(record: Record, results: Path | None) -> Record:
+def save_record(record: Record, results: Path | None) -> Record:
     if results:
         results.parent.mkdir(parents=True, exist_ok=True)
         with results.open("a") as file:
@@ -34,7 +34,7 @@ def keep(record: Record, results: Path | None) -> Record:
     return record
 
 
-def read(results: Path | None) -> list[Record]:
+def read_records(results: Path | None) -> list[Record]:
     """Read a file of results without lines that were cut off; a missing file has none.
 
     Raises:
@@ -65,10 +65,10 @@ def run(files: list[str]) -> None:
     for file in map(Path, files):
         if not file.exists():
             raise ConfigError(f"{file}: file not found")
-        print(markdown(read(file)))
+        print(records_table(read_records(file)))
 
 
-def show(records: list[Record]) -> None:
+def print_records(records: list[Record]) -> None:
     for title, tables, notes in chapters(records):
         say(title, "bold")
         for header, rows in tables:
@@ -77,7 +77,7 @@ def show(records: list[Record]) -> None:
             say(note)
 
 
-def markdown(records: list[Record]) -> str:
+def records_table(records: list[Record]) -> str:
     parts = []
     for title, tables, notes in chapters(records):
         parts.append(f"**{title}**")

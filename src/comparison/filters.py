@@ -23,7 +23,7 @@ ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 
 
-def keep(runs: Sequence[Run], condition: str) -> list[Run]:
+def filter_runs(runs: Sequence[Run], condition: str) -> list[Run]:
     """Keep the runs that meet a condition such as "kernel_size>3", "dropout!=none", "status!=failed" or "device=cpu".
 
     Raises:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comparison.filters import find_key, keep, value
+from comparison.filters import filter_runs, find_key, value
 from comparison.power_analysis import plans
 from comparison.runs import Run, read_runs, read_wandb, without_copies
 from comparison.settings import Setting, settings_of, with_factors
@@ -190,7 +190,7 @@ def read(
     """
     runs, copies = without_copies([*read_runs(folders), *(run for path in wandb_paths for run in read_wandb(path))])
     for condition in filters:
-        runs = keep(runs, condition)
+        runs = filter_runs(runs, condition)
     title = " and ".join([*(folder.resolve().name for folder in folders), *wandb_paths])
     if seeds:
         runs = confirming(runs, seeds)

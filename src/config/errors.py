@@ -126,10 +126,10 @@ def check_override(override: Override) -> None:
     if not override.is_delete() and key in GROUPS:  # A list chooses several options.
         values = [part for value in values for part in (value if isinstance(value, list) else [value])]
     if any(value is None or isinstance(value, bool | int | float | list | dict) for value in values):
-        raise ConfigError(f"{text}: expected one of {', '.join(options_of(key))}, or no {key}")
+        raise ConfigError(f"{text}: expected one of {', '.join(list_options(key))}, or no {key}")
 
 
-def options_of(group: str) -> list[str]:
+def list_options(group: str) -> list[str]:
     """List the options of a config group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
@@ -155,7 +155,7 @@ def explain(error: Exception) -> str:
         return f"{error.override}: Hydra cannot read this value without quotes. Fix: {shell(f'{name}={quoted}')}"
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option}: unknown option; expected one of {', '.join(error.options or options_of(group))}"
+        return f"{group}={option}: unknown option; expected one of {', '.join(error.options or list_options(group))}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     key = getattr(cause, "full_key", None)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from comparison.filters import keep
+from comparison.filters import filter_runs
 from comparison.results import by_preference, is_lower_better
 from comparison.runs import Run, read_runs
 from config.errors import ConfigError
@@ -33,7 +33,7 @@ def choose_run(checkpoint: str) -> str:
     places = [int(part) for part in parts if part.isdecimal()]
     try:
         for condition in (part for part in parts if not part.isdecimal()):
-            runs = keep(runs, condition)
+            runs = filter_runs(runs, condition)
     except ConfigError as error:
         raise ConfigError(f"{key}: {str(error).removeprefix('--filter ')}") from error
     place = places[0] if places else 1

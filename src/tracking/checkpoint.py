@@ -116,7 +116,7 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                state: State = read(path, State)
+                state: State = read_content(path, State)
                 if {key: state.get(key) for key in self.header} != self.header:
                     raise ValueError("it belongs to another run, or to another version of this code")
             except ValueError as error:
@@ -164,7 +164,7 @@ class Checkpoints:
         """Explain why best.pt cannot be read; return None if it is intact."""
         path = self.folder / "best.pt"
         try:
-            read(path, Best)
+            read_content(path, Best)
         except ValueError as error:
             return f"{path} {f'cannot be read ({first_line(error)})' if path.exists() else 'is missing'}"
         return None
@@ -177,7 +177,7 @@ class Checkpoints:
         """
         file = self.folder / "best.pt"
         try:
-            model.load_state_dict(read(file, Best)["model"])
+            model.load_state_dict(read_content(file, Best)["model"])
         except Exception as error:  # PyTorch raises errors of many types.
             problem = self.problem_of_best() or f"{file} does not fit the run ({first_line(error)})"
             for path in filter(Path.exists, self.states):
@@ -187,14 +187,14 @@ class Checkpoints:
             ) from error
 
 
-def read(path: Path, kind: Any) -> Any:
+def read_content(path: Path, kind: Any) -> Any:
     """Read a checkpoint.
 
     Raises:
         ValueError: It is missing, damaged, or of another type; the message does not name the file.
     """
     try:
-        content = archive.load(path)
+        content = archive.load_archive(path)
     except Exception as error:  # Damaged files raise errors of many types.
         raise ValueError(reason(error, path) if path.exists() else "it is missing") from error
     return check_type(kind, content)

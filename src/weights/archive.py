@@ -17,7 +17,7 @@ class Damaged(ValueError):
     """A file of PyTorch whose content has changed since it was written."""
 
 
-def load(path: Path) -> Any:
+def load_archive(path: Path) -> Any:
     """Read a file that torch.save has written.
 
     Raises:

@@ -244,7 +244,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         if CHECKSUM in header and header[CHECKSUM] != checksum(tensors, description):
             raise archive.Damaged("it is damaged: its checksum differs")
         return strip(tensors), check_type(dict[str, Any], json.loads(description))
-    content = archive.load(path)
+    content = archive.load_archive(path)
     if not isinstance(content, Mapping):
         raise NoWeights(f"it holds a {type(content).__name__}, not named tensors")
     return unwrap(content), content
