@@ -56,45 +56,45 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help="serve comparison.html on 127.0.0.1 until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print JSON, and write nothing")
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the files, instead of the first DIR")
-    given = parser.parse_args()
-    if not given.folders and not given.wandb:
+    options = parser.parse_args()
+    if not options.folders and not options.wandb:
         parser.error("expected DIR or --wandb ENTITY/PROJECT")
-    if given.images and not given.folders:
+    if options.images and not options.folders:
         parser.error("--images: expected DIR, whose runs keep their predictions")
-    if (given.watch or given.serve) and (not given.folders or given.json):
+    if (options.watch or options.serve) and (not options.folders or options.json):
         parser.error("--watch, --serve: expected DIR, whose page is written, and not --json")
-    if given.watch and given.output:
+    if options.watch and options.output:
         parser.error("--output: the page of --watch is written into the sweep's own folder")
     with report_errors():
-        check_folders_exist(given.folders)
-        seeds = parse_seeds(given.confirm) if given.confirm else ()
-        of_wandb = [Path("outputs", "-".join(["wandb", *path.split("/")[1:]])) for path in given.wandb]
-        folder = given.output or [*given.folders, *of_wandb][0]
-        if not given.json:
+        check_folders_exist(options.folders)
+        seeds = parse_seeds(options.confirm) if options.confirm else ()
+        of_wandb = [Path("outputs", "-".join(["wandb", *path.split("/")[1:]])) for path in options.wandb]
+        folder = options.output or [*options.folders, *of_wandb][0]
+        if not options.json:
             check_place(folder, str(folder), "--output DIR, or --json, which writes nothing")
-        filters = [*given.filter, *([f"confirmed={given.confirm}"] if given.confirm else [])]
+        filters = [*options.filter, *([f"confirmed={options.confirm}"] if options.confirm else [])]
         read_again = partial(
-            read, given.folders, given.metric, given.sort, given.filter, given.wandb, given.smallest, seeds
+            read, options.folders, options.metric, options.sort, options.filter, options.wandb, options.smallest, seeds
         )
-        if given.serve:
+        if options.serve:
             serve(folder, filters)
-        if given.watch:
+        if options.watch:
             watch(read_again, folder, filters)
         comparison = read_again()
-        if given.images:
+        if options.images:
             compare_images(comparison, folder)
             report.write_page(comparison, folder, filters)
-        elif given.json:
+        elif options.json:
             print(report.as_json(comparison))
         else:
             report.publish(comparison, folder, filters)
-            running = [f"{folder}: {progress}" for folder in given.folders if (progress := under_way(folder))]
-            for line in [*running, *disk_lines(given.folders, comparison.runs)]:
+            running = [f"{folder}: {progress}" for folder in options.folders if (progress := under_way(folder))]
+            for line in [*running, *disk_lines(options.folders, comparison.runs)]:
                 say(line)
-            if not comparison.runs and (given.filter or not running):
-                where = " and ".join(map(str, [*given.folders, *given.wandb]))
-                raise ConfigError(f"{where}: no runs here{' that fit' if given.filter else ''}")
-        if given.serve:
+            if not comparison.runs and (options.filter or not running):
+                where = " and ".join(map(str, [*options.folders, *options.wandb]))
+                raise ConfigError(f"{where}: no runs here{' that fit' if options.filter else ''}")
+        if options.serve:
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
 

@@ -35,8 +35,8 @@ def test_each_error_is_the_textbooks_where_there_is_one() -> None:
     correct = draw(np.random.default_rng(0), 2, 4, 300, 0.3)
     first, second = (np.array(list(runs.values()), dtype=float) for runs in correct.values())
     gains = image_gains(correct, [("s0", "s1")])
-    assert gains.gains == pytest.approx(first.mean(0) - second.mean(0))
-    assert gains.new_runs.value == gains.both.value == pytest.approx(gains.gains.mean())
+    assert gains.by_image == pytest.approx(first.mean(0) - second.mean(0))
+    assert gains.new_runs.value == gains.both.value == pytest.approx(gains.by_image.mean())
     assert gains.other_images.p == pytest.approx(ttest_rel(first.mean(0), second.mean(0)).pvalue)
     assert gains.new_runs.p == pytest.approx(ttest_rel(first.mean(1), second.mean(1)).pvalue)
     assert gains.both.error and gains.other_images.error and gains.new_runs.error
@@ -50,7 +50,7 @@ def test_a_missing_seed_leaves_points_and_images_in_agreement() -> None:
     del correct["s1"][3]
     shared = {a: {seed: runs[seed] for seed in range(3)} for a, runs in correct.items()}
     pair = [("s0", "s1")]
-    assert image_gains(correct, pair).gains == pytest.approx(image_gains(shared, pair).gains)
+    assert image_gains(correct, pair).by_image == pytest.approx(image_gains(shared, pair).by_image)
     strangers = {"s0": correct["s0"], "s1": {10 + seed: run for seed, run in correct["s1"].items()}}
     a, b = (np.array([run.mean() for run in runs.values()]) for runs in strangers.values())
     assert image_gains(strangers, pair).new_runs.value == pytest.approx(a.mean() - b.mean())
@@ -60,7 +60,7 @@ def test_a_missing_seed_leaves_points_and_images_in_agreement() -> None:
 def test_one_seed_shows_no_spread_over_runs_and_lists_nothing() -> None:
     gains = image_gains(draw(np.random.default_rng(2), 2, 1, 300, 0.3), [("s0", "s1")])
     assert gains.new_runs.p is None and gains.both.p is None and gains.other_images.p is not None
-    assert gains.by_chance == np.sum(gains.gains != 0) and (gains.rates == 1).all()
+    assert gains.by_chance == np.sum(gains.by_image != 0) and (gains.rates == 1).all()
 
 
 def test_images_with_equal_results_are_tied() -> None:
@@ -85,7 +85,7 @@ def test_a_setting_against_itself_differs_in_at_most_5_percent(settings: int, se
     for kind in ("new_runs", "both"):
         assert np.mean([getattr(gains, kind).p < 0.05 for gains in found]) < allowed
     assert np.mean([(gains.rates <= 0.1).any() for gains in found]) <= 0.1
-    listed = np.mean([np.sum(gains.gains != 0) for gains in found])
+    listed = np.mean([np.sum(gains.by_image != 0) for gains in found])
     assert np.mean([gains.by_chance for gains in found]) == pytest.approx(listed, rel=0.05)
 
 
@@ -115,9 +115,9 @@ def test_a_factor_is_dealt_within_the_settings_that_it_connects() -> None:
     correct |= {f"bad {a}": {seed: np.zeros(200, bool) for seed in runs} for a, runs in bad.items()}
     both = image_gains(correct, [("good s0", "good s1"), ("bad s0", "bad s1")])
     one = image_gains(correct, [("good s0", "good s1")])
-    assert both.gains == pytest.approx(one.gains / 2)
+    assert both.by_image == pytest.approx(one.by_image / 2)
     assert both.by_chance == pytest.approx(one.by_chance, rel=0.1), "the bad ones add nothing"
     star = draw(generator, 3, 3, 200, 0.1)
     gains = image_gains(star, [("s1", "s0"), ("s2", "s0")])
     a, b, c = (np.mean(list(runs.values()), axis=0) for runs in star.values())
-    assert gains.gains == pytest.approx((b + c) / 2 - a)
+    assert gains.by_image == pytest.approx((b + c) / 2 - a)

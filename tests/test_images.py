@@ -45,7 +45,7 @@ def test_three_questions_have_an_interval_each(tmp_path: Path) -> None:
     comparison = read([tmp_path])
     predictions = read_predictions(comparison)
     (difference,) = image_differences(comparison, predictions)  # the only effect is the same difference
-    found = difference.found
+    found = difference.gains
     assert found.other_images.p == pytest.approx(ttest_rel(best.mean(0), other.mean(0)).pvalue, abs=1e-6)
     assert difference.p_new_runs == pytest.approx(ttest_rel(best.mean(1), other.mean(1)).pvalue, abs=1e-6)
     assert found.both.margin and found.new_runs.margin and found.both.margin >= found.new_runs.margin
@@ -69,8 +69,8 @@ def test_a_row_agrees_with_itself_where_a_seed_is_missing(tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "3-8-2")
     (difference,) = image_differences(comparison := read([tmp_path]), read_predictions(comparison))
     gains = correct[5, 8][:2].mean(0) - correct[3, 8][:2].mean(0)
-    assert difference.found.gains == pytest.approx(gains)
-    assert difference.found.both.value == difference.found.new_runs.value == pytest.approx(gains.mean())
+    assert difference.gains.by_image == pytest.approx(gains)
+    assert difference.gains.both.value == difference.gains.new_runs.value == pytest.approx(gains.mean())
 
 
 def test_a_factor_wins_and_loses_images_with_all_else_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

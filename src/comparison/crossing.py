@@ -16,8 +16,8 @@ class Crossing:
 
     Attributes:
         factors: the two factors.
-        means: [levels of the first, levels of the second], NaN where nothing ran.
-        is_fair: all are means over the same settings of the other factors.
+        means: [levels of the first, levels of the second], NaN without a run.
+        is_fair: True if all are means over the same settings of the other factors.
     """
 
     factors: tuple[str, str]
@@ -26,7 +26,7 @@ class Crossing:
 
 
 def cross(comparison: Comparison) -> Crossing | None:
-    """Cross the two factors with the most levels; None where most of their combinations have no result."""
+    """Cross the two factors with the most levels; None if most of their combinations have no result."""
     pair = crossed_factors(comparison)
     return Crossing(pair, *means_by_levels(comparison, *pair)) if pair else None
 
@@ -60,6 +60,6 @@ def means_by_levels(comparison: Comparison, first: str, second: str) -> tuple[ND
     rows, columns = comparison.levels(first), comparison.levels(second)
     means = np.full((len(rows), len(columns)), np.nan)
     for (row, column), cell in cells.items():
-        kept = [mean for of_others, mean in cell.items() if of_others in common or not common]
-        means[rows.index(row), columns.index(column)] = np.mean(kept)
+        values = [mean for of_others, mean in cell.items() if of_others in common or not common]
+        means[rows.index(row), columns.index(column)] = np.mean(values)
     return means, bool(common)

@@ -33,18 +33,18 @@ def filter_runs(runs: Sequence[Run], condition: str) -> list[Run]:
     if not parts:
         raise ConfigError(f"--filter {condition}: expected KEY=VALUE, or !=, >, <, >=, <= in place of =")
     key, sign, text = find_key(parts[1], runs), parts[2], parts[3]
-    wanted = parse_value(text, condition)
+    expected = parse_value(text, condition)
 
     def meets(run: Run) -> bool:
         level = value(run, key)
         if sign in ("=", "!="):
             # A string may look like a number, e.g. sweep=123.
-            fits = equal(level, wanted) or (isinstance(level, str) and level == text)
+            fits = equal(level, expected) or (isinstance(level, str) and level == text)
             if key in GROUPS:
-                fits = has_option(run, key, wanted if wanted is None else text)
+                fits = has_option(run, key, expected if expected is None else text)
             return fits == (sign == "=")
         try:
-            return level is not None and ORDERS[sign](level, wanted)
+            return level is not None and ORDERS[sign](level, expected)
         except TypeError:
             return False
 

@@ -64,14 +64,14 @@ class ImageDifference:
     Attributes:
         effect: the effect of the factor; None if the best setting is compared with the next one.
         pairs: the settings compared.
-        found: gains by image, and the change of the accuracy.
+        gains: gains by image, and the change of the accuracy.
         probability_gains: [images], of the label's mean probability.
         p_new_runs, p_both: corrected for the comparisons made; None with one seed.
     """
 
     effect: Effect | None
     pairs: Sequence[Pair]
-    found: ImageGains
+    gains: ImageGains
     probability_gains: NDArray[np.float64]
     p_new_runs: float | None = None
     p_both: float | None = None
@@ -83,18 +83,18 @@ class ImageDifference:
     @property
     def won(self) -> NDArray[np.int64]:
         """List the images won or lost, the clearest first."""
-        gains = self.found.gains
+        gains = self.gains.by_image
         return np.lexsort((-self.probability_gains, -gains))[: np.sum(gains > 0)]
 
     @property
     def lost(self) -> NDArray[np.int64]:
-        gains = self.found.gains
+        gains = self.gains.by_image
         return np.lexsort((self.probability_gains, gains))[: np.sum(gains < 0)]
 
     @property
     def clear(self) -> int:
         """Count the images in the longest list of which at most one in ten is won or lost by chance."""
-        return int(np.sum(self.found.rates <= LISTED))
+        return int(np.sum(self.gains.rates <= LISTED))
 
 
 def read_predictions(comparison: Comparison) -> Predictions:
@@ -165,7 +165,7 @@ def corrected(differences: Sequence[ImageDifference], comparisons: int | None = 
         return [None if math.isnan(value) else float(value) for value in p]
 
     new_runs, both = (
-        of([getattr(difference.found, kind) for difference in differences]) for kind in ("new_runs", "both")
+        of([getattr(difference.gains, kind) for difference in differences]) for kind in ("new_runs", "both")
     )
     return [
         replace(difference, p_new_runs=p_new_runs, p_both=p_both)

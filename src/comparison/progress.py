@@ -44,7 +44,7 @@ class Progress:
 
 
 def under_way(folder: Path) -> str | None:
-    """Say how far the folder's sweep is; None where it has ended."""
+    """Describe the progress of the folder's sweep; None if it has ended."""
     if grid := progress(folder):
         return str(grid)
     if not is_held(folder / "sweep.lock"):  # a search or a race holds it
@@ -69,11 +69,11 @@ def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | No
         return None
     running = sum(is_locked(index.folders[run_id]) for run_id in runs.index[~ended] if run_id in index.folders)
     done = runs.epoch_size * records.epochs.fillna(0)
-    left = runs.epoch_size * runs.epochs - done
+    remaining = runs.epoch_size * runs.epochs - done
     completed = records.status == "completed"
     spent = records.seconds[completed].groupby(runs.data).sum()  # data sets differ in images an epoch
-    each = left[~ended] * runs.data.map(spent / done[completed].groupby(runs.data).sum())[~ended]
+    times = remaining[~ended] * runs.data.map(spent / done[completed].groupby(runs.data).sum())[~ended]
     at_once = max(at_once, running + starting)
-    is_known = at_once and each.notna().all()
-    seconds = max(each.max(), each.sum() / at_once) if is_known else None
+    is_known = at_once and times.notna().all()
+    seconds = max(times.max(), times.sum() / at_once) if is_known else None
     return Progress(int(ended.sum()), running, int((~ended).sum()) - running, seconds)

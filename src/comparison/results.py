@@ -54,7 +54,7 @@ class Comparison:
             raise ConfigError(f"--metric {metric}: no run has such a figure")
         self.sort = find_key(sort, runs) if sort else None
         settings, self.factors = with_factors(settings_of(runs))
-        self.keys = list(settings[0].levels) if settings else []  # the config keys that differ, but for the seed
+        self.keys = list(settings[0].levels) if settings else []  # config keys that differ, except for the seed
 
         by_size = sorted(settings, key=preference)
         key_of = {setting: setting.key(self.factors) for setting in by_size}
@@ -65,12 +65,12 @@ class Comparison:
             smallest /= 100
         self.analysis = analyse(values, not lower, resolution(settings, self.metric), smallest)
         self.smallest, self.key_of = smallest, key_of
-        self.valued = [setting_of[key] for key in self.analysis.ranked]  # those that have the metric, the best first
+        self.valued = [setting_of[key] for key in self.analysis.ranked]  # settings with the metric, best first
         self.settings = sorted(settings, key=self.place)
         self.effects = list(self.analysis.effects)
         self.pairs_of = {effect: [(setting_of[a], setting_of[b]) for a, b in effect.pairs] for effect in self.effects}
         best = self.analysis.best
-        self.differences: dict[Setting, Difference] = {  # from the best setting, in their order
+        self.differences: dict[Setting, Difference] = {  # from the best setting, best first
             other: self.analysis.differences[key_of[other], best] for other in self.valued[1:]
         }
         self.may_be_best = [setting_of[key] for key in self.analysis.may_be_best]
@@ -141,10 +141,10 @@ class Comparison:
 
     @cached_property
     def missing(self) -> dict[Setting, list[int]]:
-        """The seeds that a setting lacks and others have, by setting; a failed run counts as a result."""
+        """The seeds that only other settings ran with, by setting; a failed run counts as a result."""
         seeds = {setting: set(setting.results(self.metric)) for setting in self.valued}
         every = set().union(*(setting.by_seed(self.metric) for setting in self.valued))
-        return {setting: sorted(every - own) for setting, own in seeds.items() if every - own}
+        return {setting: sorted(every - ran) for setting, ran in seeds.items() if every - ran}
 
     @cached_property
     def not_completed(self) -> list[Run]:
@@ -211,7 +211,7 @@ def default_metric(runs: Sequence[Run]) -> str:
 
 
 def compared_runs(comparison: Comparison) -> list[str]:
-    """List the IDs of the runs that have a result, by which it is known if images.json is of these."""
+    """List the IDs of the runs with a result, which images.json records, too."""
     return sorted(run.run_id for setting in comparison.valued for run in setting.completed)
 
 
@@ -250,14 +250,14 @@ def confirming(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
     Raises:
         ConfigError: there are fewer than two such settings.
     """
-    kept = [
+    groups = [
         [run for run in setting.runs if run.config.get("seed") in seeds]
         for setting in settings_of(runs)
         if {run.config.get("seed") for run in setting.runs if run.status in ("completed", "failed")} >= set(seeds)
     ]
-    if len(kept) < 2:
+    if len(groups) < 2:
         raise ConfigError(
-            f"--confirm {seeds[0]}-{seeds[-1]}: {len(kept)} settings ran with all of these seeds, expected two. "
+            f"--confirm {seeds[0]}-{seeds[-1]}: {len(groups)} settings ran with all of these seeds, expected two. "
             "Fix: the commands that the power analysis prints, and wait until all runs have ended"
         )
-    return [run for runs in kept for run in runs]
+    return [run for group in groups for run in group]

@@ -135,9 +135,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Drop copies of runs; return the runs kept, and pairs of a dropped folder and the run kept in its place.
+    """Drop copies of runs; return the other runs, and pairs of a copy and its original.
 
-    Copies share their W&B ID. A completed run is kept first, then the one with most epochs.
+    Copies share their W&B ID. The original is a completed run if there is one, then the run with most epochs.
     """
     by_id: dict[Any, list[Run]] = {}
     for run in runs:
@@ -147,12 +147,12 @@ def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]
         on_disk = not isinstance(run, WandbRun)
         return run.status != "completed", -(run.figure("epochs") or 0), not on_disk, len(str(run.folder))
 
-    kept, copies = [], []
+    originals, copies = [], []
     for same in by_id.values():
         best, *others = sorted(same, key=rank)
-        kept.append(best)
+        originals.append(best)
         copies += [(other, best) for other in others if not isinstance(other, WandbRun)]
-    return kept, copies
+    return originals, copies
 
 
 def read_run(folder: Path) -> Run:

@@ -21,7 +21,7 @@ SLIGHT = 0.75  # standard errors; a smaller bias of a picked setting is well wit
 
 def warnings(comparison: Comparison) -> list[str]:
     """Warn of copies of runs, and of results on different images; these lines stand above the ranking."""
-    copies = [f"{copy.folder} is a copy of {kept.folder}: not counted." for copy, kept in comparison.copies]
+    copies = [f"{copy.folder} is a copy of {original.folder}: not counted." for copy, original in comparison.copies]
     return [*several(copies, WARNED), *different_images(comparison)]
 
 
@@ -102,8 +102,10 @@ def chances(comparison: Comparison) -> str:
     text = f" It is the best with {100 * probability:.0f} % probability"
     if not others or len(others) + 1 == len(comparison.valued):
         return f"{text}."
-    rest = [f"{label(other, comparison)} ({100 * (comparison.probability_best(other) or 0):.0f} %)" for other in others]
-    return f"{text}; may be, too: {', '.join(several(rest, 3))}."
+    named = [
+        f"{label(other, comparison)} ({100 * (comparison.probability_best(other) or 0):.0f} %)" for other in others
+    ]
+    return f"{text}; may be, too: {', '.join(several(named, 3))}."
 
 
 def selection(comparison: Comparison) -> list[str]:

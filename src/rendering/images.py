@@ -68,7 +68,7 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
         except DataError as error:
             say(f"→ {folder}/images.csv; no images.png: {error}")
             return
-        largest = sorted(named[1:], key=lambda item: -abs(item[1].found.both.value))
+        largest = sorted(named[1:], key=lambda item: -abs(item[1].gains.both.value))
         pictured = [named[0], *largest[: PICTURED - 1]]
         with whole(folder / "images.png") as temporary:
             image_sheet(pictured, predictions, images, classes).savefig(temporary, dpi=150)
@@ -88,7 +88,7 @@ def difference_name(difference: ImageDifference, comparison: Comparison) -> str:
 
 def difference_row(name: str, difference: ImageDifference, predictions: Predictions) -> list[str]:
     """Make a row of the table on the terminal."""
-    gains = difference.found
+    gains = difference.gains
     between = predictions.disagreement(difference.pairs)
     within = predictions.disagreement_of_seeds(difference.settings)
     return [
@@ -140,8 +140,8 @@ def images_table(named: Sequence[tuple[str, ImageDifference]], predictions: Pred
                 "comparison": name,
                 "image": images,
                 "label": predictions.labels[images],
-                "gain": difference.found.gains[images],
-                "false_discovery_rate": difference.found.rates[images],
+                "gain": difference.gains.by_image[images],
+                "false_discovery_rate": difference.gains.rates[images],
             }
         )
         for name, difference in named

@@ -82,13 +82,13 @@ class ImageGains:
     """The change of each image and of the accuracy between two settings, averaged over pairs of settings.
 
     Attributes:
-        gains: [images], change of the share of runs that are right.
+        by_image: [images], change of the share of runs that are right.
         by_chance: mean number of images won or lost if the settings were equal.
         rates: [images], false discovery rate of the list of all images with at least this gain.
         other_images, new_runs, both: change of the accuracy with its error in each kind of sampling.
     """
 
-    gains: Array
+    by_image: Array
     by_chance: float
     rates: Array
     other_images: Sampled
