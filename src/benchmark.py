@@ -48,7 +48,7 @@ def main() -> None:
         records.append(record)
         if not options.json:
             print(report.line(record), flush=True)
-    records = report.read_records(options.results) or records
+    records = report.read_results(options.results) or records
     print(json.dumps(records, indent=2)) if options.json else report.print_records(records)
 
 

@@ -92,13 +92,13 @@ def test_training_and_inference_beside_the_peers(tmp_path: Path) -> None:
 def test_what_is_measured_is_kept_at_once_and_not_measured_again(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     for record in steps.run([*SMALL, "model.kernel_size=3,5"], results, ["*NHWC*"]):
-        assert report.read_records(results)[-1] == record
-    assert [record.get("name") for record in report.read_records(results)] == 2 * [NHWC.name]
+        assert report.read_results(results)[-1] == record
+    assert [record.get("name") for record in report.read_results(results)] == 2 * [NHWC.name]
     with results.open("a") as file:
         file.write('\n{"setting": "cut off')
     assert [record["name"] for record in run(results)] == [implementations.PLAIN.name]
     assert run(results) == []
-    assert len(report.read_records(results)) == 3
+    assert len(report.read_results(results)) == 3
 
 
 def test_results_that_cannot_be_read_are_an_error_in_one_line(tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_results_that_cannot_be_read_are_an_error_in_one_line(tmp_path: Path) ->
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     for path in tmp_path.iterdir():
         with pytest.raises(ConfigError, match=path.name):
-            report.read_records(path)
+            report.read_results(path)
     other = tmp_path / "other.jsonl"
     other.write_text('5\n[]\n{"where": "cpu"}\n')
-    assert report.read_records(other) == [{"where": "cpu"}]
+    assert report.read_results(other) == [{"where": "cpu"}]
 
 
 @pytest.mark.usefixtures("quick")
@@ -157,7 +157,7 @@ def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatc
     assert all(each["milliseconds"] > 0 and each["error"] < 0.01 for each in first["backends"].values())
     assert (first["auto"], second["auto"]) == ("reference NHWC", "stacked NHWC")
     assert list(depthwise.run(settings, results)) == []
-    table = report.records_table(report.read_records(results))
+    table = report.records_table(report.read_results(results))
     assert all(part in table for part in (first["depthwise"], second["depthwise"], left_out["reason"]))
 
 

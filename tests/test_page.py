@@ -221,7 +221,9 @@ def test_page_keeps_its_selection_when_runs_report(page, sweep: Path) -> None:
     update = render_update(Comparison("renamed", read([sweep]).runs), sweep)
     write_text(sweep / "comparison.live.js", update)
     page.evaluate("poll()")
-    page.wait_for_function("document.title === 'renamed'")
+    pytest.importorskip("playwright.sync_api").expect(page).to_have_title(
+        "renamed", timeout=60_000
+    )  # eval is forbidden
     assert page.inner_text("#selected") == selected
     page.evaluate("poll = () => {}")  # the file is gone for the tests after this one
     (sweep / "comparison.live.js").unlink()

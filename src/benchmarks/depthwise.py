@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report import Record, describe_machine, read_records, save_record
+from benchmarks.report import Record, describe_machine, read_results, save_record
 from benchmarks.setting import layer_of, make_configs
 from ops import depthwise
 from runtime.device import autocast, keep_freed_memory
@@ -31,7 +31,7 @@ def run(overrides: list[str], results: Path | None) -> Iterator[Record]:
     torch.backends.cudnn.benchmark = True
     keep_freed_memory()
     where = describe_machine(device)
-    measured = {record.get("depthwise") for record in read_records(results) if record["where"] == where}
+    measured = {record.get("depthwise") for record in read_results(results) if record["where"] == where}
     for config in make_configs(overrides or (GPU if device.type == "cuda" else CPU)):
         layer = layer_of(config, device)
         if describe_layer(layer) not in measured:

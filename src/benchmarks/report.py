@@ -34,7 +34,7 @@ def save_record(record: Record, results: Path | None) -> Record:
     return record
 
 
-def read_records(results: Path | None) -> list[Record]:
+def read_results(results: Path | None) -> list[Record]:
     """Read a file of results without lines that were cut off; a missing file has none.
 
     Raises:
@@ -65,7 +65,7 @@ def run(files: list[str]) -> None:
     for file in map(Path, files):
         if not file.exists():
             raise ConfigError(f"{file}: file not found")
-        print(records_table(read_records(file)))
+        print(records_table(read_results(file)))
 
 
 def print_records(records: list[Record]) -> None:

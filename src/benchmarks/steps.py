@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.implementations import CLASSES, Implementation, build, configured, implementations
-from benchmarks.report import Record, describe_machine, read_records, save_record
+from benchmarks.report import Record, describe_machine, read_results, save_record
 from benchmarks.setting import make_configs, shape_of
 from config.errors import first_line
 from config.schema import Config
@@ -45,7 +45,7 @@ def run(overrides: list[str], results: Path | None, patterns: Sequence[str] = ("
     if device.type == "cuda":
         size = ["model.patch_size=1", "data.batch_size=512", "trainer.precision=bf16"]
     defaults = ["model=convmixer_256_8", "model.kernel_size=9", "data=cifar10", *size]
-    records = read_records(results)
+    records = read_results(results)
     for pattern, config in product(patterns, make_configs([*defaults, *overrides])):
         for record in measure_missing(config, device, pattern, records):
             records.append(record)

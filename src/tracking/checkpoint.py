@@ -116,7 +116,7 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                state: State = read_content(path, State)
+                state: State = read_checked(path, State)
                 if {key: state.get(key) for key in self.header} != self.header:
                     raise ValueError("it belongs to another run, or to another version of this code")
             except ValueError as error:
@@ -164,7 +164,7 @@ class Checkpoints:
         """Explain why best.pt cannot be read; return None if it is intact."""
         path = self.folder / "best.pt"
         try:
-            read_content(path, Best)
+            read_checked(path, Best)
         except ValueError as error:
             return f"{path} {f'cannot be read ({first_line(error)})' if path.exists() else 'is missing'}"
         return None
@@ -177,7 +177,7 @@ class Checkpoints:
         """
         file = self.folder / "best.pt"
         try:
-            model.load_state_dict(read_content(file, Best)["model"])
+            model.load_state_dict(read_checked(file, Best)["model"])
         except Exception as error:  # PyTorch raises errors of many types.
             problem = self.problem_of_best() or f"{file} does not fit the run ({first_line(error)})"
             for path in filter(Path.exists, self.states):
@@ -187,7 +187,7 @@ class Checkpoints:
             ) from error
 
 
-def read_content(path: Path, kind: Any) -> Any:
+def read_checked(path: Path, kind: Any) -> Any:
     """Read a checkpoint.
 
     Raises:
