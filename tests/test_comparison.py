@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from comparison.results import Comparison, read
 from comparison.settings import Setting
 from config.errors import ConfigError
+from conftest import checked
 from rendering.findings import caveats
 from run_folders import DEPTH, KERNEL, REFERENCE, as_yaml, compared, write_run, write_sweep
 
@@ -117,6 +120,25 @@ def test_no_dropout_is_the_rate_of_0_at_every_place(tmp_path: Path) -> None:
     assert found.factors == ["dropout", "dropout.rate"]
     (effect,) = (effect for effect in found.effects if effect.level == 0.1)
     assert (effect.factor, effect.baseline, len(effect.pairs)) == ("dropout.rate", 0.0, 2)
+
+
+def test_options_of_dropout_at_their_own_rates_have_effects(tmp_path: Path) -> None:
+    """As in a sweep of dropout=none,blocks,head: the rate is no factor, and no dropout is the baseline."""
+    for augmentation in ("light", "paper"):
+        for option, loss in (("none", 0.0), ("blocks", 0.03), ("head", 0.01), ("stochastic_depth", 0.02)):
+            choices = {"augmentation": augmentation, "dropout": option}
+            config = checked(*(f"{group}={name}" for group, name in choices.items()))
+            write_run(
+                tmp_path / "s" / "-".join(choices.values()), config=yaml.dump(asdict(config)), overrides=choices,
+                varied=list(choices), best__val__accuracy=0.9 - loss,
+            )  # fmt: skip
+    comparison = read([tmp_path / "s"])
+    assert comparison.factors == ["augmentation", "dropout"]
+    effects = {(effect.level, effect.baseline): len(effect.pairs) for effect in comparison.effects}
+    assert effects == {
+        ("paper", "light"): 4,
+        **{(option, "none"): 2 for option in ("blocks", "head", "stochastic_depth")},
+    }
 
 
 def test_dropout_by_its_places_is_the_same_setting_as_by_its_option(tmp_path: Path) -> None:

@@ -76,9 +76,10 @@ class Setting:
         return {**dict.fromkeys(run.config.get("seed", 0) for run in failed), **self.by_seed(figure)}
 
     def key(self, factors: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-        """Make the setting's key for `stats`; without dropout, its place does not matter."""
+        """Make the setting's key for `stats`; at a rate of 0, the place of dropout does not matter."""
         is_dropless = self.levels.get("dropout") == "none" and self.levels.get("dropout.rate") == 0
-        return tuple((key, EVERY if is_dropless and key == "dropout" else self.levels[key]) for key in factors)
+        has_every_place = is_dropless and "dropout.rate" in factors
+        return tuple((key, EVERY if has_every_place and key == "dropout" else self.levels[key]) for key in factors)
 
     @property
     def notes(self) -> str:

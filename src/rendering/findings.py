@@ -89,7 +89,11 @@ def significance(comparison: Comparison) -> list[str]:
     if comparison.smallest is not None:
         alike = [other for other, difference in comparison.differences.items() if difference.is_negligible]
         below = f"less than {change_text(comparison.smallest, comparison.metric)[1:]}"
-        lines.append(f"It differs by {below}, which does not matter, from {listing(alike, comparison) or 'none'}.")
+        lines.append(
+            f"It differs by {below}, which does not matter, from {listing(alike, comparison)}."
+            if alike
+            else f"No other setting is shown to differ from it by {below}."
+        )
     return lines
 
 
