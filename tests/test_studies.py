@@ -14,7 +14,7 @@ import yaml
 
 from comparison.runs import Run, flat
 from comparison.settings import Setting, decides
-from config.schema import flatten, keys_of
+from config.schema import GROUPS, flatten, keys_of
 from conftest import checked, command
 from processes import REPOSITORY, shipped
 from training import run as one_run
@@ -156,11 +156,12 @@ def test_effects_in_a_report_are_those_of_least_squares(runs: Path) -> None:
     table = pd.read_csv(runs).query("status == 'completed'")
     report = (runs.parent / "README.md").read_text()
     effects = re.findall(r"^- (\w+) (\S+) instead of (\S+): ([+-][\d.]+) points", report, re.MULTILINE)
-    factors = [key for key in table.columns if key.startswith("model.") and table[key].nunique() > 1]
+    factors = [key for key in table.columns if key in GROUPS or (key.startswith("model.") and table[key].nunique() > 1)]
+    assert factors
     assert len(effects) == sum(table[key].nunique() - 1 for key in factors)
     terms = [f"C(Q('{key}'))" for key in (*factors, "seed")]
     fit = smf.ols(f"Q('val/accuracy') ~ {' + '.join(terms)}", table).fit()
     for name, level, baseline, points in effects:
-        (key,) = (key for key in factors if key.endswith(f".{name}"))
+        (key,) = (key for key in factors if key.rpartition(".")[2] == name)
         coefficient = {value: fit.params.get(f"C(Q('{key}'))[T.{value}]", 0.0) for value in (level, baseline)}
         assert 100 * (coefficient[level] - coefficient[baseline]) == pytest.approx(float(points), abs=0.006)
