@@ -38,10 +38,7 @@ TINY = (
 register()
 
 # Files whose tests start processes and wait for them; all their tests are marked slow.
-PROCESSES = (
-    "test_distributed", "test_launchers", "test_resume", "test_search", "test_sweep", "test_tutorial",
-    "test_wandb_sweep",
-)  # fmt: skip
+PROCESSES = ("test_launchers", "test_resume", "test_search")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -88,6 +88,7 @@ def test_training_and_inference_beside_the_peers(tmp_path: Path) -> None:
     assert "reserved" not in table  # which the CPU has no figure for
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_what_is_measured_is_kept_at_once_and_not_measured_again(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
@@ -128,6 +129,7 @@ def test_an_implementation_that_fails_leaves_the_others_alone(
     assert failed["error"] in report.records_table([failed, completed])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,6 +144,7 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, arguments: list[str], m
     assert done.stderr.startswith(f"error: {message}")
 
 
+@pytest.mark.slow
 def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
@@ -166,6 +169,7 @@ def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatc
 LINES = ["software", "GPU", "driver", "compiler", "memory", "cores", "disk", "W&B", "layer", "run"]
 
 
+@pytest.mark.slow
 def test_doctor_gives_ten_lines_and_the_same_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +234,7 @@ def on_a_gpu(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_parts_of_the_gpu_script_pass_overrides_on_and_say_when_there_is_more_to_do(tmp_path: Path) -> None:
     python = tmp_path / "python"  # writes down what would run
     python.write_text('#!/bin/sh\necho "$@"\n[ -z "$SLEEP" ] || exec sleep 60\n')

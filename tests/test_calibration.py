@@ -14,7 +14,6 @@ import table
 from designs import Design
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "design",
     [
@@ -31,13 +30,11 @@ def test_statements_about_equal_settings_are_seldom_wrong(design: Design) -> Non
     assert [rate for rate in comparisons.errors(design, range(60)) if rate.is_refuted] == []
 
 
-@pytest.mark.slow
 def test_settings_far_behind_are_found() -> None:
     (rate,) = comparisons.misses(range(25))
     assert not rate.is_refuted
 
 
-@pytest.mark.slow
 def test_the_set_that_may_hold_the_best_holds_it() -> None:
     rate, said = comparisons.true_best(Design(6, 3), 2.0, range(60))
     assert not rate.is_refuted

@@ -72,6 +72,7 @@ def test_files_and_runs_are_left_as_they_are(sweep: Path, tmp_path: Path) -> Non
         assert choose_run(given) == given
 
 
+@pytest.mark.slow
 def test_command_and_load_take_the_best_run(tmp_path: Path) -> None:
     for kernel in (3, 5):
         config = checked(*TINY, f"{KERNEL}={kernel}")

@@ -50,6 +50,7 @@ def interrupted_before(run: Finished) -> Path:
     return summary.parent
 
 
+@pytest.mark.slow
 def test_clean_removes_what_is_no_result_after_asking(train: Train, clean: Clean, tmp_path: Path) -> None:
     done, kept = train(*OVERRIDES), train("trainer.epochs=1", "seed=1", "checkpoint.keep=all")
     failed = train("trainer.epochs=1", "optimizer.lr=1e30")

@@ -42,6 +42,7 @@ def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> li
     return read([folder]).settings
 
 
+@pytest.mark.slow
 def test_a_command_names_every_key_of_the_experiments_sweep(tmp_path: Path) -> None:
     study = "experiment=paper_kernel_sweep"
     settings = settings_of_runs(tmp_path, (study, "optimizer.lr=0.01"), (study, "optimizer.lr=0.02"))

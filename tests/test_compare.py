@@ -174,6 +174,7 @@ def test_nothing_completed_is_said_and_is_no_error(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "s" / "comparison.png").exists()
 
 
+@pytest.mark.slow
 def test_the_reference_stands_beside_ours(tmp_path: Path) -> None:
     values = {(5, 8): [0.9, 0.92, 0.94], (9, 8): [0.959, 0.96, 0.961], (7, 8): [0.9, 0.9, 0.9]}
     folder = write_sweep(tmp_path / "s", values, *REFERENCE)
@@ -224,6 +225,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, capsys: 
     assert "\n" not in str(error.value) and "Best: kernel_size=5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_comparison_of_some_runs_leaves_that_of_all(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", {(5, 8): [0.9], (9, 8): [0.8], (9, 16): [0.7]})
     compare([folder])
@@ -239,6 +241,7 @@ def test_a_comparison_of_some_runs_leaves_that_of_all(tmp_path: Path) -> None:
 # The command.
 
 
+@pytest.mark.slow
 def test_the_table_keeps_to_a_terminal_and_is_whole_in_a_pipe(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", {(5, 8): [0.9, 0.92], (9, 16): [0.95, 0.96]})
     piped = command("s", cwd=tmp_path, script="compare", COLUMNS="80")

@@ -186,6 +186,7 @@ def test_a_sweeps_folder_that_is_a_file_is_left_alone(arguments: list[str], tmp_
     assert (tmp_path / "outputs" / "s").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_itself(tmp_path: Path) -> None:
     shown = command("--help", cwd=tmp_path).stdout
     for text in ("python src/train.py -m model.kernel_size=5,9", "kernel: k15, k3", "label_smoothing: 0.0"):
@@ -203,6 +204,7 @@ def test_tab_completion(tmp_path: Path) -> None:
     assert done.stdout.split() == [f"kernel=k{size}" for size in (15, 3, 5, 7, 9)]
 
 
+@pytest.mark.slow
 def test_wandbs_own_switches_set_mode_and_tags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def mode(*overrides: str) -> str | None:
         composed.cache_clear()
@@ -279,7 +281,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.slow
 def test_help_that_is_no_text_passes_the_check_of_python_3_14(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-c", PYTHON_3_14, str(REPOSITORY / "src" / "train.py")],

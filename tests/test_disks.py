@@ -143,7 +143,6 @@ def test_no_permission_is_known_before_the_work(
     assert not {*tmp_path.iterdir()} - {tmp_path / "theirs"}
 
 
-@pytest.mark.slow
 def test_a_colleagues_sweep_is_compared_into_another_folder(theirs: Path, tmp_path: Path) -> None:
     done = command(str(theirs.parent), "--output", "mine", cwd=tmp_path, script="compare")
     assert done.returncode == 0, output_of(done)

@@ -111,6 +111,7 @@ def test_too_little_for_every_process_is_an_error(overrides: list[str], size: in
         make_train_loader(images, config, World(0, size))
 
 
+@pytest.mark.slow
 def test_a_sweep_on_two_processes_gives_the_results_of_one(tmp_path: Path) -> None:
     alone = command("model.kernel_size=5", *ARGUMENTS, "data.batch_size=30", "sweep=one", cwd=tmp_path)
     parts = ("data.batch_size=30", "trainer.accumulation_steps=5")  # of 16 and 14 images
@@ -144,6 +145,7 @@ def team_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(cwd.glob("outputs/whole/*/metrics.csv")).parent
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("team")
 def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path, team_run: Path) -> None:
     arguments = (*TEAM, "checkpoint.minutes=1e-6")  # whenever it can be
@@ -162,6 +164,7 @@ def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path, team_run: Pat
     np.testing.assert_allclose(one[COLUMNS], two[COLUMNS], rtol=1e-5)  # the order in which losses are added up differs
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_the_team_after_an_epoch(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, "data.batch_size=2000", "trainer.epochs=1000")  # epochs of one step
     ranks = start_ranks(*arguments, "sweep=s", cwd=tmp_path)
@@ -175,6 +178,7 @@ def test_a_signal_to_one_process_stops_the_team_after_an_epoch(tmp_path: Path) -
     assert summary["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("team")
 def test_a_team_validates_the_weights_that_it_keeps(team_run: Path) -> None:
     summary = json.loads((team_run / "summary.json").read_text())
@@ -189,6 +193,7 @@ def test_a_team_validates_the_weights_that_it_keeps(team_run: Path) -> None:
     assert validated.metrics == pytest.approx((summary["best/val/loss"], summary["best/val/accuracy"]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_processes_must_share_a_name(tmp_path: Path) -> None:
     ranks = start_ranks(*ARGUMENTS, cwd=tmp_path)
     assert all("Fix: sweep=NAME" in text for text in outputs(ranks))
@@ -258,6 +263,7 @@ def test_slurms_gpus_stay_visible(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["LOCAL_RANK"]) == ("4,5,6,7", "3")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_all_ranks(tmp_path: Path) -> None:
     ranks = start_ranks(*ARGUMENTS, "optimizer.lr=1e30", "data.batch_size=8", "sweep=s", cwd=tmp_path)
     texts = outputs(ranks)

@@ -68,6 +68,7 @@ def test_a_run_evaluates_to_its_accuracies(overrides: tuple[str, ...], train: Tr
     assert last["val/accuracy"] == done.summary["last/val/accuracy"]
 
 
+@pytest.mark.slow
 def test_all_figures_agree_with_scikit_learn(train: Train, tmp_path: Path) -> None:
     done = train("data.train_fraction=0.3")
     found = evaluate(tmp_path / "e", f"checkpoint={done.folder}")
@@ -83,6 +84,7 @@ def test_all_figures_agree_with_scikit_learn(train: Train, tmp_path: Path) -> No
         assert (tmp_path / "e" / f"{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_images_of_another_size_are_resized_to_the_models(digits_run: Path, tmp_path: Path) -> None:
     digits = datasets.read("digits", "").test
     for i, part in itertools.product(range(100), ("train", "test")):
@@ -95,6 +97,7 @@ def test_images_of_another_size_are_resized_to_the_models(digits_run: Path, tmp_
     assert found["test/accuracy"] == pytest.approx((own["label"] == own["prediction"]).mean(), abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_split_alone_is_enough_to_evaluate(photographs: Path, tmp_path: Path) -> None:
     """As with published weights and ImageNet's validation set: no training images, perhaps a single class."""
     model = randomized(by_timm(*TINY_IMAGENET, "relu"))
@@ -119,6 +122,7 @@ def test_the_split_alone_is_enough_to_evaluate(photographs: Path, tmp_path: Path
         evaluate(tmp_path / "none", *options, "split=train")
 
 
+@pytest.mark.slow
 def test_unreadable_images_can_be_skipped_in_an_evaluation(photographs: Path, tmp_path: Path) -> None:
     torch.save(randomized(by_timm(*TINY_IMAGENET, "relu")).state_dict(), tmp_path / "convmixer_768_32_ks7_p7_relu.pt")
     options = (f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pt", "data=imagenet", f"data.root={photographs}")
@@ -186,6 +190,7 @@ def as_timm_does(model: nn.Module, photographs: Path) -> torch.Tensor:
     return torch.stack([model(transform(Image.open(file))[None])[0] for file in files]).softmax(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [by_timm, by_the_authors])
 @torch.no_grad()
 def test_published_weights_are_evaluated_as_timm_does(build: Callable, photographs: Path, tmp_path: Path) -> None:
@@ -273,6 +278,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_published_weights_come_from_the_hub_once(hub: type[Hub], photographs: Path, tmp_path: Path) -> None:
     overrides = ("checkpoint=convmixer_768_32", "data=image_folder", f"data.root={photographs}", "data.num_workers=0")
     found = [evaluate(tmp_path / name, *overrides) for name in ("one", "two")]
@@ -332,6 +338,7 @@ def test_nothing_is_overwritten_without_being_asked(digits_run: Path, tmp_path: 
     assert evaluate(tmp_path / "e", f"checkpoint={digits_run}", "overwrite=true")["images"] == 360
 
 
+@pytest.mark.slow
 def test_a_checkpoint_reads_no_environment_and_downloads_nothing(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

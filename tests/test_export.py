@@ -153,6 +153,7 @@ def test_safetensors_evaluate_as_the_run_did_and_have_a_card(digits_run: Path, t
     assert yaml.safe_load(config)["model"].items() <= checked_model(digits_run).items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["weights", "header"])
 def test_safetensors_of_ours_have_a_checksum(damaged: str, digits_run: Path, tmp_path: Path) -> None:
     for form, name in (("safetensors", "ours.safetensors"), ("timm", "timm.safetensors")):
@@ -171,6 +172,7 @@ def checked_model(run: Path) -> dict[str, Any]:
     return yaml.safe_load((run / "config.yaml").read_text())["model"]
 
 
+@pytest.mark.slow
 def test_a_card_is_of_the_weights_that_it_is_beside(train: Train, tmp_path: Path) -> None:
     done = train(
         "data.train_fraction=0.3", "trainer.epochs=3", "trainer.monitor=val/loss", "augmentation.scale=[0.5,1]",
@@ -258,6 +260,7 @@ def test_a_file_appears_whole_or_not_at_all(digits_run: Path, tmp_path: Path, mo
     assert (tmp_path / "new" / "model.pt2").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_what_a_format_cannot_hold_is_named(train: Callable[..., Finished], tmp_path: Path) -> None:
     done = train("model.norm=layer", "trainer.epochs=1")
     for overrides, names in (
@@ -286,6 +289,7 @@ def photo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((root / "out" / "test").glob("*/config.yaml")).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", ["true", "false"])
 @pytest.mark.parametrize(("form", "name"), [("onnx", "model.onnx"), ("torch_export", "model.pt2")])
 def test_printed_snippet_predicts_as_predict_does(
@@ -308,6 +312,7 @@ def test_printed_snippet_predicts_as_predict_does(
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "timm": ".safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", SUFFIX)
 def test_exported_file_names_no_path_of_the_machine(form: str, photo_run: Path, tmp_path: Path) -> None:
     export(tmp_path, f"checkpoint={photo_run}", f"format={form}", f"output=model{SUFFIX[form]}")
@@ -319,6 +324,7 @@ def test_exported_file_names_no_path_of_the_machine(form: str, photo_run: Path, 
             assert not [text for text in private if text.encode() in content], path
 
 
+@pytest.mark.slow
 def test_onnx_documents_its_input(photo_run: Path, tmp_path: Path) -> None:
     export(tmp_path, f"checkpoint={photo_run}", "format=onnx", "output=model.onnx")
     program = onnx.load(tmp_path / "model.onnx")

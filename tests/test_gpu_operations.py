@@ -36,7 +36,6 @@ def timm_arguments(name: str, magnitude: float, sign: int, monkeypatch: pytest.M
     return of_level(magnitude, {}) if of_level else ()
 
 
-@pytest.mark.slow
 @on_each_device
 @pytest.mark.parametrize("name", EVERY_OPERATION)
 def test_an_operation_is_timms(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +98,6 @@ def test_images_of_a_batch_have_their_own_operations() -> None:
         np.testing.assert_array_equal(to_pixels(together)[i : i + 1], expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("magnitude", [0, 5, 12, 30])
 def test_torchvisions_operations(magnitude: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact, but AutoContrast as above and pixels of rotated images that come from where two meet."""

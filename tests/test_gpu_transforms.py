@@ -32,6 +32,7 @@ def test_nothing_waits_for_the_device(name: str) -> None:
     assert (made.shape, made.dtype) == (images.shape, torch.uint8)
 
 
+@pytest.mark.slow
 def test_it_can_be_compiled_as_one_graph() -> None:
     transform = BatchTransform(transform_of("augmentation=paper"), (3, 32, 32), CPU)
     compiled = torch.compile(transform, fullgraph=True, backend="eager")

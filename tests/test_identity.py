@@ -17,6 +17,7 @@ from tracking.identity import display_name, run_id
 from tracking.run_index import RunIndex
 
 
+@pytest.mark.slow
 def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
     """As computed before any of the rules; a changed one would train finished sweeps again."""
     known = {
@@ -137,6 +138,7 @@ def test_the_same_images_are_the_same_run_wherever_they_are(folder: Path, monkey
     assert id_of(folder / "nowhere") != expected
 
 
+@pytest.mark.slow
 def test_a_run_records_its_images_and_reads_them_once(
     folder: Path, train: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:

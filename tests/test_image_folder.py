@@ -51,6 +51,7 @@ def test_a_validation_folder_beside_test_is_used(folder: Path, names: tuple[str,
     assert hash_images.__wrapped__(folder) != before
 
 
+@pytest.mark.slow
 def test_test_images_are_traced_by_path_and_class(folder: Path, tmp_path: Path, train: Train) -> None:
     options = ("data=image_folder", f"data.root={folder}", "data.train_fraction=1")
     runs = [train(*options, f"model.kernel_size={kernel}", "model.d_model=2").folder for kernel in (3, 5)]
@@ -78,6 +79,7 @@ def test_test_images_are_traced_by_path_and_class(folder: Path, tmp_path: Path, 
 # Splits.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classes alone", "train alone"])
 def test_a_folder_without_a_test_set_is_divided(folder: Path, kind: str, train: Train) -> None:
     shutil.rmtree(folder / "val")
@@ -175,6 +177,7 @@ def test_what_vendors_write_beside_images_is_skipped(folder: Path, vendor: str) 
     assert hash_images.__wrapped__(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [r"cash $\\frac", r"$\$", "caf\udce9", "a\nb"])
 def test_a_class_may_have_any_name(folder: Path, name: str, train: Train, tmp_path: Path) -> None:
     for part in ("train", "val"):

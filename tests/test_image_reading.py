@@ -183,6 +183,7 @@ def test_all_unreadable_images_are_named_and_can_be_skipped(
         load_folder(folder, "data.skip_unreadable=true")
 
 
+@pytest.mark.slow
 def test_skipped_images_are_recorded_in_the_run(folder: Path, train: Train) -> None:
     (folder / "train" / "cat" / "3.png").write_bytes(b"not an image")
     options = ("data=image_folder", f"data.root={folder}", "data.train_fraction=1")

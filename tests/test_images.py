@@ -73,6 +73,7 @@ def test_a_row_agrees_with_itself_where_a_seed_is_missing(tmp_path: Path) -> Non
     assert difference.gains.both.value == difference.gains.new_runs.value == pytest.approx(gains.mean())
 
 
+@pytest.mark.slow
 def test_a_factor_wins_and_loses_images_with_all_else_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {(5, 8): 0.95, (9, 8): 0.9, (5, 16): 0.85, (9, 16): 0.8}
     correct = {setting: runs.mean(0) for setting, runs in sweep(tmp_path, settings).items()}

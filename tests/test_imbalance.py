@@ -81,6 +81,7 @@ def test_balanced_epoch_has_each_class_as_often() -> None:
     assert not np.array_equal(order, balanced_order(labels, np.random.default_rng(1)))
 
 
+@pytest.mark.slow
 def test_weighted_loss_is_the_same_in_parts(imbalanced: Path, train: Train) -> None:
     common = (
         "data=image_folder", f"data.root={imbalanced}", "data.train_fraction=1", "data.batch_size=8",

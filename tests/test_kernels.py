@@ -18,7 +18,6 @@ from processes import REPOSITORY
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # there compiled, and among what -m gpu selects
-LARGER = pytest.mark.slow
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of the largest value
 
 SHAPES = [  # batch, channels, height, width, kernel
@@ -26,10 +25,12 @@ SHAPES = [  # batch, channels, height, width, kernel
     (3, 2, 5, 3, 2),
     (2, 3, 8, 8, 5),
     (5, 1, 17, 12, 9),  # rows that do not fill the last strip, columns that do not fill a power of two
-    *(pytest.param(shape, marks=LARGER) for shape in ((2, 1, 1, 7, 31), (1, 1, 32, 32, 9), (1, 1, 64, 33, 4))),
-    pytest.param((33, 1, 16, 16, 1), marks=LARGER),  # more images than one program takes
-    pytest.param((14, 2, 20, 32, 6), marks=LARGER),  # strips of an image that do not fill a program's
-    *(pytest.param((2, 1, side, side, k), marks=LARGER) for side, k in ((8, 15), (16, 3), (16, 7), (14, 8), (7, 3))),
+    (2, 1, 1, 7, 31),
+    (1, 1, 32, 32, 9),
+    (1, 1, 64, 33, 4),
+    (33, 1, 16, 16, 1),  # more images than one program takes
+    (14, 2, 20, 32, 6),  # strips of an image that do not fill a program's
+    *((2, 1, side, side, k) for side, k in ((8, 15), (16, 3), (16, 7), (14, 8), (7, 3))),
 ]
 
 
@@ -66,7 +67,6 @@ def check(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", [backend for backend in TRITON if backend in IMPLEMENTATION])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -268,6 +268,7 @@ def test_channels_last_and_autocast() -> None:
         assert (model(x).float() - expected).abs().max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compiled", "synchronized"), [(False, False), (True, False), (False, True)])
 def test_recomputed_layers_give_the_same_and_keep_less(compiled: bool, synchronized: bool) -> None:
     def trained(checkpoint_activations: bool) -> tuple[ConvMixer, int]:

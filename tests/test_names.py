@@ -74,15 +74,13 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return printed
 
 
-pytestmark = pytest.mark.slow
-
-
 def written(outputs: dict[str, str], pattern: str) -> Iterator[Path]:
     paths = [path for path in Path(outputs["folder"]).rglob(pattern) if "wandb" not in path.parts]
     assert paths
     yield from paths
 
 
+@pytest.mark.slow
 def test_terminal_obeys_no_name(outputs: dict[str, str]) -> None:
     for name, printed in outputs.items():
         assert not OBEYED.search(printed), (name, OBEYED.search(printed))
@@ -92,6 +90,7 @@ def test_terminal_obeys_no_name(outputs: dict[str, str]) -> None:
     assert text.printable(HOSTILE) in outputs["predict"]
 
 
+@pytest.mark.slow
 def test_spreadsheet_computes_no_name(outputs: dict[str, str]) -> None:
     cells = set()
     for path in written(outputs, "*.csv"):
@@ -102,6 +101,7 @@ def test_spreadsheet_computes_no_name(outputs: dict[str, str]) -> None:
     assert f"'{text.printable(HOSTILE)}" in cells
 
 
+@pytest.mark.slow
 def test_markdown_renders_names_as_text(outputs: dict[str, str]) -> None:
     markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
     seen = 0
@@ -118,6 +118,7 @@ def test_markdown_renders_names_as_text(outputs: dict[str, str]) -> None:
     assert seen
 
 
+@pytest.mark.slow
 def test_page_shows_names_as_text(outputs: dict[str, str]) -> None:
     class Elements(HTMLParser):
         def handle_starttag(self, tag: str, attributes: list) -> None:
@@ -129,6 +130,7 @@ def test_page_shows_names_as_text(outputs: dict[str, str]) -> None:
         assert len([tag for tag, _ in elements if tag == "script"]) == 3
 
 
+@pytest.mark.slow
 def test_printed_commands_have_only_keys_of_the_schema(outputs: dict[str, str]) -> None:
     card = (Path(outputs["folder"]) / "weights.md").read_text()
     printed = [*outputs["compare"].splitlines(), *card.splitlines()]

@@ -56,6 +56,7 @@ def test_one_cycle_is_the_published_formula_at_every_step(train: Train) -> None:
     np.testing.assert_allclose(rates(train, "scheduler=one_cycle", epochs=7), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_cosine_begins_where_the_warm_up_ends_and_wastes_no_step(train: Train) -> None:
     assert rates(train, "scheduler=cosine", "scheduler.warmup_epochs=0", epochs=1) == [0.04]
     seen = rates(train, "scheduler=cosine", "scheduler.warmup_epochs=2", epochs=6)
@@ -65,6 +66,7 @@ def test_cosine_begins_where_the_warm_up_ends_and_wastes_no_step(train: Train) -
     np.testing.assert_allclose(ends, [0.01 + 3 / 4 * rate for rate in cosine], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_step_decays_after_whole_periods(train: Train) -> None:
     seen = rates(train, "scheduler=step", "scheduler.decay_epochs=2", "scheduler.decay_rate=0.5", epochs=5)
     np.testing.assert_allclose(seen, [0.04, 0.04, 0.02, 0.02, 0.01], rtol=1e-12)
@@ -72,6 +74,7 @@ def test_step_decays_after_whole_periods(train: Train) -> None:
     np.testing.assert_allclose(warm, [0.02, 0.04, 0.04, 0.004], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_constant_stays_after_the_warm_up(train: Train) -> None:
     assert rates(train, "scheduler=constant", epochs=2) == [0.04] * 2
     warm = rates(train, "scheduler=constant", "scheduler.warmup_epochs=2", epochs=4)
@@ -91,6 +94,7 @@ def test_a_run_whose_only_step_has_rate_zero_is_an_error(train: Train) -> None:
     assert done.metrics.empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["data.batch_size=4", "data.batch_size=6 trainer.accumulation_steps=4"])
 def test_batch_norm_of_a_single_value_is_an_error_before_the_first_step(train: Train, parts: str) -> None:
     overrides = ("patch=p1", "model.patch_size=8", "trainer.epochs=1", *parts.split())  # a position for each image

@@ -38,7 +38,6 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.xdist_group("page"),
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium"),
 ]
@@ -119,6 +118,7 @@ def click(page, chart: str, point: int, trace: int = 0) -> None:
     page.mouse.click(x - 1, y)
 
 
+@pytest.mark.slow
 def test_page_answers_sorts_filters_and_links_selections(page, sweep: Path) -> None:
     assert "kernel_size=9" in page.inner_text("#answer p >> nth=0")
     rows = page.locator("#settings tbody tr")
@@ -147,6 +147,7 @@ def test_page_answers_sorts_filters_and_links_selections(page, sweep: Path) -> N
     assert page.evaluate("document.documentElement.scrollWidth") == 390  # on a phone nothing sticks out
 
 
+@pytest.mark.slow
 def test_page_is_used_by_keyboard_and_keeps_the_focus(page) -> None:
     def focused() -> str:
         return page.evaluate("document.activeElement.dataset.id ?? ''")
@@ -164,6 +165,7 @@ def test_page_is_used_by_keyboard_and_keeps_the_focus(page) -> None:
     assert focused() == "seeds"
 
 
+@pytest.mark.slow
 def test_charts_and_controls_have_names(page) -> None:
     for chart in page.locator("#charts .chart").all():
         assert chart.get_attribute("role") == "img" and len(chart.get_attribute("aria-label")) > 10
@@ -195,6 +197,7 @@ def test_colors_of_the_page_have_contrast(scheme: str) -> None:
     assert not poor
 
 
+@pytest.mark.slow
 def test_names_from_outside_are_text(page) -> None:
     page.fill("#filter", "failed")
     page.locator("#settings tbody tr").first.click()
@@ -202,6 +205,7 @@ def test_names_from_outside_are_text(page) -> None:
     assert page.locator("#runs img").count() == 0
 
 
+@pytest.mark.slow
 def test_page_has_the_numbers_of_the_table(page, sweep: Path) -> None:
     table = pd.read_csv(sweep / "comparison.csv").set_index("model.kernel_size")
     settings = page.evaluate("state.data.settings")
@@ -215,6 +219,7 @@ def test_page_has_the_numbers_of_the_table(page, sweep: Path) -> None:
         assert setting["n"] == row["n"]
 
 
+@pytest.mark.slow
 def test_page_keeps_its_selection_when_runs_report(page, sweep: Path) -> None:
     page.locator("#settings tbody tr").first.press("Enter")
     selected = page.inner_text("#selected")
@@ -229,6 +234,7 @@ def test_page_keeps_its_selection_when_runs_report(page, sweep: Path) -> None:
     (sweep / "comparison.live.js").unlink()
 
 
+@pytest.mark.slow
 def test_cells_of_a_heat_map_select_their_runs(open_page, tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "grid", {(k, d): [0.9 + k / 1000 + d / 100] for k in (5, 9) for d in (2, 4)})
     report.publish(read([folder]), folder)
@@ -238,6 +244,7 @@ def test_cells_of_a_heat_map_select_their_runs(open_page, tmp_path: Path) -> Non
     assert "kernel_size=5" in name and "depth=2" in name
 
 
+@pytest.mark.slow
 def test_page_of_a_search_links_trials_to_runs(open_page, tmp_path: Path) -> None:
     """Ten completed trials and pruned ones are drawn; the page says what the search said."""
     done = command(*SEARCH, "hydra.sweeper.n_trials=11", "hydra.sweeper.pruner=median", cwd=tmp_path)
@@ -262,6 +269,7 @@ def test_page_of_a_search_links_trials_to_runs(open_page, tmp_path: Path) -> Non
     assert set(keys) <= {"3", "5"}
 
 
+@pytest.mark.slow
 def test_page_of_a_race_answers_as_the_race_did(open_page, tmp_path: Path) -> None:
     """A learning rate that hardly trains is dropped after the first round."""
     done = command(*RACE, cwd=tmp_path)
@@ -279,6 +287,7 @@ def test_page_of_a_race_answers_as_the_race_did(open_page, tmp_path: Path) -> No
     }
 
 
+@pytest.mark.slow
 def test_images_won_and_lost_are_on_the_page(open_page, tmp_path: Path) -> None:
     """With --images; they leave the page when other runs are compared."""
     predicted_sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=2)
@@ -316,6 +325,7 @@ def test_server_gives_the_folder_and_nothing_else(sweep: Path, capsys: pytest.Ca
     (sweep / "link.txt").unlink()
 
 
+@pytest.mark.slow
 def test_watch_ends_with_the_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is still to come keeps the page alive; its end ends the watch, whose script goes."""
     monkeypatch.setattr(watch, "EVERY", 0.05)

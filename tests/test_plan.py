@@ -39,7 +39,6 @@ def test_plan_lists_what_exists_and_what_is_impossible(tmp_path: Path) -> None:
     assert 0 < done["bytes"] < checkpoints
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [

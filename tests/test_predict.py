@@ -45,6 +45,7 @@ def digits(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_is_predicted_as_the_test_set_was(digits_run: Path, digits: Path, tmp_path: Path) -> None:
     assert predict(f"checkpoint={digits_run}", f"images={digits}", f"output={tmp_path}/p.csv", "top=2") == 0
     table = pd.read_csv(tmp_path / "p.csv", dtype={"class1": str, "class2": str})
@@ -110,6 +111,7 @@ def test_lists_globs_and_standard_input(
     assert names == ["359", "007", "003", *(f"{i:03}" for i in range(10, 20))]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_published_weights_say_imagenet_s_words(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
     model = randomized(by_timm(*TINY_IMAGENET, "relu"))
@@ -180,7 +182,6 @@ def test_links_in_the_place_of_results_are_replaced(digits_run: Path, digits: Pa
     assert not any((tmp_path / name).is_symlink() for name in ("p.csv", "p.png"))
 
 
-@pytest.mark.slow
 def test_the_exit_code_says_that_images_were_skipped(digits_run: Path, digits: Path, tmp_path: Path) -> None:
     (digits / "000.png").write_bytes(b"nonsense")
     done = command(f"checkpoint={digits_run}", f"images={digits}", cwd=tmp_path, script="predict")

@@ -64,6 +64,7 @@ def test_a_runs_size_is_that_of_its_layers(overrides: list[str]) -> None:
     assert Job(overrides, config, "").epoch_size == pytest.approx(0.8 * layers)
 
 
+@pytest.mark.slow
 def test_model_summaries_leave_no_parameters_in_memory() -> None:
     def count_parameters() -> int:
         summarize(checked(), 1, 10, (8, 8))

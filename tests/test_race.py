@@ -58,6 +58,7 @@ def test_a_race_of_equals_names_a_winner_in_at_most_5_percent(means: list[float]
     assert ends.count("winner") / RACES <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / RACES)
 
 
+@pytest.mark.slow
 def test_a_race_saves_runs_beside_the_fixed_design_of_the_same_power() -> None:
     """The fixed design: as many seeds for every setting, and one look, at a level for all comparisons with the best."""
     generator, rules = np.random.default_rng(0), Rules(4, resolution=1 / IMAGES)
@@ -78,6 +79,7 @@ def test_a_race_saves_runs_beside_the_fixed_design_of_the_same_power() -> None:
     assert runs < 0.8 * 4 * seeds
 
 
+@pytest.mark.slow
 def test_a_setting_with_failed_runs_is_never_named_the_winner() -> None:
     """The better one fails in a tenth of its runs: it stays in question, and so nobody wins."""
     generator, rules = np.random.default_rng(0), Rules(2, resolution=1 / IMAGES)
@@ -114,6 +116,7 @@ def test_a_run_that_could_not_be_made_is_not_held_against_its_setting() -> None:
     assert named[(0,)] >= 85 and named[(1,)] <= 5
 
 
+@pytest.mark.slow
 def test_confidence_in_the_leader_is_right_as_often_as_it_says() -> None:
     """Settings as far apart as their runs scatter; races that end without a winner."""
     generator, rules, said, right = np.random.default_rng(0), Rules(4, max_seeds=9, resolution=1 / IMAGES), [], []
@@ -243,7 +246,6 @@ def test_a_race_needs_no_name_and_follows_its_seeds(tmp_path: Path) -> None:
     assert "| in question |" in next(tmp_path.glob("outputs/*/race.md")).read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [

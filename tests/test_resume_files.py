@@ -14,8 +14,6 @@ from runtime.files import PARTIAL, whole
 from tracking import plots
 from training import loop, run
 
-pytestmark = pytest.mark.slow
-
 
 def flip_a_weight(path: Path) -> None:
     """Change one bit of the first tensor, of which PyTorch takes no notice."""
@@ -27,6 +25,7 @@ def flip_a_weight(path: Path) -> None:
     path.write_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "text", "flipped", "types"])
 def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -57,6 +56,7 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
     assert summaries(tmp_path / "s")[0]["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["last.pt", "best.pt"])
 def test_a_state_that_does_not_fit_is_named_and_the_next_start_recovers(tmp_path: Path, name: str) -> None:
     config = configured(tmp_path)
@@ -73,6 +73,7 @@ def test_a_state_that_does_not_fit_is_named_and_the_next_start_recovers(tmp_path
     assert metrics(tmp_path / "s") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cannot be read"])
 def test_best_weights_lost_before_the_test_are_trained_again(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -89,6 +90,7 @@ def test_best_weights_lost_before_the_test_are_trained_again(
     assert summaries(tmp_path / "s")[0]["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_best_weights_lost_at_the_test_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = loop.Trainer.save
 
@@ -104,6 +106,7 @@ def test_best_weights_lost_at_the_test_are_named(tmp_path: Path, monkeypatch: py
     assert summaries(tmp_path / "s")[0]["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_run_is_completed_when_everything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as once:
         once.setattr(plots, "history", stopped_hard)
@@ -120,6 +123,7 @@ def stopped_hard(*_: object) -> None:
     raise SystemExit(1)
 
 
+@pytest.mark.slow
 def test_hidden_files_of_the_user_stay(tmp_path: Path) -> None:
     run.run(configured(tmp_path, "trainer.epochs=1"), [])
     (summary,) = tmp_path.rglob("summary.json")

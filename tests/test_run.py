@@ -39,6 +39,7 @@ def test_digits_are_learned(train: Train) -> None:
     assert done.result.objective == done.summary["best/val/accuracy"] == done.metrics["val/accuracy"].max()
 
 
+@pytest.mark.slow
 def test_the_record(train: Train) -> None:
     done = train("model.kernel_size=3", "seed=1", "checkpoint.max_share=1")
     names = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
@@ -71,6 +72,7 @@ def test_multiply_accumulates_are_counted(train: Train, backend: str) -> None:
     assert done.summary["macs"] == positions * 16 + 2 * per_layer + 16 * 10
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_what_was_tested(train: Train) -> None:
     done = train("trainer.epochs=4")
     checkpoint = torch.load(done.folder / "checkpoints" / "best.pt", weights_only=True)
@@ -188,6 +190,7 @@ def test_a_step_computes_in_the_memory_format_asked_for(value: str, channels_las
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_same_step_without_batch_statistics(train: Train) -> None:
     overrides = ("model.norm=none", "data.train_fraction=0.2")
     whole, parts = train(*overrides), train(*overrides, "trainer.accumulation_steps=4")
@@ -208,6 +211,7 @@ def test_without_validation_the_last_weights_are_tested(train: Train) -> None:
     assert 0 < done.summary["test/accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_early_stopping(train: Train) -> None:
     done = train(
         "trainer.epochs=9", "trainer.early_stopping.patience=2", "trainer.early_stopping.min_delta=100",
@@ -255,6 +259,7 @@ def test_memory_is_pinned_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [loader.pin_memory for loader in loaders] == [pinned] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["cpu", "device"])
 def test_preview_shows_the_augmentation_and_changes_no_number(train: Train, pipeline: str) -> None:
     common = ("augmentation=paper", "trainer.epochs=1", f"data.pipeline={pipeline}", "data.batch_size=32")
@@ -295,6 +300,7 @@ def test_captions_name_the_shares_of_mixed_classes() -> None:
 # Weights & Biases, with the real client.
 
 
+@pytest.mark.slow
 def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     done = train(
@@ -317,6 +323,7 @@ def test_wandb_offline_holds_what_the_folder_holds(train: Train, monkeypatch: py
         assert copy.samefile(done.folder / "figures" / f"{name}.png"), "stored once"
 
 
+@pytest.mark.slow
 def test_wandb_shows_how_an_epoch_goes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(RunProgress, "REFRESH_SECONDS", 0.0)

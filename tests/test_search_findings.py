@@ -15,8 +15,6 @@ from stats.importance import Importance
 from sweeps.search_findings import best_line, finding_lines, key_importances, search_record
 from sweeps.trials import complete_trial, is_hopeless
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("seed", range(3))
 def test_hopeless_is_what_is_significantly_worse_with_the_pooled_spread(seed: int) -> None:
@@ -38,6 +36,7 @@ def test_hopeless_is_what_is_significantly_worse_with_the_pooled_spread(seed: in
     assert not is_hopeless([0.1, 0.2], [], lower_is_better=False)
 
 
+@pytest.mark.slow
 def test_what_a_search_found() -> None:
     study = searched(20)
     lines = finding_lines(study, "val/accuracy", 3, key_importances(study))

@@ -15,8 +15,6 @@ from sweeps.plan import parse_overrides, split_overrides
 from sweeps.space import check_space, make_space
 from sweeps.trials import make_sampler
 
-pytestmark = pytest.mark.slow
-
 
 def space(*arguments: str) -> dict[str, Any]:
     """What `python src/train.py -m hydra/sweeper=optuna ARGUMENTS` would search."""

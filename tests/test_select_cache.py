@@ -19,6 +19,7 @@ from training.measurements import Measurement, cache_file, cached_measurements
 from training.selection import Selection, select
 
 
+@pytest.mark.slow
 def test_measurement_is_known_to_later_runs_of_the_same_layer(clock: Clock) -> None:
     everything = TIMES.keys()
     assert clock.measured(selected) == everything
@@ -92,6 +93,7 @@ def test_uneven_rounds_choose_but_are_not_kept(clock: Clock, caplog: pytest.LogC
     assert clock.measured(selected) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("claimed", "is_dropped"), [(1e-6, True), (1e9, False)])
 def test_measurement_that_the_first_epoch_contradicts_is_dropped(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, train: Train, claimed: float, is_dropped: bool

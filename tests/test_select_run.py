@@ -35,6 +35,7 @@ def test_all_ranks_take_what_the_first_has_measured(clock: Clock) -> None:
     assert clock.computed == []
 
 
+@pytest.mark.slow
 def test_selected_backend_trains_as_if_it_were_set(clock: Clock, train: Train) -> None:
     measured = train("trainer.epochs=1", "dropout=all", "dropout.rate=0.1")
     assert (measured.summary["backend"], measured.summary["channels_last"]) == ("stacked", False)
@@ -49,6 +50,7 @@ def test_selected_backend_trains_as_if_it_were_set(clock: Clock, train: Train) -
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["last batch", "evaluation", "whole batch"])
 def test_backend_that_fails_with_the_runs_network_is_replaced(clock: Clock, train: Train, fails: str) -> None:
     def convolution(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -86,6 +88,7 @@ def test_network_that_another_backend_computes_is_found(clock: Clock) -> None:
 # Resuming.
 
 
+@pytest.mark.slow
 def test_resumed_run_keeps_its_backend(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = configured(tmp_path, "data.batch_size=40")
     with monkeypatch.context() as patched, pytest.raises(SystemExit):

@@ -17,10 +17,10 @@ from runtime.distributed import World
 from tracking import run_lock
 from tracking.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
 SWEEP = ("-m", "model.kernel_size=3,5", *TINY, "trainer.epochs=1", "sweep=s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", ["ascii", "gone", "closed"])
 def test_printing_decides_nothing_about_a_sweep(terminal: str, tmp_path: Path) -> None:
     environment = environment_of(PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
@@ -41,6 +41,7 @@ def test_printing_decides_nothing_about_a_sweep(terminal: str, tmp_path: Path) -
     assert output.isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
 def test_hangup_is_like_sigterm_unless_ignored(handler: signal.Handlers, tmp_path: Path) -> None:
     epochs = 10000 if handler == signal.SIG_DFL else 40
@@ -53,6 +54,7 @@ def test_hangup_is_like_sigterm_unless_ignored(handler: signal.Handlers, tmp_pat
     assert (process.returncode, summaries(sweep)[0]["status"]) == expected, output
 
 
+@pytest.mark.slow
 def test_side_by_side_needs_no_short_tmpdir(tmp_path: Path) -> None:
     (long := tmp_path / ("x" * 100)).mkdir()
     arguments = (*SWEEP, "hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2")
@@ -70,6 +72,7 @@ def test_a_run_in_an_allocation_of_several_tasks_is_alone(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_locked_names_lock_and_host(tmp_path: Path) -> None:
     config = checked(*TINY, f"output_dir={tmp_path / 'outputs'}", "sweep=s")
     folder = RunFolder(config, [], World())
@@ -106,6 +109,7 @@ def test_hydras_own_folders_are_refused(script: str, key: str, tmp_path: Path) -
 VALUES = ("/home/josé/bilder", "/data/[v2] x", "/data/(1)", "/data/a=b", "/data/{a}", "a&b", "~/x", "a'b", 'a"b', "a#b")
 
 
+@pytest.mark.slow
 def test_a_value_that_must_be_quoted_is_shown_quoted(tmp_path: Path) -> None:
     for value in VALUES:
         with pytest.raises(HydraException) as caught:

@@ -153,6 +153,7 @@ def test_no_sentence_contradicts_the_sign_of_an_effect_below_it() -> None:
                 assert change > 0 or best[effect.factor] != effect.level
 
 
+@pytest.mark.slow
 def test_what_is_truly_worse_is_seldom_called_significantly_better() -> None:
     """Five against six seeds, seeds apart by 5 points, noise of 0.3 points, the second truly a point better."""
     generator, claims = np.random.default_rng(1), 0
@@ -164,6 +165,7 @@ def test_what_is_truly_worse_is_seldom_called_significantly_better() -> None:
     assert claims == 0
 
 
+@pytest.mark.slow
 def test_where_nothing_differs_the_best_is_seldom_called_significantly_better() -> None:
     """The best of six equals, picked from the data, is better than one of them in at most 5 % of 400 draws."""
     generator = np.random.default_rng(0)
@@ -174,6 +176,7 @@ def test_where_nothing_differs_the_best_is_seldom_called_significantly_better() 
     assert wrong <= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unstable", [False, True])
 def test_p_values_are_uniform_where_runs_are_missing_and_nothing_differs(unstable: bool) -> None:
     """Also where another setting is ten times as noisy: at most 5 % of p values below 0.05, with the error of 1,500."""

@@ -162,6 +162,7 @@ def test_a_new_run_beats_another_with_a_probability_and_an_interval() -> None:
     assert chance.value + reverse.value == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "seeds"), [(300, 2), (1000, 5)])
 def test_large_tables_take_seconds(settings: int, seeds: int) -> None:
     values: dict[str, dict[int, float]] = draw(settings, seeds)

@@ -31,6 +31,7 @@ def statuses(sweep: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_four_runs_and_their_comparison(tmp_path: Path) -> None:
     done = command("-m", "model.kernel_size=3,5", "model.depth=1,2", *SMALL[:1], *SMALL[2:], "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -44,6 +45,7 @@ def test_four_runs_and_their_comparison(tmp_path: Path) -> None:
     assert "## Result" in (sweep / "comparison.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     done = command("-m", "model.kernel_size=3,1000001,5", *SMALL, "sweep=s", cwd=tmp_path)
     assert done.returncode == 1
@@ -56,6 +58,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert sorted(statuses(tmp_path / "outputs" / "s").values()) == ["completed", "completed", "failed"]
 
 
+@pytest.mark.slow
 def test_impossible_runs_are_left_out_and_named_first(tmp_path: Path) -> None:
     done = command("-m", "patch=p1,p7,p2", "seed=0,1", *SMALL, "sweep=s", cwd=tmp_path)
     assert done.returncode == 1
@@ -69,6 +72,7 @@ def test_impossible_runs_are_left_out_and_named_first(tmp_path: Path) -> None:
     assert again.returncode == 1 and "4 of 6 runs completed before; 0 to run" in again.stdout
 
 
+@pytest.mark.slow
 def test_impossible_settings_of_a_race_get_no_seeds(tmp_path: Path) -> None:
     race = ("hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=3")
     done = command("-m", *race, "patch=p7,p2,p4", *SMALL, "sweep=s", cwd=tmp_path)
@@ -77,6 +81,7 @@ def test_impossible_settings_of_a_race_get_no_seeds(tmp_path: Path) -> None:
     assert done.returncode == 1 and "1 of 7 runs did not complete" in done.stderr
 
 
+@pytest.mark.slow
 def test_impossible_trials_of_a_search_start_no_run(tmp_path: Path) -> None:
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=5")
     done = command("-m", *search, "model.patch_size=choice(3,2,7,4)", *SMALL, "sweep=s", cwd=tmp_path)
@@ -86,12 +91,14 @@ def test_impossible_trials_of_a_search_start_no_run(tmp_path: Path) -> None:
     assert {*statuses(tmp_path / "outputs" / "s")} <= {"patch_size_2", "patch_size_4"}
 
 
+@pytest.mark.slow
 def test_a_single_run_that_fails_says_so_with_its_exit_code(tmp_path: Path) -> None:
     done = command("patch=p7", *SMALL, cwd=tmp_path)
     assert done.returncode == 1
     assert "does not divide" in done.stdout
 
 
+@pytest.mark.slow
 def test_groups_can_be_swept_with_glob(tmp_path: Path) -> None:
     done = command("-m", "kernel=glob(k*,exclude=k1*)", *SMALL, "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -105,6 +112,7 @@ def test_groups_can_be_swept_with_glob(tmp_path: Path) -> None:
         assert summary["name"] == f"kernel={summary['overrides']['kernel']}"
 
 
+@pytest.mark.slow
 def test_a_larger_grid_takes_up_the_runs_of_the_smaller_one(tmp_path: Path) -> None:
     command("-m", "kernel=k3,k5", *SMALL, "sweep=s", cwd=tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/s/*/metrics.csv")}
@@ -115,6 +123,7 @@ def test_a_larger_grid_takes_up_the_runs_of_the_smaller_one(tmp_path: Path) -> N
     assert len(times) == 2 and all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweeper", ["basic", "race"])
 def test_a_sweep_has_one_folder(tmp_path: Path, sweeper: str) -> None:
     for place in ("sweep=k${model.kernel_size}", "sweep=a,b", "output_dir=a,b"):
@@ -125,6 +134,7 @@ def test_a_sweep_has_one_folder(tmp_path: Path, sweeper: str) -> None:
     assert not list(tmp_path.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_unnamed_sweeps_of_the_same_second_have_their_own_folders(tmp_path: Path) -> None:
     name = "sweep=${now:%Y}"  # as good as the same second
     for _ in range(2):
@@ -135,6 +145,7 @@ def test_unnamed_sweeps_of_the_same_second_have_their_own_folders(tmp_path: Path
     assert sorted(len(statuses(path)) for path in folders) == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_run_records_the_options_that_hydra_chose(tmp_path: Path) -> None:
     race = ("hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=3", "data.val_fraction=0.1")
     on_digits = ("data=digits", "hardware=any", "data.batch_size=16", "patch=p1", "augmentation=none")
@@ -148,6 +159,7 @@ def test_a_run_records_the_options_that_hydra_chose(tmp_path: Path) -> None:
     assert "annotated" in table and "short_cifar10" in table
 
 
+@pytest.mark.slow
 def test_the_terminal_is_quiet_when_it_is_none(tmp_path: Path) -> None:
     done = command(*SMALL, cwd=tmp_path)
     assert "\x1b[" not in done.stdout
@@ -155,6 +167,7 @@ def test_the_terminal_is_quiet_when_it_is_none(tmp_path: Path) -> None:
     assert "epoch 1/1" in done.stdout
 
 
+@pytest.mark.slow
 def test_wandb_mode_from_the_environment(tmp_path: Path) -> None:
     small = [override for override in SMALL if not override.startswith("wandb")]
     done = command(*small, cwd=tmp_path, WANDB_MODE="offline")
@@ -164,6 +177,7 @@ def test_wandb_mode_from_the_environment(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["outputs"]  # noqa: PTH208
 
 
+@pytest.mark.slow
 def test_runs_of_other_processes_are_put_off_and_cores_shared(tmp_path: Path) -> None:
     arguments = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
     first, second = json.loads(command(*arguments, "plan=json", cwd=tmp_path).stdout)["planned"]
@@ -184,6 +198,7 @@ def test_runs_of_other_processes_are_put_off_and_cores_shared(tmp_path: Path) ->
     assert second["run_id"] in {path.name.rpartition("-")[2] for path in (tmp_path / "outputs" / "s").iterdir()}
 
 
+@pytest.mark.slow
 def test_empty_wandb_runs_are_removed_at_the_end_of_a_sweep(tmp_path: Path) -> None:
     arguments = ("-m", "model.kernel_size=3,5", *SMALL, "sweep=s")
     assert command(*arguments, cwd=tmp_path).returncode == 0

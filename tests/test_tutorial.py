@@ -53,6 +53,7 @@ def test_what_is_shipped_was_executed_in_order_and_is_whole() -> None:
     assert NOTEBOOK.stat().st_size < 1.5e6
 
 
+@pytest.mark.slow
 def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     finished = command(
@@ -81,6 +82,7 @@ def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Pa
         assert list((tmp_path / "tutorial").glob(f"*-{run}")), "the command would train it once more"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUTORIAL", f"{SMALL} data=digits patch=p1 output_dir={tmp_path}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

@@ -88,6 +88,7 @@ def test_agents_are_given_the_runs_of_the_same_sweep_here() -> None:
         assert run_id(agents) == run_id(ours) and (agents.sweep, agents.wandb.mode) == ("s", "online")
 
 
+@pytest.mark.slow
 def test_an_experiments_own_values_are_swept_over_unless_said_otherwise() -> None:
     sweep = describe("experiment=optimizers", "optimizer.lr=0.01", "seed=range(0,3)")
     assert sweep["parameters"] == {"optimizer": {"values": ["adamw", "adam", "sgd"]}, "seed": {"values": [0, 1, 2]}}
@@ -141,6 +142,7 @@ def test_what_cannot_be_swept_over_is_said(arguments: list[str], options: dict[s
         describe(*arguments, **options)
 
 
+@pytest.mark.slow
 def test_the_printed_command_makes_the_sweep_that_is_in_the_file(tmp_path: Path, server: WandbServer) -> None:
     arguments = ("model.depth=2,4", "sweep=s", "wandb.project=deep")
     done = command(*arguments, cwd=tmp_path, script="wandb_sweep")
@@ -169,6 +171,7 @@ def rows(*arguments: str, cwd: Path, **environment: str) -> list[dict[str, Any]]
     return [{key: value for key, value in row.items() if key != "runs"} for row in json.loads(done.stdout)["rows"]]
 
 
+@pytest.mark.slow
 def test_an_agent_trains_stops_and_finds_runs(
     train: Callable[..., Finished], tmp_path: Path, server: WandbServer
 ) -> None:
@@ -207,6 +210,7 @@ def test_an_agent_trains_stops_and_finds_runs(
     assert on_server == rows("sweep0", cwd=tmp_path) and len(on_server) == 3
 
 
+@pytest.mark.slow
 def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
     train: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WandbServer
 ) -> None:
@@ -231,6 +235,7 @@ def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
     assert [together] == rows(sweep, cwd=tmp_path), "one run, though read twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "key", "message"),
     [

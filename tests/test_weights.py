@@ -283,6 +283,7 @@ def test_programs_are_no_weights(peer: nn.Module, tmp_path: Path) -> None:
             read_weights(str(tmp_path / name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [OmegaConf.create({"a": 1}), np.float64(1.0)])
 def test_an_object_that_could_run_code_is_named(extra: object, peer: nn.Module, tmp_path: Path) -> None:
     torch.save({"state_dict": peer.state_dict(), "extra": extra}, tmp_path / "a b.ckpt")

@@ -77,6 +77,7 @@ def test_the_content_of_the_weights_is_part_of_the_id(published: Path, tmp_path:
     assert run_id(checked("model.depth=1", "trainer.epochs=1")) == "3b09320a"
 
 
+@pytest.mark.slow
 def test_what_a_file_says_beside_its_weights_is_part_of_the_id(digits_run: Path, tmp_path: Path) -> None:
     content = torch.load(digits_run / "checkpoints" / "best.pt", weights_only=True)
 
@@ -91,6 +92,7 @@ def test_what_a_file_says_beside_its_weights_is_part_of_the_id(digits_run: Path,
     assert len(others) == 3 and same not in others
 
 
+@pytest.mark.slow
 def test_the_whole_model_must_be_that_of_the_weights(train: Train) -> None:
     """Also where the shapes of the weights do not tell."""
     done = train("model.residual_pointwise=true", "trainer.epochs=1")
