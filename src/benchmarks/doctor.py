@@ -27,8 +27,8 @@ from benchmarks.setting import layer_of, make_config
 from config.errors import first_line
 from config.schema import Config
 from data.batches import spare_cores
-from runtime.claims import cores
 from runtime.console import say, si
+from runtime.cores import cores
 from runtime.device import describe, driver_version, keep_freed_memory, missing_kernels
 from training.layer import Layer
 from training.measurements import cache_file, triton_version

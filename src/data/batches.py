@@ -24,7 +24,7 @@ from data.gpu_transforms.batch import BatchTransform, exact_division
 from data.image_files import DataError, unreadable_error
 from data.splits import DataSplits, Split
 from data.workers import Workers
-from runtime.claims import cores
+from runtime.cores import cores
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from config.errors import ConfigError, first_line
 from config.text import printable
-from runtime.claims import cores
+from runtime.cores import cores
 
 log = logging.getLogger(__name__)
 

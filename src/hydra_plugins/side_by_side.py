@@ -25,8 +25,9 @@ from omegaconf import DictConfig
 
 from config.errors import ConfigError
 from config.process import prepare_process
-from runtime.claims import cores, processes_of
+from runtime.claims import processes_of
 from runtime.console import say
+from runtime.cores import cores
 from sweeps.launch import Announcer, logging_of, train_job
 from sweeps.plan import Job, make_job
 

@@ -74,7 +74,3 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from data import datasets
 from data.balance import class_lines, imbalance, sizes
 from data.batches import make_loaders
 from data.splits import DataSplits
+from runtime.cores import warn_of_busy_cores
 from runtime.device import (
     choose_device,
     describe,
@@ -142,6 +143,8 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     )
     for remark in remarks:
         log.info(f"  {remark}")
+    if device.type == "cpu" and world.size == 1:
+        warn_of_busy_cores(torch.get_num_threads())
     for line in class_lines(data):
         log.info(f"  {line}", extra={"file_only": True})
     if selection.milliseconds:
