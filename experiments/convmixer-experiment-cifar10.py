@@ -63,9 +63,10 @@ from PIL import Image
 
 from config.parse import parse_config
 from config.schema import Config, register
-from data import datasets, transforms
-from data.batches import make_eval_loader
+from data import datasets
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
+from pipeline import transforms
+from pipeline.batches import make_eval_loader
 from runtime.console import Handler
 from runtime.rng import seed_rngs
 from tracking import plots

@@ -21,9 +21,10 @@ from comparison.progress import under_way
 from comparison.results import parse_seeds, read
 from config.errors import ConfigError, check_folders_exist, report_errors
 from config.process import prepare_process
-from rendering import report
+from publishing.publish import publish, write_page
+from publishing.watch import serve, watch
 from rendering.images import compare_images
-from rendering.watch import serve, watch
+from rendering.report import as_json
 from runtime.console import say
 from runtime.files import check_place
 
@@ -83,11 +84,11 @@ def main() -> None:
         comparison = read_again()
         if options.images:
             compare_images(comparison, folder)
-            report.write_page(comparison, folder, filters)
+            write_page(comparison, folder, filters)
         elif options.json:
-            print(report.as_json(comparison))
+            print(as_json(comparison))
         else:
-            report.publish(comparison, folder, filters)
+            publish(comparison, folder, filters)
             running = [f"{folder}: {progress}" for folder in options.folders if (progress := under_way(folder))]
             for line in [*running, *disk_lines(options.folders, comparison.runs)]:
                 say(line)

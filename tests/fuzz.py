@@ -38,10 +38,8 @@ from safetensors.torch import save_file  # noqa: E402
 import inference.export  # noqa: E402
 import inference.prediction  # noqa: E402
 import inference.report  # noqa: E402, F401
-import rendering.figure  # noqa: E402
-import rendering.images  # noqa: E402
-import rendering.page  # noqa: E402
-import rendering.report  # noqa: E402, F401
+import publishing.page  # noqa: E402
+import publishing.publish  # noqa: E402, F401
 import sweeps.grid  # noqa: E402
 import sweeps.search  # noqa: E402, F401
 from config.schema import GROUPS, Config, keys_of  # noqa: E402

@@ -10,8 +10,8 @@ from torchvision import transforms
 
 from conftest import checked
 from data import datasets
-from data.gpu_transforms.values import Draw
-from data.transforms import training_transform
+from pipeline.gpu_transforms.values import Draw
+from pipeline.transforms import training_transform
 
 
 def photographs_and_noise() -> np.ndarray:

@@ -44,7 +44,7 @@ def environment_of(**environment: str) -> dict[str, str]:
 def fork_server() -> ForkServerContext:
     """Start the fork server with the imports of all commands."""
     context = multiprocessing.get_context("forkserver")
-    preloaded = ["training.start", "rendering.report", "sweeps.search", "wandb_sweep", "wandb.apis.public"]
+    preloaded = ["training.start", "publishing.publish", "sweeps.search", "wandb_sweep", "wandb.apis.public"]
     context.set_forkserver_preload(preloaded)
     with pytest.MonkeyPatch.context() as patched:  # Python 3.11 does not pass sys.path to the server.
         patched.setenv("PYTHONPATH", str(REPOSITORY / "src"))

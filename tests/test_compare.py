@@ -22,9 +22,10 @@ from config.errors import ConfigError
 from config.text import markdown_table
 from conftest import command
 from processes import REPOSITORY
+from publishing.publish import publish
 from rendering.figure import comparison_figure
 from rendering.findings import not_completed_lines
-from rendering.report import differing_keys, page_of, publish, table, table_csv
+from rendering.report import differing_keys, page_of, table, table_csv
 from run_folders import DEPTH, KERNEL, REFERENCE, as_yaml, report, rows, write_run, write_sweep
 
 
@@ -332,8 +333,9 @@ def test_thousands_of_runs_take_seconds(tmp_path: Path) -> None:
         write_run(tmp_path / "s" / f"{i}", config=config, best__val__accuracy=generator.normal(0.9, 0.01))
     measure = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r})\n"
-        "import time; from pathlib import Path; from comparison import results; from rendering import report\n"
-        "report.publish(comparison := results.read([Path('s')]), Path('s'))\n"
+        "import time; from pathlib import Path\n"
+        "from comparison.results import read; from publishing.publish import publish\n"
+        "publish(comparison := read([Path('s')]), Path('s'))\n"
         "assert len(comparison.runs) == 5000\n"
         "assert 'torch' not in sys.modules, 'it takes 450 MB'\n"
         "print(Path('/proc/self/status').read_text() if Path('/proc').exists() else 'VmHWM: 0 kB')\n"

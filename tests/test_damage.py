@@ -20,7 +20,7 @@ from comparison.runs import read_run
 from config.errors import ConfigError
 from config.schema import Config
 from conftest import TIMES, TINY, checked
-from rendering.page import curves
+from publishing.page import curves
 from run_folders import DEPTH, KERNEL, as_yaml, write_run, write_sweep
 from sweeps.preview import completed_runs
 from sweeps.search import open_study

@@ -15,7 +15,7 @@ from config import schema
 from config.schema import Config
 from conftest import Finished, checked
 from data import datasets
-from data.batches import make_train_loader
+from pipeline.batches import make_train_loader
 from runtime.distributed import World
 from training import run
 

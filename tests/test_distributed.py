@@ -16,8 +16,8 @@ import torch
 from config.errors import ConfigError
 from conftest import checked, command, start, summaries, wait_for
 from data import datasets
-from data.batches import BatchSpec, DistributedBatchSampler, make_eval_loader, make_train_loader
-from data.transforms import Normalize
+from pipeline.batches import BatchSpec, DistributedBatchSampler, make_eval_loader, make_train_loader
+from pipeline.transforms import Normalize
 from processes import REPOSITORY, Command
 from runtime import device
 from runtime.distributed import World, init_distributed, leave_at_once

@@ -27,8 +27,8 @@ from config.commands import register_commands
 from config.errors import ConfigError
 from conftest import Finished, command
 from data import datasets
-from data.batches import DistributedBatchSampler
 from inference.report import calibration_error, confidence_bins
+from pipeline.batches import DistributedBatchSampler
 from processes import REPOSITORY
 from runtime.distributed import World
 from test_weights import by_the_authors, by_timm, randomized

@@ -14,10 +14,10 @@ from scipy import stats
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from data.gpu_transforms import geometry, rand_augment
-from data.gpu_transforms.batch import BatchTransform
-from data.gpu_transforms.geometry import BICUBIC, BILINEAR, MOVES, NEAREST
 from photographs import CPU, PIXELS, draws, one_by_one, to_batch, to_pixels, transform_of
+from pipeline.gpu_transforms import geometry, rand_augment
+from pipeline.gpu_transforms.batch import BatchTransform
+from pipeline.gpu_transforms.geometry import BICUBIC, BILINEAR, MOVES, NEAREST
 
 LARGEST = {name: rand_augment.TIMM_LEVELS[name][1] for name in MOVES}
 RESAMPLING = {NEAREST: Image.NEAREST, BILINEAR: Image.BILINEAR, BICUBIC: Image.BICUBIC}

@@ -8,9 +8,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.functional import adjust_hue
 
-from data.gpu_transforms import color, geometry, rand_augment
-from data.gpu_transforms.geometry import BICUBIC, BILINEAR, MOVES, NEAREST
 from photographs import COUNT, PIXELS, assert_close, one_by_one, to_batch, to_pixels
+from pipeline.gpu_transforms import color, geometry, rand_augment
+from pipeline.gpu_transforms.geometry import BICUBIC, BILINEAR, MOVES, NEAREST
 
 INCREASING = timm.data.auto_augment._RAND_INCREASING_TRANSFORMS
 EVERY_OPERATION = sorted({*INCREASING, *timm.data.auto_augment._RAND_TRANSFORMS})

@@ -15,9 +15,9 @@ from torch._inductor.codegen.triton import TritonOverrides
 from config.errors import ConfigError
 from conftest import TINY, Finished, checked
 from data import datasets
-from data.batches import BatchSpec, DeviceBatches, make_train_loader
-from data.gpu_transforms.batch import BatchTransform, exact_division
 from photographs import COUNT, CPU, PIXELS, assert_close, draws, photograph_data, to_batch, to_pixels, transform_of
+from pipeline.batches import BatchSpec, DeviceBatches, make_train_loader
+from pipeline.gpu_transforms.batch import BatchTransform, exact_division
 from runtime.distributed import World
 from training import run
 

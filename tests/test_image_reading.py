@@ -12,8 +12,8 @@ from PIL import EpsImagePlugin, Image
 from config.errors import first_line
 from conftest import LETTERS, Train, checked, load_folder
 from data import datasets, image_folder
-from data.batches import make_eval_loader, make_train_loader
 from data.image_files import DataError, open_image
+from pipeline.batches import make_eval_loader, make_train_loader
 
 
 def first_batch(root: Path, *overrides: str, patch_size: int = 1) -> tuple[datasets.DataSplits, torch.Tensor]:

@@ -15,8 +15,9 @@ import pytest
 
 from comparison.results import Comparison, read
 from conftest import command
-from rendering import report, watch
-from rendering.page import ASSETS, PLOTLY, render_update
+from publishing import watch
+from publishing.page import ASSETS, PLOTLY, render_update
+from publishing.publish import publish
 from run_folders import write_run, write_sweep
 from runtime.files import write_text
 from test_images import sweep as predicted_sweep
@@ -57,7 +58,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
     write_run(folder / "k9-3", "model.kernel_size=9", "seed=3", status="failed", error=HOSTILE)
     (folder / "k9-3" / "train.log").write_text(f"{HOSTILE}\n")
-    report.publish(read([folder]), folder)
+    publish(read([folder]), folder)
     return folder
 
 
@@ -237,7 +238,7 @@ def test_page_keeps_its_selection_when_runs_report(page, sweep: Path) -> None:
 @pytest.mark.slow
 def test_cells_of_a_heat_map_select_their_runs(open_page, tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "grid", {(k, d): [0.9 + k / 1000 + d / 100] for k in (5, 9) for d in (2, 4)})
-    report.publish(read([folder]), folder)
+    publish(read([folder]), folder)
     page = open_page(folder / "comparison.html")
     click(page, "heat", 0)
     (name,) = page.locator("#runs h3").all_inner_texts()

@@ -16,9 +16,10 @@ from config import schema
 from config.errors import ConfigError
 from config.schema import keys_of
 from conftest import checked
-from data import datasets, transforms
-from data.batches import make_train_loader
+from data import datasets
 from fake_gpu import count_steps
+from pipeline import transforms
+from pipeline.batches import make_train_loader
 from processes import shipped
 from training.metrics import soft_accuracy
 

@@ -16,8 +16,8 @@ from rich import get_console, reconfigure
 import wandb_files
 from conftest import TIMES, Finished, Train, checked, start, wait_for
 from data import datasets
-from data.batches import make_eval_loader, make_train_loader
 from ops.depthwise import BACKENDS, TRITON
+from pipeline.batches import make_eval_loader, make_train_loader
 from runtime.console import Handler, RunProgress
 from runtime.distributed import World
 from tracking import wandb_logger

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from conftest import Train, summaries
-from data.batches import DistributedBatchSampler
 from data.splits import DataSplits, Split
 from interruption import configured, signal_at_step
 from ops import depthwise_stacked
+from pipeline.batches import DistributedBatchSampler
 from runtime.distributed import World
 from timed_backends import CPU, NHWC, STACKED, TIMES, Clock, layer, selected, warnings
 from training import run, selection

@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from stats import EVERY, analyse
-from stats.analysis import tabulate
+from stats.estimates import as_table
 from stats.failures import beats, worst_rank
 from stats.families import holm
 from stats.sample_size import SampleSize, power, seeds_for
@@ -41,7 +41,7 @@ def test_means_with_missing_runs_are_those_of_weighted_least_squares() -> None:
     del values["s0"][1], values["s3"][0], values["s3"][2]
     rows = [(name, seed, value) for name, runs in values.items() for seed, value in runs.items()]
     frame = pd.DataFrame(rows, columns=["setting", "seed", "value"])
-    model = fit(tabulate(list(values.values())))
+    model = fit(as_table(values, list(values), range(4)))
     weights = frame.setting.map(dict(zip(values, model.weights, strict=True)))
     expected = smf.wls("value ~ C(setting) + C(seed)", frame, weights=weights).fit().params
     for i in range(1, 5):

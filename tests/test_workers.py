@@ -14,7 +14,7 @@ from PIL import Image
 
 from conftest import TINY, checked, command, start, summaries, wait_for
 from data import datasets
-from data.batches import Loader, make_train_loader
+from pipeline.batches import Loader, make_train_loader
 from processes import REPOSITORY, environment_of
 
 AUGMENTED = ("data.train_fraction=0.2", "augmentation=light", "data.num_workers=2", "data.batch_size=16")

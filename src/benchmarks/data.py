@@ -16,8 +16,8 @@ from sklearn.feature_extraction.image import extract_patches_2d
 from benchmarks.setting import make_config
 from config.schema import Config
 from data import datasets
-from data.batches import make_train_loader
-from data.transforms import MixAndErase, Normalize
+from pipeline.batches import make_train_loader
+from pipeline.transforms import MixAndErase, Normalize
 from runtime.console import print_table, say
 
 

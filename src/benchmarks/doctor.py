@@ -26,7 +26,7 @@ from benchmarks import depthwise
 from benchmarks.setting import layer_of, make_config
 from config.errors import first_line
 from config.schema import Config
-from data.batches import spare_cores
+from pipeline.batches import spare_cores
 from runtime.console import say, si
 from runtime.cores import cores
 from runtime.device import describe, driver_version, keep_freed_memory, missing_kernels

@@ -5,7 +5,7 @@
     markdown(), code_block()  Markdown
     shell()                   a command to paste
 
-Pages (rendering/page.py) are escaped by Jinja; their scripts only set text.
+Pages (publishing/page.py) are escaped by Jinja; their scripts only set text.
 """
 
 import re

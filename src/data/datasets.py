@@ -1,7 +1,7 @@
 """Data sets: their sources, and the splits that a run uses.
 
 Images of one size, at most 1 GiB of them, are decoded once per process and kept in memory. Others are decoded when a
-batch needs them. The transforms (data/transforms.py) get the same images in both cases.
+batch needs them. The transforms (pipeline/transforms.py) get the same images in both cases.
 """
 
 from dataclasses import replace

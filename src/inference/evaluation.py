@@ -12,12 +12,12 @@ from rich.progress import track
 
 from config.errors import ConfigError
 from data import datasets
-from data.batches import make_eval_loader
 from data.image_files import class_folders, is_divided, split_folders
 from data.image_folder import read_one_split
 from data.splits import DataSplits, Split
-from data.transforms import Normalize
 from inference.checkpoint import LoadedCheckpoint
+from pipeline.batches import make_eval_loader
+from pipeline.transforms import Normalize
 from runtime.distributed import World
 from tracking.identity import override_values
 from training.evaluation import Evaluation, evaluate

@@ -13,10 +13,10 @@ from torch import Tensor
 from config.commands import Command, Compute
 from config.schema import Data
 from data.image_files import to_8_bits
-from data.transforms import Normalize, evaluation_transform
 from inference.checkpoint import open_checkpoint
 from inference.prediction import as_data
 from LLMConvMixer import ConvMixer
+from pipeline.transforms import Normalize, evaluation_transform
 
 
 class Loaded(NamedTuple):

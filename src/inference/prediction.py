@@ -23,12 +23,12 @@ from torch import Tensor
 from config.commands import Predict
 from config.errors import ConfigError
 from config.text import csv_text, printable
-from data.batches import spare_cores
 from data.image_files import DataError, image_files, open_image
 from data.splits import DataSplits, Split
-from data.transforms import Normalize, Transform, evaluation_transform
-from data.workers import Workers
 from inference.checkpoint import LoadedCheckpoint
+from pipeline.batches import spare_cores
+from pipeline.transforms import Normalize, Transform, evaluation_transform
+from pipeline.workers import Workers
 from runtime.files import check_new, check_ours, whole, write_text
 from tracking.plots import contact_sheet, for_sheet
 from training.evaluation import compute_logits

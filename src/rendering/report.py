@@ -1,19 +1,15 @@
-"""Output of a comparison: terminal, Markdown, CSV, figures, page and JSON."""
+"""Text of a comparison: terminal, Markdown, tables and JSON."""
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
 from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
-from config.errors import ConfigError
 from config.schema import is_below
 from config.text import code, csv_text, markdown, markdown_table, printable
 from rendering.findings import caveats, differed, effect_lines, method, not_completed_lines, result, warnings
@@ -29,85 +25,12 @@ from rendering.formatting import (
 )
 from rendering.power_text import plan_record, power_lines
 from runtime.console import count, print_table, say
-from runtime.files import write_text
 from stats import Effect
 
-SUFFIXES = (".html", ".png", ".svg", ".md", ".csv", "-runs.csv")
 TWO_RUNS = ("key", "A", "B")  # header of the table of differing keys
 ABOUT_THE_SWEEP = ("output_dir", "sweep", "varied", "trial", "study")  # keys that do not affect a run
 SHOWN = {"terminal": 20, "markdown": 100, "plans": 1}  # most rows of a table or list; comparison.csv has all
 STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # other statuses are red
-
-
-def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
-    """Write the files of a comparison into the folder, and print it.
-
-    Args:
-        filters: by which the runs were chosen; they are in the files' names.
-
-    Raises:
-        ConfigError: the folder cannot be written to.
-    """
-    if not comparison.runs:
-        return
-    try:
-        names = write_files(comparison, folder, stem_of(filters))
-    except OSError as error:
-        print_comparison(comparison)
-        raise ConfigError(f"{folder}: the comparison cannot be written there: {error.strerror or error}") from error
-    print_comparison(comparison)
-    say(f"→ {folder}/{', '.join(names)}")
-
-
-def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = (), is_watched: bool = False) -> None:
-    """Write the page alone; see render_page().
-
-    Raises:
-        ConfigError: the folder cannot be written to.
-    """
-    from rendering.page import render_page
-
-    try:
-        write_text(folder / f"{stem_of(filters)}.html", render_page(comparison, folder, is_watched))
-    except OSError as error:
-        raise ConfigError(f"{folder}: the page cannot be written there: {error.strerror or error}") from error
-
-
-def stem_of(filters: Sequence[str]) -> str:
-    """Name the files of a comparison, so that a filtered comparison never replaces that of all runs."""
-    return "-".join(["comparison", *map(in_a_file_name, filters)])
-
-
-def write_files(comparison: Comparison, folder: Path, stem: str) -> list[str]:
-    """Write all files of a comparison; if it is interrupted, the old files stay.
-
-    Returns:
-        The names of the files, the page first.
-    """
-    from rendering.figure import comparison_figure  # imports Matplotlib, which takes seconds
-    from rendering.page import render_page
-    from tracking.plots import save_figure
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".comparison-", dir=folder) as name:
-        temporary = Path(name)
-        write_text(temporary / f"{stem}.md", page_of(comparison, stem))
-        write_text(temporary / f"{stem}.csv", table_csv(comparison))
-        write_text(temporary / f"{stem}-runs.csv", runs_csv(comparison))
-        write_text(temporary / f"{stem}.html", render_page(comparison, folder))
-        if figure := comparison_figure(comparison):
-            save_figure(figure, temporary / f"{stem}.png")
-        files = [path for suffix in SUFFIXES if (path := temporary / f"{stem}{suffix}").exists()]
-        for path in files:
-            path.replace(folder / path.name)
-    return [path.name for path in files]
-
-
-def in_a_file_name(condition: str) -> str:
-    """Write a filter without special characters of the shell, e.g. "depth>=8" as depth_from_8."""
-    words = {"!=": "_not_", ">=": "_from_", "<=": "_to_", ">": "_above_", "<": "_below_"}
-    spelled = re.sub(r"[!<>]=|[<>]", lambda sign: words[sign[0]], condition)
-    return re.sub(r"[^\w.=+-]+", "_", spelled)
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stats import factors
 from stats.chances import Draws, draw
-from stats.estimates import ERROR, TIE, Difference, Effect, Estimate, Setting, Values, mean
+from stats.estimates import ERROR, TIE, Difference, Effect, Estimate, Setting, Values, as_table, mean
 from stats.failures import beats, worst_rank
 from stats.families import ByPair, Contrast, Family, may_be_best, test_family
 from stats.sample_size import SampleSize
@@ -106,7 +106,7 @@ def analyse(
     }
     failed = {setting: len(runs) - len(completed[setting]) for setting, runs in values.items()}
     valued = [setting for setting in values if completed[setting]]
-    table = tabulate([completed[setting] for setting in valued])
+    table = as_table(completed, valued, sorted({seed for runs in completed.values() for seed in runs}))
     model = fit(table, floor(table, resolution))
     sign = 1 if higher_is_better else -1
     samples = [sign * np.array(list(completed[setting].values())) for setting in valued]
@@ -135,16 +135,6 @@ def analyse(
         estimate_effects=partial(effects_of, list(values), valued, model, smallest),
         draw=partial(draw, model, valued, np.array(failures), sign),
     )
-
-
-def tabulate(runs: Sequence[Mapping[int, float]]) -> Array:
-    """Arrange the values as [settings, seeds], with NaN for missing ones."""
-    seeds = {seed: i for i, seed in enumerate(sorted({seed for of_setting in runs for seed in of_setting}))}
-    table = np.full((len(runs), len(seeds)), np.nan)
-    for row, of_setting in zip(table, runs, strict=True):
-        for seed, value in of_setting.items():
-            row[seeds[seed]] = value
-    return table
 
 
 def floor(table: Array, resolution: float | None) -> float:

@@ -18,9 +18,7 @@ from stats.variances import Array
 
 DRAWS = 2000
 MOST = 2_000_000  # most numbers drawn at once
-MEANS = np.array(
-    [0, 0.25, 0.5, 1, 2, 4, 8, 16, 64, 256, 1024]
-)  # possible spreads of the true means, in spreads of a run
+MEANS = np.array([0, 0.25, 0.5, 1, 2, 4, 8, 16, 64, 256, 1024])  # spreads of the true means, in spreads of a run
 EDGES = np.concatenate([[0, 0.125], np.sqrt(MEANS[1:-1] * MEANS[2:]), [np.inf]])  # bounds of the intervals around MEANS
 LIKELY = np.diff(np.arctan(EDGES / 0.7))  # weights of the half-Cauchy prior
 

@@ -1,12 +1,13 @@
 """The frozen results of an analysis: estimates with intervals, differences, effects."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit  # Student's t; importing scipy.stats would take a second
 
 from stats.sample_size import SampleSize
@@ -16,6 +17,7 @@ ERROR = 1 - CONFIDENCE
 TIE = 1e-9  # smaller differences are rounding errors
 
 Setting = Any  # any hashable value
+Values = Mapping[Setting, Mapping[int, float | None]]  # by setting and seed; None: the run failed
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,6 @@ class Estimate:
     def margin(self) -> float | None:
         """Half the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-    def contains(self, value: float) -> bool | None:
-        """Check if the interval contains a value; None if there is no interval."""
-        return None if self.low is None or self.high is None else self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,11 @@ class Effect(Difference):
         """The sample size that would find this effect; None if no spread is known."""
         return self.plan()
 
-    @property
-    def compared(self) -> tuple[Setting, ...]:
-        """The settings of all pairs."""
-        return tuple(dict.fromkeys(setting for pair in self.pairs for setting in pair))
+
+def as_table(values: Values, settings: Sequence[Setting], seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Arrange values as [settings, seeds], with NaN for missing and failed runs."""
+    rows = [[values.get(setting, {}).get(seed) for seed in seeds] for setting in settings]
+    return np.array(rows, dtype=float).reshape(len(settings), len(seeds))
 
 
 def mean(values: Iterable[float]) -> Estimate | None:
@@ -110,6 +109,3 @@ def mean(values: Iterable[float]) -> Estimate | None:
 def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """Return the factor from a standard error to half the two-sided interval (Student's t)."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
-
-
-Values = Mapping[Setting, Mapping[int, float | None]]  # by setting and seed; None: the run failed

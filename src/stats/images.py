@@ -22,8 +22,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stats.estimates import ERROR, TIE, Setting, quantile
-from stats.selection import as_table, residuals
+from stats.estimates import ERROR, TIE, Setting, as_table, quantile
+from stats.selection import residuals
 from stats.variances import Array, Prior, fit_prior
 
 SPLITS = 252  # divisions of runs into two groups: all for five runs each; a random sample for more runs

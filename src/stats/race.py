@@ -28,7 +28,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from stats.analysis import analyse, ranking
-from stats.estimates import TIE, Values
+from stats.estimates import TIE, Values, as_table
 from stats.failures import worst_rank
 from stats.seeds import fit
 from stats.variances import Array
@@ -200,13 +200,8 @@ def compare(race: Standing, rules: Rules) -> tuple[list[int], dict[int, Behind]]
     sign = -1 if rules.lower_is_better else 1
     level = rules.level(len(race.ranked))
     completed = {a: sign * np.array(race.completed(a)) for a in race.ranked}
-    settings = [
-        a for a in race.ranked if len(completed[a])
-    ]  # settings whose runs all failed come last, and are not in the model
-    table = np.full((len(settings), race.seeds), np.nan)
-    for row, setting in zip(table, settings, strict=True):
-        for seed, value in race.by_seed(setting).items():
-            row[seed] = np.nan if value is None else sign * value
+    settings = [a for a in race.ranked if len(completed[a])]  # the others come last, and are not in the model
+    table = sign * as_table({a: race.by_seed(a) for a in settings}, settings, range(race.seeds))
     model = fit(table, (rules.resolution or 0.0) ** 2 / 12)
     order = ranking(model.means, [completed[a] for a in settings], [race.failures(a) for a in settings])
     first, leader = order[0], settings[order[0]]
@@ -259,11 +254,7 @@ def crossing(bound: float, rounds: Sequence[int]) -> float:
 
     Source: Armitage, McPherson and Rowe, 1969, Journal of the Royal Statistical Society A 132, 235-244.
     """
-    before, density, step = (
-        np.zeros(1),
-        np.ones(1),
-        np.ones(1),
-    )  # distribution of the sum, if no look exceeded the bound
+    before, density, step = np.zeros(1), np.ones(1), np.ones(1)  # of the sum, if no look exceeded the bound
     for seeds, added in zip(rounds, np.diff([0, *rounds]), strict=True):
         edge = bound * math.sqrt(seeds)
         points = edge * PLACES

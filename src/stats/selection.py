@@ -1,11 +1,10 @@
 """Selection bias: the best setting looks better than it is, because the same runs picked it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from stats.estimates import Setting, Values
+from stats.estimates import Setting, Values, as_table
 from stats.variances import Array, fit_prior
 
 DRAWS = 4000
@@ -73,11 +72,6 @@ def selection_bias(
     else:
         bias *= slope(noise, residuals(as_table(reported, settings, seeds)))
     return SelectionBias(settings[best], bias, int(runs[best]), float(errors[best]))
-
-
-def as_table(values: Values, settings: Sequence[Setting], seeds: Sequence[int]) -> Array:
-    """Arrange values as [settings, seeds], with NaN for missing and failed runs."""
-    return np.array([[values.get(a, {}).get(seed) for seed in seeds] for a in settings], dtype=float)
 
 
 def residuals(table: Array) -> Array:

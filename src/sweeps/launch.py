@@ -232,14 +232,14 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
         say(f"to submit missing runs later: the same command with {shell(override('sweep', config.sweep))}")
         return
     from comparison import results
-    from rendering import report
+    from publishing.publish import publish
 
     for run in RunIndex(folder).folders.values():
         if not is_locked(run):
             remove_empty_runs(run)
     try:
         comparison = results.read([folder])
-        report.publish(comparison, folder)
+        publish(comparison, folder)
     except ConfigError as error:
         sys.exit(f"error: {printable(str(error))}")
     except Exception:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.batches import Loader
-from data.transforms import Normalize
+from pipeline.batches import Loader
+from pipeline.transforms import Normalize
 from runtime.device import autocast, prefetch
 from runtime.distributed import World
 from training.metrics import MetricAccumulator, Metrics, class_averages

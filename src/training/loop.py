@@ -7,8 +7,8 @@ import logging
 import math
 from typing import Any
 
-from data.batches import Loader, Loaders
 from data.splits import DataSplits
+from pipeline.batches import Loader, Loaders
 from runtime.console import RunProgress
 from runtime.device import prefetch, reset_peak_memory
 from runtime.launcher import Launcher

@@ -12,7 +12,7 @@ from config import schema
 from config.errors import ConfigError
 from config.optimizers import optimizer_arguments, optimizer_class
 from config.schema import Config, Cosine, Step, WarmedUp
-from data.batches import DistributedBatchSampler
+from pipeline.batches import DistributedBatchSampler
 
 FROZEN = {  # values of trainer.freeze, and the parameters that each keeps fixed
     "none": r"(?!)",

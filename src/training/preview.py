@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config.schema import Config
-from data.batches import BatchSpec, Loader
 from data.splits import DataSplits
-from data.transforms import MixAndErase, Normalize
+from pipeline.batches import BatchSpec, Loader
+from pipeline.transforms import MixAndErase, Normalize
 from runtime.rng import preserve_rng_state, seed_rngs
 from tracking.plots import contact_sheet
 

@@ -15,8 +15,8 @@ from config.schema import Config
 from config.text import shell
 from data import datasets
 from data.balance import class_lines, imbalance, sizes
-from data.batches import make_loaders
 from data.splits import DataSplits
+from pipeline.batches import make_loaders
 from runtime.cores import warn_of_busy_cores
 from runtime.device import (
     choose_device,

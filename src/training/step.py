@@ -11,10 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config.errors import first_line
 from data.balance import balanced_weights
-from data.batches import DistributedBatchSampler
 from data.splits import DataSplits
-from data.transforms import MixAndErase, Normalize
 from ops import depthwise
+from pipeline.batches import DistributedBatchSampler
+from pipeline.transforms import MixAndErase, Normalize
 from runtime.device import autocast, is_gpu_lost
 from runtime.rng import seed_rngs
 from runtime.timing import Spans

@@ -8,7 +8,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from data.gpu_transforms.values import Draw, constant, per_pixel, random_integers, to_levels, uniform_in
+from pipeline.gpu_transforms.values import Draw, constant, per_pixel, random_integers, to_levels, uniform_in
 
 NEAREST, BILINEAR, BICUBIC = range(3)
 

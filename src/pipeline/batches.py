@@ -18,12 +18,12 @@ from torch import Tensor
 
 from config.errors import ConfigError
 from config.schema import Config
-from data import transforms
 from data.balance import balanced_order
-from data.gpu_transforms.batch import BatchTransform, exact_division
 from data.image_files import DataError, unreadable_error
 from data.splits import DataSplits, Split
-from data.workers import Workers
+from pipeline import transforms
+from pipeline.gpu_transforms.batch import BatchTransform, exact_division
+from pipeline.workers import Workers
 from runtime.cores import cores
 from runtime.distributed import World
 from runtime.rng import preserve_rng_state

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from data.gpu_transforms.values import Draw, constant, per_pixel, to_levels, uniform_in
+from pipeline.gpu_transforms.values import Draw, constant, per_pixel, to_levels, uniform_in
 
 # Lookup tables. Each function takes the levels, [256], an image's pixels, [batch, channels, pixels], and the argument,
 # [batch, 1, 1]. It returns the new levels, which broadcast to [batch, channels, 256].

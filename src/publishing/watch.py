@@ -11,8 +11,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from comparison.progress import under_way
 from comparison.results import Comparison
-from rendering.page import PLOTLY, render_update
-from rendering.report import stem_of, write_page
+from publishing.page import PLOTLY, render_update
+from publishing.publish import stem_of, write_page
 from runtime.console import say
 from runtime.files import write_text
 

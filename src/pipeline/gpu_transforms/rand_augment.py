@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from data.gpu_transforms.color import apply_lut, blend
-from data.gpu_transforms.geometry import NEAREST, affine, interpolations
-from data.gpu_transforms.values import Draw, constant, random_integers
+from pipeline.gpu_transforms.color import apply_lut, blend
+from pipeline.gpu_transforms.geometry import NEAREST, affine, interpolations
+from pipeline.gpu_transforms.values import Draw, constant, random_integers
 
 # The argument of an operation at a level of 0 … 1 is offset ± slope · level, clamped to low … high. If `whole`, the
 # product is truncated to a whole number. Source: the level functions in timm/data/auto_augment.py.

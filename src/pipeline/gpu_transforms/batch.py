@@ -1,9 +1,9 @@
 """Augmentation of whole batches on the device, with different random operations for each image.
 
-`BatchTransform` converts the CPU's transform (data/transforms.py) to batches, uint8 [batch, channels, height, width].
-Its operations have the probabilities and the arithmetic of timm, torchvision and Pillow. After every step levels are
-whole numbers, rounded where Pillow rounds and truncated where Pillow truncates. tests/test_gpu_chance.py compares the
-two.
+`BatchTransform` converts the CPU's transform (pipeline/transforms.py) to batches, uint8 [batch, channels, height,
+width]. Its operations have the probabilities and the arithmetic of timm, torchvision and Pillow. After every step
+levels are whole numbers, rounded where Pillow rounds and truncated where Pillow truncates. tests/test_gpu_chance.py
+compares the two.
 
 No function of this package waits for the device or loops over images.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 from torchvision import transforms
 
 from config.errors import ConfigError
-from data.gpu_transforms.color import color_jitter
-from data.gpu_transforms.geometry import random_hflip, random_resized_crop, random_shift, random_vflip
-from data.gpu_transforms.rand_augment import TIMM_LEVELS, rand_augment, torchvision_rand_augment
-from data.gpu_transforms.values import Draw
+from pipeline.gpu_transforms.color import color_jitter
+from pipeline.gpu_transforms.geometry import random_hflip, random_resized_crop, random_shift, random_vflip
+from pipeline.gpu_transforms.rand_augment import TIMM_LEVELS, rand_augment, torchvision_rand_augment
+from pipeline.gpu_transforms.values import Draw
 
 STEPS: dict[type, Callable[[Any, Tensor, Draw], Tensor]] = {
     RandomResizedCropAndInterpolation: random_resized_crop,
