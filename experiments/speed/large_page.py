@@ -14,9 +14,8 @@ import numpy as np
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY / "tests")]
 
-from rendering.page import render_page  # noqa: E402
-
 from comparison.results import read  # noqa: E402
+from publishing.page import render_page  # noqa: E402
 from run_folders import as_yaml, write_run  # noqa: E402
 
 
