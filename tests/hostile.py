@@ -68,7 +68,8 @@ def change_tree(chance: Random, tree: Any, values: tuple[Any, ...] = VALUES) -> 
     """A copy in which a few values, keys or sections are others, missing or too many."""
     changed = deepcopy(tree)
     for _ in range(chance.choice((1, 1, 2, 5))):
-        place, key = changed, None
+        place: Any = changed
+        key: Any = None
         while isinstance(place, (dict, list)) and place:
             used = [key for key in USED if isinstance(place, dict) and key in place]
             keys = (

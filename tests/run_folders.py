@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -105,8 +105,8 @@ def compared(
     failures = [(levels, seed, {"status": "failed", "error": error}) for levels, seeds in failed for seed in seeds]
     runs = []
     for levels, seed, summary in [*results, *failures]:
-        overrides = {**levels, "seed": seed}
+        overrides: dict[str, Any] = {**levels, "seed": seed}
         told = {"overrides": overrides, "varied": list(varied or overrides)}
         config = {key: value for key, value in overrides.items() if "." in key or key == "seed"}
-        runs.append(Run(Path(f"{levels}"), config, {**summary, **told}))
+        runs.append(Run(Path(f"{levels}"), config, {**cast(dict[str, Any], summary), **told}))
     return Comparison("test", runs, smallest=smallest)

@@ -28,8 +28,10 @@ def sweep(tmp_path: Path) -> Path:
     for name, kernel, objective, parameters in (
         ("a", 3, 0.8, 100), ("b", 5, 0.9, 300), ("c", 7, 0.9, 200), ("d", 9, 0.7, 400),
     ):  # fmt: skip
-        folder, figures = tmp_path / "s" / name, {"objective": objective, "parameters": parameters}
-        write_run(folder, f"{KERNEL}={kernel}", "trainer.monitor=val/accuracy", **figures)
+        write_run(
+            tmp_path / "s" / name, f"{KERNEL}={kernel}", "trainer.monitor=val/accuracy", objective=objective,
+            parameters=parameters,
+        )  # fmt: skip
     write_run(tmp_path / "s" / "e", f"{KERNEL}=11", status="interrupted", objective=1.0)
     return tmp_path / "s"
 

@@ -106,10 +106,8 @@ def test_the_place_and_the_rate_of_dropout_are_factors(
     found = read([folder])
     assert found.factors == ["dropout", "dropout.rate"]
     pairs = {(effect.factor, effect.level): len(effect.pairs) for effect in found.effects}
-    assert pairs == {
-        **{("dropout", option): len(rates) for option in sorted(options)[1:]},
-        **{("dropout.rate", rate): len(options) for rate in rates[1:]},
-    }
+    by_place: dict[Any, int] = {("dropout", option): len(rates) for option in sorted(options)[1:]}
+    assert pairs == by_place | {("dropout.rate", rate): len(options) for rate in rates[1:]}
 
 
 def test_no_dropout_is_the_rate_of_0_at_every_place(tmp_path: Path) -> None:
@@ -159,8 +157,7 @@ def test_what_was_not_varied_but_differs_between_sweeps_is_a_factor_where_it_is_
 
 
 def test_settings_are_sorted_by_a_figure_also_where_a_run_failed(tmp_path: Path) -> None:
-    none = {"seconds": None, "parameters": None}
-    write_run(tmp_path / "s" / "a", f"{KERNEL}=5", "seed=0", status="failed", **none)
+    write_run(tmp_path / "s" / "a", f"{KERNEL}=5", "seed=0", status="failed", seconds=None, parameters=None)
     for name, kernel, seed, seconds in (("b", 5, 1, 10), ("c", 7, 0, 20), ("d", 9, 0, 5)):
         write_run(tmp_path / "s" / name, f"{KERNEL}={kernel}", f"seed={seed}", seconds=seconds, best__val__accuracy=0.9)
     assert [setting.levels[KERNEL] for setting in read([tmp_path / "s"], sort="seconds").settings] == [9, 5, 7]
@@ -205,7 +202,7 @@ def test_what_is_better_follows_from_the_metric(tmp_path: Path, metric: str, bes
     for name, value in (("low", 0.1), ("high", 0.9)):
         write_run(
             tmp_path / "s" / name, f"{KERNEL}={3 if name == 'low' else 5}", "trainer.monitor=val/loss",
-            **dict.fromkeys(figures, value),
+            **dict[str, Any](dict.fromkeys(figures, value)),
         )  # fmt: skip
     assert read([tmp_path / "s"], metric=metric).valued[0].runs[0].folder.name == best
 
@@ -239,8 +236,8 @@ def test_settings_stand_beside_the_studys_reference(tmp_path: Path) -> None:
     of_5, of_9 = of_kernel(found, 5).reference, of_kernel(found, 9).reference
     assert of_5 and of_9 and of_kernel(found, 7).reference is None
     assert of_5.difference == pytest.approx(0.915 - 0.91)
-    assert of_5.ours.low <= of_5.value <= of_5.ours.high
-    assert of_9.value > of_9.ours.high
+    assert of_5.ours.low and of_5.ours.high and of_5.ours.low <= of_5.value <= of_5.ours.high
+    assert of_9.ours.high and of_9.value > of_9.ours.high
 
 
 def test_a_reference_stays_where_one_run_was_written_as_keys(tmp_path: Path) -> None:

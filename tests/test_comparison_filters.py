@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_options_are_seen_also_where_they_were_not_typed(tmp_path: Path, conditi
     write_run(folder / "by_place", "dropout.blocks=0.2", name="blocks=0.2")
     typed = {"experiment": "paper_cifar10", "dropout": "head"}
     chosen = {"model": "convmixer_256_8", "augmentation": "paper", "hardware": "gpu", "optimizer": "paper", **typed}
-    told = {"overrides": typed, "choices": chosen}
+    told: dict[str, Any] = {"overrides": typed, "choices": chosen}
     write_run(folder / "head", f"{KERNEL}=9", "dropout.head=0.1", "augmentation.auto_augment=rand-m9", **told)
     assert names(read([folder], filters=[condition])) == kept
 

@@ -49,8 +49,8 @@ def test_results_on_different_images_are_said_to_be(tmp_path: Path, key: str, me
 
 def test_the_number_of_images_is_that_of_all_runs_or_none(tmp_path: Path) -> None:
     for name, images in (("a", 144), ("b", 24)):
-        figures = {"images": {"train": 1, "val": images, "test": 1}}
-        write_run(tmp_path / "s" / name, f"{KERNEL}={images}", **figures, best__val__accuracy=0.9)
+        counts = {"train": 1, "val": images, "test": 1}
+        write_run(tmp_path / "s" / name, f"{KERNEL}={images}", images=counts, best__val__accuracy=0.9)
     found = read([tmp_path / "s"])
     assert not any("rests on" in line for line in caveats(found))
     assert "144 images" in warnings(found)[0] and "24 images" in warnings(found)[0]

@@ -99,11 +99,11 @@ def test_a_run_with_all_recipes_trains_and_evaluates(tmp_path: Path) -> None:
         savemat(tmp_path / "data" / f"{part}_32x32.mat", {"X": pixels, "y": np.arange(images)[:, None] % 10 + 1})
 
     run("src/train.py", *COMMAND, cwd=tmp_path)
-    (path,) = tmp_path.glob("outputs/s/*/summary.json")
-    folder, summary = path.parent, json.loads(path.read_text())
-    config = pd.json_normalize(yaml.safe_load((folder / "config.yaml").read_text())).iloc[0]
+    (written,) = tmp_path.glob("outputs/s/*/summary.json")
+    run_folder, summary = written.parent, json.loads(written.read_text())
+    config = pd.json_normalize(yaml.safe_load((run_folder / "config.yaml").read_text())).iloc[0]
     assert {key: config[key] for key in USED} == USED
-    assert {"val/top5"} <= {*pd.read_csv(folder / "metrics.csv")}
+    assert {"val/top5"} <= {*pd.read_csv(run_folder / "metrics.csv")}
     assert summary["status"] == "completed"
     run("src/evaluate.py", f"checkpoint={folder}", "output=evaluated", cwd=tmp_path)
     evaluated = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())

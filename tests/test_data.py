@@ -29,7 +29,7 @@ def test_digits() -> None:
 
 
 def test_splits_are_disjoint_stratified_and_repeatable() -> None:
-    def parts(**options: float) -> tuple[datasets.Split, datasets.Split, datasets.Split]:
+    def parts(**options: Any) -> tuple[datasets.Split, datasets.Split, datasets.Split]:
         loaded = datasets.load(schema.Data(name="digits", root="", **options), 1)
         assert loaded.val is not None
         return loaded.train, loaded.val, loaded.test
@@ -60,7 +60,7 @@ def epochs_of(config: Config, epochs: int = 2) -> list[list[tuple[torch.Tensor, 
     loader = make_train_loader(datasets.load(config.data, 1), config)
     seen = []
     for epoch in range(1, epochs + 1):
-        loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        loader.sampler.epoch = epoch
         seen.append(list(loader))
     return seen
 

@@ -1,5 +1,7 @@
 """Every way of computing the depthwise convolution gives what PyTorch's own gives."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -111,7 +113,8 @@ def test_auto_goes_by_the_shape() -> None:
 
 
 def test_the_backend_is_a_key_and_no_part_of_a_runs_identity() -> None:
-    assert make_model(checked("model.backend=stacked"), 1, 10).conv_mixer_layers[0].depth_wise_conv.backend == "stacked"
+    layers: Any = make_model(checked("model.backend=stacked"), 1, 10).conv_mixer_layers
+    assert layers[0].depth_wise_conv.backend == "stacked"
     assert run_id(checked("model.backend=stacked")) == run_id(checked())
     with pytest.raises(ValueError, match="backend='fast': expected one of auto, reference"):
         ConvMixerLayer(8, 3, backend="fast")

@@ -120,7 +120,7 @@ def test_a_sweep_on_two_processes_gives_the_results_of_one(tmp_path: Path) -> No
     assert len(summaries(tmp_path / "outputs" / "two")) == 2
     one, two = (next(tmp_path.glob(f"outputs/{sweep}/kernel_size_5*")) for sweep in ("one", "two"))
     metrics = [pd.read_csv(folder / "metrics.csv")[COLUMNS] for folder in (one, two)]
-    np.testing.assert_allclose(*metrics, rtol=1e-4)
+    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-4)
     single, several = (json.loads((folder / "summary.json").read_text()) for folder in (one, two))
     assert single["status"] == several["status"] == "completed"
     assert single["test/loss"] == pytest.approx(several["test/loss"], rel=1e-4)

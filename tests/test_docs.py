@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -183,7 +184,7 @@ def test_labels_in_a_csv_file_become_classes(workplace: Path, has_split: bool) -
     assert val and len(train) + len(val) + len(data.test) == 24
     assert not has_split or len(data.test) == 4
     for split in (train, val, data.test):
-        assert all(label == (split[i].getpixel((0, 0))[0] == 100) for i, label in enumerate(split.labels))
+        assert all(label == (np.asarray(split[i])[0, 0, 0] == 100) for i, label in enumerate(split.labels))
 
 
 def known_keys() -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
@@ -102,8 +103,10 @@ def test_the_split_alone_is_enough_to_evaluate(photographs: Path, tmp_path: Path
     """As with published weights and ImageNet's validation set: no training images, perhaps a single class."""
     model = randomized(by_timm(*TINY_IMAGENET, "relu"))
     torch.save(model.state_dict(), tmp_path / "convmixer_768_32_ks7_p7_relu.pt")
-    options = (f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pt", "data=imagenet", f"data.root={photographs}")
-    options = (*options, "data.num_workers=0")
+    options = (
+        f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pt", "data=imagenet", f"data.root={photographs}",
+        "data.num_workers=0",
+    )  # fmt: skip
     whole = evaluate(tmp_path / "whole", *options)
     train = evaluate(tmp_path / "train", *options, "split=train")
     shutil.move(photographs / "val", tmp_path / "val")
@@ -144,7 +147,7 @@ class Batches(list[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def evaluate_logits(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
-    batches, model = Batches(logits, labels), nn.Identity()
+    batches, model = cast(Any, Batches(logits, labels)), cast(Any, nn.Identity())
     return evaluation.evaluate(model, batches, model, "fp32", torch.device("cpu"), World())
 
 

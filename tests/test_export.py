@@ -45,7 +45,7 @@ from weights.files import read_weights
 from weights.folding import fold_batch_norm
 
 
-def trained_looking(d: int = 12, depth: int = 3, k: int = 5, **options: object) -> ConvMixer:
+def trained_looking(d: int = 12, depth: int = 3, k: int = 5, **options: Any) -> ConvMixer:
     torch.manual_seed(0)
     shared = {key: value for key, value in options.items() if key in ("activation", "norm")}
     model = ConvMixer(
@@ -53,6 +53,7 @@ def trained_looking(d: int = 12, depth: int = 3, k: int = 5, **options: object) 
     )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
             nn.init.normal_(module.weight)  # some of them negative

@@ -20,7 +20,9 @@ from pipeline.gpu_transforms.batch import BatchTransform
 from pipeline.gpu_transforms.geometry import BICUBIC, BILINEAR, MOVES, NEAREST
 
 LARGEST = {name: rand_augment.TIMM_LEVELS[name][1] for name in MOVES}
-RESAMPLING = {NEAREST: Image.NEAREST, BILINEAR: Image.BILINEAR, BICUBIC: Image.BICUBIC}
+RESAMPLING = {
+    NEAREST: Image.Resampling.NEAREST, BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC
+}  # fmt: skip
 
 
 def augmented(transform: transforms.Compose, pixels: np.ndarray) -> np.ndarray:

@@ -1,5 +1,9 @@
 """Augmentation on the device: each operation, crop and change of color beside Pillow, timm and torchvision."""
 
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import timm.data.auto_augment
@@ -14,7 +18,9 @@ from pipeline.gpu_transforms.geometry import BICUBIC, BILINEAR, MOVES, NEAREST
 
 INCREASING = timm.data.auto_augment._RAND_INCREASING_TRANSFORMS
 EVERY_OPERATION = sorted({*INCREASING, *timm.data.auto_augment._RAND_TRANSFORMS})
-RESAMPLING = {NEAREST: Image.NEAREST, BILINEAR: Image.BILINEAR, BICUBIC: Image.BICUBIC}
+RESAMPLING = {
+    NEAREST: Image.Resampling.NEAREST, BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC
+}  # fmt: skip
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
@@ -28,6 +34,11 @@ def operate(
 
 
 # Operations, each beside timm's.
+
+
+def timms(name: str, arguments: tuple[float, ...], options: dict[str, Any], image: Image.Image) -> Image.Image:
+    operations: dict[str, Any] = timm.data.auto_augment.NAME_TO_OP
+    return operations[name](image, *arguments, **options)
 
 
 def timm_arguments(name: str, magnitude: float, sign: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, ...]:
@@ -48,13 +59,11 @@ def test_an_operation_is_timms(name: str, device: str, monkeypatch: pytest.Monke
     for magnitude in (0, 0.5, 2.3, 4, 5, 7.71, 9, 9.6, 10):
         for sign in (1, -1):
             arguments = timm_arguments(name, magnitude, sign, monkeypatch)
+            (argument,) = arguments or (0,)
             for kind in (BILINEAR, BICUBIC) if name in MOVES else (BICUBIC,):
-                theirs = one_by_one(
-                    lambda image, arguments=arguments, kind=kind: timm.data.auto_augment.NAME_TO_OP[name](
-                        image, *arguments, resample=RESAMPLING[kind], fillcolor=(124, 116, 104)
-                    )
-                )
-                assert_close(operate(name, *arguments or (0,), kind=kind, device=device), theirs, levels, share)
+                fixed = {"resample": RESAMPLING[kind], "fillcolor": (124, 116, 104)}
+                theirs = one_by_one(partial(timms, name, arguments, fixed))
+                assert_close(operate(name, argument, kind, device=device), theirs, levels, share)
 
 
 @pytest.mark.parametrize("name", INCREASING)
@@ -63,10 +72,9 @@ def test_an_operation_on_grey_images_of_other_sizes(name: str, size: int, monkey
     pixels = np.random.default_rng(1).integers(30, 200, (6, size, size + 2, 1), dtype=np.uint8)
     (argument,) = timm_arguments(name, 7.3, 1, monkeypatch) or (0,)
     arguments = (argument,) if timm.data.auto_augment.LEVEL_TO_ARG[name] else ()
+    fixed = {"resample": Image.Resampling.BICUBIC, "fillcolor": (124,)}
     theirs = one_by_one(
-        lambda image: timm.data.auto_augment.NAME_TO_OP[name](
-            image, *arguments, resample=Image.BICUBIC, fillcolor=(124,)
-        ),
+        partial(timms, name, arguments, fixed),
         pixels,
     )
     assert_close(operate(name, argument, pixels=pixels), theirs, levels=1, share=0.02)
@@ -130,7 +138,7 @@ def test_a_resized_crop_is_pillows(size: tuple[int, int], kind: int, device: str
     for height, width in chance.integers(8, 33, (COUNT, 2)).tolist():
         boxes.append((chance.integers(0, 33 - height), chance.integers(0, 33 - width), height, width))
     boxes[0] = (0, 0, 32, 32)
-    ours = geometry.resized_crop(
+    ours = geometry.resized_crop(  # type: ignore[call-arg]
         to_batch(PIXELS, device),
         *torch.tensor(np.array(boxes), dtype=torch.float32, device=device).T,
         size,
@@ -163,9 +171,11 @@ def test_color_jitter_is_torchvisions_in_any_order(monkeypatch: pytest.MonkeyPat
         factors = [low + (high - low) * float(u) for (low, high), u in zip(limits, uniforms, strict=True)]
         places = torch.tensor(order).argsort() / 4
         answers = iter([uniforms, places])
-        ours = color.color_jitter(
-            step, to_batch(PIXELS), lambda _, answers=answers: next(answers)[:, None].expand(-1, COUNT)
-        )
+
+        def draw(n: int, answers: Iterator[torch.Tensor] = answers) -> torch.Tensor:
+            return next(answers)[:, None].expand(-1, COUNT)
+
+        ours = color.color_jitter(step, to_batch(PIXELS), draw)
         drawn = (torch.tensor(order), *factors)
         monkeypatch.setattr(transforms.ColorJitter, "get_params", lambda *_, drawn=drawn: drawn)
         assert_close(to_pixels(ours), one_by_one(step), levels=9, share=0.01)

@@ -74,8 +74,8 @@ def test_an_image_of_another_size_loses_its_borders_but_not_its_shape(tmp_path: 
                      "data.num_workers=0", "data.val_fraction=0")  # fmt: skip
     loaded = datasets.load(config.data, 1)
     for loader in (make_train_loader(loaded, config), make_eval_loader(loaded.test, loaded, config)):
-        ((pixels, _),) = loader
-        assert (pixels > 200).all()  # but for what a filter takes from beyond the crop
+        ((batch, _),) = loader
+        assert (batch > 200).all()  # but for what a filter takes from beyond the crop
 
 
 def test_rows_and_columns_that_differ_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +89,9 @@ def test_rows_and_columns_that_differ_are_kept(tmp_path: Path, monkeypatch: pyte
     config = checked("data=image_folder", f"data.root={tmp_path}", "augmentation=none", "data.num_workers=0",
                      "data.val_fraction=0")  # fmt: skip
     loaded = datasets.load(config.data, 1)
-    ((pixels, _),) = make_train_loader(loaded, config)
+    ((batch, _),) = make_train_loader(loaded, config)
     files = {np.asarray(Image.open(path)).tobytes() for path in tmp_path.glob("train/*/*.png")}
-    assert {image.permute(1, 2, 0).numpy().tobytes() for image in pixels} == files
+    assert {image.permute(1, 2, 0).numpy().tobytes() for image in batch} == files
 
 
 def test_a_patch_size_must_divide_the_image(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,8 @@ def sweep(
         for seed, right in enumerate(correct):
             predictions = np.zeros(len(LABELS), RECORD)
             predictions["label"], predictions["prediction"] = LABELS, np.where(right, LABELS, (LABELS + 1) % 10)
-            figures = {"best__val__accuracy": accuracy - seed / 1000, "test__accuracy": float(right.mean())}
+            test = float(right.mean())
+            figures: dict[str, Any] = {"best__val__accuracy": accuracy - seed / 1000, "test__accuracy": test}
             levels = (f"{KERNEL}={kernel}", f"{DEPTH}={depth}", f"seed={seed}")
             run = write_run(folder / f"{kernel}-{depth}-{seed}", *levels, *overrides, **figures)
             np.save(run / "predictions.npy", predictions)
@@ -107,7 +109,7 @@ def test_the_clearest_images_are_shown_with_what_the_runs_say(tmp_path: Path) ->
     shown = [axes for axes in figure.axes if axes.images]
     assert len(shown) == 12
     for axes, i in zip(shown, [*found.won[:6], *found.lost[:6]], strict=True):
-        assert np.array_equal(axes.images[0].get_array(), np.asarray(images[i]))
+        assert np.array_equal(np.asarray(axes.images[0].get_array()), np.asarray(images[i]))
         name, predicted, right = axes.get_title().splitlines()
         assert name == str(LABELS[i])
         before, after = correct[3, 8][:, i].mean(), correct[5, 8][:, i].mean()

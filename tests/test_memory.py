@@ -36,7 +36,7 @@ def test_images_are_shrunk_before_they_are_kept(
 ) -> None:
     for i in range(3):
         Image.new("L", (3000, 1500)).save(folder / "train" / "cat" / f"{i}.png")
-    draw, drawn = prediction.contact_sheet, []
+    draw, drawn = prediction.contact_sheet, list[tuple[int, int]]()
 
     def contact_sheet(images: list[Image.Image], captions: list[str]) -> Any:
         drawn.extend(image.size for image in images)

@@ -18,7 +18,7 @@ from training.model import make_model
 
 def build(
     d_model: int = 16, depth: int = 3, kernel_size: int = 5, patch_size: int = 2, channels: int = 3, classes: int = 10,
-    dropout: float = 0.0, **options: object,
+    dropout: float = 0.0, **options: Any,
 ) -> ConvMixer:  # fmt: skip
     shared = {key: value for key, value in options.items() if key in ("activation", "norm")}
     return ConvMixer(
@@ -108,7 +108,8 @@ def test_equals_timm(training: bool) -> None:
     logits.square().sum().backward()
     expected.square().sum().backward()
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        scale = q.grad.abs().max()
+        assert p.grad is not None and q.grad is not None
+        scale = float(q.grad.abs().max())
         assert (p.grad - q.grad).abs().max() <= 1e-5 * max(1.0, scale), name
 
 
@@ -148,9 +149,9 @@ def test_dropout_drops_in_training_only() -> None:
 def test_stochastic_depth_drops_whole_images_more_often_the_deeper() -> None:
     pattern = ConvMixerLayer(4, 3, norm="none", stochastic_depth=0.5)
     model = ConvMixer(pattern, 4, ConvPatchEmbeddings(4, 1, 3), ConvClassificationHead(4, 2)).train()
-    rates = [layer.stochastic_depth.p for layer in model.conv_mixer_layers]
-    assert rates == [0.125, 0.25, 0.375, 0.5]
-    layer = model.conv_mixer_layers[-1]
+    layers: Any = model.conv_mixer_layers
+    assert [layer.stochastic_depth.p for layer in layers] == [0.125, 0.25, 0.375, 0.5]
+    layer = layers[-1]
     seen: list[torch.Tensor] = []
     layer.point_wise_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = torch.randn(400, 4, 5, 5)
@@ -178,13 +179,12 @@ def test_a_replaced_depthwise_convolution_works() -> None:
     expected = model(x)
     for layer in model.conv_mixer_layers:
         plain = nn.Conv2d(16, 16, 5, groups=16, padding="same")
-        plain.load_state_dict(layer.depth_wise_conv.state_dict())
+        plain.load_state_dict(layer.get_submodule("depth_wise_conv").state_dict())
         layer.depth_wise_conv = plain
     torch.testing.assert_close(model(x), expected)
     pattern = ConvMixerLayer(16, 5)
-    pattern.depth_wise_conv = nn.Sequential(
-        nn.Conv2d(16, 16, (1, 5), groups=16, padding="same"), nn.Conv2d(16, 16, (5, 1), groups=16, padding="same")
-    )
+    wide, tall = (nn.Conv2d(16, 16, size, groups=16, padding="same") for size in ((1, 5), (5, 1)))
+    pattern.add_module("depth_wise_conv", nn.Sequential(wide, tall))
     separable = ConvMixer(pattern, 2, ConvPatchEmbeddings(16, 2, 3), ConvClassificationHead(16, 10))
     separable(x).sum().backward()
     assert all(parameter.grad is not None for parameter in separable.parameters())
@@ -199,7 +199,7 @@ def test_an_empty_batch_has_no_gradient() -> None:
 def test_forward_mode_derivatives_equal_backward_mode() -> None:
     """Of a depthwise convolution that the CPU has its own gradients for, and of PyTorch's."""
     model, x = build(256, 1, 9, 4).eval(), torch.randn(2, 3, 16, 16)
-    values = dict(model.named_parameters())
+    values: dict[str, torch.Tensor] = dict(model.named_parameters())
     direction = {name: torch.randn_like(value) for name, value in values.items()}
     bias = "conv_mixer_layers.0.depth_wise_conv.bias"
 
@@ -207,10 +207,10 @@ def test_forward_mode_derivatives_equal_backward_mode() -> None:
         return torch.func.functional_call(model, values, (x,)).square().sum()
 
     gradient = torch.func.grad(loss)
-    _, derivative = torch.func.jvp(loss, (values,), (direction,))
+    derivative = torch.func.jvp(loss, (values,), (direction,))[1]
     expected = sum((slope * direction[name]).sum() for name, slope in gradient(values).items())
     torch.testing.assert_close(derivative, expected, rtol=1e-4, atol=1e-5)
-    _, curvature = torch.func.jvp(gradient, (values,), (direction,))
+    curvature = torch.func.jvp(gradient, (values,), (direction,))[1]
     expected = torch.func.vjp(gradient, values)[1](direction)[0]  # a Hessian is symmetric
     torch.testing.assert_close(curvature, expected, rtol=1e-3, atol=1e-4)
     hessian = torch.func.hessian(lambda head: loss({**values, bias: torch.cat([head, values[bias][2:]])}))
@@ -279,9 +279,12 @@ def test_recomputed_layers_give_the_same_and_keep_less(compiled: bool, synchroni
         model.checkpoint_activations = checkpoint_activations
         called = torch.compile(model, backend="aot_eager") if compiled else model
         kept: set[int] = set()
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.add(tensor.untyped_storage().data_ptr()) or tensor, lambda tensor: tensor
-        ):
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.add(tensor.untyped_storage().data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = called(torch.linspace(-1, 1, 4 * 3 * 16 * 16).view(4, 3, 16, 16)).square().sum()
         loss.backward()
         return model, len(kept)

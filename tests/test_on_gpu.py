@@ -123,7 +123,7 @@ def test_gradients_over_nccl_are_those_without(tmp_path: Path) -> None:
 def test_two_gpus_give_the_result_of_one(tmp_path: Path) -> None:
     overrides = (*SETTING, *SET, "model.norm=none", "optimizer=sgd", "trainer.epochs=2", "data.batch_size=30")
     alone = command(*overrides, "sweep=one", cwd=tmp_path)
-    ranks = torchrun(2, *overrides, "sweep=two", cwd=tmp_path)
+    ranks = torchrun(*overrides, "sweep=two", cwd=tmp_path)
     assert (alone.returncode, ranks.returncode) == (0, 0), alone.stderr + ranks.stderr
     (one,), (two,) = summaries(tmp_path / "outputs" / "one"), summaries(tmp_path / "outputs" / "two")
     assert two["test/loss"] == pytest.approx(one["test/loss"], rel=1e-2)

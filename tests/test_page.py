@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
@@ -21,6 +22,9 @@ from publishing.publish import publish
 from run_folders import write_run, write_sweep
 from runtime.files import write_text
 from test_images import sweep as predicted_sweep
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Dialog, Page
 
 TINY = (
     "model.d_model=8", "model.depth=1", "data.train_fraction=0.2", "data.num_workers=0", "trainer.epochs=2",
@@ -51,11 +55,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kernel in (5, 9):
         for seed in range(3):
             accuracy = 0.90 + 0.01 * (kernel == 9) + 0.001 * seed
-            figures = {"best__val__accuracy": accuracy, "test__accuracy": accuracy, "parameters": 1000 * kernel}
-            own = {"model.kernel_size": kernel, "seed": seed}
             write_run(
-                folder / f"k{kernel}-{seed}", f"model.kernel_size={kernel}", f"seed={seed}", overrides=own, **figures
-            )
+                folder / f"k{kernel}-{seed}", f"model.kernel_size={kernel}", f"seed={seed}",
+                overrides={"model.kernel_size": kernel, "seed": seed}, best__val__accuracy=accuracy,
+                test__accuracy=accuracy, parameters=1000 * kernel,
+            )  # fmt: skip
     write_run(folder / "k9-3", "model.kernel_size=9", "seed=3", status="failed", error=HOSTILE)
     (folder / "k9-3" / "train.log").write_text(f"{HOSTILE}\n")
     publish(read([folder]), folder)
@@ -63,7 +67,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
+def browser() -> Iterator["Browser"]:
     sync_api = pytest.importorskip("playwright.sync_api")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
     with sync_api.sync_playwright() as playwright:
@@ -73,18 +77,22 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
-def open_page(browser) -> Iterator[Callable]:
+def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
     """Open pages from disk; anything that the browser complains about fails the test."""
     complaints: list[str] = []
-    pages = []
+    pages: list[Page] = []
 
-    def opened(path: Path, **context):
+    def dismissed(dialog: "Dialog") -> None:
+        complaints.append(dialog.message)
+        dialog.dismiss()
+
+    def opened(path: Path, **context: Any) -> "Page":
         page = browser.new_page(**({"viewport": {"width": 390, "height": 800}} | context))
         pages.append(page)
         page.set_default_timeout(120_000)
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", dismissed)
         page.goto(path.as_uri())
         page.wait_for_selector("#settings tbody tr")
         return page
@@ -96,13 +104,13 @@ def open_page(browser) -> Iterator[Callable]:
 
 
 @pytest.fixture
-def page(open_page, sweep: Path):
+def page(open_page: Callable[..., "Page"], sweep: Path) -> "Page":
     page = open_page(sweep / "comparison.html")
     page.wait_for_selector("#chart-effects .main-svg")
     return page
 
 
-def click(page, chart: str, point: int, trace: int = 0) -> None:
+def click(page: "Page", chart: str, point: int, trace: int = 0) -> None:
     """Click a point of a chart, as a reader does."""
     x, y = page.evaluate(
         """([chart, point, trace]) => {
@@ -120,7 +128,7 @@ def click(page, chart: str, point: int, trace: int = 0) -> None:
 
 
 @pytest.mark.slow
-def test_page_answers_sorts_filters_and_links_selections(page, sweep: Path) -> None:
+def test_page_answers_sorts_filters_and_links_selections(page: "Page", sweep: Path) -> None:
     assert "kernel_size=9" in page.inner_text("#answer p >> nth=0")
     rows = page.locator("#settings tbody tr")
     assert rows.count() == 2
@@ -149,7 +157,7 @@ def test_page_answers_sorts_filters_and_links_selections(page, sweep: Path) -> N
 
 
 @pytest.mark.slow
-def test_page_is_used_by_keyboard_and_keeps_the_focus(page) -> None:
+def test_page_is_used_by_keyboard_and_keeps_the_focus(page: "Page") -> None:
     def focused() -> str:
         return page.evaluate("document.activeElement.dataset.id ?? ''")
 
@@ -167,9 +175,9 @@ def test_page_is_used_by_keyboard_and_keeps_the_focus(page) -> None:
 
 
 @pytest.mark.slow
-def test_charts_and_controls_have_names(page) -> None:
+def test_charts_and_controls_have_names(page: "Page") -> None:
     for chart in page.locator("#charts .chart").all():
-        assert chart.get_attribute("role") == "img" and len(chart.get_attribute("aria-label")) > 10
+        assert chart.get_attribute("role") == "img" and len(chart.get_attribute("aria-label") or "") > 10
     controls = "[...document.querySelectorAll('button, input, select')]"
     assert page.evaluate(f"{controls}.every((e) => e.textContent || e.ariaLabel || e.labels?.length)")
 
@@ -199,7 +207,7 @@ def test_colors_of_the_page_have_contrast(scheme: str) -> None:
 
 
 @pytest.mark.slow
-def test_names_from_outside_are_text(page) -> None:
+def test_names_from_outside_are_text(page: "Page") -> None:
     page.fill("#filter", "failed")
     page.locator("#settings tbody tr").first.click()
     assert HOSTILE in page.inner_text("#runs")
@@ -207,7 +215,7 @@ def test_names_from_outside_are_text(page) -> None:
 
 
 @pytest.mark.slow
-def test_page_has_the_numbers_of_the_table(page, sweep: Path) -> None:
+def test_page_has_the_numbers_of_the_table(page: "Page", sweep: Path) -> None:
     table = pd.read_csv(sweep / "comparison.csv").set_index("model.kernel_size")
     settings = page.evaluate("state.data.settings")
     assert len(settings) == len(table)
@@ -221,7 +229,7 @@ def test_page_has_the_numbers_of_the_table(page, sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_page_keeps_its_selection_when_runs_report(page, sweep: Path) -> None:
+def test_page_keeps_its_selection_when_runs_report(page: "Page", sweep: Path) -> None:
     page.locator("#settings tbody tr").first.press("Enter")
     selected = page.inner_text("#selected")
     update = render_update(Comparison("renamed", read([sweep]).runs), sweep)
@@ -236,7 +244,7 @@ def test_page_keeps_its_selection_when_runs_report(page, sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cells_of_a_heat_map_select_their_runs(open_page, tmp_path: Path) -> None:
+def test_cells_of_a_heat_map_select_their_runs(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "grid", {(k, d): [0.9 + k / 1000 + d / 100] for k in (5, 9) for d in (2, 4)})
     publish(read([folder]), folder)
     page = open_page(folder / "comparison.html")
@@ -246,7 +254,7 @@ def test_cells_of_a_heat_map_select_their_runs(open_page, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_page_of_a_search_links_trials_to_runs(open_page, tmp_path: Path) -> None:
+def test_page_of_a_search_links_trials_to_runs(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
     """Ten completed trials and pruned ones are drawn; the page says what the search said."""
     done = command(*SEARCH, "hydra.sweeper.n_trials=11", "hydra.sweeper.pruner=median", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -271,7 +279,7 @@ def test_page_of_a_search_links_trials_to_runs(open_page, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_page_of_a_race_answers_as_the_race_did(open_page, tmp_path: Path) -> None:
+def test_page_of_a_race_answers_as_the_race_did(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
     """A learning rate that hardly trains is dropped after the first round."""
     done = command(*RACE, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -289,7 +297,7 @@ def test_page_of_a_race_answers_as_the_race_did(open_page, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_images_won_and_lost_are_on_the_page(open_page, tmp_path: Path) -> None:
+def test_images_won_and_lost_are_on_the_page(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
     """With --images; they leave the page when other runs are compared."""
     predicted_sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=2)
     compare = partial(command, str(tmp_path), cwd=tmp_path, script="compare")

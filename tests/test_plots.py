@@ -157,7 +157,7 @@ def test_time_is_drawn_where_the_work_differs_and_the_best_curve_on_top(tmp_path
     for i in range(3):
         write_run(tmp_path / "t" / str(i), f"trainer.epochs={i + 1}", seconds=10.0 * (i + 1), best__val__accuracy=0.8)
     (axes,) = (axes for axes in figure_of(tmp_path / "t").axes if "training time" in axes.get_xlabel())
-    assert all(len(line.get_xdata()) == 1 for line in axes.get_lines())  # points alone, no front
+    assert all(len(np.asarray(line.get_xdata())) == 1 for line in axes.get_lines())  # points alone, no front
 
 
 def test_nothing_completed_has_no_figure(tmp_path: Path) -> None:

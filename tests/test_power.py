@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,8 +30,10 @@ def three_kernels(folder: Path, seeds: int) -> Comparison:
     for kernel, own in zip((5, 9, 3), values, strict=True):
         for seed, value in enumerate(own[:seeds]):
             overrides = (f"model.kernel_size={kernel}", f"seed={seed}", "sweep=kernels")
-            told = {"overrides": override_values(overrides), "varied": ["model.kernel_size"]}
-            write_run(folder / f"{kernel}-{seed}", *overrides, **told, best__val__accuracy=value)
+            write_run(
+                folder / f"{kernel}-{seed}", *overrides, overrides=override_values(overrides),
+                varied=["model.kernel_size"], best__val__accuracy=value,
+            )  # fmt: skip
     return read([folder])
 
 
@@ -57,12 +60,12 @@ def test_the_curve_of_an_open_question_passes_the_difference_at_the_seeds_needed
     figure = comparison_figure(comparison)
     assert figure
     (panel,) = (axes for axes in figure.axes if axes.get_xlabel() == "new seeds")
-    curves = [line for line in panel.lines if len(line.get_xdata()) > 2]
-    dots = [line for line in panel.lines if len(line.get_xdata()) == 1]
+    lines = [np.asarray(line.get_xydata()) for line in panel.lines]
+    curves, dots = [line for line in lines if len(line) > 2], [line for line in lines if len(line) == 1]
     assert len(curves) == len(dots) > 0
     for curve, dot in zip(curves, dots, strict=True):
-        (seeds,), (difference,) = dot.get_xdata(), dot.get_ydata()
-        before, at = np.interp([seeds - 1, seeds], curve.get_xdata(), curve.get_ydata())
+        ((seeds, difference),) = dot
+        before, at = np.interp([seeds - 1, seeds], *curve.T)
         assert at < 1.05 * difference and before > 0.95 * difference
 
 
@@ -144,8 +147,10 @@ def test_with_one_seed_two_more_would_give_an_estimate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("root", ["a, = 'b", "${x}", "[data]", ""])
 def test_a_command_gives_a_run_the_values_that_it_had(tmp_path: Path, root: str) -> None:
     for kernel in (5, 9):
-        told = {"overrides": {"model.kernel_size": kernel, "data.root": root}, "varied": ["model.kernel_size"]}
-        write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", **told, best__val__accuracy=0.9)
+        write_run(
+            tmp_path / f"{kernel}", f"model.kernel_size={kernel}", varied=["model.kernel_size"],
+            overrides={"model.kernel_size": kernel, "data.root": root}, best__val__accuracy=0.9,
+        )  # fmt: skip
     (plan,) = read([tmp_path]).plans
     (command,) = train_commands(plan.settings, plan.seeds)
     typed = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(
@@ -164,7 +169,7 @@ def test_a_setting_that_left_a_key_at_its_value_belongs_to_the_grid(tmp_path: Pa
 
 def test_commands_that_are_not_shown_are_counted(tmp_path: Path) -> None:
     for kernel in (3, 5, 7, 9, 11):  # no grid: each depth has its kernel
-        told = {"model.kernel_size": kernel, "model.depth": kernel}
+        told: dict[str, Any] = {"model.kernel_size": kernel, "model.depth": kernel}
         overrides = [f"{key}={value}" for key, value in told.items()]
         told |= {"model.norm": "batch"} if kernel == 5 else {}
         write_run(tmp_path / f"{kernel}", *overrides, overrides=told, best__val__accuracy=0.9)

@@ -181,7 +181,7 @@ def test_a_step_computes_in_the_memory_format_asked_for(value: str, channels_las
     state = TrainingState(model, config, World(), cpu)
     seen: list[torch.Tensor] = []
     for layer in model.conv_mixer_layers:
-        layer.depth_wise_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        layer.get_submodule("depth_wise_conv").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     TrainStep(state, data, whole_batch=8)(pixels, torch.arange(8), step=1, lr=0.01, batch_size=8, parts=1)
     for grid in seen:

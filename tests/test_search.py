@@ -84,8 +84,10 @@ def test_a_search_goes_on_and_goes_further(tmp_path: Path) -> None:
 
 def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     run = (*TINY, "trainer.epochs=6", "trainer.monitor=val/loss", "checkpoint.max_share=1", "sweep=w")
-    arguments = (*SEARCH, *run, "hydra.sweeper.n_trials=4", "hydra.sweeper.seed=5", "hydra.sweeper.pruner=hyperband")
-    arguments += ("hydra.sweeper.finish_pruned=0.4", "hydra.sweeper.sampler.n_startup_trials=2")
+    arguments = (
+        *SEARCH, *run, "hydra.sweeper.n_trials=4", "hydra.sweeper.seed=5", "hydra.sweeper.pruner=hyperband",
+        "hydra.sweeper.finish_pruned=0.4", "hydra.sweeper.sampler.n_startup_trials=2",
+    )  # fmt: skip
     undisturbed = command(*arguments, "output_dir=whole", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
     sweep, whole = tmp_path / "outputs" / "w", tmp_path / "whole" / "w"

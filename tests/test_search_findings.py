@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import optuna
@@ -91,10 +92,10 @@ def searched(n_trials: int) -> optuna.Study:
 
 
 @pytest.mark.parametrize(("direction", "values"), [("maximize", [0.5, 0.9, 0.9]), ("minimize", [0.9, 0.5, 0.5])])
-def test_trials_that_tie_with_the_best_are_named(direction: str, values: list[float]) -> None:
+def test_trials_that_tie_with_the_best_are_named(direction: Any, values: list[float]) -> None:
     study = optuna.create_study(direction=direction)
     for depth, value in enumerate(values, start=1):
-        distributions = {"model.depth": optuna.distributions.IntDistribution(1, 3)}
+        distributions: dict[str, Any] = {"model.depth": optuna.distributions.IntDistribution(1, 3)}
         trial = optuna.trial.create_trial(params={"model.depth": depth}, distributions=distributions, value=value)
         study.add_trial(trial)
     line = best_line(study, "val/loss", 1)

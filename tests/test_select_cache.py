@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ def test_measurement_is_known_to_later_runs_of_the_same_layer(clock: Clock) -> N
     assert clock.measured(lambda: selected(*same)) == set()
     for other in ("model.d_model=9", "model.kernel_size=5", "model.activation=gelu", "trainer.precision=bf16",
                   "trainer.freeze=depthwise", "trainer.checkpoint_activations=true"):  # fmt: skip
-        assert clock.measured(lambda other=other: selected(other)) == everything
+        assert clock.measured(partial(selected, other)) == everything
     assert clock.measured(lambda: selected(batch=5)) == clock.measured(lambda: selected(size=(8, 6))) == everything
     assert clock.measured(selected) == set()
 

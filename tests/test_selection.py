@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from stats.estimates import Values
 from stats.prediction import prediction_interval, rate_bounds
 from stats.selection import selection_bias
 
@@ -73,7 +74,7 @@ def test_a_clear_winner_is_hardly_biased() -> None:
 
 
 def test_losses_look_too_low_and_survivors_do_not_compete() -> None:
-    values = {"a": {0: 0.5, 1: 0.6}, "b": {0: 0.55, 1: 0.52}, "c": {0: 0.1, 1: None}}
+    values: Values = {"a": {0: 0.5, 1: 0.6}, "b": {0: 0.55, 1: 0.52}, "c": {0: 0.1, 1: None}}
     selection = selection_bias(values, higher_is_better=False)
     assert selection and selection.bias is not None
     assert (selection.best, selection.fresh_seeds) == ("b", 2) and selection.bias < 0

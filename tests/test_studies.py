@@ -41,7 +41,7 @@ def test_an_experiment_is_a_record(name: str) -> None:
 def reference(run: dict[str, Any]) -> float | None:
     """What a completed run of this flat config stands beside."""
     found = Setting({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
-    return found and found.value
+    return found.value if found else None
 
 
 def composed(experiment: str, *overrides: str) -> dict[str, Any]:

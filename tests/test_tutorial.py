@@ -88,7 +88,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(SCRIPT)
-    nbclient.execute(notebook, cwd=SCRIPT.parent, timeout=300)
+    nbclient.execute(notebook, cwd=str(SCRIPT.parent), timeout=300)
     assert "digits: 8×8 pixels" in printed(notebook)
     assert len(shown(notebook)) == len(PICTURES)
     assert [summary["status"] for summary in summaries(tmp_path / "tutorial")] == ["completed"] * 2

@@ -64,11 +64,12 @@ def randomized(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(0.3, 0.1)
             module.running_var.uniform_(0.5, 1.5)
             nn.init.normal_(module.weight, 1.0, 0.2)
             nn.init.normal_(module.bias, 0.0, 0.2)
-            module.num_batches_tracked.fill_(7)
+            module.num_batches_tracked = torch.tensor(7)
     return model.eval()
 
 

@@ -26,7 +26,7 @@ def records(file: Path) -> list[Any]:
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (FULL, LAST):
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(parts)
             found.append(record)
             parts = b""

@@ -89,7 +89,7 @@ def true_best(design: Design, tau: float, numbers: Iterable[int]) -> tuple[Rate,
         new = means + design.deviations * rng.normal(size=design.settings)
         if len(result.ranked) > 1 and (chance := result.beats(*result.ranked[:2])) and is_sure(chance.value):
             first, second = result.ranked[:2]
-            said += Counter(beats=1, beats_true=int(new[first] > new[second]))  # type: ignore[index]
+            said += Counter(beats=1, beats_true=int(new[first] > new[second]))
     return Rate("may_be_best leaves out the best", name, lacks, studies, at_most=0.05), said
 
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,9 @@ def start(sizes: list[int]) -> None:
         shutil.rmtree(folder)
         print(" ".join(f"{name} {value:,.1f};" for name, value in rows[-1].items()), flush=True)
     if len(rows) > 1:
-        runs = np.log([row["runs"] for row in rows[-2:]])
+        logs = np.log([row["runs"] for row in rows[-2:]])
         for name in ("run 1, s", "completed, s"):
-            exponent = np.diff(np.log([row[name] for row in rows[-2:]])) / np.diff(runs)
+            exponent = np.diff(np.log([row[name] for row in rows[-2:]])) / np.diff(logs)
             print(f"growth exponent of {name.partition(',')[0]}: {exponent[0]:.2f}")
 
 
@@ -232,6 +232,7 @@ def between(runs: int = 6) -> None:
 if __name__ == "__main__":
     name, *sizes = sys.argv[1:] or ["start", "10", "100"]
     numbers = [int(text) for text in sizes]
-    {"start": start, "between": between, "memory": lambda sizes: memory(*sizes), "together": together}[name](
-        *([numbers] if numbers else [])
-    )
+    commands: dict[str, Callable[..., None]] = {
+        "start": start, "between": between, "memory": lambda sizes: memory(*sizes), "together": together
+    }  # fmt: skip
+    commands[name](*([numbers] if numbers else []))
