@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,11 +98,11 @@ class Finished:
         return pd.read_csv(self.folder / "metrics.csv")
 
     @property
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "summary.json").read_text())
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         return yaml.safe_load((self.folder / "config.yaml").read_text())
 
 
@@ -186,6 +187,6 @@ def metrics(sweep: Path) -> dict[str, str]:
     }
 
 
-def summaries(sweep: Path) -> list[dict]:
+def summaries(sweep: Path) -> list[dict[str, Any]]:
     """Read the summaries of a sweep's runs, ordered by folder."""
     return [json.loads(path.read_text()) for path in sorted(sweep.glob("*/summary.json"))]

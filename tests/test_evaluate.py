@@ -41,7 +41,7 @@ from weights.layouts import Architecture
 Train = Callable[..., Finished]
 
 
-def evaluate(folder: Path, *overrides: str) -> dict:
+def evaluate(folder: Path, *overrides: str) -> dict[str, Any]:
     """What `python src/evaluate.py OVERRIDES output=FOLDER` writes into evaluation.json."""
     register_commands()
     typed = [*overrides, f"output={folder}", "trainer.device=cpu"]
@@ -196,7 +196,9 @@ def as_timm_does(model: nn.Module, photographs: Path) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [by_timm, by_the_authors])
 @torch.no_grad()
-def test_published_weights_are_evaluated_as_timm_does(build: Callable, photographs: Path, tmp_path: Path) -> None:
+def test_published_weights_are_evaluated_as_timm_does(
+    build: Callable[..., Any], photographs: Path, tmp_path: Path
+) -> None:
     model = randomized(build(*TINY_IMAGENET, "relu"))
     torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth.tar")
     found = evaluate(

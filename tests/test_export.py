@@ -96,7 +96,9 @@ def export(folder: Path, *overrides: str) -> None:
     [(CIFAR, 5), *(((width, 2, *others), 2) for width, _, *others in PUBLISHED.values())],  # two of their layers
 )
 @torch.no_grad()
-def test_onnx_gives_the_logits_of_timm_s_model_for_any_batch(shape: tuple, batch: int, tmp_path: Path) -> None:
+def test_onnx_gives_the_logits_of_timm_s_model_for_any_batch(
+    shape: tuple[Any, ...], batch: int, tmp_path: Path
+) -> None:
     peer = randomized(by_timm(*shape))
     torch.save(peer.state_dict(), tmp_path / f"weights_{shape[-1]}.pt")
     export(

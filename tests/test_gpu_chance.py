@@ -30,7 +30,7 @@ def augmented(transform: transforms.Compose, pixels: np.ndarray) -> np.ndarray:
     return to_pixels(on_batches(to_batch(pixels), draws(len(pixels))(on_batches.numbers)))
 
 
-def assert_same_frequencies(*counts: Counter) -> None:
+def assert_same_frequencies(*counts: Counter[Any]) -> None:
     """The chi-square test of homogeneity; values that are rare are counted together."""
     values = [value for value in set().union(*counts) if sum(count[value] for count in counts) >= 20]
     table = np.array([[*(count[value] for value in values), 0] for count in counts])

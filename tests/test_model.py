@@ -121,7 +121,7 @@ def test_switches(norm: str, activation: str, residuals: tuple[bool, bool]) -> N
     layer = ConvMixerLayer(
         4, 3, norm=norm, activation=activation, residual_depthwise=residuals[0], residual_pointwise=residuals[1]
     )
-    act: Callable = {"relu": torch.relu, "gelu": nn.functional.gelu}[activation]
+    act: Callable[..., torch.Tensor] = {"relu": torch.relu, "gelu": nn.functional.gelu}[activation]
     x = torch.randn(3, 4, 6, 6)
     layer.eval()
     y = layer.norm1(act(layer.depth_wise_conv(x))) + (x if residuals[0] else 0)

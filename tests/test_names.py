@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -121,11 +122,11 @@ def test_markdown_renders_names_as_text(outputs: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_page_shows_names_as_text(outputs: dict[str, str]) -> None:
     class Elements(HTMLParser):
-        def handle_starttag(self, tag: str, attributes: list) -> None:
+        def handle_starttag(self, tag: str, attributes: list[Any]) -> None:
             elements.append((tag, dict(attributes)))
 
     for path in written(outputs, "comparison.html"):
-        elements: list[tuple[str, dict]] = []
+        elements: list[tuple[str, dict[str, Any]]] = []
         Elements().feed(path.read_text())
         assert len([tag for tag, _ in elements if tag == "script"]) == 3
 

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,7 +147,7 @@ def test_every_setting_of_a_sweep_is_compiled_and_smaller_batches_are_not(
     """Dynamo compiles one piece of code a few times and no more. Its graphs are made, but not turned into C++."""
     compile_with = torch.compile
 
-    def compile_quickly(model: torch.nn.Module, dynamic: bool, options: dict) -> object:
+    def compile_quickly(model: torch.nn.Module, dynamic: bool, options: dict[str, Any]) -> object:
         assert options["layout_optimization"] is False
         assert set(options) > {"max_autotune"}
         return compile_with(model, dynamic=dynamic, backend="aot_eager")

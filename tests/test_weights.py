@@ -84,7 +84,9 @@ def ours(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> C
 @pytest.mark.parametrize("build", [by_timm, by_the_authors])
 @pytest.mark.parametrize("shape", [CIFAR, *PUBLISHED.values()])
 @torch.no_grad()
-def test_published_layouts_give_the_same_logits_and_come_back_bit_equal(build: Callable, shape: tuple) -> None:
+def test_published_layouts_give_the_same_logits_and_come_back_bit_equal(
+    build: Callable[..., Any], shape: tuple[Any, ...]
+) -> None:
     published = randomized(build(*shape))
     layout, architecture, weights = from_layout(published.state_dict())
     d, depth, k, p, classes, _ = shape
@@ -179,7 +181,7 @@ class Malicious:
     def __init__(self, touched: Path) -> None:
         self.touched = touched
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.touched,))
 
 
@@ -241,7 +243,7 @@ def test_a_truncated_file_is_one_line(suffix: str, left: float, peer: nn.Module,
         (lambda weights: weights.update({"stem.0.weight": torch.ones(5)}), r"stem.0.weight is \[5\]"),
     ],
 )
-def test_mismatching_weights_name_the_differences(change: Callable, names: str, peer: nn.Module) -> None:
+def test_mismatching_weights_name_the_differences(change: Callable[..., Any], names: str, peer: nn.Module) -> None:
     weights = dict(peer.state_dict())
     change(weights)
     with pytest.raises(LayoutError, match=names):

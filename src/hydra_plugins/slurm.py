@@ -27,7 +27,7 @@ SIGNAL_EARLY_S = 60  # seconds by which Slurm may send a signal too early
 
 
 @dataclass
-class SlurmConf(SlurmQueueConf):
+class SlurmConf(SlurmQueueConf):  # type: ignore[misc]  # without types
     _target_: str = "hydra_plugins.slurm.QueueLauncher"
     wait: bool = True
 
@@ -50,7 +50,7 @@ class Task:
         return DelayedSubmission(self, job)
 
 
-class QueueLauncher(SlurmLauncher):
+class QueueLauncher(SlurmLauncher):  # type: ignore[misc]
     """A launcher of Slurm jobs that leaves queued runs in the queue."""
 
     def setup(self, *, config: DictConfig, **context: Any) -> None:
