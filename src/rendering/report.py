@@ -55,7 +55,7 @@ def print_comparison(comparison: Comparison) -> None:
     if len(unfinished) > limit:
         say(f"… and {len(unfinished) - limit} more reasons", style="red")
     if power := power_lines(comparison, most=SHOWN["plans"]):
-        say("What it would take to tell:", style="bold")
+        say("Power analysis:", style="bold")
         for line in power:
             say(line)
 
@@ -100,7 +100,7 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
         lines += ["## Effects, the other factors held fixed", "", *bullets(several(effect_lines(comparison), limit))]
     lines += ["## How sure", "", *bullets([*caveats(comparison), *method(comparison)])]
     if power := power_lines(comparison, limit):
-        lines += ["## What it would take to tell", ""]
+        lines += ["## Power analysis", ""]
         lines += [command_or_item(line) for line in power] + [""]
     if comparison.not_completed:
         lines += ["## Without a result", "", *bullets(several([*not_completed_lines(comparison)], limit))]
