@@ -9,11 +9,13 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from comparison.results import read
+from comparison.results import Comparison, read
+from comparison.runs import WandbRun
 from config.command_line import override, quote_for_hydra
 from config.parse import parse_config
 from config.schema import CONF, Config
 from rendering.commands import train_commands
+from rendering.power_text import confirmation
 from run_folders import write_run
 from sweeps import plan
 from tracking.identity import override_values
@@ -94,11 +96,49 @@ def test_hydra_reads_the_value_that_was_written(value: Any) -> None:
     ],
 )
 def test_a_colleagues_record_offers_only_keys_of_the_schema(
-    tmp_path: Path, overrides: dict[str, Any], expected: list[str] | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any], expected: list[str] | None
 ) -> None:
-    write_run(tmp_path / "a", overrides={"model.depth": 8, **overrides}, best__val__accuracy=0.9)
-    printed = train_commands(read([tmp_path]).settings, [1])
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "outputs/test/a", overrides={"model.depth": 8, **overrides}, best__val__accuracy=0.9)
+    printed = train_commands(read([Path("outputs")]).settings, [1])
     if expected is None:
         assert printed == ()
     else:
         assert printed == (" ".join(["python src/train.py -m", *expected, "sweep=test seed=1"]),)
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("outputs/s", ["sweep=s"]),
+        ("outputs/renamed", ["sweep=renamed"]),
+        ("elsewhere/s", ["output_dir=elsewhere", "sweep=s"]),
+    ],
+)
+def test_new_seeds_join_the_sweep_where_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, expected: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kernel in (5, 9):
+        for seed in range(3):
+            levels = {"model.kernel_size": kernel, "seed": seed}
+            write_run(
+                tmp_path / folder / f"{kernel}-{seed}", f"model.kernel_size={kernel}", f"seed={seed}", "sweep=s",
+                "output_dir=outputs", overrides=levels, varied=list(levels), best__val__accuracy=0.8 + seed / kernel,
+            )  # fmt: skip
+    (plan,) = read([Path(folder)]).plans
+    (command,) = train_commands(plan.settings, plan.seeds)
+    assert shlex.split(command)[3:-1] == ["model.kernel_size=5,9", *expected]
+    assert shlex.split(confirmation(plan))[2] == folder
+
+
+def test_new_seeds_of_runs_on_a_server_are_compared_there() -> None:
+    runs = []
+    for kernel in (5, 9):
+        for seed in range(3):
+            levels = {"model.kernel_size": kernel, "seed": seed}
+            summary = {"status": "completed", "best/val/accuracy": 0.8 + seed / kernel, "overrides": levels}
+            runs.append(WandbRun(Path("team/convmixer", f"{kernel}-{seed}"), {**levels, "sweep": "s"}, summary, None))
+    (plan,) = Comparison("val/accuracy", runs).plans
+    assert shlex.split(train_commands(plan.settings, plan.seeds)[0])[3:-1] == ["model.kernel_size=5,9", "sweep=s"]
+    assert shlex.split(confirmation(plan))[2:4] == ["--wandb", "team/convmixer/s"]

@@ -50,7 +50,7 @@ def test_a_plan_is_for_new_seeds_of_the_settings_in_question(tmp_path: Path) -> 
     assert plan.seeds == tuple(range(5, 5 + (plan.size.seeds_needed or 0)))
     assert plan.runs == 2 * len(plan.seeds) and plan.seconds == pytest.approx(12.5 * plan.runs)
     (command,) = train_commands(plan.settings, plan.seeds)
-    assert "model.kernel_size=5,9" in command and "sweep=kernels" in command and "3,5" not in command
+    assert "model.kernel_size=5,9" in command and f"sweep={tmp_path.name}" in command and "3,5" not in command
     record = json.loads(as_json(comparison))["sample_sizes"][0]
     assert record["runs"] == plan.runs and record["seeds_low"] <= record["seeds_needed"] <= record["seeds_high"]
 

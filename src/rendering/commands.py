@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from comparison.runs import Run
+from comparison.runs import Run, WandbRun
 from comparison.settings import Setting
 from config.command_line import as_text, command_line, override, seed_override
 from config.schema import CONF, GROUPS, register
@@ -18,6 +19,7 @@ from stats.factors import order
 from tracking.identity import is_safe, repeatable
 
 UNNAMED = ("seed", "sweep", "varied", "notes")  # the command sets these itself, or they belong to one run
+PLACE = ("output_dir", "sweep")  # the folder of a command's runs
 
 
 def train_commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[str, ...]:
@@ -30,7 +32,8 @@ def train_commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[s
     keys_of_runs = [named_keys(run) for run in runs]
     if not seeds or any(keys is None for keys in keys_of_runs):
         return ()
-    keys = dict.fromkeys([*(key for keys in keys_of_runs for key in keys or ()), "sweep"])
+    named = (key for keys in keys_of_runs for key in keys or ())
+    keys = dict.fromkeys([*named, *(key for run in runs for key in place(run)), "sweep"])
     rows = [{key: recorded_value(run, key) for key in keys if key in GROUPS or has_value(run, key)} for run in runs]
     if not all(is_safe(key, value) for row in rows for key, value in row.items()):
         return ()
@@ -39,13 +42,13 @@ def train_commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[s
         all(row.keys() == rows[0].keys() for row in rows)
         and math.prod(map(len, values.values())) == len({tuple(map(as_text, row.values())) for row in rows})
         and not any(None in values[key] and len(values[key]) > 1 for key in values if key in GROUPS)
-        and len(values["sweep"]) == 1
+        and all(len(values[key]) == 1 for key in PLACE if key in values)
     )
     if is_grid:
         grids = [values]
     else:  # a command with its own keys for each run
         grids = [
-            {key: [value] for key, value in row.items() if key in (*(run_keys or ()), "sweep")}
+            {key: [value] for key, value in row.items() if key in (*(run_keys or ()), *PLACE)}
             for row, run_keys in zip(rows, keys_of_runs, strict=True)
         ]
     return tuple(
@@ -91,6 +94,26 @@ def swept_by(experiment: str) -> tuple[str, ...] | None:
     return tuple(composed.hydra.sweeper.params or ())
 
 
+def place(run: Run) -> dict[str, str]:
+    """Return the sweep of a run's folder, and the output_dir where the run's own is elsewhere: folders are moved.
+
+    Nothing is returned for a run on W&B's server.
+    """
+    if isinstance(run, WandbRun):
+        return {}
+    sweep = run.folder.parent
+    recorded = next(
+        (source["output_dir"] for source in (run.overrides, run.config) if "output_dir" in source), "outputs"
+    )
+    is_there = Path(str(recorded)).resolve() == sweep.parent
+    return ({} if is_there else {"output_dir": short_path(sweep.parent)}) | {"sweep": sweep.name}
+
+
+def short_path(path: Path) -> str:
+    """Write a path relative to the working directory if it is below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def has_value(run: Run, key: str) -> bool:
     return any(key in source for source in sources(run))
 
@@ -101,7 +124,7 @@ def recorded_value(run: Run, key: str) -> Any:
 
 
 def sources(run: Run) -> list[Any]:
-    return [run.overrides, run.summary.get("choices") or {}, run.config]
+    return [place(run), run.overrides, run.summary.get("choices") or {}, run.config]
 
 
 def distinct_values(values: Sequence[Any]) -> list[Any]:

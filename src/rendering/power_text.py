@@ -1,13 +1,13 @@
 """Sentences and commands of a power analysis."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from comparison.power_analysis import Plan
 from comparison.results import Comparison
+from comparison.runs import Run, WandbRun
 from config.command_line import command_line
-from rendering.commands import train_commands
+from rendering.commands import short_path, train_commands
 from rendering.findings import effect_name, is_race
 from rendering.formatting import change_text, label
 from runtime.console import count, duration
@@ -71,9 +71,16 @@ def plan_line(plan: Plan, comparison: Comparison, is_first: bool = True) -> str:
 
 def confirmation(plan: Plan) -> str:
     """Make the command that tests the new seeds."""
-    folders = dict.fromkeys(run.folder.parent for setting in plan.settings for run in setting.runs)
-    shortest = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in folders]
-    return command_line("compare", *map(str, shortest), "--confirm", f"{plan.seeds[0]}-{plan.seeds[-1]}")
+    sources = dict.fromkeys(source_of(run) for setting in plan.settings for run in setting.runs)
+    seeds = f"{plan.seeds[0]}-{plan.seeds[-1]}"
+    return command_line("compare", *(word for words in sources for word in words), "--confirm", seeds)
+
+
+def source_of(run: Run) -> tuple[str, ...]:
+    """Return the words that name a run's sweep to compare.py."""
+    if isinstance(run, WandbRun):
+        return "--wandb", "/".join([*run.folder.parts[:2], str(run.config.get("sweep", ""))])
+    return (short_path(run.folder.parent),)
 
 
 def plan_record(plan: Plan, comparison: Comparison) -> dict[str, Any]:
