@@ -42,7 +42,7 @@ def test_the_implementations_are_the_same_model() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_stock_pytorch_is_measured_in_both_formats_eager_and_compiled(device: str) -> None:
+def test_peers_run_in_both_formats_eager_and_compiled(device: str) -> None:
     every = implementations.implementations(torch.device(device))
     assert len({each.name for each in every}) == len(every)
     modes = {None, "default"} if device == "cpu" else {None, "default", "reduce-overhead", "max-autotune"}
@@ -235,7 +235,7 @@ def on_a_gpu(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
 
 
 @pytest.mark.slow
-def test_parts_of_the_gpu_script_pass_overrides_on_and_say_when_there_is_more_to_do(tmp_path: Path) -> None:
+def test_gpu_script_passes_overrides_and_exits_3_if_unfinished(tmp_path: Path) -> None:
     python = tmp_path / "python"  # writes down what would run
     python.write_text('#!/bin/sh\necho "$@"\n[ -z "$SLEEP" ] || exec sleep 60\n')
     python.chmod(0o755)
@@ -273,7 +273,7 @@ def test_the_gpu_script_trains_and_reports(tmp_path: Path) -> None:
 # Counting, on fake tensors.
 
 
-def test_operations_and_waits_of_a_step_are_counted_without_a_gpu() -> None:
+def test_counter_counts_a_steps_operations_without_a_gpu() -> None:
     with fake_cuda():
         model = torch.nn.Linear(8, 4, device="cuda")
         x = torch.randn(2, 8, device="cuda")
@@ -307,7 +307,7 @@ def test_what_makes_the_host_wait_is_found(waits: Callable[[torch.Tensor], objec
 
 
 @pytest.mark.parametrize("options", [[], ["trainer.precision=fp16", "trainer.ema_decay=0.9"]], ids=" ".join)
-def test_no_step_waits_for_the_device_and_all_of_it_is_in_the_asked_precision(options: list[str]) -> None:
+def test_step_never_waits_and_keeps_its_precision(options: list[str]) -> None:
     small = ["model.d_model=8", "model.depth=1", "data.batch_size=8", "hardware=any"]
     config = checked("experiment=paper_cifar10", *small, "trainer.precision=bf16", *options)
     counters = count_steps(config, steps=2)

@@ -35,7 +35,7 @@ def compare(folders: Sequence[Path], filters: Sequence[str] = ()) -> list[Run]:
     return comparison.runs
 
 
-def test_seeds_share_a_row_and_only_keys_that_differ_have_a_column(tmp_path: Path) -> None:
+def test_seeds_share_a_row_and_varied_keys_have_columns(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", {(5, 8): [0.9, 0.92, 0.94], (9, 8): [0.95, 0.96, 0.97]})
     compare([folder])
     first, second = rows(folder)
@@ -56,9 +56,7 @@ def test_seeds_share_a_row_and_only_keys_that_differ_have_a_column(tmp_path: Pat
     assert not list(folder.glob(".comparison*"))
 
 
-def test_a_newcomer_reads_what_won_that_one_seed_is_no_proof_and_where_the_picture_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_of_one_seed_names_the_best_without_a_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_sweep(tmp_path / "s", {(5, 8): [0.9], (9, 8): [0.95], (5, 16): [0.91], (9, 16): [0.94]})
     compare([folder])
     out = capsys.readouterr().out
@@ -125,7 +123,7 @@ def test_a_config_groups_option_stands_for_the_keys_it_sets(tmp_path: Path) -> N
     assert {"augmentation", "augmentation.hflip", "augmentation.hue"} < set(rows(tmp_path / "s")[0])
 
 
-def test_a_search_shows_all_that_it_searched_and_claims_no_effect_of_one_factor(
+def test_comparison_of_a_search_states_no_effect_of_one_factor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a search leaves it: a rate of its own for each trial, one of four kernel sizes, one of two options."""

@@ -139,13 +139,13 @@ def test_options_of_dropout_at_their_own_rates_have_effects(tmp_path: Path) -> N
     }
 
 
-def test_dropout_by_its_places_is_the_same_setting_as_by_its_option(tmp_path: Path) -> None:
+def test_dropout_by_keys_or_by_option_is_the_same_setting(tmp_path: Path) -> None:
     write_run(tmp_path / "s" / "a", "dropout.blocks=0.1", name="blocks=0.1")
     write_run(tmp_path / "s" / "b", "dropout.blocks=0.1", "dropout.rate=0.1", name="dropout=blocks rate=0.1")
     assert len(read([tmp_path / "s"]).settings) == 1
 
 
-def test_what_was_not_varied_but_differs_between_sweeps_is_a_factor_where_it_is_needed() -> None:
+def test_key_that_differs_between_sweeps_is_a_factor_if_needed() -> None:
     first = [({KERNEL: k, DEPTH: 8, "optimizer.lr": 0.01}, [0.9]) for k in (5, 9)]
     second = [({KERNEL: 5, DEPTH: d, "optimizer.lr": 0.02}, [0.9]) for d in (16, 32)]
     assert set(compared([*first, *second], KERNEL, DEPTH).factors) == {KERNEL, DEPTH}

@@ -41,9 +41,7 @@ def test_options_are_seen_also_where_they_were_not_typed(tmp_path: Path, conditi
     assert names(read([folder], filters=[condition])) == kept
 
 
-def test_an_option_is_what_was_chosen_whatever_the_default_is_today(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filter_by_option_survives_a_changed_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = shutil.copytree(options.CONF, tmp_path / "conf")
     train = (conf / "train.yaml").read_text()
     assert "optimizer: adamw" in train

@@ -48,7 +48,7 @@ def test_every_file_says_what_it_is(path: Path) -> None:
     assert "python src/" in comment or path.is_relative_to(REPOSITORY / "conf" / "hydra")
 
 
-def test_patch_and_kernel_set_the_model_and_leave_it_alone_when_left_out() -> None:
+def test_patch_and_kernel_set_the_model_only_if_chosen() -> None:
     assert checked("patch=p2", "kernel=k7").model.kernel_size == 7
     assert checked("patch=p2", "kernel=k7").model.patch_size == 2
     own = checked("model=convmixer_1024_20").model

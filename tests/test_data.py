@@ -117,7 +117,7 @@ def test_workers_take_the_cores_that_the_process_may_use(
     assert make_train_loader(datasets.load(config.data, 1), config).num_workers == expected
 
 
-def test_ranks_start_their_workers_before_they_exchange_gradients() -> None:
+def test_rank_starts_its_workers_with_the_loader() -> None:
     """A process that NCCL runs in must not be forked."""
     config = checked("augmentation=randaugment", "data.train_fraction=0.2", "data.num_workers=1")
     loaded = datasets.load(config.data, 1)
@@ -134,7 +134,7 @@ def test_ranks_start_their_workers_before_they_exchange_gradients() -> None:
     assert set(multiprocessing.active_children()) - before == {worker}
 
 
-def test_a_run_makes_its_batches_before_its_ranks_meet_on_the_gpu(
+def test_run_makes_its_loaders_before_its_training_state(
     train: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NCCL starts with DistributedDataParallel, which the training state holds."""

@@ -89,7 +89,7 @@ def convmixer(backend: str) -> ConvMixer:
 
 
 @pytest.mark.parametrize("backend", FAST)
-def test_a_model_trains_as_with_the_reference_and_exchanges_checkpoints_with_it(backend: str) -> None:
+def test_model_trains_as_the_reference_from_its_checkpoint(backend: str) -> None:
     fast, reference = convmixer(backend).double(), convmixer("reference").double()
     reference.load_state_dict(fast.state_dict())
     x, labels = torch.randn(8, 3, 16, 16).double(), torch.arange(8)

@@ -41,9 +41,7 @@ def assert_same_frequencies(*counts: Counter[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["rand-m9-mstd0.5-inc1", "rand-m6-n3-p0.8-mstd101-mmax12"])
-def test_operations_magnitudes_and_interpolations_are_drawn_as_timms(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operations_and_magnitudes_are_drawn_as_by_timm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (step,) = (
         step
         for step in transform_of("augmentation=paper", f"augmentation.auto_augment={name}").transforms

@@ -121,7 +121,7 @@ def test_without_a_random_crop_images_are_resized_as_on_the_cpu(size: tuple[int,
         assert_close(to_pixels(device[0]), to_pixels(cpu[0]), levels=2, share=0.02)
 
 
-def test_a_batch_depends_on_the_seed_the_epoch_and_its_number_alone() -> None:
+def test_batch_depends_only_on_seed_epoch_and_number() -> None:
     def epoch(number: int, start: int = 0, seed: int = 0) -> list[torch.Tensor]:
         loader = batches("augmentation=paper", f"seed={seed}")
         loader.sampler.epoch, loader.sampler.start = number, start

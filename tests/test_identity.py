@@ -67,7 +67,7 @@ def test_what_changes_a_result_changes_the_id(different: tuple[str, ...]) -> Non
     assert run_id(checked(*different)) != run_id(checked())
 
 
-def test_a_run_is_named_by_what_varies_in_its_sweep_and_alone_by_its_overrides() -> None:
+def test_display_name_shows_varied_keys_or_all_overrides() -> None:
     overrides = ["data=digits", "model.kernel_size=5", "optimizer.lr=0.1", "seed=1", "sweep=s"]
     assert display_name(overrides) == "data=digits kernel_size=5 lr=0.1 seed=1"
     assert display_name(overrides, ["model.kernel_size", "seed"]) == "kernel_size=5 seed=1"

@@ -123,9 +123,7 @@ def test_a_test_fraction_counts_only_where_it_is_used(folder: Path) -> None:
         (["data.train_fraction=0.99"], "data.train_fraction=0.99", "0.0938 to 0.9062"),
     ],
 )
-def test_a_fraction_that_leaves_a_class_without_images_is_a_clear_error(
-    folder: Path, overrides: list[str], key: str, expected: str
-) -> None:
+def test_fraction_that_empties_a_class_is_an_error(folder: Path, overrides: list[str], key: str, expected: str) -> None:
     with pytest.raises(datasets.DataError) as caught:
         load_folder(folder, *overrides)
     assert key in str(caught.value)

@@ -89,7 +89,7 @@ def test_a_setting_against_itself_differs_in_at_most_5_percent(settings: int, se
     assert np.mean([gains.by_chance for gains in found]) == pytest.approx(listed, rel=0.05)
 
 
-def test_a_list_holds_at_most_as_many_false_images_as_its_rate_says() -> None:
+def test_list_of_images_keeps_its_false_discovery_rate() -> None:
     """Fifty of 500 images that only the first setting sees, eight seeds of each."""
     generator, gain, shares, found = np.random.default_rng(4), np.zeros(500), [], []
     gain[:50] = 4.0

@@ -60,7 +60,7 @@ def test_images_are_prepared_alike_whatever_their_total_size(
         assert torch.equal(one, other)
 
 
-def test_an_image_of_another_size_loses_its_borders_but_not_its_shape(tmp_path: Path) -> None:
+def test_image_of_another_size_is_cropped_not_squashed(tmp_path: Path) -> None:
     """Not squashed: the middle, in training as in evaluation."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 10:30] = 255

@@ -28,7 +28,7 @@ def searched(matters: float, trials: int = 20, searches: int = 150) -> np.ndarra
     return np.array(found)
 
 
-def test_where_nothing_matters_a_key_stands_out_in_at_most_5_percent() -> None:
+def test_key_stands_out_in_at_most_5_percent_where_none_matters() -> None:
     assert searched(0.0).any(1).mean() <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 150)
 
 

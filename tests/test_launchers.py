@@ -235,7 +235,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str], undist
     assert metrics(sweep).items() <= undisturbed.items()
 
 
-def test_a_lost_job_leaves_the_other_its_run_which_goes_on_after_its_time_limit(
+def test_job_goes_on_after_its_time_limit_beside_a_lost_one(
     tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]
 ) -> None:
     process = start(*LONGER, *SLURM, *SHORT, "wandb.mode=offline", cwd=tmp_path, **cluster)

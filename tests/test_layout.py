@@ -101,6 +101,13 @@ def test_files_and_functions_are_short_enough_to_read_in_one_go() -> None:
     assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 100] == []
 
 
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    trees = [ast.parse(path.read_text()) for path in Path(__file__).parent.glob("test_*.py")]
+    names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+    assert len(names) > 700
+    assert [name for name in names if name.startswith("test_") and len(name) > 60] == []
+
+
 PATH = re.compile(r"(?<![\w./*$-])((?:[\w-]+/)*[\w-]+\.(?:py|ya?ml|md|sh|ipynb))(?![\w/])")
 PLACEHOLDER = re.compile(r"[A-Z]{2,}")  # as in conf/experiment/NAME.yaml
 WRITTEN = {"config.yaml", "comparison.md", "race.md"}  # by commands

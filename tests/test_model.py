@@ -146,7 +146,7 @@ def test_dropout_drops_in_training_only() -> None:
     assert torch.equal(head.eval()(x), head.eval()(x))
 
 
-def test_stochastic_depth_drops_whole_images_more_often_the_deeper() -> None:
+def test_stochastic_depth_drops_images_more_often_with_depth() -> None:
     pattern = ConvMixerLayer(4, 3, norm="none", stochastic_depth=0.5)
     model = ConvMixer(pattern, 4, ConvPatchEmbeddings(4, 1, 3), ConvClassificationHead(4, 2)).train()
     layers: Any = model.conv_mixer_layers

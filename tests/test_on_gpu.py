@@ -88,7 +88,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert parts["test/loss"] == pytest.approx(whole["test/loss"], rel=1e-2)  # cuDNN's sums have no fixed order
 
 
-def test_of_sixteen_compiled_runs_each_is_compiled_and_gives_its_memory_back(train: Train) -> None:
+def test_sixteen_compiled_runs_all_compile_and_free_memory(train: Train) -> None:
     held, graphs = [], []
     for kernel_size in range(1, 17):
         torch._dynamo.utils.counters.clear()

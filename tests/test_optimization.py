@@ -96,7 +96,7 @@ def test_a_run_whose_only_step_has_rate_zero_is_an_error(train: Train) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", ["data.batch_size=4", "data.batch_size=6 trainer.accumulation_steps=4"])
-def test_batch_norm_of_a_single_value_is_an_error_before_the_first_step(train: Train, parts: str) -> None:
+def test_batch_norm_of_a_single_value_is_an_error(train: Train, parts: str) -> None:
     overrides = ("patch=p1", "model.patch_size=8", "trainer.epochs=1", *parts.split())  # a position for each image
     done = train(*overrides, "data.train_fraction=1")  # 1,293 images
     assert done.summary["status"] == "failed"
@@ -105,7 +105,7 @@ def test_batch_norm_of_a_single_value_is_an_error_before_the_first_step(train: T
     assert train(*overrides, "model.norm=layer", "data.train_fraction=0.05").summary["status"] == "completed"
 
 
-def test_weight_decay_spares_norms_and_biases_unless_told_otherwise() -> None:
+def test_weight_decay_spares_norms_and_biases_by_default() -> None:
     model = make_model(checked(), 1, 10)
     weights, flat = make_optimizer(model, checked().optimizer).param_groups
     assert weights["weight_decay"] == 0.01

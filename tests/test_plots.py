@@ -71,7 +71,7 @@ def test_two_factors_have_curves_a_heat_map_costs_and_effects(tmp_path: Path, se
     assert_legible(figure)
 
 
-def test_one_factor_has_no_heat_map_and_equal_results_no_interval(tmp_path: Path) -> None:
+def test_figure_of_one_factor_has_no_heat_map(tmp_path: Path) -> None:
     figure = figure_of(write_sweep(tmp_path / "s", {(k, 8): [0.9, 0.91, 0.92] for k in (3, 5, 7)}))
     assert "kernel_size" not in labels(figure)
     assert "Effects, 95 % interval" in [text.get_text() for text in shown_texts(figure)]
@@ -144,7 +144,7 @@ def test_the_pareto_front_is_what_nothing_beats_in_both(tmp_path: Path) -> None:
     assert np.asarray(front).tolist() == [[10, 80], [20, 90], [40, 95]]
 
 
-def test_time_is_drawn_where_the_work_differs_and_the_best_curve_on_top(tmp_path: Path) -> None:
+def test_figure_shows_time_if_work_differs_and_best_curve_on_top(tmp_path: Path) -> None:
     for i, rate in enumerate((0.1, 0.2, 0.3)):
         write_run(
             tmp_path / "s" / str(i), f"optimizer.lr={rate}", seconds=10.0 * (i + 1), best__val__accuracy=0.7 + rate

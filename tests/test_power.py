@@ -55,7 +55,7 @@ def test_a_plan_is_for_new_seeds_of_the_settings_in_question(tmp_path: Path) -> 
     assert record["runs"] == plan.runs and record["seeds_low"] <= record["seeds_needed"] <= record["seeds_high"]
 
 
-def test_the_curve_of_an_open_question_passes_the_difference_at_the_seeds_needed(tmp_path: Path) -> None:
+def test_power_curve_meets_the_difference_at_the_seeds_needed(tmp_path: Path) -> None:
     comparison = three_kernels(tmp_path, 5)
     figure = comparison_figure(comparison)
     assert figure
@@ -159,7 +159,7 @@ def test_a_command_gives_a_run_the_values_that_it_had(tmp_path: Path, root: str)
     assert typed["model.kernel_size"].is_sweep_override()
 
 
-def test_a_setting_that_left_a_key_at_its_value_belongs_to_the_grid(tmp_path: Path) -> None:
+def test_setting_that_left_a_key_unset_belongs_to_the_grid(tmp_path: Path) -> None:
     for kernel, told in ((5, {}), (9, {"model.kernel_size": 9})):
         write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", overrides=told, best__val__accuracy=0.9)
     (plan,) = read([tmp_path]).plans

@@ -59,7 +59,7 @@ def test_a_race_of_equals_names_a_winner_in_at_most_5_percent(means: list[float]
 
 
 @pytest.mark.slow
-def test_a_race_saves_runs_beside_the_fixed_design_of_the_same_power() -> None:
+def test_race_takes_fewer_runs_than_a_fixed_design_of_its_power() -> None:
     """The fixed design: as many seeds for every setting, and one look, at a level for all comparisons with the best."""
     generator, rules = np.random.default_rng(0), Rules(4, resolution=1 / IMAGES)
     tables = [draw([0.9, 0.895, 0.88, 0.87], [0.003] * 4, 40, generator) for _ in range(RACES)]
@@ -103,7 +103,7 @@ def test_a_setting_that_mostly_fails_is_dropped() -> None:
     assert race(np.full((2, 4), np.nan), Rules(2)).end == "failed"
 
 
-def test_a_run_that_could_not_be_made_is_not_held_against_its_setting() -> None:
+def test_missing_runs_do_not_count_against_their_setting() -> None:
     """The better one loses a fifth of its runs to the machine, and is named as often as without; a third has none."""
     generator, rules, named = np.random.default_rng(0), Rules(3, resolution=1 / IMAGES), Counter[tuple[int, ...]]()
     for _ in range(100):
@@ -178,7 +178,7 @@ DIGITS = (
 
 
 @pytest.mark.slow
-def test_a_race_on_digits_that_is_killed_resumes_and_spends_its_seeds_on_the_good_settings(tmp_path: Path) -> None:
+def test_killed_race_resumes_and_drops_the_bad_setting(tmp_path: Path) -> None:
     """Two learning rates that train equally well, and one that hardly trains."""
     sweep = tmp_path / "outputs" / "r"
     process = start(*DIGITS, cwd=tmp_path)

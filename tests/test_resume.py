@@ -42,7 +42,7 @@ def test_another_configuration_is_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_run_stopped_by_a_signal_goes_on_with_the_same_command(tmp_path: Path, number: signal.Signals) -> None:
     arguments = (*SMALL, "trainer.epochs=10000", "wandb.mode=offline")
     process = start(*arguments, "sweep=s", cwd=tmp_path)
     csv = tmp_path / "outputs" / "s"
@@ -91,7 +91,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     "scheduler",
     ["one_cycle", "constant", "constant scheduler.warmup_epochs=1", "cosine", "step scheduler.decay_epochs=0.3"],
 )
-def test_interrupted_in_the_middle_of_an_epoch_and_resumed_with_every_scheduler(
+def test_run_resumed_within_an_epoch_equals_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:
     overrides = (f"scheduler={scheduler}".split()[0], *scheduler.split()[1:], "trainer.epochs=2", "data.batch_size=40")
@@ -147,7 +147,7 @@ def test_on_failure_stop_ends_the_sweep(tmp_path: Path) -> None:
     assert [summary["status"] for summary in summaries(tmp_path / "outputs" / "s")] == ["failed"]
 
 
-def test_running_out_of_memory_and_diverging_leave_the_others_alone(tmp_path: Path) -> None:
+def test_runs_go_on_after_one_diverges_or_lacks_memory(tmp_path: Path) -> None:
     done = command(
         "-m", "model.kernel_size=3,1000001", "optimizer.lr=0.01,1e30", "optimizer=sgd", "model.norm=none", *SMALL,
         "sweep=s", cwd=tmp_path,
@@ -185,7 +185,7 @@ IN_CI = (
 )  # fmt: skip
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_sweep_killed_repeatedly_equals_an_undisturbed_one(tmp_path: Path) -> None:
     """kill -9 at random moments, and the same command again; a sweep that is done is followed by another.
 
     `KILLS=20 pytest -s tests/test_resume.py -k killed` kills the four-run sweep of the README twenty times.

@@ -27,7 +27,7 @@ def flip_a_weight(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "text", "flipped", "types"])
-def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
+def test_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configured(tmp_path)
@@ -58,7 +58,7 @@ def test_a_checkpoint_that_is_no_good_gives_way_to_the_one_before(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["last.pt", "best.pt"])
-def test_a_state_that_does_not_fit_is_named_and_the_next_start_recovers(tmp_path: Path, name: str) -> None:
+def test_state_that_does_not_fit_is_named_and_then_left_out(tmp_path: Path, name: str) -> None:
     config = configured(tmp_path)
     run.run(config, [])
     expected = metrics(tmp_path / "s")

@@ -141,9 +141,7 @@ def test_compiled_training_gives_the_same_run(train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_every_setting_of_a_sweep_is_compiled_and_smaller_batches_are_not(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sweep_compiles_each_setting_but_no_smaller_batch(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo compiles one piece of code a few times and no more. Its graphs are made, but not turned into C++."""
     compile_with = torch.compile
 

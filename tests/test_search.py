@@ -191,7 +191,7 @@ def test_search_and_comparison_name_the_same_winner_by_loss(tmp_path: Path) -> N
     assert Path(choose_run(str(sweep))).name.startswith(f"label_smoothing_{best[0]}-interpolation_{best[1]}")
 
 
-def test_the_mean_over_seeds_decides_and_hopeless_trials_get_no_more(tmp_path: Path) -> None:
+def test_search_ranks_by_mean_and_stops_hopeless_trials(tmp_path: Path) -> None:
     done = command("-m", "hydra/sweeper=optuna", "optimizer.lr=choice(0.00001,0.03)", "hydra.sweeper.seeds=[0,1,2]",
                    "hydra.sweeper.n_trials=3", *TINY[1:2], *TINY[4:], "model.d_model=16", "trainer.epochs=2", "sweep=s",
                    cwd=tmp_path)  # fmt: skip

@@ -18,7 +18,7 @@ from sweeps.trials import complete_trial, is_hopeless
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_hopeless_is_what_is_significantly_worse_with_the_pooled_spread(seed: int) -> None:
+def test_hopeless_trial_is_significantly_worse_by_pooled_spread(seed: int) -> None:
     """statsmodels fits a mean for each trial, with one variance for all."""
     generator, said = np.random.default_rng(seed), []
     for _ in range(100):

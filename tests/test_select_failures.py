@@ -139,7 +139,7 @@ def test_backend_that_ends_its_process_is_tried_once(tmp_path: Path, end: str) -
 
 
 @pytest.mark.slow
-def test_signal_while_measuring_ends_the_run_and_blames_no_backend(tmp_path: Path) -> None:
+def test_signal_while_measuring_ends_the_run_not_the_backend(tmp_path: Path) -> None:
     code, output, summary = trained(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)")
     assert (code, summary["status"]) == (143, "interrupted"), output
     _, output, summary = trained(tmp_path, "pass")
@@ -162,9 +162,7 @@ def broken(*_: Any) -> Tensor:
     raise RuntimeError("an illegal memory access was encountered")
 
 
-def test_backend_that_costs_the_gpu_ends_the_run_and_is_not_tried_again(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backend_that_loses_the_gpu_is_not_tried_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     clock.stacked = broken
     with monkeypatch.context() as lost, pytest.raises(RuntimeError, match="stacked NCHW"):
         for module in (selection, measurements):

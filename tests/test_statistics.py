@@ -52,7 +52,7 @@ def test_ties_are_called_ties_in_these_runs() -> None:
     assert found.effects[0].is_tied and "every seed" not in words(found)
 
 
-def test_a_setting_that_diverges_is_named_with_its_rate_and_not_the_best() -> None:
+def test_diverging_setting_is_named_with_its_rate_and_not_best() -> None:
     """Three of six runs of kernel 3 end as NaN, and its survivors are a point better than kernel 5."""
     survivors = {seed: 0.951 + 0.0003 * seed for seed in range(3)}
     steady = {seed: 0.941 + 0.0004 * (seed % 4) for seed in range(6)}
@@ -83,7 +83,7 @@ def test_a_best_that_was_picked_on_the_test_set_says_so() -> None:
     assert "on the test set" not in words(compared(values))
 
 
-def test_differences_below_the_smallest_that_matters_are_said_not_to() -> None:
+def test_difference_below_the_smallest_does_not_matter() -> None:
     values = np.random.default_rng(0).normal(0.9, 1e-4, (2, 6)).tolist()
     found = compared([({KERNEL: 3}, values[0]), ({KERNEL: 5}, values[1])], smallest=0.5)
     assert all(difference.is_negligible for difference in found.differences.values())
@@ -154,7 +154,7 @@ def test_no_sentence_contradicts_the_sign_of_an_effect_below_it() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_truly_worse_is_seldom_called_significantly_better() -> None:
+def test_truly_worse_setting_is_never_significantly_better() -> None:
     """Five against six seeds, seeds apart by 5 points, noise of 0.3 points, the second truly a point better."""
     generator, claims = np.random.default_rng(1), 0
     for _ in range(300):
@@ -166,7 +166,7 @@ def test_what_is_truly_worse_is_seldom_called_significantly_better() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_differs_the_best_is_seldom_called_significantly_better() -> None:
+def test_best_of_equals_is_significant_in_at_most_5_percent() -> None:
     """The best of six equals, picked from the data, is better than one of them in at most 5 % of 400 draws."""
     generator = np.random.default_rng(0)
     wrong = 0
@@ -178,7 +178,7 @@ def test_where_nothing_differs_the_best_is_seldom_called_significantly_better() 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unstable", [False, True])
-def test_p_values_are_uniform_where_runs_are_missing_and_nothing_differs(unstable: bool) -> None:
+def test_p_values_of_equals_hold_their_level_with_missing_runs(unstable: bool) -> None:
     """Also where another setting is ten times as noisy: at most 5 % of p values below 0.05, with the error of 1,500."""
     generator = np.random.default_rng(2)
     std = np.array([[0.01], [0.01], [0.1 if unstable else 0.01]])

@@ -36,7 +36,7 @@ def test_two_settings_are_compared_by_the_paired_t_test(seeds: int) -> None:
     assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_means_with_missing_runs_are_those_of_weighted_least_squares() -> None:
+def test_means_with_missing_runs_are_weighted_least_squares() -> None:
     values = draw(5, 4)
     del values["s0"][1], values["s3"][0], values["s3"][2]
     rows = [(name, seed, value) for name, runs in values.items() for seed, value in runs.items()]
@@ -74,7 +74,7 @@ def test_ranks_of_failed_runs_are_tested_by_permutation() -> None:
     assert worst_rank(a, 3, b, 0) > 0.5 and beats(a, 3, b, 0) < 0.5
 
 
-def test_a_setting_whose_runs_fail_is_not_the_best_by_its_survivors() -> None:
+def test_setting_is_not_the_best_by_its_surviving_runs() -> None:
     values: Table = {
         "k3": {seed: 0.951 + 0.0003 * seed if seed < 3 else None for seed in range(6)},
         "k5": {seed: 0.94 + 0.0004 * (seed % 4) for seed in range(6)},
@@ -96,7 +96,7 @@ def test_runs_that_all_show_the_same_are_tied_and_not_tested() -> None:
     assert result.may_be_best == ("a", "b")
 
 
-def test_a_difference_of_one_image_in_every_seed_is_not_significant() -> None:
+def test_difference_of_one_image_per_seed_is_not_significant() -> None:
     step = 1 / 144
     result = analyse({"a": {0: 0.5, 1: 0.5}, "b": {0: 0.5 + step, 1: 0.5 + step}}, resolution=step)
     assert not result.differences["b", "a"].is_significant and len(result.may_be_best) == 2
@@ -140,21 +140,21 @@ def test_effects_pair_settings_that_differ_in_one_factor() -> None:
     assert not effects["depth", 8].is_significant and len(effects["depth", 16].pairs) == 1
 
 
-def test_a_factor_without_meaning_for_a_setting_has_it_at_every_level() -> None:
+def test_factor_without_meaning_for_a_setting_covers_all_levels() -> None:
     settings = [(("place", EVERY), ("rate", 0.0)), *((("place", p), ("rate", 0.1)) for p in ("all", "head"))]
     values = {setting: {0: 0.5 + 0.1 * i, 1: 0.51 + 0.1 * i} for i, setting in enumerate(settings)}
     rate = next(effect for effect in analyse(values).effects if effect.factor == "rate")
     assert len(rate.pairs) == 2 and {rate.level, rate.baseline} == {0.0, 0.1}
 
 
-def test_sample_sizes_are_a_range_and_no_power_is_stated_of_two_seeds() -> None:
+def test_sample_size_is_a_range_without_power_for_two_seeds() -> None:
     for seeds in (2, 3, 5):
         size = analyse(draw(2, seeds, number=3)).sample_sizes["s0", "s1"]
         assert size and size.seeds == seeds and (size.detectable is None) == (seeds == 2)
         assert size.seeds_low and size.seeds_low <= (size.seeds_high or 1001)
 
 
-def test_a_new_run_beats_another_with_a_probability_and_an_interval() -> None:
+def test_chance_that_a_run_beats_another_has_an_interval() -> None:
     result = analyse({"a": dict(enumerate([0.9, 0.91, 0.92, 0.9])), "b": dict(enumerate([0.7, 0.71, 0.7, 0.72]))})
     chance = result.beats("a", "b")
     reverse = result.beats("b", "a")

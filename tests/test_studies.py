@@ -108,7 +108,7 @@ VALIDATED = {"trainer.monitor", "trainer.early_stopping.min_delta", "trainer.ear
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_each_key_of_the_recipe_decides_whether_the_reference_applies(name: str) -> None:
+def test_reference_applies_only_if_every_recipe_key_agrees(name: str) -> None:
     run = composed(name, *next(iter(PUBLISHED[name])).split())
     free = FREE if name == "convmixerlib" else FREE | VALIDATED  # the one that stops early
     keys = [key for key in run if decides(key)]
@@ -134,7 +134,7 @@ def reduced(name: str) -> tuple[list[str], list[list[str]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_run_of_an_experiment_composes_and_the_first_and_last_train(name: str, tmp_path: Path) -> None:
+def test_experiment_composes_all_runs_and_trains_first_and_last(name: str, tmp_path: Path) -> None:
     overrides, runs = reduced(name)
     configs = [checked(*overrides, *run, f"output_dir={tmp_path}", "sweep=s") for run in runs]
     for config in (configs[0], configs[-1]):

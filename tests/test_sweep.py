@@ -135,7 +135,7 @@ def test_a_sweep_has_one_folder(tmp_path: Path, sweeper: str) -> None:
 
 
 @pytest.mark.slow
-def test_unnamed_sweeps_of_the_same_second_have_their_own_folders(tmp_path: Path) -> None:
+def test_unnamed_sweeps_of_one_second_have_their_own_folders(tmp_path: Path) -> None:
     name = "sweep=${now:%Y}"  # as good as the same second
     for _ in range(2):
         assert command("-m", "seed=0,1", *SMALL, name, cwd=tmp_path).returncode == 0
@@ -212,7 +212,7 @@ def test_empty_wandb_runs_are_removed_at_the_end_of_a_sweep(tmp_path: Path) -> N
     assert left == {"full"}
 
 
-def test_a_command_starts_without_the_libraries_that_take_seconds() -> None:
+def test_command_starts_without_slow_imports() -> None:
     code = (
         "import sys, train; from hydra.core.plugins import Plugins; from hydra.plugins.launcher import Launcher;"
         "print(len(Plugins.instance().discover(Launcher)), {'torch', 'pandas', 'optuna', 'wandb'} & {*sys.modules})"

@@ -54,7 +54,7 @@ def test_what_is_shipped_was_executed_in_order_and_is_whole() -> None:
 
 
 @pytest.mark.slow
-def test_the_script_goes_on_with_digits_where_cifar10_cannot_be_had(tmp_path: Path) -> None:
+def test_tutorial_uses_digits_where_cifar10_is_out_of_reach(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     finished = command(
         cwd=tmp_path, script=f"../experiments/{SCRIPT.stem}",

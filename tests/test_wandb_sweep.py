@@ -89,7 +89,7 @@ def test_agents_are_given_the_runs_of_the_same_sweep_here() -> None:
 
 
 @pytest.mark.slow
-def test_an_experiments_own_values_are_swept_over_unless_said_otherwise() -> None:
+def test_wandb_sweep_takes_an_experiments_values_by_default() -> None:
     sweep = describe("experiment=optimizers", "optimizer.lr=0.01", "seed=range(0,3)")
     assert sweep["parameters"] == {"optimizer": {"values": ["adamw", "adam", "sgd"]}, "seed": {"values": [0, 1, 2]}}
     assert {"experiment=optimizers", "optimizer.lr=0.01"} < set(sweep["command"])
@@ -211,7 +211,7 @@ def test_an_agent_trains_stops_and_finds_runs(
 
 
 @pytest.mark.slow
-def test_what_was_recorded_offline_is_sent_later_and_compared_like_its_folder(
+def test_offline_run_is_sent_later_and_compares_as_its_folder(
     train: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WandbServer
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -84,7 +84,7 @@ def ours(d: int, depth: int, k: int, p: int, classes: int, activation: str) -> C
 @pytest.mark.parametrize("build", [by_timm, by_the_authors])
 @pytest.mark.parametrize("shape", [CIFAR, *PUBLISHED.values()])
 @torch.no_grad()
-def test_published_layouts_give_the_same_logits_and_come_back_bit_equal(
+def test_published_layout_keeps_logits_and_comes_back_bit_equal(
     build: Callable[..., Any], shape: tuple[Any, ...]
 ) -> None:
     published = randomized(build(*shape))
