@@ -67,6 +67,19 @@ def test_output_of_one_seed_names_the_best_without_a_claim(tmp_path: Path, capsy
     assert "±" not in out and "It is " not in out, "nothing is claimed"
 
 
+def test_a_best_setting_of_one_seed_has_its_probability_stated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {(5, 8): [0.9, 0.91, 0.92], (9, 8): [0.94], (7, 8): [0.91, 0.9, 0.93]}
+    comparison = read([write_sweep(tmp_path / "s", values)])
+    publish(comparison, tmp_path / "s")
+    lines = capsys.readouterr().out.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("Best: "))
+    best, after = lines[place : place + 2]
+    assert "kernel_size=9 with 94.00 %" in best and "one seed" in after
+    assert f"{100 * (comparison.probability_best(comparison.valued[0]) or 0):.0f} % probability" in after
+
+
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
 def test_two_runs_show_differing_keys_and_both_curves(tmp_path: Path, seeds: tuple[int, int]) -> None:
     for name, kernel, seed in (("z", 5, seeds[0]), ("a", 5 if seeds[1] else 9, seeds[1])):

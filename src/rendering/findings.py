@@ -80,7 +80,8 @@ def significance(comparison: Comparison) -> list[str]:
     """State how many settings the best one significantly beats, and each setting's probability of being the best."""
     tested = [difference for difference in comparison.differences.values() if difference.p is not None]
     if not tested:
-        return []
+        probability = chances(comparison)
+        return [f"It has one seed only, so it is not tested against the others.{probability}"] if probability else []
     n, significant = len(comparison.differences), sum(difference.is_significant for difference in tested)
     if significant == n:
         return [f"It is significantly better than {'the other' if n == 1 else 'all ' + count(n, 'other')}."]

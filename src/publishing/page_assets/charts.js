@@ -228,7 +228,7 @@ const CHARTS = [
   { id: "parallel", title: "All factors", make: parallelCoordinates, isWide: true },
   { id: "cost", title: "Against cost", make: againstCost, option: costOption, note: "Bars are 95 % intervals." },
   { id: "effects", title: "Effects, the other factors held fixed", make: effects, note: "Bars are 95 % intervals; grey: not significant." },
-  { id: "power", title: "What more seeds would tell", make: power, note: "Found in 4 of 5 studies. Dotted: the difference seen." },
+  { id: "power", title: "Power analysis", make: power, note: "Found in 4 of 5 studies. Dotted: the difference seen." },
 ];
 
 function drawCharts() {
