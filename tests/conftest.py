@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -18,11 +19,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 import interpreter  # noqa: F401 (must precede imports of kernels)
 import training.start  # noqa: F401 (imports faster than the modules below alone)
+from config.compose import compose_config
 from config.parse import parse_config
 from config.schema import Config, register
 from data import datasets
@@ -79,11 +83,28 @@ def checked(*overrides: str) -> Config:
     return deepcopy(composed(overrides, os.environ.get("WANDB_MODE")))
 
 
-@cache  # Composing takes a tenth of a second, and many tests share a config.
+@cache  # Many tests share a config.
 def composed(overrides: tuple[str, ...], wandb_mode: str | None) -> Config:
     """Compose and parse a config; `wandb_mode`, the environment's, is part of the cache's key."""
+    with initialized():
+        return parse_config(compose_config("train", ["sweep=test", *overrides]))
+
+
+@contextmanager
+def initialized() -> Iterator[None]:
+    """Initialize Hydra with one loader for all tests, so that files are merged once for each choice of groups."""
+    loaded = hydra()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(GlobalHydra.instance(), "hydra", loaded)
+        yield
+
+
+@cache
+def hydra() -> Hydra:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return parse_config(compose("train", ["sweep=test", *overrides]))
+        loaded = GlobalHydra.instance().hydra
+    assert loaded
+    return loaded
 
 
 @dataclass

@@ -17,12 +17,6 @@ from conftest import checked, command, composed
 from processes import REPOSITORY, shipped
 
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in shipped("*/*.yaml") if path.parent.name in GROUPS)
-NEEDS_ROOT = ("data=image_folder", "data=imagenet", *(option for option in OPTIONS if "=imagenet_" in option))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes(option: str) -> None:
-    assert checked(option, *(["data.root=somewhere"] if option in NEEDS_ROOT else []))
 
 
 def test_the_promised_options_are_there() -> None:

@@ -105,7 +105,7 @@ def test_a_run_with_all_recipes_trains_and_evaluates(tmp_path: Path) -> None:
     assert {key: config[key] for key in USED} == USED
     assert {"val/top5"} <= {*pd.read_csv(run_folder / "metrics.csv")}
     assert summary["status"] == "completed"
-    run("src/evaluate.py", f"checkpoint={folder}", "output=evaluated", cwd=tmp_path)
+    run("src/evaluate.py", f"checkpoint={run_folder}", "output=evaluated", cwd=tmp_path)
     evaluated = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
     assert evaluated["test/accuracy"] == pytest.approx(summary["test/accuracy"])
 
