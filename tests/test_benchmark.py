@@ -18,7 +18,6 @@ from config.errors import ConfigError
 from conftest import checked, command, summaries
 from fake_gpu import Counter, count_steps, fake_cuda
 from processes import REPOSITORY, environment_of
-from runtime import timing
 from runtime.device import DTYPES, missing_kernels
 from training import selection
 from training.layer import Backend
@@ -147,7 +146,6 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, arguments: list[str], m
 @pytest.mark.slow
 def test_a_layer_in_every_way_and_what_auto_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(depthwise, "CPU_BACKENDS", [*depthwise.CPU_BACKENDS, Backend("banded", False)])
     settings = ["data=cifar10", "data.image_size=8", "data.batch_size=4", "model.d_model=128", "model.kernel_size=3,7"]
@@ -173,7 +171,6 @@ LINES = ["software", "GPU", "driver", "compiler", "memory", "cores", "disk", "W&
 def test_doctor_gives_ten_lines_and_the_same_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(timing, "ROUND_SECONDS", 0.001)
     monkeypatch.setattr(selection, "ROUND_SECONDS", 0.001)
     monkeypatch.setenv("CC", "/nonexistent/cc")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)

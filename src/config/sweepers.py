@@ -6,8 +6,7 @@ from typing import Any
 from config.schema import PROBABILITY, Constraint, above, at_least, key, one_of
 
 SEEDS = Constraint(
-    "different numbers, at least 0, e.g. [0,1,2]",
-    lambda seeds: 0 < len(seeds) == len(set(seeds)) and min(seeds) >= 0,
+    "different numbers, at least 0, e.g. [0,1,2]", lambda seeds: 0 < len(seeds) == len(set(seeds)) and min(seeds) >= 0
 )
 
 

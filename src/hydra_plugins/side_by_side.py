@@ -11,8 +11,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -60,11 +59,14 @@ class SideBySideLauncher(Launcher):
         Raises:
             SystemExit: A signal was received, or a run did not complete and on_failure=stop.
         """
+        from runtime.signals import handle_signals  # imports torch; Hydra imports this file at every start
+
         processes = processes_of(Path(self.config.output_dir, self.config.sweep))  # commands that share the cores
         n_jobs = min(len(job_overrides), self.n_jobs or default_n_jobs(processes))
         announcer = Announcer(self.config, initial_job_idx + len(job_overrides), at_once=n_jobs)
         waiting = deque(enumerate(job_overrides, initial_job_idx))
-        with self.stop_on_signal():
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        with handle_signals(lambda number: self.stop(128 + number), signals):
             context = fork_server(cores() // (n_jobs * processes))
             while self.running or (waiting and not self.exit_code):
                 if waiting and len(self.running) < n_jobs and not self.exit_code:
@@ -104,19 +106,6 @@ class SideBySideLauncher(Launcher):
             say("stopping: every run writes its checkpoint; Ctrl-C ends them at once", "yellow")
         for process in list(self.running):
             process.kill() if again else process.terminate()
-
-    @contextmanager
-    def stop_on_signal(self) -> Iterator[None]:
-        """Stop the runs on a signal within this context."""
-        from runtime.signals import signals_to_obey  # imports torch; Hydra imports this file at every start
-
-        numbers = set(signals_to_obey()) & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-        before = {number: signal.signal(number, lambda number, frame: self.stop(128 + number)) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def default_n_jobs(processes: int) -> int:

@@ -33,9 +33,7 @@ def choose_device(name: str, precision: str = "fp32") -> torch.device:
         names = ", ".join(device for device, is_available in available.items() if is_available)
         raise ConfigError(f"trainer.device={name}: not available on this machine; expected auto or {names}")
     if name == "cuda":
-        rank = os.environ.get(
-            "LOCAL_RANK"
-        )  # set if the run has several ranks, each of which sees all GPUs or only its own
+        rank = os.environ.get("LOCAL_RANK")  # set if the run has several ranks; each sees all GPUs or only its own
         torch.cuda.set_device(assign_gpu() if rank is None else int(rank) % torch.cuda.device_count())
         if problem := missing_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()):
             raise ConfigError(f"trainer.device=cuda: {problem}. Fix: another build of PyTorch, or trainer.device=cpu")

@@ -61,9 +61,7 @@ class World:
 @cache
 def init_distributed() -> World:
     """Join the process group if the run has several ranks."""
-    started_by_submitit = (
-        "SUBMITIT_EXECUTOR" in os.environ
-    )  # false in an interactive allocation, whose tasks are not ranks
+    started_by_submitit = "SUBMITIT_EXECUTOR" in os.environ  # tasks of an interactive allocation are not ranks
     if started_by_submitit and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 

@@ -172,7 +172,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, kind: Any) -> Any:
-    """Empty where the file is missing, cut off, or of another type."""
+    """Read a file of JSON; return {} if it is missing, cut off, or of another type."""
     try:
         return check_type(kind, json.loads(read_text(path)))
     except (OSError, ValueError, RecursionError):

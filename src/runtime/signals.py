@@ -2,10 +2,9 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from runtime.launcher import Launcher
 
@@ -24,17 +23,14 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def interrupted_at_once(launcher: Launcher) -> Iterator[None]:
-    """Raise Interrupted at once, in the middle of any computation, while the context is active."""
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if launcher.ends_run(number):
-            raise Interrupted(number)
-
+def handle_signals(receive: Callable[[int], None], signals: Collection[int] = SIGNALS) -> Iterator[None]:
+    """Call `receive` for each signal inside the context; an ignored SIGHUP stays ignored, e.g. with nohup."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
-    previous = {number: signal.signal(number, receive) for number in signals_to_obey()}
+    ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []
+    numbers = [number for number in signals if number not in ignored]
+    previous = {number: signal.signal(number, lambda number, _: receive(number)) for number in numbers}
     try:
         yield
     finally:
@@ -42,10 +38,20 @@ def interrupted_at_once(launcher: Launcher) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class SignalHandler:
-    """A context that records signals, to be handled between two steps. A second Ctrl-C ends the process at once.
+@contextmanager
+def interrupted_at_once(launcher: Launcher) -> Iterator[None]:
+    """Raise Interrupted at once, in the middle of any computation, while the context is active."""
 
-    An ignored SIGHUP stays ignored, e.g. with nohup.
+    def receive(number: int) -> None:
+        if launcher.ends_run(number):
+            raise Interrupted(number)
+
+    with handle_signals(receive):
+        yield
+
+
+class SignalRecord:
+    """The signals of a run, recorded to be handled between two steps. A second Ctrl-C ends the process at once.
 
     Attributes:
         number: the signal that ends the run; 0 if none came.
@@ -57,18 +63,8 @@ class SignalHandler:
         self.number = 0
         self.save_requested = False
         self.is_waiting = False  # for a batch; nothing is lost if the run ends now
-        self.previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
-    def __enter__(self) -> "SignalHandler":
-        if threading.current_thread() is threading.main_thread():  # only the main thread receives signals
-            self.previous = {number: signal.signal(number, self.receive) for number in signals_to_obey()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.launcher.ends_run(number):
             self.save_requested = True
@@ -77,8 +73,8 @@ class SignalHandler:
         if self.is_waiting:
             raise Interrupted(number)
 
-    def watch(self, batches: Iterable[Batch], save: Callable[[], None] | None = None) -> Iterator[Batch]:
-        """Yield the batches. On a signal, also while waiting for a batch, call `save` and end the run.
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches. On a signal, also while waiting for a batch, end the run.
 
         With several ranks, signals are handled elsewhere: the ranks must agree on the step first.
 
@@ -97,15 +93,6 @@ class SignalHandler:
                 batch = next(iterator)
             except StopIteration:
                 return
-            except Interrupted:
-                self.is_waiting = False
-                if save:
-                    save()
-                raise
             finally:
                 self.is_waiting = False
             yield batch
-
-
-def signals_to_obey() -> list[signal.Signals]:
-    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]

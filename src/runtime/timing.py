@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-ROUND_SECONDS = 0.05
+MOST_SPANS = 50
 WARM_UP = 3  # steps, for compilation, cuDNN's algorithm search and CUDA graphs
 
 
@@ -29,13 +29,6 @@ def timed(step: Callable[[], object], steps: int, device: torch.device) -> float
     return time.perf_counter() - started
 
 
-def seconds_of(step: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
-    """Measure the seconds of a step after warm-up: the fastest of several rounds of about 50 ms."""
-    warm_up(step)
-    steps = steps_within(ROUND_SECONDS, step, device)
-    return min(timed(step, steps, device) / steps for _ in range(rounds))
-
-
 def warm_up(step: Callable[[], object]) -> None:
     for _ in range(WARM_UP):
         step()
@@ -49,9 +42,9 @@ def steps_within(seconds: float, step: Callable[[], object], device: torch.devic
 class Spans:
     """The device times of the last spans of work, recorded without synchronization."""
 
-    def __init__(self, device: torch.device, most: int = 50) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.marks: deque[tuple[Any, Any]] = deque(maxlen=most)
+        self.marks: deque[tuple[Any, Any]] = deque(maxlen=MOST_SPANS)
 
     @contextmanager
     def note(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from pipeline.batches import Loader, Loaders
 from runtime.console import RunProgress
 from runtime.device import prefetch, reset_peak_memory
 from runtime.launcher import Launcher
-from runtime.signals import Interrupted, SignalHandler
+from runtime.signals import Interrupted, SignalRecord, handle_signals
 from tracking.checkpoint import describe_model
 from tracking.run_folder import VALIDATED, RunFolder
 from tracking.trial import Pruned
@@ -49,7 +49,7 @@ class Trainer:
         self.train_step = TrainStep(state, data, whole_batch=self.sampler.size(0))
         self.new_best: dict[str, Any] | None = None  # written with the next checkpoint
         self.non_finite_step = 0  # when the metrics were last read
-        self.signals = SignalHandler(launcher)
+        self.signals = SignalRecord(launcher)
         quiet = world.rank > 0 or launcher.shares_terminal
         self.progress = RunProgress(config.trainer.epochs, self.steps_per_epoch, quiet)
 
@@ -64,16 +64,20 @@ class Trainer:
         state = self.state
         state.clock.start()
         first_epoch = state.epoch
-        with self.progress, self.signals:
-            while not self.is_done:
-                if state.epoch <= first_epoch + 1:  # the first epoch tries out kernels, which takes memory
-                    reset_peak_memory(state.device)
-                train = self.train_epoch()
-                val = self.validate()
-                self.record_epoch(train, val)
-                self.train_step.check_measurement()
-                state.begin_epoch()
-                self.save_or_stop(due=self.is_done or self.folder.checkpoints.is_due(state.epoch - 1))
+        with self.progress, handle_signals(self.signals.receive):
+            try:
+                while not self.is_done:
+                    if state.epoch <= first_epoch + 1:  # the first epoch tries out kernels, which takes memory
+                        reset_peak_memory(state.device)
+                    train = self.train_epoch()
+                    val = self.validate()
+                    self.record_epoch(train, val)
+                    self.train_step.check_measurement()
+                    state.begin_epoch()
+                    self.save_or_stop(due=self.is_done or self.folder.checkpoints.is_due(state.epoch - 1))
+            except Interrupted:
+                self.save()
+                raise
             self.world.barrier()  # rank 0 has written best.pt
             self.folder.checkpoints.load_best(state.evaluated)
             tested = self.evaluate(self.test_loader)
@@ -94,7 +98,7 @@ class Trainer:
         sampler.epoch, sampler.start = state.epoch, state.step
         train_mode(self.train_step.network)
         state.epoch_clock.start()
-        for pixels, labels in prefetch(self.signals.watch(self.train_loader, self.save), state.device):
+        for pixels, labels in prefetch(self.signals.watch(self.train_loader), state.device):
             step, batch_size = self.steps_done + 1, sampler.size(state.step)
             parts = sampler.micro_batches(state.step, self.config.trainer.accumulation_steps)
             self.train_step(pixels, labels, step, self.lr(step), batch_size, parts)
@@ -132,11 +136,7 @@ class Trainer:
     def validate(self) -> Evaluation | None:
         if self.val_loader is None:
             return None
-        try:
-            evaluation = self.evaluate(self.val_loader)
-        except Interrupted:
-            self.save()
-            raise
+        evaluation = self.evaluate(self.val_loader)
         if not math.isfinite(evaluation.metrics.loss):
             raise NotFinite("validation", self.steps_done, self.lr(self.steps_done))
         return evaluation
@@ -164,7 +164,7 @@ class Trainer:
         validated = f", val {val.metrics.loss:.3f} {val.metrics.accuracy:.1%}" if val else ""
         log.info(
             f"  {of_run}epoch {state.epoch}/{epochs}: train {train.loss:.3f} {train.accuracy:.1%}{validated}, "
-            f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s",
+            f"lr {row['lr']:.2g}, {row['images_per_second']:,.0f} images/s"
         )
         if folder.best is row:
             weights = {name: value.detach().cpu().clone() for name, value in state.evaluated.state_dict().items()}
@@ -182,10 +182,10 @@ class Trainer:
         signal, save, bad_step, pruned = self.world.all_reduce_max(*on_this_rank)
         if bad_step:
             raise NotFinite("training", bad_step, self.lr(bad_step))
-        if signal or save or pruned:
-            self.save()
         if signal:
             raise Interrupted(signal)
+        if save or pruned:
+            self.save()
         if pruned:
             raise Pruned
 

@@ -18,14 +18,7 @@ from data.balance import class_lines, imbalance, sizes
 from data.splits import DataSplits
 from pipeline.batches import make_loaders
 from runtime.cores import warn_of_busy_cores
-from runtime.device import (
-    choose_device,
-    describe,
-    free_memory,
-    is_gpu_lost,
-    peak_memory,
-    reserved_memory,
-)
+from runtime.device import choose_device, describe, free_memory, is_gpu_lost, peak_memory, reserved_memory
 from runtime.distributed import World, init_distributed
 from runtime.launcher import Launcher, detect_launcher
 from runtime.rng import seed_rngs
@@ -112,8 +105,6 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
     folder.start(checkpoint.get("rows", []))
     device = choose_device(config.trainer.device, config.trainer.precision)
     data = datasets.load(config.data, config.model.patch_size)
-    at_once = min(config.data.batch_size, len(data.train)) // (config.trainer.accumulation_steps * world.size)
-    check_memory(config, data.channels, data.image_size, at_once)
     trainer = make_trainer(data, device, folder, launcher, world, checkpoint.get("selection"))
     state, data, selection = trainer.state, trainer.data, trainer.state.selection
     assert selection
@@ -202,6 +193,7 @@ def make_trainer(
     """
     config, excluded = folder.config, list[Backend]()
     shape = images_at_once(config, len(data.train), data.channels, data.image_size, world)
+    check_memory(config, data.channels, data.image_size, images=shape[0])
     passes = config.trainer.epochs * config.trainer.accumulation_steps * len(data.train) / config.data.batch_size
     layer = Layer(config, shape, device, passes)
     while True:

@@ -17,7 +17,7 @@ from config.errors import ConfigError, first_line
 from config.schema import Config
 from runtime.device import describe, free_memory, is_gpu_lost
 from runtime.distributed import World
-from runtime.timing import seconds_of, steps_within, timed, warm_up
+from runtime.timing import steps_within, timed, warm_up
 from training.layer import CUDA_GRAPHS, REFERENCE, TOLERANCE, Backend, Layer, Shape, Step
 from training.measurements import Measurement, Measurements, cached_measurements
 
@@ -173,7 +173,9 @@ def is_worth_measuring(layer: Layer, backends: Sequence[Backend]) -> bool:
     seconds = len(backends) * SECONDS[layer.config.trainer.compile]
     if layer.passes < math.inf:
         step = layer.eager.step(REFERENCE, layer.shape[0])
-        run_seconds = seconds_of(step, layer.device, rounds=1) * layer.config.model.depth * layer.passes
+        warm_up(step)
+        steps = steps_within(ROUND_SECONDS, step, layer.device)
+        run_seconds = timed(step, steps, layer.device) / steps * layer.config.model.depth * layer.passes
         if run_seconds < seconds:
             log.info(f"{backends[0]} is taken: the run takes about {run_seconds:.0f} s, measuring about {seconds} s")
             return False

@@ -44,18 +44,18 @@ def check_memory(config: Config, channels: int, image_size: tuple[int, int], ima
     The estimate is too low: pixels in 8 and 32 bits, and the first activation in 16.
 
     Args:
-        images: as many are on one device at once.
+        images: number of images on one device at once.
 
     Raises:
         ConfigError: the batch is too large.
     """
     pixels = math.prod(image_size)
     activations = config.model.d_model * pixels // config.model.patch_size**2
-    needed = max(1, images) * (5 * channels * pixels + 2 * activations)
+    needed = images * (5 * channels * pixels + 2 * activations)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise ConfigError(
-            f"data.image_size={max(image_size)}: a batch of {max(1, images):,} takes more than {si(needed)}B, and this "
+            f"data.image_size={max(image_size)}: a batch of {images:,} takes more than {si(needed)}B, and this "
             f"machine has {si(memory)}B. Fix: a smaller data.image_size, data.batch_size or model.d_model"
         )
 
