@@ -112,7 +112,7 @@ def test_gradients_over_nccl_are_those_without(tmp_path: Path) -> None:
     expected = gradients(copy.deepcopy(model))
     distributed.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        network = wrap(model, config, World(0, 2), GPU)
+        network = wrap(model, config, World(0, 2))
         assert isinstance(network, DistributedDataParallel)
         torch.testing.assert_close(gradients(network), expected)
     finally:

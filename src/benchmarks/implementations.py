@@ -79,7 +79,7 @@ def build(implementation: Implementation, config: Config, device: torch.device) 
         if device.type == "cpu":
             keep_freed_memory()
         ours = make_model(config, 3, CLASSES).to(device).to(memory_format=memory_format(config))
-        return wrap(ours, config, World(), device)
+        return wrap(ours, config, World())
     model = {"authors": authors_model, "timm": timms_model}[implementation.source](config.model)
     model = model.to(device).to(memory_format=memory_format(config))
     if implementation.mode:

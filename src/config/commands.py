@@ -72,12 +72,7 @@ def register_commands() -> None:
 
 
 def run_command(name: str, run: Callable[[DictConfig, Sequence[str]], int | None]) -> None:
-    """Compose conf/NAME.yaml and call `run` of src/NAME.py with it.
-
-    Args:
-        name: The command's name.
-        run: Takes the composed config and the command line's overrides; returns the exit code, None for 0.
-    """
+    """Compose conf/NAME.yaml, call `run` with it and the overrides of the command line, and exit with its result."""
 
     @hydra.main(version_base="1.3", config_path="../conf", config_name=name)
     @functools.wraps(run)  # Hydra resolves ../conf relative to this function's file

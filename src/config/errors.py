@@ -186,12 +186,7 @@ def type_in_words(hint: Any) -> str:
 
 
 def suggest(unknown: str, keys: Sequence[str]) -> str:
-    """Suggest the most similar key for an unknown one, or list the keys of its section.
-
-    Args:
-        unknown: The full name of the unknown key.
-        keys: The full names of all keys of the command.
-    """
+    """Suggest the most similar of all keys of the command for an unknown one, or list the keys of its section."""
     section, _, name = unknown.rpartition(".")
     prefix = f"{section}." if section else ""
     siblings = list(dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)))

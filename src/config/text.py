@@ -37,7 +37,6 @@ def printable(text: str, kept: str = "") -> str:
     """Escape characters that a terminal obeys or that cannot be encoded.
 
     Args:
-        text: Any text.
         kept: Characters to leave as they are, e.g. a line end; by default the result is one line.
     """
     return CONTROL.sub(lambda match: match[0] if match[0] in kept else escaped(match[0]), text)
@@ -52,12 +51,7 @@ def escaped(character: str) -> str:
 
 
 def csv_text(table: "pd.DataFrame", **options: Any) -> str:
-    """Write a table as CSV in which no cell is a formula for a spreadsheet.
-
-    Args:
-        table: Any table.
-        options: Further arguments of DataFrame.to_csv.
-    """
+    """Write a table as CSV in which no cell is a formula for a spreadsheet; `options` are DataFrame.to_csv's."""
     table = table.apply(lambda column: column.map(cell) if column.dtype.kind == "O" else column)
     table = table.rename(columns=cell, index=cell)
     return table.to_csv(lineterminator="\n", **options)

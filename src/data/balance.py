@@ -8,16 +8,15 @@ from data.splits import DataSplits, Split
 IMBALANCED = 2  # ratio of the largest class to the smallest, in training images, above which a run warns
 
 
-def counts(split: Split | None, classes: list[str]) -> NDArray[np.int64]:
+def counts(split: Split, classes: list[str]) -> NDArray[np.int64]:
     """Count the images of each class."""
-    labels = split.labels if split else np.empty(0, np.int64)
-    return np.bincount(labels, minlength=len(classes))
+    return np.bincount(split.labels, minlength=len(classes))
 
 
 def parts(data: DataSplits) -> dict[str, Split]:
     """Collect the splits that have images, by their names in messages."""
-    named = {"training": data.train, "validation": data.val, "test": data.test}
-    return {name: split for name, split in named.items() if split}
+    splits = {"training": data.train, "validation": data.val, "test": data.test}
+    return {name: split for name, split in splits.items() if split}
 
 
 def sizes(data: DataSplits) -> str:

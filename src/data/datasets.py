@@ -39,7 +39,6 @@ def prepare(
 
     Args:
         data: The data set as read from its source.
-        config: The config of the data.
         patch_size: The model's patch size in pixels.
         image_size: Height and width if data.image_size=null; None keeps the size of the images.
 
@@ -55,11 +54,11 @@ def prepare(
             data = replace(data, remarks=(*data.remarks, "data.val_fraction=0: the validation folder is not used"))
         data = replace(data, val=None)
     elif data.val is None:
-        rest, held_out = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction", data.classes)
-        data = replace(data, train=rest, val=held_out)
+        train, val = divide(data.train, config.val_fraction, config.split_seed, "data.val_fraction", data.classes)
+        data = replace(data, train=train, val=val)
     if config.train_fraction < 1:
-        _, kept = divide(data.train, config.train_fraction, config.split_seed, "data.train_fraction", data.classes)
-        data = replace(data, train=kept)
+        _, train = divide(data.train, config.train_fraction, config.split_seed, "data.train_fraction", data.classes)
+        data = replace(data, train=train)
     if config.mean is not None and config.std is not None:
         for key, values in (("mean", config.mean), ("std", config.std)):
             if len(values) != data.channels:

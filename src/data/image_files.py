@@ -145,7 +145,6 @@ def open_image(path: str, mode: str | None = None) -> Image.Image:
     Levels of 16 bits are scaled to 8. The orientation in EXIF is ignored, as in torchvision and timm.
 
     Args:
-        path: The file.
         mode: Pillow's mode of the result, "L" or "RGB".
 
     Raises:

@@ -23,9 +23,7 @@ USES = ("training", "the test", "validation")
 SAMPLE_SIZE = 500  # images whose size and mode decide those of the data set
 
 
-def read_image_folder(
-    root: Path, skip_unreadable: bool = False, test_fraction: float = 0.2, split_seed: int = 0
-) -> DataSplits:
+def read_image_folder(root: Path, skip_unreadable: bool, test_fraction: float, split_seed: int) -> DataSplits:
     """Read all images of a folder.
 
     Without a test folder the validation folder is the test set. Without either, the test set is drawn from all images.
@@ -78,7 +76,7 @@ def read_image_folder(
     return decode_small(replace(data, remarks=tuple(remarks), skipped=tuple(skipped)))
 
 
-def read_one_split(folder: Path, mode: str, skip_unreadable: bool = False) -> DataSplits:
+def read_one_split(folder: Path, mode: str, skip_unreadable: bool) -> DataSplits:
     """Read one split for an evaluation, as training and as test images.
 
     Args:

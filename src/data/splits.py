@@ -82,9 +82,7 @@ def divide(split: Split, fraction: float, seed: int, key: str, classes: list[str
     """Divide images at random in two parts with the same share of every class.
 
     Args:
-        split: The images.
         fraction: Share of the second part.
-        seed: Seed of the division.
         key: The config key of the fraction, for errors.
         classes: Names of the classes, for errors.
 

@@ -115,10 +115,8 @@ class MixAndErase:
             self.mix = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=n_classes)
         if config.random_erasing:
             # On the CPU erasing one image after the other is cheap, as no kernels are launched.
-            cpu = device.type == "cpu"
-            self.erase = (RandomErasing if cpu else BatchErasing)(
-                config.random_erasing, mode="pixel", device=str(device)
-            )
+            erasing = RandomErasing if device.type == "cpu" else BatchErasing
+            self.erase = erasing(config.random_erasing, mode="pixel", device=str(device))
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.mix:

@@ -134,18 +134,18 @@ def work(
     try:
         while True:
             share = islice(pipe.recv(), worker, None, workers)
-            made = 0
+            batches = 0
             for pixels, others in map(make, share):
-                if made >= AHEAD:
+                if batches >= AHEAD:
                     pipe.recv()  # The slot is free again.
                 if pixels.nbytes <= slots.shape[1]:
-                    slots[made % AHEAD, : pixels.size] = pixels.ravel()
+                    slots[batches % AHEAD, : pixels.size] = pixels.ravel()
                     pipe.send((pixels.shape, others))
                 else:
                     pipe.send((pixels, others))
-                made += 1
+                batches += 1
             pipe.send(None)
-            for _ in range(min(AHEAD, made)):
+            for _ in range(min(AHEAD, batches)):
                 pipe.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # The run has ended.

@@ -107,11 +107,7 @@ class Checkpoints:
         self.cost = self.written_at - started
 
     def load(self, epochs: int) -> Any:
-        """Read the latest intact state of this run; None to start from the beginning.
-
-        Args:
-            epochs: Epochs of the whole run.
-        """
+        """Read the latest intact state of this run of `epochs` epochs; None to start from the beginning."""
         for path in self.states:
             if not path.exists():
                 continue

@@ -172,15 +172,7 @@ def override_texts(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def display_name(overrides: Iterable[str], varied: Collection[str] = ()) -> str:
-    """Name a run by the keys that vary in its sweep, e.g. "kernel_size=5 depth=8", else by its overrides.
-
-    Args:
-        overrides: The run's overrides.
-        varied: The keys that vary in the run's sweep.
-
-    Returns:
-        The name; "baseline" if no override is left.
-    """
+    """Name a run by the overrides of keys that vary in its sweep, e.g. "kernel_size=5 depth=8", else by all of them."""
     texts = override_texts(overrides)
     if varied:
         return short_text({key: texts[key] for key in texts if key in varied}) or "baseline"

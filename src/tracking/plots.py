@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds and 450 MB, which a comparison's figure
 PAGE = 7.0  # inches
 SHEET_SIDE = 400  # pixels of an image on a sheet, twice as many as are drawn
 SHEET_COLUMNS = 6  # of a contact sheet
+MOST_KERNELS = 64  # channels drawn of each layer, evenly spaced
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 GREY = "#8C8C8C"
 STYLE: dict[Any, Any] = {
@@ -50,12 +51,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @styled
 def history(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draw loss and accuracy by epoch, in training and validation.
-
-    Args:
-        rows: The rows of metrics.csv.
-        title: The run's name.
-    """
+    """Draw loss and accuracy by epoch, in training and validation, from the rows of metrics.csv."""
     epochs = [row["epoch"] for row in rows]
     few = len(rows) < 3
     figure = Figure(figsize=(PAGE, 2.8))
@@ -109,12 +105,11 @@ def patch_embedding_filters(weight: ArrayLike) -> Figure:
 
 
 @styled
-def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
+def depthwise_kernels(weights: Sequence[ArrayLike]) -> Figure:
     """Draw the depthwise kernels of every layer, the first at the top left; blue is negative, red positive.
 
     Args:
         weights: The weights of each layer, [d_model, 1, kernel_size, kernel_size], on the CPU.
-        most: The number of channels to draw of each layer, evenly spaced.
     """
     columns = min(4, len(weights))
     rows = math.ceil(len(weights) / columns)
@@ -126,11 +121,11 @@ def depthwise_kernels(weights: Sequence[ArrayLike], most: int = 64) -> Figure:
         axes.set_axis_off()
     for i, (axes, weight) in enumerate(zip(figure.axes, weights, strict=False), start=1):
         kernels = np.asarray(weight, dtype=float)[:, 0]
-        shown = kernels[np.linspace(0, len(kernels) - 1, min(most, len(kernels))).round().astype(int)]
+        shown = kernels[np.linspace(0, len(kernels) - 1, min(MOST_KERNELS, len(kernels))).round().astype(int)]
         show_tiles(axes, shown)
         axes.set_title(f"layer {i}", pad=3)
     size, channels = np.shape(weights[0])[2], len(np.asarray(weights[0]))
-    shown_of = f"{most} of {channels}" if most < channels else str(channels)
+    shown_of = f"{MOST_KERNELS} of {channels}" if channels > MOST_KERNELS else str(channels)
     figure.suptitle(f"Depthwise kernels, {size}×{size}, {shown_of} channels", fontsize=8, x=0.01, ha="left")
     return figure
 

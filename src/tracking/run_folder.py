@@ -89,11 +89,7 @@ class RunFolder:
     ) -> None:
         """Lock the run and find its folder: an existing one with its ID, under any name, or a new one.
 
-        Args:
-            config: The run's config.
-            overrides: The run's overrides, which name it.
-            world: The process's rank among all.
-            choices: The option chosen from each config group.
+        The overrides name the run; `choices` are the options chosen from config groups.
 
         Raises:
             RunBusy: Another process is training the run.

@@ -84,11 +84,7 @@ class WandbLogger:
 
     @log_exceptions()
     def relog(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Log the results of a completed run again, for the agent of a W&B sweep.
-
-        Args:
-            rows: The rows of metrics.csv.
-        """
+        """Log the rows of a completed run's metrics.csv again, for the agent of a W&B sweep."""
         if self.run:
             for row in rows:
                 self.run.log({key: float(text) for key, text in row.items() if text}, step=int(row["epoch"]))

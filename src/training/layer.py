@@ -122,7 +122,7 @@ class Layer:
         dlogits = dlogits[copies].to(self.device)
         freeze(model, config.trainer.freeze)
         model = model.to(self.device, dtype).to(memory_format=memory_format(config))
-        network = wrap(model, config, World(), self.device)
+        network = wrap(model, config, World())
         train_mode(network)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
 

@@ -119,7 +119,7 @@ def log_write_errors() -> Iterator[None]:
 def forget(layer: Layer) -> None:
     """Delete the measurements of a layer."""
     with suppress(OSError):
-        cache_file(layer).unlink(missing_ok=True)
+        cache_file(layer).unlink()
 
 
 def cache_file(layer: Layer) -> Path:
@@ -161,11 +161,11 @@ def is_measurement(values: Any) -> bool:
     return values["reason"] is None and all(is_number) and numbers[0] > 0
 
 
-def dead_backends(folder: Path, own: Path) -> dict[str, Path]:
-    """Find backends whose attempt file exists without a process that holds its lock; this process holds `own`'s."""
+def dead_backends(folder: Path, held: Path) -> dict[str, Path]:
+    """Find backends whose attempt file exists without a process that holds its lock; this process holds `held`'s."""
     for attempt in folder.glob("*.attempt"):
         try:
-            with FileLock(attempt.with_suffix(".lock")).acquire(blocking=False) if attempt != own else nullcontext():
+            with FileLock(attempt.with_suffix(".lock")).acquire(blocking=False) if attempt != held else nullcontext():
                 name = attempt.read_text()
                 attempt.replace(folder / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)[:100]}.dead")
         except (Timeout, OSError, ValueError):  # another process tries it, or has renamed the file first

@@ -80,11 +80,7 @@ class MetricAccumulator:
 
 
 def bad_epochs(rows: Sequence[Mapping[str, Any]], config: schema.EarlyStopping) -> int:
-    """Count the epochs since val/loss last fell by `min_delta`.
-
-    Args:
-        rows: the rows of metrics.csv, one for each epoch.
-    """
+    """Count the epochs, rows of metrics.csv, since val/loss last fell by `min_delta`."""
     lowest, bad = math.inf, 0
     for row in rows[max(0, config.start_epoch - 1) :]:
         if row["val/loss"] < lowest - config.min_delta:

@@ -35,7 +35,7 @@ def make_model(config: Config, channels: int, n_classes: int) -> ConvMixer:
     return ConvMixer(layer, model.depth, patch_emb, classification, checkpoint_activations=recompute)
 
 
-def wrap(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
+def wrap(model: nn.Module, config: Config, world: World) -> nn.Module:
     """Wrap the model for training: synchronized BatchNorm, torch.compile, DistributedDataParallel, as configured."""
     wrapped = model
     if world.size > 1 and config.trainer.sync_batch_norm:

@@ -134,4 +134,4 @@ def check_batch_statistics(config: Config, sampler: DistributedBatchSampler, ima
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)  # checkpoints from before optimizer.layer_decay have no lr_scale
+        group["lr"] = lr * group["lr_scale"]

@@ -136,11 +136,9 @@ def train(config: Config, folder: RunFolder, launcher: Launcher, world: World) -
         log.info(f"  {remark}")
     if device.type == "cpu" and world.size == 1:
         warn_of_busy_cores(torch.get_num_threads())
-    for line in class_lines(data):
-        log.info(f"  {line}", extra={"file_only": True})
     if selection.milliseconds:
         log.info(f"  {selection}")
-    for line in as_lines(parts):
+    for line in (*class_lines(data), *as_lines(parts)):
         log.info(f"  {line}", extra={"file_only": True})
     if images := data_fingerprint(config):
         folder.update(data_fingerprint=images)

@@ -87,8 +87,8 @@ def select(
     backends = candidates(layer)
     reasons = {backend: layer.unsupported_reason(backend) for backend in backends}
     if all(reasons.values()):
-        name, reason = next(iter(reasons.items()))[0].name, next(iter(reasons.values()))
-        raise ConfigError(f"model.backend={name}: {reason}. Fix: model.backend=auto")
+        backend, reason = next(iter(reasons.items()))
+        raise ConfigError(f"model.backend={backend.name}: {reason}. Fix: model.backend=auto")
     backends = [backend for backend in backends if not reasons[backend] and backend not in excluded] or backends[:1]
     if len(backends) == 1 and not with_cuda_graphs(layer, backends[0]):
         return Selection(layer, backends[0])
@@ -137,9 +137,10 @@ def before_or_fastest(
         times = measured(layer, backends)
         if times:
             best = min(times, key=times.__getitem__)
-            if graphs := [each for each in with_cuda_graphs(layer, best) if each not in excluded]:
+            if graphs := [backend for backend in with_cuda_graphs(layer, best) if backend not in excluded]:
                 times |= measured(layer, [best, *graphs])
-        return min(times, key=times.__getitem__, default=backends[0]), {str(each): t for each, t in times.items()}
+        by_name = {str(backend): milliseconds for backend, milliseconds in times.items()}
+        return min(times, key=times.__getitem__, default=backends[0]), by_name
     except Exception as error:
         if is_gpu_lost():
             raise
@@ -224,7 +225,7 @@ def measure(layer: Layer, backends: Sequence[Backend], cache: Measurements) -> d
         log.warning(f"{backend}: left out: {reason}")
         results[backend] = lasting[backend] = Measurement(reason=reason)
     seconds = in_turns(layer, steps, cache)
-    timings = {each: Measurement(1000 * median(times), errors[each]) for each, times in seconds.items()}
+    timings = {backend: Measurement(1000 * median(times), errors[backend]) for backend, times in seconds.items()}
     if spread(seconds) <= SPREAD:
         lasting |= timings
     references = [backend for backend in backends if backend.name == "reference"]

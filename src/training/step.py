@@ -42,7 +42,7 @@ class TrainStep:
         self.state, self.config, self.world, self.whole_batch = state, state.config, state.world, whole_batch
         self.normalize = Normalize(data, state.device, memory_format(state.config))
         self.mix_and_erase = MixAndErase(state.config.augmentation, len(data.classes), state.device)
-        self.network = wrap(state.model, state.config, state.world, state.device)
+        self.network = wrap(state.model, state.config, state.world)
         self.class_weights: Tensor | None = None
         if state.config.trainer.class_weights == "balanced":
             weights = balanced_weights(data.train.labels, len(data.classes))

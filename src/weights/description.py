@@ -18,8 +18,6 @@ from weights.layouts import Architecture, LayoutError
 NOT_THE_MODEL = ("pretrained", "backend")
 SECTIONS = ("model", "data", "trainer")
 MODEL_KEYS = {"d_model", "depth", "kernel_size", "patch_size", "activation"}  # keys that every config of a run has
-
-
 Row = dict[str, float | None]  # a row of metrics.csv
 
 

@@ -31,11 +31,7 @@ PUBLISHED = {
 
 # Keys under which training scripts save weights; averages over steps (EMA) come first.
 WRAPPERS = ("average", "state_dict_ema", "model_ema", "ema", "module", "state_dict", "model_state_dict", "model")
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-)  # added by DistributedDataParallel and averages, torch.compile, Lightning
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and averages, torch.compile, Lightning
 
 METADATA = "convmixer"  # key of our description in a safetensors file's header
 CHECKSUM = "convmixer_sha256"  # key of our checksum in the same header
@@ -86,8 +82,8 @@ class Weights:
             return self.description.model.activation
         if self.published:
             return PUBLISHED[self.published][1]
-        named = set(re.findall(r"(?<![a-z])(relu|gelu)(?![a-z])", self.path.stem.lower()))
-        return named.pop() if len(named) == 1 else None
+        activations = set(re.findall(r"(?<![a-z])(relu|gelu)(?![a-z])", self.path.stem.lower()))
+        return activations.pop() if len(activations) == 1 else None
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -148,11 +144,6 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
             raise LayoutError(f"{name} holds NaN or infinite numbers")
 
 
-def published_name(name: str) -> str | None:
-    """Return timm's name of a published model, from that name or the option in conf/model; None for other names."""
-    return next((full for full in PUBLISHED if name in (full, full.removesuffix("_ks9_p14"))), None)
-
-
 def reason(error: Exception, path: Path) -> str:
     """Explain in one line why a file cannot be read as weights."""
     if isinstance(error, (NoWeights, archive.Damaged)):
@@ -201,9 +192,11 @@ def file_kind(path: Path) -> str | None:
 
 
 def find_file(checkpoint: str, key: str) -> Path:
+    """Find the file of a checkpoint; fetch that of a published model."""
     path = Path(checkpoint)
-    if (name := published_name(checkpoint)) and not path.exists():
-        return fetch(name, key)
+    for name in PUBLISHED:
+        if checkpoint in (name, name.removesuffix("_ks9_p14")) and not path.exists():  # conf/model has the short name
+            return fetch(name, key)
     if path.is_dir():
         candidates = [path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt", path / "model.safetensors"]
         if file := next(filter(Path.is_file, candidates), None):
@@ -271,8 +264,8 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             return unwrap(content[wrapper])
-    named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return strip({name: value for name, value in named.items() if name != "n_averaged"})
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return strip({name: tensor for name, tensor in tensors.items() if name != "n_averaged"})
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

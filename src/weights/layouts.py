@@ -174,6 +174,7 @@ def rename(name: str, modules: Mapping[str, str]) -> str:
     return f"{modules.get(module, module)}{dot}{parameter}"
 
 
-def enumerate_first(items: list[str], most: int = 3) -> str:
-    shown = ", ".join(items[:most]) or "no weights"
-    return shown if len(items) <= most else f"{shown}, and {len(items) - most} more"
+def enumerate_first(items: list[str]) -> str:
+    """List the first three items, and count the others."""
+    shown = ", ".join(items[:3]) or "no weights"
+    return shown if len(items) <= 3 else f"{shown}, and {len(items) - 3} more"

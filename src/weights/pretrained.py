@@ -26,14 +26,8 @@ def load_pretrained(
 ) -> tuple[Weights, str]:
     """Load the weights of model.pretrained that fit into a model.
 
-    The classifier is initialized if the classes differ. A patch embedding for another number of channels is adapted
-    as in timm.
-
-    Args:
-        model: a new model, which is changed in place.
-        config: the model's config.
-        channels: channels of the images.
-        classes: names of the classes.
+    The model is changed in place. The classifier is initialized if the classes differ. A patch embedding for another
+    number of channels is adapted as in timm.
 
     Returns:
         The weights, and a sentence on the loaded and the initialized tensors.

@@ -76,12 +76,12 @@ class BatchTransform:
             images: uint8 [batch, channels, height, width].
             uniforms: Random numbers in 0 … 1, [numbers, batch].
         """
-        taken = 0
+        used = 0
 
         def draw(n: int) -> Tensor:
-            nonlocal taken
-            taken += n
-            return uniforms[taken - n : taken]
+            nonlocal used
+            used += n
+            return uniforms[used - n : used]
 
         return self.apply(images, draw)
 

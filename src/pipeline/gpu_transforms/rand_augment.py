@@ -115,13 +115,7 @@ def torchvision_rand_augment(step: transforms.RandAugment, images: Tensor, draw:
 
 
 def operate(
-    images: Tensor,
-    names: list[str],
-    which: Tensor,
-    argument: Tensor,
-    kind: Tensor,
-    fill: tuple[int, ...],
-    prob: float,
+    images: Tensor, names: list[str], which: Tensor, argument: Tensor, kind: Tensor, fill: tuple[int, ...], prob: float
 ) -> Tensor:
     """Apply one operation to every image.
 
