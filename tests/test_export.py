@@ -7,8 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
+import timeit
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,14 @@ from training import run
 from training.model import make_model
 from weights.files import read_weights
 from weights.folding import fold_batch_norm
+
+
+@pytest.fixture(autouse=True, scope="module")
+def brief_timing() -> Iterator[None]:
+    """Time a model's speed, which no test here asserts, over one batch instead of a second."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(timeit.Timer, "autorange", lambda timer: (1, timer.timeit(1)))
+        yield
 
 
 def trained_looking(d: int = 12, depth: int = 3, k: int = 5, **options: Any) -> ConvMixer:
@@ -292,45 +303,62 @@ def photo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((root / "out" / "test").glob("*/config.yaml")).parent
 
 
+SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "timm": ".safetensors"}
+Exported = Callable[..., tuple[Path, str]]
+one_worker = pytest.mark.xdist_group("exported")  # so that each program is exported once
+
+
+@pytest.fixture(scope="module")
+def exported(photo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Export the photo run once in each way; return the file and what the command said."""
+
+    @cache
+    def once(form: str, *overrides: str) -> tuple[Path, str]:
+        folder, said = tmp_path_factory.mktemp(form), BufferingHandler(1000)
+        logging.getLogger().addHandler(said)
+        try:
+            export(folder, f"checkpoint={photo_run}", f"format={form}", f"output=model{SUFFIX[form]}", *overrides)
+        finally:
+            logging.getLogger().removeHandler(said)
+        return folder / f"model{SUFFIX[form]}", "\n".join(record.getMessage() for record in said.buffer)
+
+    return once
+
+
+@one_worker
 @pytest.mark.slow
-@pytest.mark.parametrize("normalize", ["true", "false"])
-@pytest.mark.parametrize(("form", "name"), [("onnx", "model.onnx"), ("torch_export", "model.pt2")])
+@pytest.mark.parametrize("overrides", [(), ("normalize=false",)])
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
 def test_printed_snippet_predicts_as_predict_does(
-    form: str, name: str, normalize: str, photo_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    form: str, overrides: tuple[str, ...], exported: Exported, photo_run: Path, tmp_path: Path
 ) -> None:
-    caplog.set_level(logging.INFO)
-    export(tmp_path, f"checkpoint={photo_run}", f"format={form}", f"normalize={normalize}", f"output={name}")
-    text, _, snippet = next(record.message for record in caplog.records if "IMAGE.png" in record.message).partition(
-        "\n\n"
-    )
+    program, said = exported(form, *overrides)
+    text, _, snippet = said.rpartition("\n\n")
     assert "16, 16" in text and len(snippet.splitlines()) == 5
     image = Image.open(photo_run.parents[2] / "images" / "test" / "dog" / "3.png")
-    image.resize((40, 30)).save(tmp_path / "IMAGE.png")  # of another shape
-    (tmp_path / "snippet.py").write_text(snippet)
-    done = subprocess.run([sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True)
-    predict(f"checkpoint={photo_run}", f"images={tmp_path}/IMAGE.png", f"output={tmp_path}/out.csv", "sheet=0")
+    image.resize((40, 30)).save(program.parent / "IMAGE.png")  # of another shape
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=program.parent, capture_output=True, text=True)
+    predict(f"checkpoint={photo_run}", f"images={program.parent}/IMAGE.png", f"output={tmp_path}/out.csv", "sheet=0")
     assert done.stdout.strip() == pd.read_csv(tmp_path / "out.csv")["class1"][0], done.stderr
 
 
-SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "timm": ".safetensors"}
-
-
+@one_worker
 @pytest.mark.slow
 @pytest.mark.parametrize("form", SUFFIX)
-def test_exported_file_names_no_path_of_the_machine(form: str, photo_run: Path, tmp_path: Path) -> None:
-    export(tmp_path, f"checkpoint={photo_run}", f"format={form}", f"output=model{SUFFIX[form]}")
+def test_exported_file_names_no_path_of_the_machine(form: str, exported: Exported, photo_run: Path) -> None:
+    program, _ = exported(form)
     private = [str(photo_run.parents[3]), str(REPOSITORY), str(Path.home())]
-    for path in tmp_path.glob("model*"):
+    for path in program.parent.glob("model*"):
         files = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
         contents = [files.read(member) for member in files.namelist()] if files else [path.read_bytes()]
         for content in contents:
             assert not [text for text in private if text.encode() in content], path
 
 
+@one_worker
 @pytest.mark.slow
-def test_onnx_documents_its_input(photo_run: Path, tmp_path: Path) -> None:
-    export(tmp_path, f"checkpoint={photo_run}", "format=onnx", "output=model.onnx")
-    program = onnx.load(tmp_path / "model.onnx")
+def test_onnx_documents_its_input(exported: Exported) -> None:
+    program = onnx.load(exported("onnx")[0])
     (images,) = program.graph.input
     assert images.name == "images" and "[batch, 3, 16, 16]" in images.doc_string and "RGB" in images.doc_string
     assert "IMAGE.png" in program.doc_string
