@@ -77,14 +77,10 @@ def report_errors() -> Iterator[None]:
 
 
 def check_arguments(arguments: Sequence[str], can_sweep: bool = True) -> None:
-    """Check the command line for mistakes that Hydra reports with a traceback or a paragraph.
-
-    Args:
-        arguments: The words of the command line.
-        can_sweep: The command accepts -m.
+    """Check the words of the command line for mistakes that Hydra reports with a traceback or a paragraph.
 
     Raises:
-        ConfigError: A number is too large, -m is not accepted or combined with --cfg, or see check_override().
+        ConfigError: A number is too large, -m comes without `can_sweep` or with --cfg, or see check_override().
     """
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     if is_sweep and not can_sweep:

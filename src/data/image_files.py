@@ -91,7 +91,6 @@ def image_files(folder: Path | str, above: Collection[str] = ()) -> list[str]:
     A dangling link counts as an image, which cannot be read.
 
     Args:
-        folder: The folder of a class.
         above: Real paths of the folders above it, to which no link is followed; by default all parents of `folder`.
 
     Raises:
@@ -182,7 +181,6 @@ def unreadable_images(paths: Sequence[str], seconds: float | None = None) -> dic
     """Find images that cannot be read; return "PATH (reason)" by path.
 
     Args:
-        paths: The image files.
         seconds: Time limit, after which the other files count as readable; None: no limit.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -209,12 +207,7 @@ def reason_of(error: DataError) -> str:
 
 
 def unreadable_error(paths: Sequence[str], first: DataError) -> DataError:
-    """Make one error for all images that cannot be read.
-
-    Args:
-        paths: All image files of the data set.
-        first: The error of the first unreadable image.
-    """
+    """Make one error for all images among the paths that cannot be read, from the error of the first."""
     reasons = sorted({reason_of(first), *unreadable_images(paths, SECONDS).values()})
     count = "one image" if len(reasons) == 1 else f"{len(reasons):,} images"
     return DataError(

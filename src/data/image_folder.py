@@ -28,12 +28,6 @@ def read_image_folder(root: Path, skip_unreadable: bool, test_fraction: float, s
 
     Without a test folder the validation folder is the test set. Without either, the test set is drawn from all images.
 
-    Args:
-        root: The folder.
-        skip_unreadable: Leave out images that cannot be read, with a remark.
-        test_fraction: Share of each class that is drawn for the test set.
-        split_seed: Seed of this draw.
-
     Raises:
         DataError: A split or a class is missing, or an image cannot be read.
     """
@@ -80,9 +74,7 @@ def read_one_split(folder: Path, mode: str, skip_unreadable: bool) -> DataSplits
     """Read one split for an evaluation, as training and as test images.
 
     Args:
-        folder: The folder of the classes.
         mode: The mode of the model's images, "RGB" or "L".
-        skip_unreadable: Leave out images that cannot be read.
 
     Raises:
         DataError: There are no images, or one cannot be read.
@@ -144,7 +136,6 @@ def decode_small(data: DataSplits, mode: str | None = None) -> DataSplits:
     """Set channels and image size; decode the images into memory if they are small and of one size.
 
     Args:
-        data: Splits of image files.
         mode: "RGB" or "L"; None: "L" if a sample of 500 training images is grey, else "RGB".
 
     Raises:

@@ -157,7 +157,6 @@ class DeviceBatches:
     Args:
         split: Decoded images with their labels.
         transform: The CPU's transform of one image, applied to whole batches; None for evaluation.
-        device: The device of the images.
         compiled_size: Images of the batches whose augmentation is compiled, to a few kernels instead of hundreds.
     """
 
@@ -192,8 +191,6 @@ class Loader:
     """A split's batches in the sampler's order: uint8 [batch, channels, height, width] and labels [batch].
 
     Args:
-        batches: The batches by their specification.
-        sampler: The specifications of an epoch's batches.
         num_workers: Processes that make batches; 0 makes them in this process.
         pin_memory: Return tensors in pinned memory, for copies to a GPU.
         max_bytes: Bytes of a batch's pixels at most.

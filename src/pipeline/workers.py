@@ -158,13 +158,10 @@ def work(
 
 
 def prepare_worker(parent: int) -> None:
-    """Ignore signals, end with the parent, and compute with one thread.
+    """Ignore signals, end with the process `parent`, and compute with one thread.
 
     A terminal and Slurm send signals to all processes of a run, which ends its workers itself. A worker that outlives
     its run would keep the run locked.
-
-    Args:
-        parent: The run's process ID.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from config import schema
+from config.compose import parse_override
 from config.schema import CONF, GROUPS, LATER_KEYS, NOT_IDENTITY, Config, EarlyStopping, is_below, keys_of
 from config.typed import config_types
 
@@ -137,7 +136,7 @@ def data_fingerprint(config: Config) -> str | None:
 
 def override_values(overrides: Iterable[str]) -> dict[str, Any]:
     """Parse a run's overrides to values by config key or group; None for a deleted key."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = map(parse_override, overrides)
     return {override.key_or_group: override.value() for override in parsed if override.key_or_group not in SET_BY_SWEEP}
 
 
@@ -174,9 +173,8 @@ def override_texts(overrides: Iterable[str]) -> dict[str, str]:
 def display_name(overrides: Iterable[str], varied: Collection[str] = ()) -> str:
     """Name a run by the overrides of keys that vary in its sweep, e.g. "kernel_size=5 depth=8", else by all of them."""
     texts = override_texts(overrides)
-    if varied:
-        return short_text({key: texts[key] for key in texts if key in varied}) or "baseline"
-    return short_text(drop_unnamed(texts)) or "baseline"
+    named = {key: text for key, text in texts.items() if key in varied} if varied else drop_unnamed(texts)
+    return short_text(named) or "baseline"
 
 
 def drop_unnamed(texts: Mapping[str, str]) -> dict[str, str]:

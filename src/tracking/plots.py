@@ -176,12 +176,7 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Fig
 
 @styled
 def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
-    """Draw a confusion matrix.
-
-    Args:
-        counts: Numbers of images, [true class, predicted class]; colors are shares of the true class.
-        classes: Names of the classes.
-    """
+    """Draw numbers of images, [true class, predicted class]; colors are shares of the true class."""
     images = np.asarray(counts)
     shares = 100 * images / np.maximum(images.sum(1, keepdims=True), 1)
     n = len(images)

@@ -17,11 +17,8 @@ def write_predictions(
     """Write predictions.csv, a row for each image, and wrong_images.csv, the most confident errors first.
 
     Args:
-        folder: The run's folder.
         predictions: Label, prediction and probability of the label of each image, in the split's order.
-        split: The images.
         root: The folder of the data set; paths are relative to it. Images without files are numbered.
-        classes: Names of the classes.
     """
     import pandas as pd  # takes long, and is needed only at the end of a run
 

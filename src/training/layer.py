@@ -52,9 +52,7 @@ class Layer:
     """A layer between a patch embedding and a head, in training.
 
     Attributes:
-        config: the config of the run.
         shape: shape of a rank's largest micro-batch of images.
-        device: the device of this rank.
         passes: number of forward and backward passes of the run.
     """
 

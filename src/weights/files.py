@@ -56,9 +56,7 @@ class Weights:
 
     Attributes:
         tensors: tensors in fp32, by our names.
-        architecture: the architecture that they imply.
         layout: "ours", "authors" or "timm".
-        path: the file.
         description: the description in our files; None for other files.
     """
 

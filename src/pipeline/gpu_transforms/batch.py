@@ -41,9 +41,7 @@ class BatchTransform:
         numbers: Random numbers used for an image.
 
     Args:
-        transform: The CPU's transform.
         shape: Shape of an image, (channels, height, width).
-        device: The device of the batches.
 
     Raises:
         ConfigError: The transform has a step or an operation that this package does not have.

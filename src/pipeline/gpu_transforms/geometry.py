@@ -59,10 +59,7 @@ def resized_crop(
 
     Args:
         images: uint8 [batch, channels, height, width].
-        top: First row of each box, in pixels, [batch].
-        left: First column of each box, in pixels, [batch].
-        height: Height of each box in pixels, [batch].
-        width: Width of each box in pixels, [batch].
+        top, left, height, width: The boxes in pixels, each [batch].
         size: Height and width of the result in pixels.
         kind: BILINEAR or BICUBIC, [batch].
     """
