@@ -62,7 +62,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
     """
     if backend == "auto":
         backend = fastest(x, weight)
-    count(backend)
+    count_convolution(backend)
     if backend == "reference" or not x.numel() or torch.jit.is_tracing():  # traced files hold PyTorch's operations only
         return depthwise_reference.convolution(x, weight, bias)
     if reason := unsupported_reason(backend, x, weight):
@@ -78,7 +78,7 @@ COMPUTED: Counter[str] = Counter()  # number of convolutions by backend; a compi
 
 
 @torch.compiler.assume_constant_result
-def count(backend: str) -> None:
+def count_convolution(backend: str) -> None:
     COMPUTED[backend] += 1
 
 
