@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
 from comparison.results import Comparison, read
 from comparison.runs import WandbRun
 from config.command_line import override, quote_for_hydra
 from config.parse import parse_config
-from config.schema import CONF, Config
+from config.schema import Config
+from conftest import initialized
 from rendering.commands import train_commands
 from rendering.power_text import confirmation
 from run_folders import write_run
@@ -25,7 +26,7 @@ def expanded(command: str) -> list[Config]:
     """The runs of a `python src/train.py -m …`, as Hydra makes them: with what its experiment sweeps over."""
     python, script, multirun, *arguments = shlex.split(command)
     assert (python, script, multirun) == ("python", "src/train.py", "-m")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialized():
         typed = plan.parse_overrides(arguments)
         single = [str(one.input_line) for one in typed.values() if not one.is_sweep_override()]
         params = compose("train", single, return_hydra_config=True).hydra.sweeper.params
@@ -37,7 +38,7 @@ def expanded(command: str) -> list[Config]:
 def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> list[Any]:
     """The settings of runs that were started with these overrides."""
     for number, overrides in enumerate(runs):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialized():
             config = parse_config(compose("train", [*overrides, "sweep=s"]))
         told = {"overrides": override_values(overrides), **summary}
         write_run(folder / str(number), config=yaml.safe_dump(asdict(config)), **told, best__val__accuracy=0.9)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -13,7 +13,7 @@ from config import schema
 from config.commands import register_commands
 from config.errors import ConfigError, explain
 from config.schema import GROUPS
-from conftest import checked, command, composed
+from conftest import checked, command, composed, initialized
 from processes import REPOSITORY, shipped
 
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in shipped("*/*.yaml") if path.parent.name in GROUPS)
@@ -249,7 +249,7 @@ def test_every_experiment_goes_with_every_option() -> None:
 )
 def test_a_command_suggests_only_keys_of_its_own(app: str, typed: str, named: str) -> None:
     register_commands()
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"), pytest.raises(HydraException) as caught:
+    with initialized(), pytest.raises(HydraException) as caught:
         compose(app, ["checkpoint=x", typed])
     message = explain(caught.value)
     assert named in message

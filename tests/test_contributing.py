@@ -31,6 +31,18 @@ COMMAND = (
     "patch=p4", "model.d_model=8", "model.depth=1", "trainer.epochs=2", "data.num_workers=0", "trainer.figures=false",
     "data.hflip=0", "wandb.mode=disabled", "sweep=s",
 )  # fmt: skip
+RUNS = """
+import runpy, sys
+from pathlib import Path
+
+def run(script, *arguments):
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+run("src/train.py", *sys.argv[1:])
+(summary,) = Path("outputs", "s").glob("*/summary.json")
+run("src/evaluate.py", f"checkpoint={summary.parent}", "output=evaluated")
+"""
 CHECKS = """
 import torch
 from config.compose import compose_config
@@ -68,9 +80,9 @@ def apply(language: str, block: str, root: Path) -> None:
         (root / path).write_text(source.replace(before, after))
 
 
-def run(*words: str, cwd: Path) -> str:
+def python(code: str, *words: str, cwd: Path) -> str:
     done = subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "-c", code, *words],
         cwd=cwd,
         env=environment_of(PYTHONPATH=str(cwd / "src")),
         capture_output=True,
@@ -98,15 +110,13 @@ def test_a_run_with_all_recipes_trains_and_evaluates(tmp_path: Path) -> None:
         pixels = generator.integers(0, 256, (32, 32, 3, images), dtype=np.uint8)
         savemat(tmp_path / "data" / f"{part}_32x32.mat", {"X": pixels, "y": np.arange(images)[:, None] % 10 + 1})
 
-    run("src/train.py", *COMMAND, cwd=tmp_path)
+    *_, identity = python(RUNS + CHECKS, *COMMAND, cwd=tmp_path).splitlines()
+    assert identity == run_id(checked()), "runs without the new keys keep their IDs"
     (written,) = tmp_path.glob("outputs/s/*/summary.json")
     run_folder, summary = written.parent, json.loads(written.read_text())
     config = pd.json_normalize(yaml.safe_load((run_folder / "config.yaml").read_text())).iloc[0]
     assert {key: config[key] for key in USED} == USED
     assert {"val/top5"} <= {*pd.read_csv(run_folder / "metrics.csv")}
     assert summary["status"] == "completed"
-    run("src/evaluate.py", f"checkpoint={run_folder}", "output=evaluated", cwd=tmp_path)
     evaluated = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
     assert evaluated["test/accuracy"] == pytest.approx(summary["test/accuracy"])
-
-    assert run("-c", CHECKS, cwd=tmp_path).strip() == run_id(checked()), "runs without the new keys keep their IDs"

@@ -129,7 +129,7 @@ def test_a_sweep_on_two_processes_gives_the_results_of_one(tmp_path: Path) -> No
 
 
 TEAM = (
-    *ARGUMENTS, "trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1", "data.train_fraction=0.5",
+    *ARGUMENTS, "trainer.ema_decay=0.2", "model.norm=batch", "checkpoint.max_share=1", "data.train_fraction=0.2",
     "data.batch_size=8",  # the statistics of four images differ
     "trainer.epochs=9", "trainer.early_stopping.patience=1", "trainer.early_stopping.start_epoch=3",
     "trainer.early_stopping.min_delta=100",  # stops after 4

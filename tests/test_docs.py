@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
@@ -23,8 +23,8 @@ from config.commands import COMMANDS, register_commands
 from config.compose import compose_config
 from config.errors import check_arguments
 from config.parse import check_constraints, parse_config, parse_keys
-from config.schema import CONF, GROUPS, Config, keys_of
-from conftest import load_folder
+from config.schema import GROUPS, Config, keys_of
+from conftest import initialized, load_folder
 from hydra_plugins.sweeper import Grid, Race, Search
 from processes import REPOSITORY, shipped
 from sweeps import plan
@@ -153,7 +153,7 @@ def workplace(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch)
 def test_every_command_of_a_page_composes(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_commands()
     schema.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialized():
         for words in command_lines(page):
             try:
                 check_command(words, monkeypatch)
@@ -192,7 +192,7 @@ def known_keys() -> set[str]:
     sections += [Config(scheduler=scheduler()) for scheduler in schema.SCHEDULERS.values()]
     keys = {key for section in sections for key, *_ in keys_of(section)}
     for name in ("basic", "side_by_side", "slurm"):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialized():
             hydra = compose("train", [f"hydra/launcher={name}"], return_hydra_config=True).hydra
             keys |= {f"hydra.launcher.{key}" for key in hydra.launcher}
     keys |= {f"hydra.sweeper.{key}" for options in (Grid, Race, Search) for key in options.__dataclass_fields__}

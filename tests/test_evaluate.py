@@ -16,7 +16,7 @@ import pytest
 import timm.data
 import timm.models.convmixer
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
@@ -26,11 +26,10 @@ import evaluate as evaluate_command
 import export as export_command
 from config.commands import register_commands
 from config.errors import ConfigError
-from conftest import Finished, command
+from conftest import Finished, command, initialized
 from data import datasets
 from inference.report import calibration_error, confidence_bins
 from pipeline.batches import DistributedBatchSampler
-from processes import REPOSITORY
 from runtime.distributed import World
 from test_weights import by_the_authors, by_timm, randomized
 from training import evaluation
@@ -45,7 +44,7 @@ def evaluate(folder: Path, *overrides: str) -> dict[str, Any]:
     """What `python src/evaluate.py OVERRIDES output=FOLDER` writes into evaluation.json."""
     register_commands()
     typed = [*overrides, f"output={folder}", "trainer.device=cpu"]
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialized():
         composed = compose("evaluate", typed)
     evaluate_command.run(composed, typed)
     return json.loads((folder / "evaluation.json").read_text())
@@ -228,7 +227,7 @@ def test_classes_without_names_count_by_position(exported: bool, tmp_path: Path)
         file = tmp_path / "ours.safetensors"
         overrides = [f"checkpoint={tmp_path}/relu.pt", "format=safetensors", f"output={file}", "data.image_size=8"]
         register_commands()
-        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        with initialized():
             export_command.run(compose("export", overrides), overrides)
     on_folder = (f"checkpoint={file}", f"data.root={tmp_path}/images", "data.num_workers=0")
     evaluate(tmp_path / "e", *on_folder)

@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
@@ -34,7 +34,7 @@ import export as export_command
 import inference.export
 from config.commands import register_commands
 from config.errors import ConfigError
-from conftest import TINY, Finished, Train, checked
+from conftest import TINY, Finished, Train, checked, initialized
 from inference.checkpoint import open_checkpoint
 from LLMConvMixer import ConvClassificationHead, ConvMixer, ConvMixerLayer, ConvPatchEmbeddings
 from processes import REPOSITORY
@@ -94,7 +94,7 @@ def test_without_batch_norm_nothing_is_folded() -> None:
 def export(folder: Path, *overrides: str) -> None:
     """`python src/export.py OVERRIDES` in a folder."""
     register_commands()
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialized():
         composed = compose("export", list(overrides))
     with pytest.MonkeyPatch.context() as there:
         there.chdir(folder)
@@ -210,7 +210,7 @@ def test_a_card_is_of_the_weights_that_it_is_beside(train: Train, tmp_path: Path
     (checkpoint,) = override_values(evaluate_command[2:]).values()
     assert (tmp_path / "a b" / checkpoint).exists()
     register_commands()
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialized():
         overrides = [f"checkpoint='{tmp_path}/a b/last.safetensors'"]
         opened = open_checkpoint(compose("evaluate", overrides), overrides)
     assert opened.settings.data.image_size == 12

@@ -36,7 +36,7 @@ SEARCH = (
 )  # fmt: skip
 RACE = (
     "-m", "hydra/sweeper=race", "hydra.sweeper.first_seeds=3", "hydra.sweeper.max_seeds=4",
-    "optimizer.lr=0.03,0.04,0.00001", *TINY, "model.d_model=16", "data.batch_size=32", "data.train_fraction=1",
+    "optimizer.lr=0.03,0.04,0.00001", *TINY, "model.d_model=16", "data.batch_size=16", "data.train_fraction=0.4",
     "sweep=r",
 )  # fmt: skip
 HOSTILE = "</script><img src=x onerror=alert(1)>"

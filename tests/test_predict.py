@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 import predict as predict_command
 from config.commands import register_commands
 from config.errors import ConfigError
-from conftest import command
+from conftest import command, initialized
 from data import datasets
 from inference.prediction import SHEET
 from processes import REPOSITORY
@@ -29,7 +29,7 @@ from test_weights import by_timm, randomized
 def predict(*overrides: str) -> int:
     """The exit code of `python src/predict.py OVERRIDES`."""
     register_commands()
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialized():
         composed = compose("predict", list(overrides))
     return predict_command.run(composed, overrides)
 

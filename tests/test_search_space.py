@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from config.errors import ConfigError
 from config.schema import register
-from processes import REPOSITORY
+from conftest import initialized
 from sweeps.launch import monitor_of
 from sweeps.plan import parse_overrides, split_overrides
 from sweeps.space import check_space, make_space
@@ -19,7 +19,7 @@ from sweeps.trials import make_sampler
 def space(*arguments: str) -> dict[str, Any]:
     """What `python src/train.py -m hydra/sweeper=optuna ARGUMENTS` would search."""
     register()
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialized():
         several, fixed = split_overrides(parse_overrides(["sweep=s", *arguments]))
         found = make_space("train", several, fixed)
         monitor_of(check_space("train", found, fixed))
@@ -94,6 +94,6 @@ def test_a_sampler_that_cannot_be_used_is_named(overrides: list[str], named: lis
 
 
 def options_of(*overrides: str) -> Any:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialized():
         composed = compose("train", ["hydra/sweeper=optuna", *overrides], return_hydra_config=True)
     return OmegaConf.to_object(composed.hydra.sweeper)

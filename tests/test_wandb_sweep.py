@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import wandb
 import yaml
-from hydra import initialize_config_dir
 
 import wandb_sweep
 from config.errors import ConfigError
-from conftest import TINY, Finished, checked, command
+from conftest import TINY, Finished, checked, command, initialized
 from processes import REPOSITORY, environment_of
 from tracking.identity import run_id
 from wandb_server import WandbServer
@@ -36,7 +35,7 @@ def describe(
     *arguments: str, method: str = "grid", run_cap: int | None = None, hyperband: int | None = None
 ) -> dict[str, Any]:
     """The sweep's YAML for these overrides."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialized():
         return wandb_sweep.wandb_sweep(arguments, method, run_cap, hyperband)[1]
 
 
