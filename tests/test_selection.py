@@ -14,21 +14,13 @@ SIMULATIONS = 2000
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5, 10])
-@pytest.mark.parametrize("new_runs", [1, 3])
-def test_a_prediction_interval_holds_95_percent_of_new_results(runs: int, new_runs: int) -> None:
+def test_a_prediction_interval_holds_95_percent_of_new_results(runs: int) -> None:
     generator, inside = np.random.default_rng(runs), 0
     for _ in range(SIMULATIONS):
-        ours, theirs = generator.normal(0.9, 0.01, runs), generator.normal(0.9, 0.01, new_runs).mean()
-        low, high = prediction_interval(ours.mean(), ours.std(ddof=1), runs, new_runs=new_runs)
+        *ours, theirs = generator.normal(0.9, 0.01, runs + 1)
+        low, high = prediction_interval(float(np.mean(ours)), float(np.std(ours, ddof=1)), runs)
         inside += low <= theirs <= high
     assert 0.935 <= inside / SIMULATIONS <= 0.965
-
-
-def test_one_run_is_predicted_from_the_spread_of_others_only() -> None:
-    low, high = prediction_interval(0.9, 0.01, 1, freedom=8)
-    assert (low + high) / 2 == pytest.approx(0.9) and high - low > 0.06
-    with pytest.raises(ValueError, match="freedom"):
-        prediction_interval(0.9, 0.01, 1)
 
 
 @pytest.mark.parametrize(("events", "runs"), [(0, 1), (0, 9), (1, 20), (3, 3)])
@@ -38,22 +30,18 @@ def test_rate_bounds_are_clopper_and_pearsons(events: int, runs: int) -> None:
 
 
 def biases(means: np.ndarray, seeds: int, shared: float = 0.0, missing: float = 0.0) -> tuple[float, float]:
-    """How much too good the picked setting's second metric is on average, and how much is said."""
+    """How much too good the picked setting's metric is on average, and how much is said."""
     generator, true, estimated = np.random.default_rng(1), [], []
     for _ in range(200):
         ran = generator.random((len(means), seeds)) >= missing
         ran[:, 0] = True
-        noise = generator.normal(0, 1, (2, len(means), seeds))
-        noise[1] = 0.6 * noise[0] + 0.8 * noise[1]
-        noise += shared * generator.normal(0, 1, seeds)
-        first, second = (
-            {a: {s: means[a] + of[a, s] for s in range(seeds) if ran[a, s]} for a in range(len(means))} for of in noise
-        )
-        selection = selection_bias(first, reported=second)
+        noise = generator.normal(0, 1, (len(means), seeds)) + shared * generator.normal(0, 1, seeds)
+        values = {a: {s: means[a] + noise[a, s] for s in range(seeds) if ran[a, s]} for a in range(len(means))}
+        selection = selection_bias(values)
         assert selection and selection.bias is not None
         best = selection.best
-        assert best == max(first, key=lambda a: np.mean(list(first[a].values())))
-        true.append(np.mean(list(second[best].values())) - means[best])
+        assert best == max(values, key=lambda a: np.mean(list(values[a].values())))
+        true.append(np.mean(list(values[best].values())) - means[best])
         estimated.append(selection.bias)
     return float(np.mean(true)), float(np.mean(estimated))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stats import factors
 from stats.chances import Draws, draw
-from stats.estimates import ERROR, TIE, Difference, Effect, Estimate, Setting, Values, as_table, mean
+from stats.estimates import ERROR, TIE, Difference, Effect, Estimate, Setting, Values, as_table
 from stats.failures import beats, worst_rank
 from stats.families import ByPair, Contrast, Family, may_be_best, test_family
 from stats.sample_size import SampleSize
@@ -27,17 +27,11 @@ class SettingResult:
 
     Attributes:
         mean: the mean, adjusted for missing seeds if seeds are shared; None if no run completed.
-        raw: the plain mean of the completed runs, with its interval.
         failed: number of failed runs.
     """
 
     mean: float | None
-    raw: Estimate | None
     failed: int
-
-    @property
-    def completed(self) -> int:
-        return self.raw.n if self.raw else 0
 
 
 @dataclass(frozen=True)
@@ -121,10 +115,7 @@ def analyse(
     pair_of = {(valued[a], valued[b]): i for i, (a, b) in enumerate(pairs)}
     means = dict(zip(valued, model.means.tolist(), strict=True))
     return Analysis(
-        settings={
-            setting: SettingResult(means.get(setting), mean(completed[setting].values()), failed[setting])
-            for setting in values
-        },
+        settings={setting: SettingResult(means.get(setting), failed[setting]) for setting in values},
         ranked=tuple(valued[i] for i in order),
         differences=ByPair(pair_of, family.difference),
         best=valued[order[0]] if order else None,
@@ -194,9 +185,8 @@ def effects_of(
     for i, change in enumerate(changes):
         pairs = tuple((valued[a], valued[b]) for a, b in change.pairs)
         higher = sum(bool(model.means[a] - model.means[b] > TIE) for a, b in change.pairs)
-        difference = {f.name: getattr(family.difference(i), f.name) for f in fields(Difference)}
         effects.append(
-            Effect(**difference, factor=change.factor, level=change.level, baseline=change.baseline, pairs=pairs,
-                   n_higher=higher, plan=partial(family.sample_size, i))
+            Effect(**vars(family.difference(i)), factor=change.factor, level=change.level, baseline=change.baseline,
+                   pairs=pairs, n_higher=higher, plan=partial(family.sample_size, i))
         )  # fmt: skip
     return tuple(effects)

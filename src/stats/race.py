@@ -142,12 +142,7 @@ class Standing:
 
 
 def standing(result: Callable[[Run], Outcome | None], rules: Rules) -> Standing:
-    """Make all decisions again from the results.
-
-    Args:
-        result: function that returns the result of a run; None if there is none yet.
-        rules: of the race.
-    """
+    """Make all decisions again from the results; `result` returns that of a run, None if there is none yet."""
     settings = list(range(rules.settings))
     race = Standing(ranked=settings, results={setting: [] for setting in settings})
     for number, seeds in enumerate(rules.rounds, 1):

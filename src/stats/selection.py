@@ -30,9 +30,7 @@ class SelectionBias:
     error: float = 0.0
 
 
-def selection_bias(
-    values: Values, higher_is_better: bool = True, reported: Values | None = None
-) -> SelectionBias | None:
+def selection_bias(values: Values, higher_is_better: bool = True) -> SelectionBias | None:
     """Estimate the bias of the best setting's mean by simulating the choice.
 
     Observed means differ more than true means, so simulated choices around observed means would be too easy. So the
@@ -42,8 +40,6 @@ def selection_bias(
     Args:
         values: metric that picks the best. A setting with failed runs competes only if every setting has some.
         higher_is_better: False for losses.
-        reported: metric that is reported, e.g. test accuracy if validation accuracy picked; None: the same metric. Its
-            bias is as large as it varies together with `values` from run to run.
 
     Returns:
         The bias; None with fewer than two settings.
@@ -56,21 +52,17 @@ def selection_bias(
     if len(settings) < 2:
         return None
     seeds = sorted({seed for a in settings for seed in values[a]})
-    table = as_table(values, settings, seeds) * (1 if higher_is_better else -1)
+    sign = 1 if higher_is_better else -1
+    table = sign * as_table(values, settings, seeds)
     runs, means = (~np.isnan(table)).sum(1), np.nanmean(table, axis=1)
-    best, noise = int(means.argmax()), residuals(table)
-    variances = variances_of(noise, runs)
+    best, variances = int(means.argmax()), variances_of(residuals(table), runs)
     if variances is None:
         return SelectionBias(settings[best], None, int(runs[best]))
     errors = np.sqrt(variances / runs)
     true = shrunken(means, errors)
     drawn = true + errors * np.random.default_rng(0).standard_normal((DRAWS, len(true)))
     picked = drawn.argmax(1)
-    bias = float(np.mean(drawn[np.arange(DRAWS), picked] - true[picked]))
-    if reported is None:
-        bias *= 1 if higher_is_better else -1
-    else:
-        bias *= slope(noise, residuals(as_table(reported, settings, seeds)))
+    bias = sign * float(np.mean(drawn[np.arange(DRAWS), picked] - true[picked]))
     return SelectionBias(settings[best], bias, int(runs[best]), float(errors[best]))
 
 
@@ -105,9 +97,3 @@ def shrunken(means: Array, errors: Array) -> Array:
         shares /= shares.sum(1, keepdims=True)
         weights = shares.mean(0)
     return shares @ grid
-
-
-def slope(noise: Array, other: Array) -> float:
-    """Estimate how much another metric changes from run to run for each unit of the first."""
-    both = ~np.isnan(noise) & ~np.isnan(other)
-    return float(np.sum(noise[both] * other[both]) / np.sum(noise[both] ** 2))
