@@ -27,19 +27,15 @@ class Crossing:
 
 def cross(comparison: Comparison) -> Crossing | None:
     """Cross the two factors with the most levels; None if most of their combinations have no result."""
-    pair = crossed_factors(comparison)
-    return Crossing(pair, *means_by_levels(comparison, *pair)) if pair else None
-
-
-def crossed_factors(comparison: Comparison) -> tuple[str, str] | None:
-    """Choose the two factors with the most levels if most of their combinations have a result."""
     levels = {key: comparison.levels(key) for key in comparison.factors}
     chosen = sorted((key for key in levels if len(levels[key]) > 1), key=lambda key: -len(levels[key]))[:2]
     if len(chosen) < 2 or max(len(levels[key]) for key in chosen) > 20:
         return None
-    combinations = {tuple(setting.levels[key] for key in chosen) for setting in comparison.valued}
     first, second = chosen
-    return (first, second) if 2 * len(combinations) > len(levels[first]) * len(levels[second]) else None
+    combinations = {(setting.levels[first], setting.levels[second]) for setting in comparison.valued}
+    if 2 * len(combinations) <= len(levels[first]) * len(levels[second]):
+        return None
+    return Crossing((first, second), *means_by_levels(comparison, first, second))
 
 
 def means_by_levels(comparison: Comparison, first: str, second: str) -> tuple[NDArray[np.float64], bool]:

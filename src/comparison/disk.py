@@ -18,17 +18,11 @@ STATES = ("last.pt", "previous.pt")  # in checkpoints/, to resume from
 
 @dataclass(frozen=True)
 class Removable:
-    """Files that no result needs.
-
-    Attributes:
-        run: of the paths.
-        paths: its folder, or files in it.
-        reason: why no result is lost with them.
-    """
+    """Files that no result needs."""
 
     run: Run
-    paths: Sequence[Path]
-    reason: str
+    paths: Sequence[Path]  # the run's folder, or files in it
+    reason: str  # why no result is lost with them
 
     @property
     def bytes(self) -> int:

@@ -58,18 +58,18 @@ def parse_value(text: str, condition: str) -> Any:
         pass
     try:
         parsed = load_yaml(text)
-        return text if isinstance(parsed, date) else parsed  # a sweep's name may be a date
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--filter {condition}: {text} is not a YAML value; quote it, e.g. KEY='\"a: b\"'") from error
+    return text if isinstance(parsed, date) else parsed  # a sweep's name may be a date
 
 
 def value(run: Run, key: str) -> Any:
     """Look up a config key, a group, a metric, `status` or another entry of the summary."""
     if key in GROUPS:
         return options_of(run)[key]
-    if key == "status" or key not in run.config:
-        return {"status": run.status}.get(key, run.entry(key))
-    return run.config[key]
+    if key == "status":
+        return run.status
+    return run.config[key] if key in run.config else run.entry(key)
 
 
 def find_key(name: str, runs: Sequence[Run]) -> str:

@@ -25,8 +25,6 @@ class Comparison:
     """The comparison of some runs, with settings sorted from best to worst, and those without a result last.
 
     Args:
-        title: name of the sweep.
-        runs: runs from disk or from W&B.
         metric: metric to compare; None: the study's metric, otherwise the monitored one, otherwise test accuracy.
         sort: a config key or a metric to sort the settings by, instead of the metric.
         copies: copies of runs, which are not compared, each with the run that is.
@@ -63,7 +61,8 @@ class Comparison:
         lower = is_lower_better(self.metric)
         if smallest is not None and self.metric.endswith("accuracy"):
             smallest /= 100
-        self.analysis = analyse(values, not lower, resolution(settings, self.metric), smallest)
+        images = count_images(settings, self.metric)
+        self.analysis = analyse(values, not lower, 1 / images if images else None, smallest)
         self.smallest, self.key_of = smallest, key_of
         self.valued = [setting_of[key] for key in self.analysis.ranked]  # settings with the metric, best first
         self.settings = sorted(settings, key=self.place)
@@ -178,8 +177,7 @@ def read(
 
     Args:
         folders: folders of sweeps or runs.
-        metric: metric to compare; see Comparison.
-        sort: key to sort the settings by; see Comparison.
+        metric, sort: see Comparison.
         filters: conditions that the compared runs meet, e.g. "kernel_size>3".
         wandb_paths: ENTITY/PROJECT or ENTITY/PROJECT/SWEEP on W&B's server.
         smallest: smallest difference that matters; in points for accuracies.
@@ -219,14 +217,13 @@ def is_lower_better(figure: str) -> bool:
     return figure.endswith(LOWER_IS_BETTER)
 
 
-def resolution(settings: Sequence[Setting], metric: str) -> float | None:
-    """Compute the smallest step between two accuracies, one image; None if unknown."""
+def count_images(settings: Sequence[Setting], metric: str) -> int | None:
+    """Count the images of an accuracy; None for other metrics, or if the number is unknown or differs between runs."""
     if metric not in ACCURACIES:
         return None
     part = metric.partition("/")[0]
-    images = {(run.summary.get("images") or {}).get(part) for setting in settings for run in setting.completed}
-    number = images.pop() if len(images) == 1 else None
-    return 1 / number if number else None
+    numbers = {(run.summary.get("images") or {}).get(part) for setting in settings for run in setting.completed}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -29,17 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, read from its folder.
-
-    Attributes:
-        folder: the run folder.
-        config: values by "section.key".
-        summary: content of summary.json.
-    """
+    """A run, read from its folder."""
 
     folder: Path
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    config: Mapping[str, Any]  # values by "section.key"
+    summary: Mapping[str, Any]  # content of summary.json
 
     @property
     def status(self) -> str:
@@ -113,11 +107,10 @@ class WandbRun(Run):
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        rows = self.source.history(samples=10_000, pandas=False)
-        tables = ({key: number(value) for key, value in row.items()} for row in rows if isinstance(row, dict))
-        return pd.DataFrame(row for row in tables if row.get("epoch") is not None).astype(
-            float
-        )  # progress within epochs has none
+        history = self.source.history(samples=10_000, pandas=False)
+        rows = ({key: number(value) for key, value in row.items()} for row in history if isinstance(row, dict))
+        of_epochs = (row for row in rows if row.get("epoch") is not None)  # not progress within an epoch
+        return pd.DataFrame(of_epochs).astype(float)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -160,10 +153,11 @@ def read_run(folder: Path) -> Run:
     config: dict[str, Any] = {}
     file = folder / "config.yaml"
     try:
-        config = read_config(text := read_text(file))
+        values = parse_sections(read_text(file))
+        config = comparable(values)
         file = folder / "summary.json"
         summary = check_type(Summary, json.loads(read_text(file)))
-        if is_damaged(sections(text), summary.get("data_fingerprint"), folder.name):
+        if is_damaged(values, summary.get("data_fingerprint"), folder.name):
             file = folder / "config.yaml"
             raise ValueError("is damaged: its values do not give the ID at the end of the folder's name")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
@@ -177,17 +171,13 @@ def unreadable(folder: Path, config: Mapping[str, Any], problem: str) -> Run:
     return Run(folder, config, {"status": "unreadable", "error": " ".join(problem.split())})
 
 
-def read_config(text: str) -> dict[str, Any]:
+def parse_sections(text: str) -> dict[str, Any]:
     """Parse config.yaml by section with a cache, because runs of a sweep share most sections."""
-    return comparable(sections(text))
-
-
-def sections(text: str) -> dict[str, Any]:
-    return {key: value for section in re.split(r"(?m)^(?=\w)", text) for key, value in parsed(section)}
+    return {key: value for section in re.split(r"(?m)^(?=\w)", text) for key, value in parse_section(section)}
 
 
 @lru_cache(maxsize=4096)
-def parsed(section: str) -> tuple[tuple[str, Any], ...]:
+def parse_section(section: str) -> tuple[tuple[str, Any], ...]:
     values = dict(flatten(check_type(dict[str, Any], load_yaml(section) or {})))
     check_config_types(values)
     return tuple(frozen_values(values).items())
@@ -218,9 +208,8 @@ def read_wandb(path: str) -> list[Run]:
             tree = check_type(dict[str, Any], run.config)
             config = {key: value for key, value in flatten(tree) if key not in GROUPS}  # W&B sweeps add groups
             check_config_types(config)
-            summary = check_type(
-                Summary, {"status": unfinished, **of_wandb(check_type(dict[str, Any], run.summary_metrics))}
-            )
+            figures = of_wandb(check_type(dict[str, Any], run.summary_metrics))
+            summary = check_type(Summary, {"status": unfinished, **figures})
         except (ValueError, RecursionError) as problem:
             runs.append(unreadable(folder, {}, f"{run.url}: {problem}"))
             continue
@@ -243,9 +232,8 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     places = (config.get(f"dropout.{place}") for place in ("blocks", "head", "stochastic_depth"))
     rates = [rate for rate in places if isinstance(rate, (int, float))]
     rate = {"dropout.rate": max(rates)} if rates else {}
-    mode = (
-        {"trainer.compile_mode": "auto"} if config.get("trainer.compile_mode") == "default" else {}
-    )  # both have one run ID
+    # Both compile modes have one run ID.
+    mode = {"trainer.compile_mode": "auto"} if config.get("trainer.compile_mode") == "default" else {}
     return {**defaults(), **config, **rate, **mode}
 
 

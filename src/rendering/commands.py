@@ -34,7 +34,8 @@ def train_commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[s
         return ()
     named = (key for keys in keys_of_runs for key in keys or ())
     keys = dict.fromkeys([*named, *(key for run in runs for key in place(run)), "sweep"])
-    rows = [{key: recorded_value(run, key) for key in keys if key in GROUPS or has_value(run, key)} for run in runs]
+    values_of_runs = [recorded_values(run) for run in runs]
+    rows = [{key: of_run.get(key) for key in keys if key in GROUPS or key in of_run} for of_run in values_of_runs]
     if not all(is_safe(key, value) for row in rows for key, value in row.items()):
         return ()
     values = {key: distinct_values([row[key] for row in rows if key in row]) for key in keys}
@@ -71,7 +72,7 @@ def named_keys(run: Run) -> list[str] | None:
     overrides = repeatable(run.summary.get("overrides"))
     if overrides is None:
         return None
-    experiment = recorded_value(run, "experiment")
+    experiment = recorded_values(run).get("experiment")
     swept = swept_by(experiment) if experiment else ()
     if swept is None:
         return None
@@ -83,9 +84,7 @@ def named_keys(run: Run) -> list[str] | None:
 def swept_by(experiment: str) -> tuple[str, ...] | None:
     """List the keys that `-m experiment=…` sweeps over by default; None if the experiment is unknown."""
     register()
-    is_sweep = (
-        GlobalHydra.instance().is_initialized()
-    )  # Hydra is initialized at the end of a sweep, but not in compare.py
+    is_sweep = GlobalHydra.instance().is_initialized()  # at the end of a sweep, but not in compare.py
     try:
         with nullcontext() if is_sweep else initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("train", [override("experiment", experiment)], return_hydra_config=True)
@@ -102,9 +101,7 @@ def place(run: Run) -> dict[str, str]:
     if isinstance(run, WandbRun):
         return {}
     sweep = run.folder.parent
-    recorded = next(
-        (source["output_dir"] for source in (run.overrides, run.config) if "output_dir" in source), "outputs"
-    )
+    recorded = {"output_dir": "outputs", **run.config, **run.overrides}["output_dir"]
     is_there = Path(str(recorded)).resolve() == sweep.parent
     return ({} if is_there else {"output_dir": short_path(sweep.parent)}) | {"sweep": sweep.name}
 
@@ -114,17 +111,9 @@ def short_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def has_value(run: Run, key: str) -> bool:
-    return any(key in source for source in sources(run))
-
-
-def recorded_value(run: Run, key: str) -> Any:
-    """Return a key's value or a group's option; None for a group without a choice."""
-    return next((source[key] for source in sources(run) if key in source), None)
-
-
-def sources(run: Run) -> list[Any]:
-    return [place(run), run.overrides, run.summary.get("choices") or {}, run.config]
+def recorded_values(run: Run) -> dict[str, Any]:
+    """Collect the values of keys and the options of groups, for the folder in which the run lies now."""
+    return {**run.config, **(run.summary.get("choices") or {}), **run.overrides, **place(run)}
 
 
 def distinct_values(values: Sequence[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from comparison.results import ACCURACIES, Comparison
+from comparison.results import ACCURACIES, Comparison, count_images
 from comparison.settings import Reference, Setting
 from config.schema import GROUPS
 from config.text import printable
@@ -28,10 +28,8 @@ def warnings(comparison: Comparison) -> list[str]:
 def different_images(comparison: Comparison) -> list[str]:
     """Warn if the metric was measured on different images for different settings."""
     part, _, _ = comparison.metric.partition("/")
-    keys = {
-        "val": ("data.name", "data.root", "data.val_fraction", "data.split_seed"),
-        "test": ("data.name", "data.root"),
-    }
+    data = ("data.name", "data.root")
+    keys = {"val": (*data, "data.val_fraction", "data.split_seed"), "test": data}
     sets: Counter[str] = Counter()
     for setting in comparison.valued if part in keys else ():
         values = [f"{key}={setting.levels[key]}" for key in keys[part] if setting.levels.get(key) is not None]
@@ -50,25 +48,18 @@ def result(comparison: Comparison) -> list[str]:
         missing = f"completed run has {comparison.metric}" if has_completed else "run has completed yet"
         return [f"No {missing}: there is nothing to compare."] if comparison.runs else []
     metric, best = comparison.metric, comparison.valued[0]
-    other_accuracies = [
-        f"{number_text(estimate, name)} {name}"
-        for name in ACCURACIES
-        if name != metric and (estimate := best.estimate(name))
-    ]
-    lead = f"{number_text(best.estimate(metric), metric)} {metric}"
-    lead += f" ({', '.join(other_accuracies)})" if other_accuracies else ""
+    others = [name for name in ACCURACIES if name != metric and best.estimate(name)]
+    lead, *more = (f"{number_text(best.estimate(name), name)} {name}" for name in (metric, *others))
+    lead += f" ({', '.join(more)})" if more else ""
     if len(comparison.valued) == 1:
         lines = [f"{label(best, comparison)}: {lead}."]
     else:
         lines = [f"Best: {label(best, comparison)} with {lead}.{equal_settings(comparison)}"]
         lines += [*significance(comparison), *selection(comparison), *missing_runs(comparison)]
-    lines += several(
-        [failures(setting, comparison) for setting in comparison.settings if comparison.failed(setting)], 3
-    )
-    references = [
-        reference_line(setting, setting.reference, comparison) for setting in comparison.settings if setting.reference
-    ]
-    return [*lines, *several(references, MOST)]
+    settings = comparison.settings
+    failed = [failures(setting, comparison) for setting in settings if comparison.failed(setting)]
+    references = [reference_line(each, each.reference, comparison) for each in settings if each.reference]
+    return [*lines, *several(failed, 3), *several(references, MOST)]
 
 
 def equal_settings(comparison: Comparison) -> str:
@@ -107,9 +98,8 @@ def chances(comparison: Comparison) -> str:
     text = f" It is the best with {100 * probability:.0f} % probability"
     if not others or len(others) + 1 == len(comparison.valued):
         return f"{text}."
-    named = [
-        f"{label(other, comparison)} ({100 * (comparison.probability_best(other) or 0):.0f} %)" for other in others
-    ]
+    shares = [f"{100 * (comparison.probability_best(other) or 0):.0f} %" for other in others]
+    named = [f"{label(other, comparison)} ({share})" for other, share in zip(others, shares, strict=True)]
     return f"{text}; may be, too: {', '.join(several(named, 3))}."
 
 
@@ -241,10 +231,8 @@ def caveats(comparison: Comparison) -> list[str]:
             "A search chose these settings, and the seeds of each, by their results: the best of them look better than "
             "they are, and the intervals and p values here do not allow for that. Fresh seeds of the best would tell."
         )
-    part = metric.partition("/")[0]
-    numbers = {(run.summary.get("images") or {}).get(part) for setting in settings for run in setting.completed}
-    images = numbers.pop() if len(numbers) == 1 else None
-    if metric in ACCURACIES and images and images < 2000:
+    images = count_images(settings, metric)
+    if images and images < 2000:
         lines.append(f"{metric} rests on {images} images: one image is {100 / images:.2f} points.")
     empty = [setting for setting in comparison.settings if setting.completed and setting not in settings]
     if empty and settings:

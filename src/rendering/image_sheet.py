@@ -101,14 +101,12 @@ def image_caption(
     image: int, difference: ImageDifference, predictions: Predictions, classes: Sequence[str]
 ) -> list[str]:
     """Describe an image in three lines; see LEGEND."""
-    predicted, right = [], []
+    label, predicted, right = predictions.labels[image], [], []
     for settings in zip(*difference.pairs, strict=True):
         votes = np.concatenate([predictions.predicted(setting)[:, image] for setting in settings])
         ((voted, _),) = Counter(votes.tolist()).most_common(1)
         predicted.append(shorten(classes[voted] if voted < len(classes) else str(voted), CLASS))
-        shares = [
-            np.mean(predictions.predicted(setting)[:, image] == predictions.labels[image]) for setting in settings
-        ]
+        shares = [np.mean(predictions.predicted(setting)[:, image] == label) for setting in settings]
         right.append(f"{100 * np.mean(shares):.0f}")
-    name = shorten(classes[predictions.labels[image]], 2 * CLASS)
+    name = shorten(classes[label], 2 * CLASS)
     return [name, f"{predicted[1]} → {predicted[0]}", f"{right[1]} → {right[0]} %"]

@@ -45,10 +45,8 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
             folder cannot be written to.
     """
     predictions = read_predictions(comparison)
-    named = [
-        (difference_name(difference, comparison), difference)
-        for difference in image_differences(comparison, predictions)
-    ]
+    differences = image_differences(comparison, predictions)
+    named = [(difference_name(difference, comparison), difference) for difference in differences]
     title = f"{comparison.title}: {len(predictions.labels):,} test images"
     print_table(title, HEADER, [difference_row(name, difference, predictions) for name, difference in named[:ROWS]])
     if len(named) > ROWS:
@@ -92,18 +90,12 @@ def difference_row(name: str, difference: ImageDifference, predictions: Predicti
     between = predictions.disagreement(difference.pairs)
     within = predictions.disagreement_of_seeds(difference.settings)
     return [
-        name,
-        f"{len(difference.won):,}",
-        f"{len(difference.lost):,}",
-        f"{gains.by_chance:,.0f}",
-        f"{difference.clear:,}",
-        change_text(gains.both.value, "accuracy", ""),
-        sampled_text(gains.other_images),
-        sampled_text(gains.new_runs, difference.p_new_runs),
+        name, f"{len(difference.won):,}", f"{len(difference.lost):,}", f"{gains.by_chance:,.0f}",
+        f"{difference.clear:,}", change_text(gains.both.value, "accuracy", ""),
+        sampled_text(gains.other_images), sampled_text(gains.new_runs, difference.p_new_runs),
         sampled_text(gains.both, difference.p_both),
-        f"{100 * between:.1f} %",
-        "one seed" if within is None else f"{100 * within:.1f} %",
-    ]
+        f"{100 * between:.1f} %", "one seed" if within is None else f"{100 * within:.1f} %",
+    ]  # fmt: skip
 
 
 def sampled_text(sampled: Sampled, p: float | None = None) -> str:
@@ -134,17 +126,10 @@ def images_table(named: Sequence[tuple[str, ImageDifference]], predictions: Pred
 
     A row's false discovery rate is that of the list of all images with at least this gain.
     """
-    rows = [
-        pd.DataFrame(
-            {
-                "comparison": name,
-                "image": images,
-                "label": predictions.labels[images],
-                "gain": difference.gains.by_image[images],
-                "false_discovery_rate": difference.gains.rates[images],
-            }
-        )
-        for name, difference in named
-        for images in [np.concatenate([difference.lost, difference.won[::-1]])]
-    ]
-    return pd.concat(rows)
+    tables = []
+    for name, difference in named:
+        images, gains = np.concatenate([difference.lost, difference.won[::-1]]), difference.gains
+        columns = {"image": images, "label": predictions.labels[images], "gain": gains.by_image[images]}
+        columns["false_discovery_rate"] = gains.rates[images]
+        tables.append(pd.DataFrame({"comparison": name, **columns}))
+    return pd.concat(tables)

@@ -47,9 +47,8 @@ class Look:
 def learning_curves(axes: Axes, looks: Sequence[Look]) -> None:
     """Draw validation accuracy by epoch, or else training accuracy: mean and standard deviation over seeds."""
     histories = [[run.epochs for run in look.setting.completed] for look in looks]
-    is_validated = any(
-        epochs.get("val/accuracy", pd.Series()).notna().any() for history in histories for epochs in history
-    )
+    tables = [epochs for history in histories for epochs in history]
+    is_validated = any("val/accuracy" in epochs and epochs["val/accuracy"].notna().any() for epochs in tables)
     metric = "val/accuracy" if is_validated else "train/accuracy"
     late: list[float] = []  # accuracies after the first third, which the axis must show
     for place, (look, history) in enumerate(zip(looks, histories, strict=True)):
@@ -238,17 +237,14 @@ def detectable_differences(axes: Axes, comparison: Comparison) -> None:
     A dot marks the difference seen so far.
     """
     metric = comparison.metric
-    for plan, color in zip(
-        unanswered(comparison), reversed(COLORS), strict=False
-    ):  # the first colors are those of settings
+    for plan, color in zip(unanswered(comparison), reversed(COLORS), strict=False):  # settings have the first colors
         seeds, differences = zip(*plan.curve, strict=True)
         name = in_lines(f"{question(plan, comparison)}: {len(plan.seeds)} seeds")
         axes.plot(seeds, [scaled(difference, metric) for difference in differences], color=color, label=name)
         axes.plot(len(plan.seeds), scaled(abs(plan.difference), metric), "o", color=color)
-    axes.set(
-        xscale="log", yscale="log", xlabel="new seeds", title="Differences that so many new seeds find with 80 % power"
-    )
-    axes.set_ylabel(f"{metric}, {'points' if metric.endswith('accuracy') else 'difference'}")
+    axes.set(xscale="log", yscale="log", title="Differences that so many new seeds find with 80 % power")
+    unit = "points" if metric.endswith("accuracy") else "difference"
+    axes.set(xlabel="new seeds", ylabel=f"{metric}, {unit}")
     if metric.endswith("accuracy"):
         axes.set_ylim(top=min(100, axes.get_ylim()[1]))
     for axis in (axes.xaxis, axes.yaxis):

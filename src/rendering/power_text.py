@@ -15,25 +15,20 @@ from stats.sample_size import MOST
 
 COMMANDS = 3  # most commands below a plan
 ONCE = "Test new seeds once, when all have run: looking after each is no fresh test."
-
-MORE_OF_A_RACE = (
-    "A race decides which settings need more seeds: run its command again with a higher hydra.sweeper.max_seeds."
-)
+MORE = "A race decides which settings need more seeds: run its command again with a higher hydra.sweeper.max_seeds."
 
 
 def power_lines(comparison: Comparison, most: int) -> list[str]:
     if comparison.plans and is_race(comparison):
-        return [MORE_OF_A_RACE]
+        return [MORE]
     lines = []
     for i, plan in enumerate(comparison.plans[:most]):
         listed = train_commands(plan.settings, plan.seeds)
         hidden = len(listed) - COMMANDS
         more = [f"# … and {count(hidden, 'more command')}"] if hidden > 0 else []
         confirm = [confirmation(plan)] if plan.size and plan.size.seeds_needed and listed else []
-        lines += [
-            plan_line(plan, comparison, is_first=i == 0),
-            *(f"  {line}" for line in [*listed[:COMMANDS], *more, *confirm]),
-        ]
+        lines.append(plan_line(plan, comparison, is_first=i == 0))
+        lines += [f"  {line}" for line in [*listed[:COMMANDS], *more, *confirm]]
     if len(comparison.plans) > most:
         lines.append(f"… and {len(comparison.plans) - most} more in comparison.md")
     if any(plan.seeds and plan.size and plan.size.seeds_needed for plan in comparison.plans):
@@ -47,7 +42,7 @@ def question(plan: Plan, comparison: Comparison) -> str:
     return " against ".join(label(setting, comparison) for setting in plan.settings)
 
 
-def plan_line(plan: Plan, comparison: Comparison, is_first: bool = True) -> str:
+def plan_line(plan: Plan, comparison: Comparison, is_first: bool) -> str:
     """State a plan, e.g. "k=5 against k=9: 0.31 points seen; 5 seeds find 0.84 or more; about 9 new ones …"."""
     size, metric = plan.size, comparison.metric
     runs = f": {count(plan.runs, 'more run')}" + (f", {duration(plan.seconds)}" if plan.seconds is not None else "")

@@ -79,12 +79,8 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
     if study.get("study.question"):
         lines += [f"**Question.** {markdown(str(study['study.question']))}", ""]
     if comparison.keys:
-        lines += [
-            "**What differed.** "
-            + "; ".join(f"{code(key)}: {markdown(levels)}" for key, levels in differed(comparison).items())
-            + ".",
-            "",
-        ]
+        levels_of = [f"{code(key)}: {markdown(levels)}" for key, levels in differed(comparison).items()]
+        lines += [f"**What differed.** {'; '.join(levels_of)}.", ""]
     if differing := differing_keys(comparison):
         lines += bullets([f"{name}: {run.folder}" for name, run in zip("AB", comparison.runs, strict=True)])
         lines += markdown_table(TWO_RUNS, differing)
