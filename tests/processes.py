@@ -44,8 +44,9 @@ def environment_of(**environment: str) -> dict[str, str]:
 def fork_server() -> ForkServerContext:
     """Start the fork server with the imports of all commands."""
     context = multiprocessing.get_context("forkserver")
-    preloaded = ["training.start", "publishing.publish", "sweeps.search", "wandb_sweep", "wandb.apis.public"]
-    context.set_forkserver_preload(preloaded)
+    commands = ["training.start", "publishing.publish", "sweeps.search", "wandb_sweep", "wandb.apis.public"]
+    libraries = ["sklearn.datasets", "optuna.storages._rdb.models", "alembic.command"]  # imported when needed
+    context.set_forkserver_preload([*commands, *libraries])
     with pytest.MonkeyPatch.context() as patched:  # Python 3.11 does not pass sys.path to the server.
         patched.setenv("PYTHONPATH", str(REPOSITORY / "src"))
         patched.setenv("OMP_NUM_THREADS", "1")
@@ -103,6 +104,7 @@ def become(argv: list[str], cwd: Path, environment: dict[str, str], outputs: lis
     """Turn this forked process into the command."""
     multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # A command has no parent here.
     gc.freeze()
+    tempfile.tempdir = None  # The command's environment decides anew.
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

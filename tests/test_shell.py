@@ -58,10 +58,7 @@ def test_hangup_is_like_sigterm_unless_ignored(handler: signal.Handlers, tmp_pat
 def test_side_by_side_needs_no_short_tmpdir(tmp_path: Path) -> None:
     (long := tmp_path / ("x" * 100)).mkdir()
     arguments = (*SWEEP, "hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2")
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "src" / "train.py"), *arguments],
-        cwd=tmp_path, env=environment_of(TMPDIR=str(long)), timeout=280, check=False, capture_output=True, text=True,
-    )  # fmt: skip
+    done = command(*arguments, cwd=tmp_path, TMPDIR=str(long))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [summary["status"] for summary in summaries(tmp_path / "outputs" / "s")] == ["completed"] * 2
 
