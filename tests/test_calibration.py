@@ -30,6 +30,11 @@ def test_statements_about_equal_settings_are_seldom_wrong(design: Design) -> Non
     assert [rate for rate in comparisons.errors(design, range(60)) if rate.is_refuted] == []
 
 
+@pytest.mark.parametrize("design", [Design(6, 3, "1:2", "one"), Design(12, 2, "one x 10")], ids=str)
+def test_interactions_are_seldom_found_where_none_is(design: Design) -> None:
+    assert [rate for rate in comparisons.interactions(design, range(60)) if rate.is_refuted] == []
+
+
 def test_settings_far_behind_are_found() -> None:
     (rate,) = comparisons.misses(range(25))
     assert not rate.is_refuted

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from stats.importance import importances
+from sweeps.importance import importances
 
 
 def explained(values: np.ndarray, objectives: np.ndarray) -> dict[str, float]:

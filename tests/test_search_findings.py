@@ -12,7 +12,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from statsmodels.regression.linear_model import OLS
 
-from stats.importance import Importance
+from sweeps.importance import Importance
 from sweeps.search_findings import best_line, finding_lines, key_importances, search_record
 from sweeps.trials import complete_trial, is_hopeless
 

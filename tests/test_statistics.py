@@ -290,3 +290,15 @@ def test_a_search_has_all_that_it_varied_as_factors() -> None:
     assert (effect.factor, effect.level, effect.baseline) == (RATE, trials[6][0], trials[0][0])
     assert effect.estimate == pytest.approx(0.06) and found.changes_with(effect) == ()
     assert compared(settings[:6]).effects == []
+
+
+@pytest.mark.parametrize("depends", [True, False])
+def test_effect_that_depends_on_another_factor_is_stated(depends: bool) -> None:
+    grid = itertools.product((5, 9), (8, 16))
+    means = [({KERNEL: k, DEPTH: d}, 0.9 + 0.05 * (k == 9) * (d == 16 or not depends)) for k, d in grid]
+    found = compared([(levels, draw(4, i, mean)) for i, (levels, mean) in enumerate(means)])
+    assert ("the two effects differ significantly" in words(found)) is depends
+    assert ("No effect depends significantly" in words(found)) is not depends
+    (record,) = json.loads(as_json(found))["interactions"]
+    assert record["estimate"] == pytest.approx(record["at_level"] - record["at_baseline"])
+    assert record["low"] < record["estimate"] < record["high"] and record["is_significant"] is depends

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Mapping
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -172,3 +174,40 @@ def test_large_tables_take_seconds(settings: int, seeds: int) -> None:
     best = [result.differences[result.ranked[0], other] for other in result.ranked[1:]]
     assert len(best) == settings - 1 and result.may_be_best
     assert time.process_time() - start < 30  # of processor time; it takes about 5
+
+
+def test_interactions_are_those_of_least_squares() -> None:
+    """In a grid of three factors, where the effect of the kernel depends on the norm alone."""
+    rng = np.random.default_rng(1)
+    means = {
+        (("kernel", kernel), ("norm", norm), ("depth", depth)): 0.9 + 0.01 * (kernel == 9) * (norm == "b") + depth / 500
+        for kernel, norm, depth in product((3, 5, 9), ("a", "b"), (4, 8))
+    }
+    values = {setting: dict(enumerate(rng.normal(mean, 0.002, 4).tolist())) for setting, mean in means.items()}
+    rows = [{**dict(setting), "value": value} for setting, runs in values.items() for value in runs.values()]
+    fitted = smf.ols("value ~ (C(kernel) + C(norm) + C(depth)) ** 2", pd.DataFrame(rows)).fit().params
+    interactions = analyse(values).interactions
+    assert len(interactions) == 2 * 1 + 2 * 1 + 1 * 1
+    for interaction in interactions:
+        one, other = (f"C({e.factor})[T.{e.level}]" for e in (interaction.effect, interaction.other))
+        assert interaction.difference.estimate == pytest.approx(fitted[f"{one}:{other}"])
+        assert interaction.at_level - interaction.at_baseline == pytest.approx(interaction.difference.estimate)
+        depends = (interaction.effect.level, interaction.other.level) == (9, "b")
+        assert interaction.difference.is_significant is depends
+
+
+@pytest.mark.parametrize(
+    ("factors", "settings"),
+    [
+        (("kernel", "norm"), [(5, "batch"), (9, "batch"), (5, "none")]),
+        (("place", "rate"), [("none", EVERY), *product(("all", "head"), (0.1, 0.2))]),
+    ],
+)
+def test_interactions_need_all_four_combinations(factors: tuple[str, str], settings: list[tuple[Any, Any]]) -> None:
+    """Nothing combines two ablations, and the rate of no dropout means nothing."""
+    values = {
+        tuple(zip(factors, setting, strict=True)): {seed: 0.9 + 0.01 * i + 0.001 * seed * i for seed in range(3)}
+        for i, setting in enumerate(settings)
+    }
+    result = analyse(values)
+    assert len(result.effects) > 1 and not result.interactions

@@ -155,7 +155,7 @@ def test_a_study_is_one_command(tmp_path: Path) -> None:
 def test_effects_in_a_report_are_those_of_least_squares(runs: Path) -> None:
     table = pd.read_csv(runs).query("status == 'completed'")
     report = (runs.parent / "README.md").read_text()
-    effects = re.findall(r"^- (\w+) (\S+) instead of (\S+): ([+-][\d.]+) points", report, re.MULTILINE)
+    effects = re.findall(r"^- (\w+) (\S+) instead of (\S+): ([+-][\d.]+) points \[", report, re.MULTILINE)
     factors = [key for key in table.columns if key in GROUPS or (key.startswith("model.") and table[key].nunique() > 1)]
     assert factors
     assert len(effects) == sum(table[key].nunique() - 1 for key in factors)
@@ -165,3 +165,12 @@ def test_effects_in_a_report_are_those_of_least_squares(runs: Path) -> None:
         (key,) = (key for key in factors if key.rpartition(".")[2] == name)
         coefficient = {value: fit.params.get(f"C(Q('{key}'))[T.{value}]", 0.0) for value in (level, baseline)}
         assert 100 * (coefficient[level] - coefficient[baseline]) == pytest.approx(float(points), abs=0.006)
+
+    # An interaction names an effect at two levels of another factor.
+    pattern = r"^- (\w+) (\S+) instead of (\S+): (\S+) points with (\w+)=(\S+), (\S+) points with \w+=([^\s;]+)"
+    for name, level, baseline, *at in re.findall(pattern, report.replace("\n  ", " "), re.MULTILINE):
+        key, other = (next(k for k in factors if k.rpartition(".")[2] == n) for n in (name, at[1]))
+        means = table.astype({key: str, other: str}).groupby([key, other])["val/accuracy"].mean()
+        for points, other_level in ((at[0], at[2]), (at[3], at[4])):
+            effect = means[level, other_level] - means[baseline, other_level]
+            assert 100 * effect == pytest.approx(float(points), abs=0.006)

@@ -66,6 +66,8 @@ def parts() -> Iterator[Part]:
             yield Part(f"bias {means} {seeds}", partial(bias, means, seeds), 50)
     for design in grid():
         yield Part(f"errors {design}", partial(comparisons.errors, design), 125)
+        if design.settings > 3:  # two factors with two levels each, or more
+            yield Part(f"interactions {design}", partial(comparisons.interactions, design), 125)
 
 
 def main() -> None:

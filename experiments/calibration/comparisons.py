@@ -29,7 +29,7 @@ def errors(design: Design, numbers: Iterable[int]) -> list[Rate]:
         excluded += (0, 0) not in result.may_be_best
         covered += share_covered(differences)
         covered_effects += share_covered(effects)
-    limit, least = (0.06, 0.93) if design.is_mild else (0.09, 0.90)
+    limit, least = claims(design)
     name = str(design)
     return [
         Rate("a difference is called significant, none is", name, wrong, studies, at_most=limit),
@@ -38,6 +38,27 @@ def errors(design: Design, numbers: Iterable[int]) -> list[Rate]:
         Rate("a 95 % interval of a difference holds the truth", name, covered, studies, at_least=least),
         Rate("a 95 % interval of an effect holds the truth", name, covered_effects, studies, at_least=least),
     ]
+
+
+def interactions(design: Design, numbers: Iterable[int]) -> list[Rate]:
+    """Simulate settings of two factors that are all equal: no effect depends on the other factor."""
+    wrong, covered, studies = 0, 0.0, 0
+    for number in numbers:
+        result = analyse(as_grid(design.draw(generator(f"{design}, interactions", number))))
+        differences = [interaction.difference for interaction in result.interactions]
+        studies += 1
+        wrong += any(difference.is_significant for difference in differences)
+        covered += share_covered(differences)
+    limit, least = claims(design)
+    return [
+        Rate("an interaction is called significant, none is", str(design), wrong, studies, at_most=limit),
+        Rate("a 95 % interval of an interaction holds the truth", str(design), covered, studies, at_least=least),
+    ]
+
+
+def claims(design: Design) -> tuple[float, float]:
+    """Return the highest rate of false findings and the lowest coverage that are claimed."""
+    return (0.06, 0.93) if design.is_mild else (0.09, 0.90)
 
 
 def as_grid(values: Values) -> dict[tuple[int, int], dict[int, float | None]]:

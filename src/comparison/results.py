@@ -66,7 +66,7 @@ class Comparison:
         self.smallest, self.key_of = smallest, key_of
         self.valued = [setting_of[key] for key in self.analysis.ranked]  # settings with the metric, best first
         self.settings = sorted(settings, key=self.place)
-        self.effects = list(self.analysis.effects)
+        self.effects, self.interactions = list(self.analysis.effects), self.analysis.interactions
         self.pairs_of = {effect: [(setting_of[a], setting_of[b]) for a, b in effect.pairs] for effect in self.effects}
         best = self.analysis.best
         self.differences: dict[Setting, Difference] = {  # from the best setting, best first

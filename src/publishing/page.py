@@ -22,7 +22,7 @@ from comparison.results import COSTS, Comparison, compared_runs, is_lower_better
 from comparison.runs import Run
 from comparison.settings import Setting
 from rendering.commands import train_commands
-from rendering.findings import caveats, effect_name, result, warnings
+from rendering.findings import caveats, effect_name, interaction_lines, result, warnings
 from rendering.formatting import HEADINGS, label
 from rendering.power_text import question
 from runtime.files import read_json, write_text
@@ -107,7 +107,7 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "written": datetime.now().isoformat(),
         "progress": under_way(sweep),
         "answer": race.get("lines") or result(comparison),  # the tests of a race allow for its looks
-        "caveats": [*warnings(comparison), *caveats(comparison)],
+        "caveats": [*warnings(comparison), *interaction_lines(comparison), *caveats(comparison)],
         "keys": [{"key": key, "name": comparison.short(key)} for key in comparison.factors],
         "columns": [
             {"key": name, "name": heading, "kind": number_kind(name, metric), "is_cost": name in COSTS}

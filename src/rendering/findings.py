@@ -9,6 +9,7 @@ from config.text import printable
 from rendering.formatting import change_text, figure_text, label, level_text, listing, number_text, p_text, several
 from runtime.console import count, duration
 from stats import Effect
+from stats.interactions import Interaction
 from stats.prediction import rate_bounds
 
 SEEDS = "seed=0,1,2,3,4"
@@ -165,6 +166,28 @@ def reference_line(setting: Setting, reference: Reference, comparison: Compariso
 
 def effect_lines(comparison: Comparison) -> list[str]:
     return [effect_line(effect, comparison) for effect in comparison.effects]
+
+
+def interaction_lines(comparison: Comparison) -> list[str]:
+    """State which effects depend on another factor."""
+    tested = [interaction for interaction in comparison.interactions if interaction.difference.p is not None]
+    significant = [interaction for interaction in tested if interaction.difference.is_significant]
+    if tested and not significant:
+        return [f"No effect depends significantly on another factor ({count(len(tested), 'interaction')} tested)."]
+    corrected = f" after correction for {len(tested)} interactions" if len(tested) > 1 else ""
+    return [f"{interaction_text(interaction, comparison)}{corrected})." for interaction in significant]
+
+
+def interaction_text(interaction: Interaction, comparison: Comparison) -> str:
+    """State an interaction, e.g. "depth 4 instead of 8: -2.1 points with norm=none, -0.3 points with norm=batch; …"."""
+    other, metric = interaction.other, comparison.metric
+    at_level, at_baseline = (
+        f"{change_text(effect, metric)} with {printable(comparison.short(other.factor))}={level_text(level)}"
+        for effect, level in ((interaction.at_level, other.level), (interaction.at_baseline, other.baseline))
+    )
+    p = p_text(interaction.difference.p or 0.0)
+    effect = effect_name(interaction.effect, comparison)
+    return f"{effect}: {at_level}, {at_baseline}; the two effects differ significantly ({p}"
 
 
 def effect_line(effect: Effect, comparison: Comparison) -> str:

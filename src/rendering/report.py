@@ -12,7 +12,17 @@ from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
 from config.schema import is_below
 from config.text import code, csv_text, markdown, markdown_table, printable
-from rendering.findings import caveats, differed, effect_lines, method, not_completed_lines, result, warnings
+from rendering.findings import (
+    caveats,
+    differed,
+    effect_lines,
+    effect_name,
+    interaction_lines,
+    method,
+    not_completed_lines,
+    result,
+    warnings,
+)
 from rendering.formatting import (
     HEADINGS,
     change_text,
@@ -26,6 +36,7 @@ from rendering.formatting import (
 from rendering.power_text import plan_record, power_lines
 from runtime.console import count, print_table, say
 from stats import Effect
+from stats.interactions import Interaction
 
 TWO_RUNS = ("key", "A", "B")  # header of the table of differing keys
 ABOUT_THE_SWEEP = ("output_dir", "sweep", "varied", "trial", "study")  # keys that do not affect a run
@@ -47,7 +58,8 @@ def print_comparison(comparison: Comparison) -> None:
         print_table(table_title(comparison), header, rows[:limit])
         if len(rows) > limit:
             say(f"… and {len(rows) - limit} more settings in comparison.csv")
-    for line in [*result(comparison), *several(effect_lines(comparison), limit), *caveats(comparison)]:
+    effects, interactions = effect_lines(comparison), interaction_lines(comparison)
+    for line in [*result(comparison), *several(effects, limit), *several(interactions, limit), *caveats(comparison)]:
         say(line)
     unfinished = not_completed_lines(comparison)
     for line, status in list(unfinished.items())[:limit]:
@@ -93,7 +105,9 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
         if len(rows) > limit:
             lines += [f"{len(rows) - limit} more settings are in comparison.csv.", ""]
     if comparison.effects:
-        lines += ["## Effects, the other factors held fixed", "", *bullets(several(effect_lines(comparison), limit))]
+        effects, interactions = effect_lines(comparison), interaction_lines(comparison)
+        lines += ["## Effects, the other factors held fixed", ""]
+        lines += bullets([*several(effects, limit), *several(interactions, limit)])
     lines += ["## How sure", "", *bullets([*caveats(comparison), *method(comparison)])]
     if power := power_lines(comparison, limit):
         lines += ["## Power analysis", ""]
@@ -194,6 +208,11 @@ def as_json(comparison: Comparison) -> str:
         values = {name: value for name, value in vars(effect).items() if name not in ("plan", "sample_size")}
         return values | {"pairs": len(effect.pairs), "changes_with": comparison.changes_with(effect)}
 
+    def interaction_record(interaction: Interaction) -> dict[str, Any]:
+        names = {name: effect_name(getattr(interaction, name), comparison) for name in ("effect", "other")}
+        effects = {"at_level": interaction.at_level, "at_baseline": interaction.at_baseline}
+        return names | effects | asdict(interaction.difference)
+
     tree = {
         "title": comparison.title,
         "metric": comparison.metric,
@@ -201,6 +220,7 @@ def as_json(comparison: Comparison) -> str:
         "two_runs": differing_keys(comparison),
         "rows": [setting_record(setting, comparison) for setting in comparison.settings],
         "effects": [effect_record(effect) for effect in comparison.effects],
+        "interactions": [interaction_record(interaction) for interaction in comparison.interactions],
         "differences_from_best": [
             {"setting": label(setting, comparison)} | asdict(difference)
             for setting, difference in comparison.differences.items()
@@ -215,7 +235,13 @@ def as_json(comparison: Comparison) -> str:
         "without_result": [
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],
-        "words": [*warnings(comparison), *result(comparison), *effect_lines(comparison), *caveats(comparison)],
+        "words": [
+            *warnings(comparison),
+            *result(comparison),
+            *effect_lines(comparison),
+            *interaction_lines(comparison),
+            *caveats(comparison),
+        ],
     }
     return json.dumps(finite(tree), indent=2, allow_nan=False, default=str)
 

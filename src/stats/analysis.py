@@ -13,6 +13,7 @@ from stats.chances import Draws, draw
 from stats.estimates import ERROR, TIE, Difference, Effect, Estimate, Setting, Values, as_table
 from stats.failures import beats, worst_rank
 from stats.families import ByPair, Contrast, Family, may_be_best, test_family
+from stats.interactions import Interaction, interactions_of
 from stats.sample_size import SampleSize
 from stats.seeds import SeedModel, fit
 from stats.variances import Array
@@ -58,12 +59,18 @@ class Analysis:
     is_adjusted: bool
     shares_seeds: bool
     estimate_effects: Callable[[], tuple[Effect, ...]] = field(repr=False)
+    estimate_interactions: Callable[[Sequence[Effect]], tuple[Interaction, ...]] = field(repr=False)
     draw: Callable[[], Draws | None] = field(repr=False)
 
     @cached_property
     def effects(self) -> tuple[Effect, ...]:
         """The effects of every level of every factor; none if settings are not tuples of (factor, level)."""
         return self.estimate_effects()
+
+    @cached_property
+    def interactions(self) -> tuple[Interaction, ...]:
+        """The change of each effect with each other factor."""
+        return self.estimate_interactions(self.effects)
 
     @cached_property
     def probability_best(self) -> Mapping[Setting, float]:
@@ -124,6 +131,7 @@ def analyse(
         is_adjusted=model.is_adjusted,
         shares_seeds=model.shares_seeds,
         estimate_effects=partial(effects_of, list(values), valued, model, smallest),
+        estimate_interactions=partial(interactions_of, settings=valued, model=model),
         draw=partial(draw, model, valued, np.array(failures), sign),
     )
 

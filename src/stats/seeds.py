@@ -77,9 +77,8 @@ class SeedModel:
         if self.inverse is not None and not self.ran.all():  # other settings' runs show how hard missing seeds are
             of_setting = self.ran / self.runs_of[:, None]
             moved = contrasts @ of_setting @ self.inverse
-            shares += self.weights**2 * np.maximum(
-                moved**2 @ self.ran.T - self.runs_of * (moved @ of_setting.T) ** 2, 0
-            )
+            added = moved**2 @ self.ran.T - self.runs_of * (moved @ of_setting.T) ** 2
+            shares += self.weights**2 * np.maximum(added, 0)
         return shares
 
 

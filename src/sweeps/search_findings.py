@@ -16,8 +16,8 @@ from comparison.runs import read_runs
 from config.command_line import overrides_of
 from runtime.console import count
 from stats.estimates import TIE
-from stats.importance import Importance, importances
 from stats.prediction import rate_bounds
+from sweeps.importance import Importance, importances
 from sweeps.trials import RUNS, completed_trials, not_retried, seed_values, sign
 from tracking.records import SearchedKey, SearchRecord, TrialRecord
 from tracking.trial import FINISH, PRUNED_AT
