@@ -49,9 +49,7 @@ def main() -> None:
         help="smallest difference that matters; in points for accuracies, e.g. 0.3",
     )  # fmt: skip
     parser.add_argument(
-        "--confirm",
-        metavar="SEEDS",
-        help="test once on these new seeds alone, e.g. 5-14: see the power analysis",
+        "--confirm", metavar="SEEDS", help="test once on these new seeds alone, e.g. 5-14: see the power analysis"
     )
     parser.add_argument("--watch", action="store_true", help="update comparison.html until all runs have ended")
     parser.add_argument("--serve", action="store_true", help="serve comparison.html on 127.0.0.1 until Ctrl-C")

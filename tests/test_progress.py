@@ -29,7 +29,7 @@ def test_the_time_left_follows_from_what_completed_runs_took(tmp_path: Path) -> 
     assert progress(tmp_path) is None
     configs = {depth: checked(f"model.depth={depth}", "trainer.epochs=10") for depth in DEPTHS}
     record_grid(
-        tmp_path, [Job([f"model.depth={depth}"], configs[depth], f"id{depth}") for depth in DEPTHS], ["model.depth"]
+        tmp_path, [Job([f"model.depth={depth}"], configs[depth], f"id{depth}", {}) for depth in DEPTHS], ["model.depth"]
     )
     write_summary(tmp_path, 2, status="interrupted", epochs=5)
     (tmp_path / ".locks").mkdir()
@@ -62,7 +62,7 @@ def test_a_runs_size_is_that_of_its_layers(overrides: list[str]) -> None:
     config = checked("data.val_fraction=0.2", *overrides)
     parts = summarize(config, 1, 10, (config.data.image_size or 8,) * 2)
     layers = sum(part.macs for part in parts if part.name in ("depthwise", "pointwise"))
-    assert Job(overrides, config, "").epoch_size == pytest.approx(0.8 * layers)
+    assert Job(overrides, config, "", {}).epoch_size == pytest.approx(0.8 * layers)
 
 
 @pytest.mark.slow

@@ -55,9 +55,8 @@ def write_images(root: Path, size: int, count: int) -> None:
         for part, crops, seed in (("train", count // 2, 0), ("test", 5, 1)):
             folder = root / part / name
             folder.mkdir(parents=True)
-            for i, crop in enumerate(
-                extract_patches_2d(photograph, (size, size), max_patches=crops, random_state=seed)
-            ):
+            patches = extract_patches_2d(photograph, (size, size), max_patches=crops, random_state=seed)
+            for i, crop in enumerate(patches):
                 Image.fromarray(crop).save(folder / f"{i:05}.jpg", quality=90)
 
 
@@ -75,24 +74,13 @@ def timm_epochs(root: str, images: datasets.DataSplits, config: Config, workers:
     )
     loader = timm.data.create_loader(
         timm.data.create_dataset("", root=f"{root}/train", is_training=True),
-        input_size=(3, *images.image_size),
-        batch_size=config.data.batch_size,
-        is_training=True,
-        re_prob=augmentation.random_erasing,
-        re_mode="pixel",
-        scale=(augmentation.scale[0], augmentation.scale[1]),
-        ratio=(augmentation.ratio[0], augmentation.ratio[1]),
-        hflip=augmentation.hflip,
-        color_jitter=0.0,
-        auto_augment=augmentation.auto_augment,
-        interpolation=augmentation.interpolation,
-        mean=images.mean,
-        std=images.std,
-        num_workers=workers,
-        collate_fn=mixup,
-        device=torch.device("cpu"),
+        (3, *images.image_size), config.data.batch_size, is_training=True,
+        re_prob=augmentation.random_erasing, re_mode="pixel", hflip=augmentation.hflip, color_jitter=0.0,
+        scale=(augmentation.scale[0], augmentation.scale[1]), ratio=(augmentation.ratio[0], augmentation.ratio[1]),
+        auto_augment=augmentation.auto_augment, interpolation=augmentation.interpolation,
+        mean=images.mean, std=images.std, num_workers=workers, collate_fn=mixup, device=torch.device("cpu"),
         persistent_workers=workers > 0,
-    )
+    )  # fmt: skip
     return lambda: sum(len(batch) for batch, _ in loader)
 
 

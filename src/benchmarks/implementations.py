@@ -118,7 +118,5 @@ def authors_model(model: schema.Model) -> nn.Module:
 def timms_model(model: schema.Model) -> nn.Module:
     from timm.models.convmixer import ConvMixer
 
-    act_layer = ACTIVATIONS[model.activation]
-    return ConvMixer(
-        model.d_model, model.depth, model.kernel_size, model.patch_size, num_classes=CLASSES, act_layer=act_layer
-    )
+    sizes = model.d_model, model.depth, model.kernel_size, model.patch_size
+    return ConvMixer(*sizes, num_classes=CLASSES, act_layer=ACTIVATIONS[model.activation])

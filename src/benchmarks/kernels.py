@@ -130,9 +130,8 @@ def compile_ahead(launch: Launch, target: str) -> Compiled:
             )
         )
     (registers, stack) = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
-    executed = executions(
-        code, operations(launch) / math.prod(launch.grid) / launch.arguments["num_warps"], turns(launch)
-    )
+    of_warp = operations(launch) / math.prod(launch.grid) / launch.arguments["num_warps"]
+    executed = executions(code, of_warp, turns(launch))
     return Compiled(
         registers, stack, compiled.metadata.shared,
         next((name.partition(".")[0] for name in executed if "MMA" in name), "none"),

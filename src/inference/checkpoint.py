@@ -30,18 +30,9 @@ from weights.files import Weights, read_weights
 log = logging.getLogger(__name__)
 
 # The evaluation transform of published weights, for ImageNet-1k. Source: timm's convmixer.py.
-IMAGENET = {
-    "image_size": 224,
-    "crop_fraction": 0.96,
-    "batch_size": 16,  # ConvMixer-1536/20 then takes less than 3 GiB
-    "val_fraction": 0.0,
-}
-PREPROCESSING = (
-    "image_size",
-    "crop_fraction",
-    "mean",
-    "std",
-)  # keys of `data` that the choice of a data set does not change
+# In batches of 16, ConvMixer-1536/20 takes less than 3 GiB.
+IMAGENET = {"image_size": 224, "crop_fraction": 0.96, "batch_size": 16, "val_fraction": 0.0}
+PREPROCESSING = ("image_size", "crop_fraction", "mean", "std")  # keys of `data` that a chosen data set does not change
 
 
 @dataclass(frozen=True)

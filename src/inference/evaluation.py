@@ -28,9 +28,6 @@ from training.summary import check_memory
 def evaluate_split(checkpoint: LoadedCheckpoint, data: DataSplits, split: Split) -> Evaluation:
     """Evaluate a checkpoint on one split of a data set.
 
-    Args:
-        split: the split of `data` to evaluate on.
-
     Raises:
         ConfigError: the model does not know one of its classes.
     """

@@ -160,12 +160,10 @@ def inference_model(model: ConvMixer, images: Tensor) -> nn.Module:
     return folded
 
 
-def images_per_second(models: list[nn.Module], images: Tensor, rounds: int = 3) -> list[float]:
+def images_per_second(models: list[nn.Module], images: Tensor) -> list[float]:
     """Measure the median rate of each model, in turns, so that other load on the machine affects all models equally."""
     timers = [timeit.Timer("model(images)", globals={"model": model, "images": images}) for model in models]
-    seconds = [
-        [duration / number for number, duration in (timer.autorange() for timer in timers)] for _ in range(rounds)
-    ]
+    seconds = [[duration / number for number, duration in (timer.autorange() for timer in timers)] for _ in range(3)]
     return (len(images) / np.median(seconds, axis=0)).tolist()
 
 
@@ -188,8 +186,7 @@ def write_onnx(model: nn.Module, images: Tensor, usage: Usage, path: Path) -> No
     import onnx
 
     torch.onnx.export(
-        model, (images,), path, input_names=["images"], output_names=["logits"],
-        dynamic_shapes=(DYNAMIC_BATCH,),
+        model, (images,), path, input_names=["images"], output_names=["logits"], dynamic_shapes=(DYNAMIC_BATCH,),
         dynamo=True, external_data=False, verbose=False,
     )  # fmt: skip
     program = onnx.load(path)

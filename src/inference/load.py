@@ -42,10 +42,8 @@ def load(path: str | Path, device: str = "auto") -> Loaded:
     command = Command(checkpoint=str(path), data=Data(root=""), trainer=Compute(device=device))
     checkpoint = open_checkpoint(OmegaConf.structured(command), [f"trainer.device={device}"])
     data = as_data([], checkpoint)
-    resize, normalize = (
-        evaluation_transform(checkpoint.config.data.crop_fraction, data),
-        Normalize(data, checkpoint.device),
-    )
+    resize = evaluation_transform(checkpoint.config.data.crop_fraction, data)
+    normalize = Normalize(data, checkpoint.device)
     assert resize  # image files always need a transform
 
     def transform(image: Image.Image) -> Tensor:

@@ -20,20 +20,13 @@ from weights.files import Weights
 
 CARD = "Written by export.py."  # files without this comment are never replaced
 RESULTS = {  # by their names in text
-    "val/accuracy": "validation accuracy",
-    "test/accuracy": "test accuracy",
-    "val/loss": "validation loss",
-    "test/loss": "test loss",
-}
+    "val/accuracy": "validation accuracy", "test/accuracy": "test accuracy",
+    "val/loss": "validation loss", "test/loss": "test loss",
+}  # fmt: skip
 
 
 def model_card(checkpoint: LoadedCheckpoint, path: Path) -> str:
-    """Write the card as Markdown with the hub's metadata on top.
-
-    Args:
-        checkpoint: the exported checkpoint.
-        path: path of the exported weights, for the commands.
-    """
+    """Write the card as Markdown with the hub's metadata on top; `path` is that of the exported weights."""
     weights, config = checkpoint.weights, checkpoint.config
     saved = export_description(checkpoint)["config"]
     summary = read_json(weights.run / "summary.json", Summary) if weights.run else {}
@@ -88,14 +81,10 @@ def export_description(checkpoint: LoadedCheckpoint) -> dict[str, Any]:
         "trainer": {key: trainer[key] for key in ("precision", "channels_last")},
     }
     return {
-        "config": config,
-        "classes": checkpoint.classes,
-        "labels": checkpoint.labels if checkpoint.classes else None,
-        "image_size": checkpoint.image_size,
-        "mean": data["mean"],
-        "std": data["std"],
+        "config": config, "classes": checkpoint.classes, "labels": checkpoint.labels if checkpoint.classes else None,
+        "image_size": checkpoint.image_size, "mean": data["mean"], "std": data["std"],
         "metrics": description.epoch if description else {},
-    }
+    }  # fmt: skip
 
 
 def results_of(weights: Weights, summary: dict[str, Any]) -> dict[str, float]:

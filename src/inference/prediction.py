@@ -117,9 +117,8 @@ def find_images(images: Any) -> list[str]:
         else:
             paths.append(entry)
     if not paths:
-        raise ConfigError(
-            f"images={images}: there are no images; expected files, folders, globs, or - for a list of them"
-        )
+        expected = "files, folders, globs, or - for a list of them"
+        raise ConfigError(f"images={images}: there are no images; expected {expected}")
     return paths
 
 
@@ -150,12 +149,9 @@ def as_data(paths: list[str], checkpoint: LoadedCheckpoint) -> DataSplits:
 
 
 def read_batches(data: DataSplits, settings: Predict, broken: list[DataError]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images, uint8 [batch, channels, height, width], and their numbers; log the errors of unreadable ones.
+    """Yield images, uint8 [batch, channels, height, width], and their numbers.
 
-    Args:
-        data: data set of the files.
-        settings: the command's keys.
-        broken: list to which the errors of unreadable images are added.
+    The errors of unreadable images are logged, and added to `broken`.
     """
     batch_size, workers = settings.data.batch_size, settings.data.num_workers
     if workers is None:

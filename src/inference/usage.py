@@ -56,10 +56,8 @@ class Usage:
         if path.suffix == ".onnx":
             library = "onnxruntime"
             load = f"program = onnxruntime.InferenceSession({path.name!r})"
-            labels, logits = (
-                'program.get_modelmeta().custom_metadata_map["labels"]',
-                ('program.run(None, {"images": pixels})[0]'),
-            )
+            labels = 'program.get_modelmeta().custom_metadata_map["labels"]'
+            logits = 'program.run(None, {"images": pixels})[0]'
         else:
             library = "torch"
             load = f"program = torch.export.load({path.name!r}, extra_files=(files := {{'labels': ''}})).module()"

@@ -16,11 +16,7 @@ from tracking.run_index import RunIndex
 
 
 def leave_out_impossible(jobs: Sequence[Job], index: RunIndex, config: DictConfig) -> list[Job]:
-    """Return the jobs that are possible or completed; name the others.
-
-    Raises:
-        ConfigError: See name_impossible().
-    """
+    """Return the jobs that are possible or completed; name the others, as name_impossible() does."""
     left = {job.name: job.config for job in jobs if index.summary(job.run_id).get("status") != "completed"}
     impossible = name_impossible("left out", left, len(jobs), config)
     return [job for job in jobs if job.name not in impossible]
@@ -33,7 +29,6 @@ def name_impossible(title: str, runs: Mapping[str, Config], total: int, config: 
         title: The first word of each line.
         runs: The runs that have not completed, by name.
         total: The number of all runs.
-        config: The sweep's config.
 
     Raises:
         ConfigError: No run is possible, or one is impossible and on_failure=stop.
@@ -61,7 +56,6 @@ def problem_of(config: Config, local: bool = True) -> str | None:
     """Return the reason why a run cannot be trained on its images; None if it can.
 
     Args:
-        config: The run's config.
         local: The run trains on this machine, so its images can be looked at.
     """
     from data.image_files import DataError, check_patch_size, split_folders  # NumPy and Pillow, for sweeps only
@@ -91,12 +85,7 @@ def shared_size(root: str, skip_unreadable: bool) -> tuple[int, int]:
 
 
 def say_problems(title: str, problems: Mapping[str, str]) -> None:
-    """Print one line for each problem, with the names of its runs.
-
-    Args:
-        title: The first word of each line.
-        problems: The problem of each impossible run, by the run's name.
-    """
+    """Print one line for each problem, with the names of its runs; `problems` are by the run's name."""
     for problem in dict.fromkeys(problems.values()):
         names = [name for name in problems if problems[name] == problem]
         more = f" and {len(names) - 3:,} more" if names[3:] else ""

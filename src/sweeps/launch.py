@@ -138,13 +138,7 @@ def not_completed(jobs: Iterable[Job], index: RunIndex) -> list[Job]:
 
 
 def launch_jobs(launcher: Launcher, jobs: Iterable[Job], index: RunIndex, first_number: int) -> None:
-    """Run each distinct job that is not completed, and update the index.
-
-    Args:
-        launcher: Hydra's launcher of the jobs.
-        jobs: The jobs.
-        index: The index of the sweep's runs.
-        first_number: The number of the first job in the sweep, from 0.
+    """Run each distinct job that is not completed, and update the index; jobs are numbered from `first_number`.
 
     Raises:
         SystemExit: The sweep was stopped by a signal or by on_failure=stop.
@@ -156,12 +150,7 @@ def launch_jobs(launcher: Launcher, jobs: Iterable[Job], index: RunIndex, first_
 
 
 def train_job(job: Job, logging: DictConfig) -> "Result":
-    """Train a run in this process.
-
-    Args:
-        job: The run.
-        logging: The settings of the log; see logging_of().
-    """
+    """Train a run in this process, with the settings of logging_of() for its log."""
     from training.start import run  # torch takes seconds, which --help and errors need not wait for
 
     configure_log(logging.job_logging, logging.verbose)
@@ -183,7 +172,7 @@ class Announcer:
     Args:
         config: The sweep's config.
         total: The number of runs so far, for sweeps other than searches.
-        at_once: The number of runs at once.
+        at_once: The number of runs that train at once.
     """
 
     def __init__(self, config: DictConfig, total: int, at_once: int = 1) -> None:
@@ -214,11 +203,7 @@ class Announcer:
 
 
 def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
-    """Compare the runs of the sweep's folder.
-
-    Args:
-        config: The sweep's config.
-        run_ids: The IDs of a grid's runs.
+    """Compare the runs of the sweep's folder; `run_ids` are those of a grid.
 
     Raises:
         SystemExit: Some runs have not completed, or the runs cannot be compared.
@@ -248,8 +233,8 @@ def conclude(config: DictConfig, run_ids: Collection[str]) -> None:
     statuses = [run.status for run in comparison.runs]
     started = {run.run_id for run in comparison.runs}
     statuses += ["interrupted"] * len({*run_ids} - started)  # jobs that ended before their run started
-    running = statuses.count("running")
     if total := sum(status not in ("completed", "pruned") for status in statuses):
+        running = statuses.count("running")
         elsewhere = f", {running} of them still being trained by another process" if running else ""
         sys.exit(f"{total} of {len(statuses)} runs did not complete{elsewhere}")
 

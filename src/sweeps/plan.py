@@ -1,7 +1,7 @@
 """The runs of a command line: each composed and checked once, before the first starts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,7 @@ class Job:
     overrides: Sequence[str]
     config: Config
     run_id: str
-    choices: Mapping[str, str | None] = field(default_factory=dict)
+    choices: Mapping[str, str | None]
 
     @property
     def name(self) -> str:
@@ -68,13 +68,12 @@ def check_one_folder(overrides: Mapping[str, Override]) -> None:
             raise one_folder_error(key, overrides[key].get_value_string())
 
 
-def check_one_place(configs: Iterable[Config]) -> None:
+def check_composed_folders(configs: Sequence[Config]) -> None:
     """Check that the composed runs share one folder.
 
     Raises:
         ConfigError: The runs would get several folders, as with sweep=k${model.kernel_size}.
     """
-    configs = list(configs)
     for key in ONE_FOLDER:
         if len(places := sorted({getattr(config, key) for config in configs})) > 1:
             raise one_folder_error(key, ", ".join(places[:3]))
@@ -159,5 +158,5 @@ def make_jobs(app: str, runs: Sequence[Sequence[str]]) -> list[Job]:
             jobs.append(make_job(app, tuple(run)))
         except (HydraException, OmegaConfBaseException, ConfigError) as error:
             raise ConfigError(f"{explain(error)} (run: {' '.join(run)})") from error
-    check_one_place(job.config for job in jobs)
+    check_composed_folders([job.config for job in jobs])
     return jobs

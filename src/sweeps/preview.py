@@ -31,31 +31,18 @@ CIFAR = {"cifar10": 10, "cifar100": 100}  # number of classes, for plans before 
 
 @dataclass(frozen=True)
 class PreviewedRun:
-    """A run of a plan.
-
-    Attributes:
-        name: The run's name.
-        run_id: The run's ID; None if the run is impossible.
-        folder: The path of the run's folder; None if the run is impossible.
-        status: The status in the run's summary, else `new` or `impossible`.
-        overrides: The run's overrides.
-        parameters: Parameters of the model.
-        macs: Multiply-accumulates of an image's forward pass.
-        seconds: Training time, estimated from completed runs on the same data; None without such runs.
-        bytes: Size of the checkpoints during training, estimated.
-        problem: The reason why the run is impossible.
-    """
+    """A run of a plan; figures that are unknown, or those of an impossible run, are None."""
 
     name: str
     run_id: str | None
     folder: str | None
-    status: str
+    status: str  # in the run's summary, else "new" or "impossible"
     overrides: Sequence[str]
     parameters: int | None = None
-    macs: int | None = None
-    seconds: float | None = None
-    bytes: int | None = None
-    problem: str | None = None
+    macs: int | None = None  # multiply-accumulates of an image's forward pass
+    seconds: float | None = None  # estimated from completed runs on the same data
+    bytes: int | None = None  # estimated size of the checkpoints during training
+    problem: str | None = None  # the reason why the run is impossible
 
 
 def planned_overrides(config: DictConfig, arguments: Sequence[str], options: Grid | Race | Search) -> tuple[Any, str]:
@@ -86,23 +73,20 @@ def with_varied(runs: Sequence[Sequence[str]], varied: Sequence[str]) -> list[li
 
 
 def preview(app: str, folder: Path, runs: Sequence[Sequence[str]], note: str, as_json: bool) -> None:
-    """Print the plan of a sweep.
+    """Print the plan of a sweep, as a table or as JSON.
 
     Args:
         app: The name of the config.
         folder: The sweep's folder.
         runs: The overrides of each run.
         note: A note on runs that are not determined yet.
-        as_json: Print JSON, not a table.
 
     Raises:
         SystemExit: A run is impossible.
     """
     index, rates = RunIndex(folder), completed_runs(folder.parent)
-    planned = [
-        plan_run(app, [text for text in run if not text.startswith("plan=")], index, rates)
-        for run in track(runs, "planning")
-    ]
+    overrides = [[text for text in run if not text.startswith("plan=")] for run in runs]
+    planned = [plan_run(app, of_run, index, rates) for of_run in track(overrides, "planning")]
     unique = list({run.run_id or run.name: run for run in planned}.values())
     impossible = sum(run.status == "impossible" for run in unique)
     left = [run for run in unique if run.status not in ("completed", "impossible")]
@@ -132,26 +116,16 @@ def print_plan(folder: Path, runs: Sequence[PreviewedRun], totals: dict[str, Any
     ]  # fmt: skip
     print_table(f"plan of {folder}{f': {note}' if note else ''}", header, rows, best_first=False)
     say_problems("impossible", {run.name: run.problem for run in runs if run.problem})
-    has_time = totals["seconds"] is not None
-    time = (
-        f"about {duration(totals['seconds'])} one after the other"
-        if has_time
-        else "time unknown, as no similar run has completed"
-    )
+    time = "time unknown, as no similar run has completed"
+    if totals["seconds"] is not None:
+        time = f"about {duration(totals['seconds'])} one after the other"
     say(f"{totals['to_run']:,} of {totals['runs']:,} runs to run: {time}, {si(totals['bytes'])}B of checkpoints")
 
 
 def plan_run(
     app: str, overrides: list[str], index: RunIndex, rates: Mapping[str, Sequence[tuple[int, float]]]
 ) -> PreviewedRun:
-    """Compose a run and estimate its size and time.
-
-    Args:
-        app: The name of the config.
-        overrides: The run's overrides.
-        index: The index of the sweep's runs.
-        rates: Multiply-accumulates and seconds for each of them of completed runs, by data set.
-    """
+    """Compose a run and estimate its size and time; `rates` are those of completed_runs()."""
     varied = override_texts(overrides).get("varied", "[]").strip("[]").split(",")
     name = display_name(overrides, [key for key in varied if key])
     try:
@@ -166,12 +140,9 @@ def plan_run(
     path = index.folders.get(job.run_id, index.sweep / f"{folder_name(name)}-{job.run_id}")
     rate = seconds_per_mac(macs, rates.get(config.data.name, ()))
     seconds = None if rate is None else rate * macs * images * config.trainer.epochs
-    copies = 1 + 2 * (
-        2 if isinstance(config.optimizer, SGD) else 3
-    )  # best.pt; last.pt and previous.pt with their states
-    return PreviewedRun(
-        name, job.run_id, str(path), status, overrides, parameters, macs, seconds, bytes=4 * parameters * copies
-    )
+    of_state = 2 if isinstance(config.optimizer, SGD) else 3  # numbers for each parameter
+    size = 4 * parameters * (1 + 2 * of_state)  # best.pt; last.pt and previous.pt with their states
+    return PreviewedRun(name, job.run_id, str(path), status, overrides, parameters, macs, seconds, size)
 
 
 @cache

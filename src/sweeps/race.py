@@ -72,9 +72,8 @@ def race(config: DictConfig, launcher: Launcher, arguments: Sequence[str], optio
 
     def stand() -> Standing:
         """Compute the standing from all results so far."""
-        return standing(
-            result, replace(rules, resolution=1 / images if (images := validation_images(jobs_so_far, index)) else None)
-        )
+        images = validation_images(jobs_so_far, index)
+        return standing(result, replace(rules, resolution=1 / images if images else None))
 
     def record(race: Standing, lines: Sequence[str] = (), progress: str = "") -> None:
         """Write race.json."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rendering.formatting import figure_text
+from rendering.formatting import figure_text, number_text
 from runtime.console import count, duration
 from stats import mean
 from stats.prediction import rate_bounds
@@ -16,17 +16,11 @@ from tracking.records import Racer, RaceRecord
 
 @dataclass(frozen=True)
 class Racers:
-    """The settings of a race and their metric.
+    """The settings of a race and their metric."""
 
-    Attributes:
-        names: Names of the settings.
-        metric: The metric of the race, e.g. "val/accuracy".
-        images: The number of validation images; None if they vary with the seed.
-    """
-
-    names: Sequence[str]
-    metric: str
-    images: int | None
+    names: Sequence[str]  # of the settings
+    metric: str  # e.g. "val/accuracy"
+    images: int | None  # number of validation images; None if they vary with the seed
 
     @property
     def is_accuracy(self) -> bool:
@@ -82,9 +76,8 @@ def ending(race: Standing, rules: Rules, racers: Racers) -> list[str]:
                 f"{rate_bounds(failures, runs)[1]:.0%} of new ones may."
             ]
         case "smallest":
-            return [
-                f"No winner: the {len(race.ranked)} settings that remain differ by less than smallest={rules.smallest}."
-            ]
+            remaining = f"the {len(race.ranked)} settings that remain"
+            return [f"No winner: {remaining} differ by less than smallest={rules.smallest}."]
         case "max_seeds":
             line = f"No winner: {left} at max_seeds={rules.max_seeds}."
         case _:
@@ -118,24 +111,19 @@ def claim_lines(race: Standing, racers: Racers) -> list[str]:
 
 
 def images_margin(accuracy: float, lead: float, images: int) -> float:
-    """Bound the lead that the choice of images alone can cause, at 95 %.
+    """Bound the lead that the choice of images alone can cause, at 95 %, given the winner's accuracy and lead.
 
     Two models can differ only on images that one of them misclassifies.
-
-    Args:
-        accuracy: The winner's accuracy.
-        lead: The winner's lead, in accuracy.
-        images: The number of validation images.
     """
     return 1.96 * math.sqrt(max(0.0, 2 * (1 - accuracy) + lead) / images)
 
 
 def race_table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str]]]:
-    """Make the header and a row for each setting, in the order of standings()."""
+    """Make the header and a row for each setting, in the order of table_order()."""
     unit = " %" if racers.is_accuracy else ""
     header = ["setting", "seeds", f"{racers.metric}{unit}", "behind the leader", "outcome"]
     rows = []
-    for setting in standings(race):
+    for setting in table_order(race):
         dropped = race.dropped.get(setting)
         behind = dropped.behind if dropped else race.behind.get(setting)
         outcome = "winner" if race.end == "winner" else "in question"
@@ -143,12 +131,13 @@ def race_table(race: Standing, racers: Racers) -> tuple[list[str], list[list[str
             outcome = f"{'dropped' if dropped.behind else 'could not be run'} in round {dropped.round}"
         if race.failures(setting):
             outcome += f"; {failed_text(race, setting)}"
-        result, runs = mean_text(race.completed(setting), racers.metric), str(len(race.by_seed(setting)))
+        result = number_text(mean(race.completed(setting)), racers.metric, unit="")
+        runs = str(len(race.by_seed(setting)))
         rows.append([racers.names[setting], runs, result, racers.distance(behind, "") if behind else "", outcome])
     return header, rows
 
 
-def standings(race: Standing) -> list[int]:
+def table_order(race: Standing) -> list[int]:
     """List the settings still in question by rank, then the dropped settings, the latest first."""
     return [*race.ranked, *sorted(race.dropped, key=lambda setting: -race.dropped[setting].round)]
 
@@ -164,9 +153,6 @@ def race_record(
     """Describe a race in race.json, which the page of its comparison shows.
 
     Args:
-        race: The standing.
-        rules: The rules of the race.
-        racers: The settings and their metric.
         run_ids: The IDs of each setting's runs.
         lines: The findings; empty before the end of the race.
         progress: The current round; empty at the end of the race.
@@ -174,24 +160,13 @@ def race_record(
     _, rows = race_table(race, racers)
     settings: list[Racer] = [
         {
-            "name": name,
-            "seeds": len(race.results[setting]),
-            "value": value,
-            "behind": behind,
-            "outcome": outcome,
-            "is_dropped": setting in race.dropped,
-            "runs": list(run_ids[setting]),
+            "name": name, "seeds": len(race.results[setting]), "value": value, "behind": behind, "outcome": outcome,
+            "is_dropped": setting in race.dropped, "runs": list(run_ids[setting]),
         }
-        for setting, (name, _, value, behind, outcome) in zip(standings(race), rows, strict=True)
-    ]
+        for setting, (name, _, value, behind, outcome) in zip(table_order(race), rows, strict=True)
+    ]  # fmt: skip
     rounds = list(rules.rounds[: race.round])
     return {"progress": progress, "lines": list(lines), "rounds": rounds, "settings": settings}
-
-
-def mean_text(values: Sequence[float], metric: str) -> str:
-    """Format the mean with the half width of its interval; empty if no run completed."""
-    numbers = [] if (estimate := mean(values)) is None else [estimate.value, estimate.margin]
-    return " ± ".join(figure_text(number, metric, "") for number in numbers if number is not None)
 
 
 def cost_line(race: Standing, rules: Rules) -> str:

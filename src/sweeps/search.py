@@ -66,7 +66,7 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
     varied = [*space, *(["seed"] if options.seeds else [])]
     fixed = {"sweep": as_text(config.sweep), **fixed, "varied": plan.as_list(varied)}
     configs = check_space(app, space, fixed)
-    plan.check_one_place(configs)
+    plan.check_composed_folders(configs)
     monitor = launch.monitor_of(configs)
     database = Path(config.output_dir, config.sweep, "search.db")
     if not database.exists():

@@ -36,7 +36,6 @@ def finding_lines(
     """Describe the results of a search, in a line each.
 
     Args:
-        study: The study.
         monitor: The objective, e.g. "val/accuracy".
         n_seeds: Seeds of a complete trial.
         importances: The importance of each key; see key_importances().
@@ -79,12 +78,7 @@ def best_line(study: optuna.Study, monitor: str, n_seeds: int, folders: Mapping[
 
 
 def best_trials(study: optuna.Study, folders: Mapping[str, Path]) -> list[FrozenTrial]:
-    """List the best trial and those that tie with it, in the order of a comparison, else of the trials.
-
-    Args:
-        study: The study.
-        folders: The runs' folders by ID.
-    """
+    """List the best trial and those that tie with it, in the order of a comparison, else of the trials."""
     runs = study.user_attrs.get(RUNS, {})
     tied = [trial for trial in completed_trials(study) if abs((trial.value or 0.0) - study.best_value) < TIE]
     folder_of = {trial.number: folders.get(run) for trial in tied for run in runs.get(str(trial.number), [])[:1]}
@@ -144,7 +138,6 @@ def search_record(
     """Describe a search in search.json, which the page of its comparison shows.
 
     Args:
-        study: The study.
         lines: The findings; empty before the end of the search.
         importances: The importance of each key; empty before the end of the search.
         progress: The number of trials and the ETA; empty at the end of the search.
@@ -173,18 +166,16 @@ def trial_record(trial: FrozenTrial, values: Sequence[float], runs: Sequence[str
     """Describe a trial; the value of a pruned trial is its best epoch's.
 
     Args:
-        trial: The trial.
         values: Objectives of its seeds; empty if it is not completed.
         runs: The IDs of its runs.
         sign: 1 if a higher objective is better, else -1.
     """
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         values = [max(trial.intermediate_values.values(), key=lambda value: sign * value)]
+    words = {TrialState.COMPLETE: "completed", TrialState.FAIL: "failed"}
     return {
         "number": trial.number,
-        "status": {TrialState.COMPLETE: "completed", TrialState.FAIL: "failed"}.get(
-            trial.state, trial.state.name.lower()
-        ),
+        "status": words.get(trial.state, trial.state.name.lower()),
         "value": float(np.mean(values)) if values else None,
         "low": min(values, default=None),
         "high": max(values, default=None),

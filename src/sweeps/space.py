@@ -18,12 +18,7 @@ Space = Mapping[str, Distribution]
 
 
 def make_space(app: str, searched: Mapping[str, Override], fixed: Mapping[str, str]) -> Space:
-    """Make the search space of the keys with several values.
-
-    Args:
-        app: The name of the config.
-        searched: The overrides of keys with several values.
-        fixed: The values of the other overridden keys.
+    """Make the search space of the keys with several values; `fixed` are the values of the other overridden keys.
 
     Raises:
         ConfigError: A key cannot be searched over these values.
@@ -69,10 +64,7 @@ def distribution(app: str, override: Override, fixed: Mapping[str, str]) -> Dist
 
 
 def check_space(app: str, space: Space, fixed: Mapping[str, str]) -> list[Config]:
-    """Check every choice and both ends of every interval, each with the first value of the other keys.
-
-    Returns:
-        The configs.
+    """Compose and check the config of each of space_ends().
 
     Raises:
         ConfigError: A config is invalid.

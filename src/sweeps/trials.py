@@ -85,9 +85,8 @@ def add_trial(study: optuna.Study, params: dict[str, Any], space: Any, options: 
     number = len(study.trials)
     if np.random.default_rng([options.seed, number]).random() < options.finish_pruned:
         attributes[FINISH] = True
-    study.add_trial(
-        create_trial(state=TrialState.RUNNING, params=params, distributions=dict(space), user_attrs=attributes)
-    )
+    trial = create_trial(state=TrialState.RUNNING, params=params, distributions=dict(space), user_attrs=attributes)
+    study.add_trial(trial)
 
 
 def not_retried(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
@@ -114,11 +113,10 @@ def seed_values(study: optuna.Study) -> dict[int, list[float]]:
 
 def keep_runs(study: optuna.Study, run_ids: Mapping[int, str]) -> None:
     """Record the ID of a run of each trial, by the trial's number."""
-    runs = study.user_attrs.get(RUNS, {})
-    added = {
-        str(number): list(dict.fromkeys([*runs.get(str(number), []), run_id])) for number, run_id in run_ids.items()
-    }
-    study.set_user_attr(RUNS, {**runs, **added})
+    runs = dict(study.user_attrs.get(RUNS, {}))
+    for number, run_id in run_ids.items():
+        runs[str(number)] = list(dict.fromkeys([*runs.get(str(number), []), run_id]))
+    study.set_user_attr(RUNS, runs)
 
 
 def complete_trial(study: optuna.Study, number: int, values: list[float]) -> None:

@@ -262,8 +262,7 @@ function drawChart(chart, traces, layout) {
 // The folders of a point's runs: meta lists them for the whole line, for each point, or for each cell.
 function pointed({ data, pointIndex }) {
   const meta = data.meta ?? [];
-  const own = typeof meta[0] === "string" ? meta : [pointIndex].flat().reduce((part, i) => part?.[i], meta) ?? [];
-  return own;
+  return typeof meta[0] === "string" ? meta : [pointIndex].flat().reduce((part, i) => part?.[i], meta) ?? [];
 }
 
 function insertSection(chart) {

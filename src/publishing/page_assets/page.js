@@ -36,15 +36,15 @@ function format(value, kind) {
   if (typeof value !== "number") return String(value);
   if (kind === "percent") return (100 * value).toFixed(2);
   if (kind === "points") return `${value < 0 ? "−" : "+"}${(100 * Math.abs(value)).toFixed(2)}`;
-  if (kind === "count") return engineering(value, ["", " k", " M", " G", " T"], 1000);
-  if (kind === "bytes") return engineering(value, [" B", " kB", " MB", " GB", " TB"], 1000);
+  if (kind === "count") return engineering(value, ["", " k", " M", " G", " T"]);
+  if (kind === "bytes") return engineering(value, [" B", " kB", " MB", " GB", " TB"]);
   if (kind === "seconds") return value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
   return Number.isInteger(value) ? String(value) : String(+value.toPrecision(4));
 }
 
-function engineering(value, units, base) {
+function engineering(value, units) {
   let size = Math.abs(value), unit = 0;
-  while (size >= base && unit < units.length - 1) { size /= base; unit += 1; }
+  while (size >= 1000 && unit < units.length - 1) { size /= 1000; unit += 1; }
   return `${value < 0 ? "−" : ""}${+size.toPrecision(3)}${units[unit]}`;
 }
 
