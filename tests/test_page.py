@@ -19,6 +19,7 @@ from conftest import command
 from publishing import watch
 from publishing.page import ASSETS, PLOTLY, render_update
 from publishing.publish import publish
+from rendering.findings import interaction_lines
 from run_folders import write_run, write_sweep
 from runtime.files import write_text
 from test_images import sweep as predicted_sweep
@@ -245,12 +246,14 @@ def test_page_keeps_its_selection_when_runs_report(page: "Page", sweep: Path) ->
 
 @pytest.mark.slow
 def test_cells_of_a_heat_map_select_their_runs(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
-    folder = write_sweep(tmp_path / "grid", {(k, d): [0.9 + k / 1000 + d / 100] for k in (5, 9) for d in (2, 4)})
-    publish(read([folder]), folder)
-    page = open_page(folder / "comparison.html")
+    values = {(k, d): [0.8 + k * d / 1000, 0.801 + k * d / 1000] for k in (5, 9) for d in (2, 4)}
+    comparison = read([write_sweep(tmp_path / "grid", values)])
+    publish(comparison, tmp_path / "grid")
+    page = open_page(tmp_path / "grid" / "comparison.html")
     click(page, "heat", 0)
-    (name,) = page.locator("#runs h3").all_inner_texts()
-    assert "kernel_size=5" in name and "depth=2" in name
+    names = page.locator("#runs h3").all_inner_texts()
+    assert len(names) == 2 and all("kernel_size=5" in name and "depth=2" in name for name in names)
+    assert page.locator("#chart-effects .sentences li").all_inner_texts() == interaction_lines(comparison) != []
 
 
 @pytest.mark.slow

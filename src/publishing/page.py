@@ -107,7 +107,7 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "written": datetime.now().isoformat(),
         "progress": under_way(sweep),
         "answer": race.get("lines") or result(comparison),  # the tests of a race allow for its looks
-        "caveats": [*warnings(comparison), *interaction_lines(comparison), *caveats(comparison)],
+        "caveats": [*warnings(comparison), *caveats(comparison)],
         "keys": [{"key": key, "name": comparison.short(key)} for key in comparison.factors],
         "columns": [
             {"key": name, "name": heading, "kind": number_kind(name, metric), "is_cost": name in COSTS}
@@ -140,6 +140,7 @@ def page_data(comparison: Comparison, folder: Path) -> dict[str, Any]:
             }
             for effect in comparison.effects
         ],
+        "interactions": interaction_lines(comparison),
         "power": [
             {
                 "question": question(plan, comparison), "seeds": [n for n, _ in plan.curve],

@@ -227,7 +227,7 @@ const CHARTS = [
   { id: "heat", title: "Two factors", make: heatMap },
   { id: "parallel", title: "All factors", make: parallelCoordinates, isWide: true },
   { id: "cost", title: "Against cost", make: againstCost, option: costOption, note: "Bars are 95 % intervals." },
-  { id: "effects", title: "Effects, the other factors held fixed", make: effects, note: "Bars are 95 % intervals; grey: not significant." },
+  { id: "effects", title: "Effects, the other factors held fixed", make: effects, sentences: (data) => data.interactions, note: "Bars are 95 % intervals; grey: not significant." },
   { id: "power", title: "Power analysis", make: power, note: "Found in 4 of 5 studies. Dotted: the difference seen." },
 ];
 
@@ -245,6 +245,7 @@ function drawChart(chart, traces, layout) {
   redraw(section.querySelector(".option"), ...(chart.option ? [chart.option(state.data)] : []));
   section.querySelector(".legend").replaceChildren(...(layout.names ?? []).map(({ color, text, mark }) =>
     element("li", {}, element("span", { class: "mark", style: `color:${color}`, "aria-hidden": "true" }, mark), text)));
+  section.querySelector(".sentences").replaceChildren(...(chart.sentences?.(state.data) ?? []).map((text) => element("li", {}, text)));
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
   const axes = { xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   div.style.height = layout.height ? `${layout.height}px` : "";
@@ -269,7 +270,7 @@ function insertSection(chart) {
   const heading = element("h2", { id: `heading-${chart.id}` }, chart.title), option = element("span", { class: "option" });
   const section = element("section", { id: `chart-${chart.id}`, "aria-labelledby": heading.id, class: chart.isWide && "wide" },
     element("header", {}, heading, option), element("div", { class: "chart", role: "img" }), element("ul", { class: "legend" }),
-    chart.note ? element("p", { class: "note" }, chart.note) : null);
+    chart.note ? element("p", { class: "note" }, chart.note) : null, element("ul", { class: "sentences" }));
   const next = CHARTS.slice(CHARTS.indexOf(chart) + 1).map(({ id }) => byId(`chart-${id}`)).find(Boolean);
   byId("charts").insertBefore(section, next ?? null);
 }
