@@ -25,12 +25,13 @@ TREES: dict[tuple[str, ...], Any] = {}
 
 
 def write_run(folder: Path, *overrides: str, status: str = "completed", config: str = "", **figures: Any) -> Path:
-    """A run's folder; `figures` go to its summary, "__" for "/". It is of an older version unless given `overrides`."""
+    """A run's folder; `figures` go to its summary, "__" for "/"."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config or as_yaml(*overrides))
     summary: dict[str, Any] = {
         "status": status,
         "name": " ".join(override.rpartition(".")[2] for override in overrides),
+        "overrides": {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in overrides)},
         "images": {"train": 1293, "val": 144, "test": 360},
     }
     summary |= {"parameters": 1000, "macs": 50_000, "seconds": 12.5, "images_per_second": 800.0, "peak_memory": None}

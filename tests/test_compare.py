@@ -127,7 +127,7 @@ def test_a_config_groups_option_stands_for_the_keys_it_sets(tmp_path: Path) -> N
         for kernel in (5, 9):
             write_run(
                 tmp_path / "s" / f"{option}{kernel}", f"{KERNEL}={kernel}", *keys,
-                name=f"augmentation={option} kernel_size={kernel}", best__val__accuracy=accuracy + kernel / 1000,
+                overrides={"augmentation": option, KERNEL: kernel}, best__val__accuracy=accuracy + kernel / 1000,
             )  # fmt: skip
     compare([tmp_path / "s"])
     text = report(tmp_path / "s")
@@ -146,7 +146,7 @@ def test_comparison_of_a_search_states_no_effect_of_one_factor(
         option, kernel, lr = list(options)[i // 4], (3, 5, 7, 9)[i % 4], 0.001 * 1.5**i
         write_run(
             tmp_path / "s" / str(i), f"{KERNEL}={kernel}", f"optimizer.lr={lr}", *options[option].split(),
-            name=f"augmentation={option} kernel_size={kernel} lr={lr}", best__val__accuracy=0.9 + i / 1000,
+            overrides={"augmentation": option, KERNEL: kernel, "optimizer.lr": lr}, best__val__accuracy=0.9 + i / 1000,
         )  # fmt: skip
     compare([tmp_path / "s"])
     out, text = capsys.readouterr().out, report(tmp_path / "s")

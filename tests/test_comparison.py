@@ -1,6 +1,5 @@
 """What a comparison makes of runs: settings and factors, their order, and the figures that a study refers to."""
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +33,7 @@ def test_images_are_told_by_their_content_not_by_their_path(tmp_path: Path) -> N
 
 
 def test_runs_without_a_fingerprint_are_told_by_their_path(tmp_path: Path) -> None:
-    """Of older versions, or ended before it was known."""
+    """As of runs that ended before it was known."""
     write_run(tmp_path / "s" / "a", "data.name=image_folder", "data.root=imgs", data_fingerprint="1f")
     write_run(tmp_path / "s" / "b", "data.name=image_folder", "data.root=imgs", status="failed")
     write_run(tmp_path / "s" / "c", "data.name=image_folder", "data.root=photos")
@@ -61,8 +60,8 @@ def write_dropout(folder: Path, options: tuple[str, ...], rates: tuple[float, ..
             write_run(
                 folder / f"{option}-{rate}",
                 f"dropout.rate={rate}", *(f"dropout.{place}={rate}" for place, is_one in places.items() if is_one),
-                name=f"dropout={option} rate={rate}", best__val__accuracy=0.9 + rate / 10 + len(option) / 1000,
-                **figures,
+                overrides={"dropout": option, "dropout.rate": rate},
+                best__val__accuracy=0.9 + rate / 10 + len(option) / 1000, **figures,
             )  # fmt: skip
     return folder
 
@@ -86,24 +85,13 @@ def test_a_search_is_said_to_have_selected(tmp_path: Path) -> None:
     assert any("search" in line for line in caveats(read([folder])))
 
 
-@pytest.mark.parametrize("is_told", [True, False])
 @pytest.mark.parametrize(
     ("options", "rates"), [(("blocks", "head", "all"), (0.05, 0.15, 0.3)), (("blocks", "head"), (0.1, 0.2))]
 )
 def test_the_place_and_the_rate_of_dropout_are_factors(
-    tmp_path: Path, options: tuple[str, ...], rates: tuple[float, ...], is_told: bool
+    tmp_path: Path, options: tuple[str, ...], rates: tuple[float, ...]
 ) -> None:
-    """As summary.json has it, and as older runs tell it by their names."""
-    folder = write_dropout(tmp_path / "s", options, rates)
-    if is_told:
-        for path in folder.glob("*/summary.json"):
-            option, _, rate = path.parent.name.partition("-")
-            told = {
-                "overrides": {"dropout": option, "dropout.rate": float(rate)},
-                "varied": ["dropout", "dropout.rate"],
-            }
-            path.write_text(json.dumps(json.loads(path.read_text()) | told))
-    found = read([folder])
+    found = read([write_dropout(tmp_path / "s", options, rates)])
     assert found.factors == ["dropout", "dropout.rate"]
     pairs = {(effect.factor, effect.level): len(effect.pairs) for effect in found.effects}
     by_place: dict[Any, int] = {("dropout", option): len(rates) for option in sorted(options)[1:]}
@@ -113,7 +101,7 @@ def test_the_place_and_the_rate_of_dropout_are_factors(
 def test_no_dropout_is_the_rate_of_0_at_every_place(tmp_path: Path) -> None:
     """As in a sweep of places and rates that starts from 0: these runs are one, which has the first one's name."""
     write_dropout(tmp_path / "s", ("blocks", "head"), (0.1, 0.2))
-    write_run(tmp_path / "s" / "none", name="dropout=blocks rate=0.0", best__val__accuracy=0.9)
+    write_run(tmp_path / "s" / "none", overrides={"dropout": "blocks", "dropout.rate": 0.0}, best__val__accuracy=0.9)
     found = read([tmp_path / "s"])
     assert found.factors == ["dropout", "dropout.rate"]
     (effect,) = (effect for effect in found.effects if effect.level == 0.1)
@@ -141,7 +129,12 @@ def test_options_of_dropout_at_their_own_rates_have_effects(tmp_path: Path) -> N
 
 def test_dropout_by_keys_or_by_option_is_the_same_setting(tmp_path: Path) -> None:
     write_run(tmp_path / "s" / "a", "dropout.blocks=0.1", name="blocks=0.1")
-    write_run(tmp_path / "s" / "b", "dropout.blocks=0.1", "dropout.rate=0.1", name="dropout=blocks rate=0.1")
+    write_run(
+        tmp_path / "s" / "b",
+        "dropout.blocks=0.1",
+        "dropout.rate=0.1",
+        overrides={"dropout": "blocks", "dropout.rate": 0.1},
+    )
     assert len(read([tmp_path / "s"]).settings) == 1
 
 

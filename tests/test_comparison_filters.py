@@ -30,10 +30,11 @@ from run_folders import KERNEL, names, write_run
 def test_options_are_seen_also_where_they_were_not_typed(tmp_path: Path, condition: str, kept: set[str]) -> None:
     folder = tmp_path / "s"
     write_run(folder / "default", name="baseline")
-    write_run(folder / "typed", name="dropout=none")
-    write_run(folder / "rate_0", name="dropout=blocks rate=0.0")
-    write_run(folder / "blocks", "dropout.blocks=0.1", "dropout.rate=0.1", name="dropout=blocks rate=0.1")
-    write_run(folder / "by_place", "dropout.blocks=0.2", name="blocks=0.2")
+    write_run(folder / "typed", overrides={"dropout": "none"})
+    blocks = {"dropout": "blocks", "dropout.rate": 0.0}
+    write_run(folder / "rate_0", overrides=blocks)
+    write_run(folder / "blocks", "dropout.blocks=0.1", overrides=blocks | {"dropout.rate": 0.1})
+    write_run(folder / "by_place", "dropout.blocks=0.2")
     typed = {"experiment": "paper_cifar10", "dropout": "head"}
     chosen = {"model": "convmixer_256_8", "augmentation": "paper", "hardware": "gpu", "optimizer": "paper", **typed}
     told: dict[str, Any] = {"overrides": typed, "choices": chosen}

@@ -1,7 +1,7 @@
 """The option of each config group that a run has.
 
-It is Hydra's choice, which the run recorded; older runs recorded only their overrides. A run also has an option if its
-config has all values that the option sets: model.kernel_size=5 is kernel=k5, dropout.blocks=0.1 is not dropout=none.
+It is Hydra's choice, which the run recorded, or follows from its overrides. A run also has an option if its config has
+all values that the option sets: model.kernel_size=5 is kernel=k5, dropout.blocks=0.1 is not dropout=none.
 """
 
 from functools import cache

@@ -53,20 +53,14 @@ class Run:
         lines = str(self.summary.get("error") or "").splitlines()
         return lines[0] if lines else ""
 
-    @cached_property
-    def overrides(self) -> dict[str, Any]:
-        """The run's overrides by key or group; for older runs, those in the run's name."""
-        if "overrides" in self.summary:
-            return self.summary["overrides"]
-        overrides: dict[str, Any] = {}
-        for word, _, value in (word.partition("=") for word in str(self.summary.get("name")).split()):
-            keys = [key for key in self.config if key.rpartition(".")[2] == word]
-            overrides |= {word: value} if word in GROUPS else {key: self.config[key] for key in keys}
-        return overrides
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """The run's overrides by key or group."""
+        return self.summary.get("overrides") or {}
 
     @property
     def varied(self) -> Sequence[str]:
-        """The keys that vary in the run's sweep; all overrides of a single or an older run."""
+        """The keys that vary in the run's sweep; all overrides of a single run."""
         return self.summary.get("varied") or list(self.overrides)
 
     def figure(self, name: str) -> float | None:

@@ -113,7 +113,7 @@ def with_names(images: pd.DataFrame, run: Run) -> pd.DataFrame:
         names = names[["image", "label"]].loc[images["image"]]
         if not text.endswith("\n"):
             raise ValueError("it is cut off")
-    except FileNotFoundError:  # older runs have none
+    except FileNotFoundError:  # it is not needed otherwise, and may have been removed
         return images
     except (OSError, KeyError, ValueError) as problem:
         say(f"{run.folder}/predictions.csv cannot be used, so images.csv has no paths: {first_line(problem)}")
