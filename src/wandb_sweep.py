@@ -45,9 +45,8 @@ def wandb_sweep(
     intervals = [override for override in swept.values() if override.is_interval_sweep()]
     if method == "grid":
         if intervals:
-            raise ConfigError(
-                f"{intervals[0].input_line}: a grid needs single values; expected --method random or bayes"
-            )
+            line = intervals[0].input_line
+            raise ConfigError(f"{line}: a grid needs single values; expected --method random or bayes")
         configs = [job.config for job in plan.make_jobs(APP, plan.expand_grid(overrides))]
     else:
         from sweeps.space import check_space, make_space  # takes seconds
@@ -160,15 +159,14 @@ def main() -> None:
     parser.add_argument(
         "--hyperband", type=positive, metavar="EPOCH", help="stop the worse two thirds at this epoch, at 3 times it, …"
     )
-    given = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    overrides = [*map(quote_for_hydra, options.overrides)]
     register()
     with report_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
-        config, sweep = wandb_sweep(
-            [*map(quote_for_hydra, given.overrides)], given.method, given.run_cap, given.hyperband
-        )
+        config, sweep = wandb_sweep(overrides, options.method, options.run_cap, options.hyperband)
         file = Path(config.output_dir) / config.sweep / "wandb_sweep.yaml"
         save(sweep, file)
-    say(f"W&B sweep {config.sweep}: {given.method} over {' '.join(sweep['parameters'])} → {file}")
+    say(f"W&B sweep {config.sweep}: {options.method} over {' '.join(sweep['parameters'])} → {file}")
     later = shell("wandb", "sweep", str(file))
     if config.wandb.mode != "online":
         say(later)

@@ -143,11 +143,7 @@ def equivalent_config(weights: Weights, settings: Command) -> Config:
 
 
 def check_images(data: schema.Data, weights: Weights, size: tuple[int, int] | None) -> None:
-    """Check that the model can take such images.
-
-    Raises:
-        ConfigError: the model cannot take such images.
-    """
+    """Check that the model can take such images; raise a ConfigError if not."""
     architecture = weights.architecture
     if (data.mean is None) != (data.std is None):
         raise ConfigError(

@@ -87,11 +87,7 @@ def check_published(checkpoint: LoadedCheckpoint, form: str) -> None:
 
 
 def check_normalization(checkpoint: LoadedCheckpoint, settings: Export) -> None:
-    """Check that mean and deviation are known if the program normalizes images.
-
-    Raises:
-        ConfigError: they are unknown.
-    """
+    """Check that mean and deviation are known if the program normalizes images; raise a ConfigError if not."""
     if settings.format in ("onnx", "torch_export") and settings.normalize and checkpoint.config.data.mean is None:
         raise ConfigError(
             "normalize=true: the weights do not say how images were normalized. Fix: data.mean=[…] data.std=[…], or "

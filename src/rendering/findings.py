@@ -175,10 +175,10 @@ def interaction_lines(comparison: Comparison) -> list[str]:
     if tested and not significant:
         return [f"No effect depends significantly on another factor ({count(len(tested), 'interaction')} tested)."]
     corrected = f" after correction for {len(tested)} interactions" if len(tested) > 1 else ""
-    return [f"{interaction_text(interaction, comparison)}{corrected})." for interaction in significant]
+    return [interaction_line(interaction, comparison, corrected) for interaction in significant]
 
 
-def interaction_text(interaction: Interaction, comparison: Comparison) -> str:
+def interaction_line(interaction: Interaction, comparison: Comparison, corrected: str) -> str:
     """State an interaction, e.g. "depth 4 instead of 8: -2.1 points with norm=none, -0.3 points with norm=batch; …"."""
     other, metric = interaction.other, comparison.metric
     at_level, at_baseline = (
@@ -187,7 +187,7 @@ def interaction_text(interaction: Interaction, comparison: Comparison) -> str:
     )
     p = p_text(interaction.difference.p or 0.0)
     effect = effect_name(interaction.effect, comparison)
-    return f"{effect}: {at_level}, {at_baseline}; the two effects differ significantly ({p}"
+    return f"{effect}: {at_level}, {at_baseline}; the two effects differ significantly ({p}{corrected})."
 
 
 def effect_line(effect: Effect, comparison: Comparison) -> str:

@@ -12,17 +12,7 @@ from comparison.results import COSTS, Comparison
 from comparison.settings import Setting
 from config.schema import is_below
 from config.text import code, csv_text, markdown, markdown_table, printable
-from rendering.findings import (
-    caveats,
-    differed,
-    effect_lines,
-    effect_name,
-    interaction_lines,
-    method,
-    not_completed_lines,
-    result,
-    warnings,
-)
+from rendering import findings
 from rendering.formatting import (
     HEADINGS,
     change_text,
@@ -47,7 +37,7 @@ STYLES = {"interrupted": "yellow", "pruned": "yellow", "running": "cyan"}  # oth
 def print_comparison(comparison: Comparison) -> None:
     """Print the comparison on the terminal."""
     limit = SHOWN["terminal"]
-    for line in warnings(comparison):
+    for line in findings.warnings(comparison):
         say(line, style="yellow")
     if differing := differing_keys(comparison):
         a, b = (run.folder for run in comparison.runs)
@@ -58,10 +48,11 @@ def print_comparison(comparison: Comparison) -> None:
         print_table(table_title(comparison), header, rows[:limit])
         if len(rows) > limit:
             say(f"… and {len(rows) - limit} more settings in comparison.csv")
-    effects, interactions = effect_lines(comparison), interaction_lines(comparison)
-    for line in [*result(comparison), *several(effects, limit), *several(interactions, limit), *caveats(comparison)]:
+    effects = several(findings.effect_lines(comparison), limit)
+    interactions = several(findings.interaction_lines(comparison), limit)
+    for line in [*findings.result(comparison), *effects, *interactions, *findings.caveats(comparison)]:
         say(line)
-    unfinished = not_completed_lines(comparison)
+    unfinished = findings.not_completed_lines(comparison)
     for line, status in list(unfinished.items())[:limit]:
         say(line, style=STYLES.get(status, "red"))
     if len(unfinished) > limit:
@@ -85,18 +76,18 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
     """Make comparison.md: question, factors, result, table, effects, caveats, power analysis, failures."""
     limit = SHOWN["markdown"]
     lines = [f"# {markdown(comparison.title)}", ""]
-    if important := warnings(comparison):
+    if important := findings.warnings(comparison):
         lines += bullets(important)
     study = {key: value for run in comparison.runs for key, value in run.config.items() if key.startswith("study.")}
     if study.get("study.question"):
         lines += [f"**Question.** {markdown(str(study['study.question']))}", ""]
     if comparison.keys:
-        levels_of = [f"{code(key)}: {markdown(levels)}" for key, levels in differed(comparison).items()]
+        levels_of = [f"{code(key)}: {markdown(levels)}" for key, levels in findings.differed(comparison).items()]
         lines += [f"**What differed.** {'; '.join(levels_of)}.", ""]
     if differing := differing_keys(comparison):
         lines += bullets([f"{name}: {run.folder}" for name, run in zip("AB", comparison.runs, strict=True)])
         lines += markdown_table(TWO_RUNS, differing)
-    lines += ["## Result", "", *bullets(result(comparison))]
+    lines += ["## Result", "", *bullets(findings.result(comparison))]
     if comparison.valued:
         lines += [f"![The comparison as a figure]({stem}.png)", ""]
     if comparison.settings:
@@ -105,15 +96,15 @@ def page_of(comparison: Comparison, stem: str = "comparison") -> str:
         if len(rows) > limit:
             lines += [f"{len(rows) - limit} more settings are in comparison.csv.", ""]
     if comparison.effects:
-        effects, interactions = effect_lines(comparison), interaction_lines(comparison)
+        effects, interactions = findings.effect_lines(comparison), findings.interaction_lines(comparison)
         lines += ["## Effects, the other factors held fixed", ""]
         lines += bullets([*several(effects, limit), *several(interactions, limit)])
-    lines += ["## How sure", "", *bullets([*caveats(comparison), *method(comparison)])]
+    lines += ["## How sure", "", *bullets([*findings.caveats(comparison), *findings.method(comparison)])]
     if power := power_lines(comparison, limit):
         lines += ["## Power analysis", ""]
         lines += [command_or_item(line) for line in power] + [""]
     if comparison.not_completed:
-        lines += ["## Without a result", "", *bullets(several([*not_completed_lines(comparison)], limit))]
+        lines += ["## Without a result", "", *bullets(several([*findings.not_completed_lines(comparison)], limit))]
     return "\n".join(lines)
 
 
@@ -209,7 +200,7 @@ def as_json(comparison: Comparison) -> str:
         return values | {"pairs": len(effect.pairs), "changes_with": comparison.changes_with(effect)}
 
     def interaction_record(interaction: Interaction) -> dict[str, Any]:
-        names = {name: effect_name(getattr(interaction, name), comparison) for name in ("effect", "other")}
+        names = {name: findings.effect_name(getattr(interaction, name), comparison) for name in ("effect", "other")}
         effects = {"at_level": interaction.at_level, "at_baseline": interaction.at_baseline}
         return names | effects | asdict(interaction.difference)
 
@@ -236,11 +227,11 @@ def as_json(comparison: Comparison) -> str:
             {"folder": str(run.folder), "status": run.status, "reason": run.reason} for run in comparison.not_completed
         ],
         "words": [
-            *warnings(comparison),
-            *result(comparison),
-            *effect_lines(comparison),
-            *interaction_lines(comparison),
-            *caveats(comparison),
+            *findings.warnings(comparison),
+            *findings.result(comparison),
+            *findings.effect_lines(comparison),
+            *findings.interaction_lines(comparison),
+            *findings.caveats(comparison),
         ],
     }
     return json.dumps(finite(tree), indent=2, allow_nan=False, default=str)

@@ -47,7 +47,6 @@ class Analysis:
         may_be_best: settings that may be the best, with 95 % confidence, in the order of their ranks.
         sample_sizes: sample size of each difference.
         is_adjusted: True if means are adjusted for missing runs.
-        shares_seeds: True if settings are compared seed by seed.
     """
 
     settings: Mapping[Setting, SettingResult]
@@ -57,7 +56,6 @@ class Analysis:
     may_be_best: tuple[Setting, ...]
     sample_sizes: Mapping[tuple[Setting, Setting], SampleSize | None]
     is_adjusted: bool
-    shares_seeds: bool
     estimate_effects: Callable[[], tuple[Effect, ...]] = field(repr=False)
     estimate_interactions: Callable[[Sequence[Effect]], tuple[Interaction, ...]] = field(repr=False)
     draw: Callable[[], Draws | None] = field(repr=False)
@@ -129,7 +127,6 @@ def analyse(
         may_be_best=tuple(valued[i] for i in order if candidates[i]),
         sample_sizes=ByPair(pair_of, family.sample_size),
         is_adjusted=model.is_adjusted,
-        shares_seeds=model.shares_seeds,
         estimate_effects=partial(effects_of, list(values), valued, model, smallest),
         estimate_interactions=partial(interactions_of, settings=valued, model=model),
         draw=partial(draw, model, valued, np.array(failures), sign),

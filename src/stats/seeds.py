@@ -47,11 +47,6 @@ class SeedModel:
         return self.ran.sum(1).astype(float)
 
     @property
-    def shares_seeds(self) -> bool:
-        """True if settings are compared seed by seed."""
-        return self.inverse is not None
-
-    @property
     def is_adjusted(self) -> bool:
         """True if means are adjusted for missing runs."""
         return not np.allclose(self.means, self.raw_means, rtol=0, atol=TIE)

@@ -27,21 +27,10 @@ from config.schema import Config
 from config.sweepers import Search
 from runtime.console import count, duration, say
 from runtime.files import write_text
-from sweeps import launch, plan
+from sweeps import launch, plan, trials
 from sweeps.impossible import is_local, name_impossible, problem_of
 from sweeps.search_findings import finding_lines, key_importances, search_record
 from sweeps.space import Space, check_space, make_space, space_ends
-from sweeps.trials import (
-    complete_trial,
-    is_hopeless,
-    keep_runs,
-    make_sampler,
-    not_retried,
-    propose,
-    seed_values,
-    sign,
-    try_again,
-)
 from tracking.identity import display_name, run_id
 from tracking.run_index import RunIndex
 from tracking.trial import PRUNER, check_storage, open_storage
@@ -85,9 +74,9 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
         study = open_study(database, study_name(configs[0], space, options.seeds), direction)
         study.set_user_attr(PRUNER, options.pruner)
         interrupted = study.get_trials(states=[TrialState.RUNNING])
-        failed = try_again(study, options)
+        failed = trials.try_again(study, options)
         batch = study.get_trials(states=[TrialState.RUNNING])
-        done = len(not_retried(study)) - len(batch)
+        done = len(trials.not_retried(study)) - len(batch)
         say(
             f"search {config.sweep}: {options.n_trials} trials"
             + (f" of {options.n_seeds} seeds" if options.seeds else "")
@@ -97,11 +86,11 @@ def search(config: DictConfig, launcher: Launcher, arguments: Sequence[str], opt
             + f"; {study.direction.name.lower()} {monitor} → {folder}"
         )
         started, made, impossible = time.monotonic(), 0, set[str]()
-        while batch or (batch := propose(study, space, options)):
+        while batch or (batch := trials.propose(study, space, options)):
             impossible |= run_batch(config, study, batch, fixed, launcher, index, options)
             made += len(batch)
             batch = []
-            ended = len(not_retried(study)) - len(study.get_trials(states=[TrialState.RUNNING]))
+            ended = len(trials.not_retried(study)) - len(study.get_trials(states=[TrialState.RUNNING]))
             if left := max(0, options.n_trials - ended):
                 seconds = left * (time.monotonic() - started) / made
                 progress = f"{ended} of {options.n_trials} trials ended, about {duration(seconds)} left"
@@ -127,7 +116,7 @@ def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study
             storage=open_storage(path), study_name=name, direction=direction, load_if_exists=True
         )
         study.get_trials()
-        seed_values(study)
+        trials.seed_values(study)
     except Exception as error:  # Optuna, SQLAlchemy and SQLite raise errors of many types.
         raise ConfigError(
             f"{path}: is damaged, or not a search's ({first_line(error)}). Fix: restore a copy; or rename the file, "
@@ -137,12 +126,8 @@ def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study
 
 
 def check_search(options: Search, space: Space, fixed: Mapping[str, str]) -> None:
-    """Check that the options fit the search.
-
-    Raises:
-        ConfigError: An option is incompatible with the search space.
-    """
-    make_sampler(options, options.seed)
+    """Check that the options fit the search space; raise a ConfigError if not."""
+    trials.make_sampler(options, options.seed)
     if options.seeds and "seed" in fixed:
         raise ConfigError(f"seed={fixed['seed']}: hydra.sweeper.seeds={options.seeds} sets seeds. Fix: use one of them")
     if options.pruner != "none" and "trainer.epochs" in space:
@@ -176,10 +161,10 @@ def run_batch(
         The IDs of impossible runs, which are not launched.
     """
     app, local = config.hydra.job.config_name, is_local(config)
-    earlier = [tuple(values) for number, values in seed_values(study).items() if number < batch[0].number]
+    earlier = [tuple(values) for number, values in trials.seed_values(study).items() if number < batch[0].number]
     others = list(dict.fromkeys(earlier))  # A trial that was proposed twice counts once.
     values: dict[int, list[float]] = {trial.number: [] for trial in batch}  # objectives of the seeds so far
-    waiting, done, impossible = list(batch), len(not_retried(study)) - len(batch), set[str]()
+    waiting, done, impossible = list(batch), len(trials.not_retried(study)) - len(batch), set[str]()
     for turn, seed in enumerate(options.seeds or [None]):
         runs: list[tuple[FrozenTrial, plan.Job]] = []  # Two trials may have the same run.
         for trial in waiting:
@@ -196,7 +181,7 @@ def run_batch(
                 log.error(f"FAILED {' '.join(overrides_of(overrides))}: {error}")
                 study.tell(trial.number, state=TrialState.FAIL)
         first_number = done * options.n_seeds + turn * len(batch)
-        keep_runs(study, {trial.number: run.run_id for trial, run in runs})
+        trials.keep_runs(study, {trial.number: run.run_id for trial, run in runs})
         launch.launch_jobs(launcher, [run for _, run in runs], index, first_number)
         waiting = []
         for trial, run in runs:
@@ -207,8 +192,8 @@ def run_batch(
                 case "completed" if summary.get("objective") is not None:
                     objectives.append(summary["objective"])
                     is_last = len(objectives) == options.n_seeds
-                    if is_last or is_hopeless(objectives, others, lower_is_better=sign(study) < 0):
-                        complete_trial(study, trial.number, objectives)
+                    if is_last or trials.is_hopeless(objectives, others, lower_is_better=trials.sign(study) < 0):
+                        trials.complete_trial(study, trial.number, objectives)
                     else:
                         waiting.append(trial)
                 case "failed" | "completed":  # A user may have removed the objective from a summary.

@@ -73,7 +73,7 @@ const keyOption = (data) => selectOption("key", "key", data.search.keys.map(({ k
 function keyImportance(data) {
   const rows = (data.search?.keys ?? []).filter((row) => row.importance !== null).reverse();
   const keys = rows.map((row) => short(row.key, 40)), hover = (of) => `%{y}, ${of}: %{x:.0%}<extra></extra>`;
-  const found = {
+  const importance = {
     type: "bar", orientation: "h", y: keys, x: rows.map((row) => row.importance), width: 0.5,
     marker: { color: rows.map((row) => (row.importance > row.by_chance ? series(0) : grey())) }, hovertemplate: hover("these trials"),
   };
@@ -83,7 +83,7 @@ function keyImportance(data) {
   };
   const layout = rowsLayout(rows, "share of the variance", { tickformat: ".0%", rangemode: "tozero" });
   const names = [named(series(0), "more than chance"), named(grey(), "not more than chance"), named(series(1), "most by chance, with shuffled results", "┃")];
-  return rows.length && [[found, chance], { ...layout, names }];
+  return rows.length && [[importance, chance], { ...layout, names }];
 }
 
 function raceRounds(data) {
