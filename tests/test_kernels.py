@@ -120,35 +120,10 @@ def test_pointwise_as_a_product_equals_float64(dtype: torch.dtype) -> None:
         assert PointwiseConv2d(6, backend="banded")(x.float()).dtype == dtype
 
 
-# Without a GPU, in a process of its own, where kernels are not interpreted.
+# Without a GPU, in one process of their own, where kernels are not interpreted.
 
-
-def python(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": "src:tests"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_kernels_compile_for_absent_gpus_without_spills() -> None:
-    options = ["target=sm_80,sm_86,sm_89,sm_90", "model.kernel_size=9", "model.patch_size=1"]
-    table = python("src/benchmark.py", "kernels", *options)
-    rows = [line.split() for line in table.splitlines() if re.match(r" (convolution|\w+_gradient) ", line)]
-    assert len(rows) == 4 * 3
-    for i, (_, _, spilled, _, _, blocks, product, *_, memory, products, instructions) in enumerate(rows):
-        assert spilled == "0"
-        assert int(blocks) >= 1
-        assert product == ("HGMMA" if i >= 9 else "HMMA")
-        assert float(instructions) < max(float(memory), float(products))  # they bound no kernel
-
-
+COMPILED = ("target=sm_80,sm_86,sm_89,sm_90", "model.kernel_size=9", "model.patch_size=1")
+END = "end of the table"
 ON_A_FAKE_GPU = """
 import torch
 from torch._dynamo.backends.common import aot_autograd
@@ -188,9 +163,39 @@ for precision in ("bf16", "fp16", "fp32"):
 """
 
 
+@pytest.fixture(scope="module")
+def compiled() -> list[str]:
+    """What the benchmark prints of four GPUs' kernels, and what ON_A_FAKE_GPU prints."""
+    code = f"import runpy\nrunpy.run_path('src/benchmark.py', run_name='__main__')\nprint({END!r})\n{ON_A_FAKE_GPU}"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, "kernels", *COMPILED],
+        cwd=REPOSITORY,
+        env={**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": "src:tests"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(f"{END}\n")
+
+
+@pytest.mark.xdist_group("compiled")
 @pytest.mark.slow
-def test_banded_is_part_of_the_graph_and_waits_for_nothing() -> None:
-    lines = python("-c", ON_A_FAKE_GPU).splitlines()
+def test_kernels_compile_for_absent_gpus_without_spills(compiled: list[str]) -> None:
+    table, _ = compiled
+    rows = [line.split() for line in table.splitlines() if re.match(r" (convolution|\w+_gradient) ", line)]
+    assert len(rows) == 4 * 3
+    for i, (_, _, spilled, _, _, blocks, product, *_, memory, products, instructions) in enumerate(rows):
+        assert spilled == "0"
+        assert int(blocks) >= 1
+        assert product == ("HGMMA" if i >= 9 else "HMMA")
+        assert float(instructions) < max(float(memory), float(products))  # they bound no kernel
+
+
+@pytest.mark.xdist_group("compiled")
+@pytest.mark.slow
+def test_banded_is_part_of_the_graph_and_waits_for_nothing(compiled: list[str]) -> None:
+    lines = compiled[1].splitlines()
     assert lines[:3] == ["a kernel for every batch True"] * 3
     assert lines[3:] == [
         "kernels in the graph 5",  # two of them write bands
