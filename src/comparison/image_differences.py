@@ -106,7 +106,7 @@ def read_predictions(comparison: Comparison) -> Predictions:
     if len(comparison.valued) < 2:
         raise ConfigError("--images: expected two settings at least that have a result")
     records = {
-        setting: {run.config.get("seed", 0): read_records(run.folder / "predictions.npy") for run in setting.completed}
+        setting: {run.seed: read_records(run.folder / "predictions.npy") for run in setting.completed}
         for setting in comparison.valued
     }
     runs = [run for of_setting in records.values() for run in of_setting.values()]
@@ -164,9 +164,8 @@ def corrected(differences: Sequence[ImageDifference], comparisons: int | None = 
         p = holm(np.array([np.nan if sampled.p is None else sampled.p for sampled in samples]), comparisons)
         return [None if math.isnan(value) else float(value) for value in p]
 
-    new_runs, both = (
-        of([getattr(difference.gains, kind) for difference in differences]) for kind in ("new_runs", "both")
-    )
+    new_runs = of([difference.gains.new_runs for difference in differences])
+    both = of([difference.gains.both for difference in differences])
     return [
         replace(difference, p_new_runs=p_new_runs, p_both=p_both)
         for difference, p_new_runs, p_both in zip(differences, new_runs, both, strict=True)

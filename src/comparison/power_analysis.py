@@ -89,6 +89,6 @@ def plan(
     if size and size.seeds_needed:
         planned = np.unique(np.geomspace(2, max(10, 1.5 * needed), 30).round())
         curve = tuple((float(n), size.detectable_with(n)) for n in planned)
-    used = [run.config.get("seed", 0) for setting in every for run in setting.runs]
-    seeds = tuple(range(max(used) + 1, max(used) + 1 + needed))
+    first = 1 + max(run.seed for setting in every for run in setting.runs)
+    seeds = tuple(range(first, first + needed))
     return replace(current, seeds=seeds, seconds=seconds, curve=curve)

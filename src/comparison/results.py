@@ -158,10 +158,8 @@ def preference(setting: Setting) -> tuple[Any, ...]:
 def by_preference(runs: Sequence[Run]) -> list[Run]:
     """Sort runs as a comparison sorts them if their results are equal, then by seed."""
     settings, _ = with_factors(settings_of(runs))
-    by_seed = [
-        sorted(setting.runs, key=lambda run: run.config.get("seed", 0)) for setting in sorted(settings, key=preference)
-    ]
-    return [run for of_setting in by_seed for run in of_setting]
+    by_setting = (sorted(setting.runs, key=lambda run: run.seed) for setting in sorted(settings, key=preference))
+    return [run for of_setting in by_setting for run in of_setting]
 
 
 def read(
@@ -248,9 +246,9 @@ def confirming(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
         ConfigError: there are fewer than two such settings.
     """
     groups = [
-        [run for run in setting.runs if run.config.get("seed") in seeds]
+        [run for run in setting.runs if run.seed in seeds]
         for setting in settings_of(runs)
-        if {run.config.get("seed") for run in setting.runs if run.status in ("completed", "failed")} >= set(seeds)
+        if {run.seed for run in setting.runs if run.status in ("completed", "failed")} >= set(seeds)
     ]
     if len(groups) < 2:
         raise ConfigError(

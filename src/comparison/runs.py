@@ -41,8 +41,12 @@ class Run:
         return self.summary.get("status", "unreadable")
 
     @property
+    def seed(self) -> int:
+        return self.config.get("seed", 0)
+
+    @property
     def run_id(self) -> str:
-        """The run ID; older runs have it at the end of the folder's name only."""
+        """The run ID; that of an unreadable run is at the end of the folder's name only."""
         return self.summary.get("run_id") or self.folder.name.rpartition("-")[2]
 
     @property

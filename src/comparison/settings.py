@@ -64,7 +64,7 @@ class Setting:
         values_of = defaultdict(list)
         for run in self.completed:
             if (value := run.figure(figure)) is not None and abs(value) <= LARGEST:
-                values_of[run.config.get("seed", 0)].append(value)
+                values_of[run.seed].append(value)
         return {seed: statistics.fmean(values) for seed, values in sorted(values_of.items())}
 
     def results(self, figure: str) -> dict[int, float | None]:
@@ -73,7 +73,7 @@ class Setting:
         Runs that failed for another reason, such as memory or a lost node, count as missing.
         """
         failed = [run for run in self.runs if run.status == "failed" and run.reason.startswith("NotFinite")]
-        return {**dict.fromkeys(run.config.get("seed", 0) for run in failed), **self.by_seed(figure)}
+        return {**dict.fromkeys(run.seed for run in failed), **self.by_seed(figure)}
 
     def key(self, factors: Sequence[str]) -> tuple[tuple[str, Any], ...]:
         """Make the setting's key for `stats`; at a rate of 0, the place of dropout does not matter."""
@@ -97,14 +97,11 @@ class Setting:
         """The study's published value that matches this setting; of several, the most specific one."""
         config = next((run.config for run in self.runs if run.config.get("study.reference")), {})
         shared = {key.removeprefix("study.where."): config[key] for key in config if key.startswith("study.where.")}
-        fitting = [
-            entry
-            for entry in config.get("study.reference", [])
-            if all(
-                key in config and equal(config[key], wanted)
-                for key, wanted in {**shared, **entry.get("where", {})}.items()
-            )
-        ]
+
+        def matches(where: dict[str, Any]) -> bool:
+            return all(key in config and equal(config[key], value) for key, value in (shared | where).items())
+
+        fitting = [entry for entry in config.get("study.reference", []) if matches(entry.get("where", {}))]
         metric = config.get("study.metric", "test/accuracy")
         ours = self.estimate(metric)
         if not fitting or ours is None:
@@ -135,7 +132,7 @@ def decides(key: str) -> bool:
 
 def is_seed(key: str, runs: Sequence[Run]) -> bool:
     """Check if a key equals the seed in all runs, as with data.split_seed=${seed}."""
-    return key.endswith("seed") and all(run.config.get(key) == run.config.get("seed") for run in runs)
+    return key.endswith("seed") and all(run.config.get(key) == run.seed for run in runs)
 
 
 def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
@@ -144,9 +141,8 @@ def images_of(runs: Sequence[Run]) -> dict[Run, str | None]:
     If the images of a folder changed between runs, the name contains their fingerprint. Runs without a fingerprint are
     identified by the path.
     """
-    of_folders = {
-        run: str(run.config.get("data.root")) for run in runs if run.config.get("data.name") == "image_folder"
-    }
+    folder_runs = [run for run in runs if run.config.get("data.name") == "image_folder"]
+    of_folders = {run: str(run.config.get("data.root")) for run in folder_runs}
     fingerprints: dict[str, set[Any]] = defaultdict(set)  # by path
     for run, path in of_folders.items():
         fingerprints[path] |= {run.summary.get("data_fingerprint")} - {None}

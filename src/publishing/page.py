@@ -200,23 +200,29 @@ def mean_curve(values: Sequence[Sequence[float]]) -> dict[str, Any] | None:
 
 
 def run_record(
-    run: Run, setting: int, of: Setting, names: Sequence[str], drawn: dict[Run, list[float]], folder: Path, total: int
+    run: Run,
+    place: int,
+    setting: Setting,
+    names: Sequence[str],
+    drawn: dict[Run, list[float]],
+    folder: Path,
+    total: int,
 ) -> dict[str, Any]:
-    """Describe one run of a setting."""
+    """Describe one run of the setting at this place; `total` is the number of runs."""
     is_complete = run.status == "completed"
     has_log = not is_complete or total <= LOGS
+    commands = train_commands([setting], [run.seed]) if not is_complete and total <= COMMANDS else ()
     inside = run.folder.is_relative_to(folder.resolve())
     is_local = run.folder.is_dir()
-    seed = run.config.get("seed", 0)
     return {
-        "name": run.folder.name, "id": run.run_id, "setting": setting, "seed": seed,
+        "name": run.folder.name, "id": run.run_id, "setting": place, "seed": run.seed,
         "status": run.status, "reason": run.reason,
         "folder": str(run.folder.relative_to(folder.resolve()) if inside else run.folder),
         "values": {name: rounded(run.figure(name)) for name in names},
         "curve": drawn.get(run),
         "files": [name for name in FILES if is_local and (run.folder / name).exists()],
         "log": last_lines(run.folder / "train.log") if has_log and is_local else [],
-        "command": next(iter(train_commands([of], [seed])), None) if not is_complete and total <= COMMANDS else None,
+        "command": next(iter(commands), None),
         "notes": str(run.config.get("notes") or ""),
     }  # fmt: skip
 

@@ -162,7 +162,7 @@ def table_csv(comparison: Comparison) -> str:
 def runs_csv(comparison: Comparison) -> str:
     """Make comparison-runs.csv: a row for every run, with its levels and metrics, for other statistics programs."""
     rows = [
-        {**setting.levels, "seed": run.config.get("seed"), "status": run.status}
+        {**setting.levels, "seed": run.seed, "status": run.status}
         | {name: run.figure(name) for name in comparison.figures}
         | {"run": run.folder.name}
         for setting in comparison.settings

@@ -176,9 +176,8 @@ def decide(race: Standing, rules: Rules) -> None:
         return
     race.ranked, behind = compare(race, rules)
     leader = race.ranked[0]
-    race.dropped |= {
-        a: Dropped(race.round, leader, distance) for a, distance in behind.items() if distance.is_significant
-    }
+    worse = [setting for setting in behind if behind[setting].is_significant]
+    race.dropped |= {setting: Dropped(race.round, leader, behind[setting]) for setting in worse}
     race.ranked = [setting for setting in race.ranked if setting not in race.dropped]
     race.behind = {setting: behind[setting] for setting in race.ranked[1:]}
     if not race.behind:

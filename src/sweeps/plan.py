@@ -104,9 +104,8 @@ def expand_grid(overrides: Mapping[str, Override]) -> list[list[str]]:
     """
     for override in overrides.values():
         if override.is_interval_sweep():
-            raise ConfigError(
-                f"{override.input_line}: a grid needs single values. Fix: list values, or add hydra/sweeper=optuna"
-            )
+            fix = "list values, or add hydra/sweeper=optuna"
+            raise ConfigError(f"{override.input_line}: a grid needs single values. Fix: {fix}")
     return BasicSweeper.split_arguments(list(overrides.values()), None)[0]
 
 

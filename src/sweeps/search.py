@@ -112,9 +112,8 @@ def open_study(path: Path, name: str, direction: StudyDirection) -> optuna.Study
     """
     try:
         check_storage(path)
-        study = optuna.create_study(
-            storage=open_storage(path), study_name=name, direction=direction, load_if_exists=True
-        )
+        storage = open_storage(path)
+        study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
         study.get_trials()
         trials.seed_values(study)
     except Exception as error:  # Optuna, SQLAlchemy and SQLite raise errors of many types.

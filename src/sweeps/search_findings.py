@@ -104,10 +104,8 @@ def pruning_line(study: optuna.Study) -> str:
     if not spared:
         return line
     lost = sum(value > max(others, default=-math.inf) for value in spared)
-    _, most = rate_bounds(lost, len(spared))
-    return (
-        f"{line}; better than the best of the others: {lost} of {len(spared)} (95 % sure: at most {most:.0%} of such)"
-    )
+    bound = f"95 % sure: at most {rate_bounds(lost, len(spared))[1]:.0%} of such"
+    return f"{line}; better than the best of the others: {lost} of {len(spared)} ({bound})"
 
 
 def key_importances(study: optuna.Study) -> Mapping[str, Importance]:
