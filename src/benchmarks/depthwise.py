@@ -47,7 +47,8 @@ def describe_layer(layer: Layer) -> str:
 
 def measure_layer(layer: Layer) -> Record:
     backends = selection.CANDIDATES.get(layer.device.type, CPU_BACKENDS)
-    results = {each: Measurement(reason=reason) for each in backends if (reason := layer.unsupported_reason(each))}
+    reasons = {backend: layer.unsupported_reason(backend) for backend in backends}
+    results = {backend: Measurement(reason=reason) for backend, reason in reasons.items() if reason}
     results |= selection.measure(layer, [backend for backend in backends if backend not in results], Measurements())
     times = {backend: result.milliseconds for backend, result in results.items() if result.milliseconds}
     auto = min(times, key=times.__getitem__, default=REFERENCE)

@@ -54,14 +54,14 @@ PLAIN = Implementation("authors", tuned=False)
 
 def implementations(device: torch.device) -> list[Implementation]:
     """List the implementations for a device: the plain model first, long compilations last."""
-    stock = [Implementation(source) for source in ("authors", "timm")]
-    stock += [replace(each, channels_last=True) for each in stock]
-    own = Implementation("ours", channels_last=None)
+    nchw = [Implementation(source) for source in ("authors", "timm")]
+    stock = [*nchw, *(replace(peer, channels_last=True) for peer in nchw)]
+    ours = Implementation("ours", channels_last=None)
     if device.type == "cpu":
-        return [PLAIN, own, *stock[1:], *(replace(each, mode="default") for each in (own, *stock))]
+        return [PLAIN, ours, *stock[1:], *(replace(model, mode="default") for model in (ours, *stock))]
     # Inductor may turn NCHW into NHWC, unless it is forbidden; it keeps NHWC.
-    compilable = [own, *stock, *(replace(each, may_change_layout=False) for each in stock if not each.channels_last)]
-    return [PLAIN, own, *stock, *(replace(each, mode=mode) for mode in MODES for each in compilable)]
+    compilable = [ours, *stock, *(replace(peer, may_change_layout=False) for peer in nchw)]
+    return [PLAIN, ours, *stock, *(replace(model, mode=mode) for mode in MODES for model in compilable)]
 
 
 def configured(implementation: Implementation, config: Config, device: torch.device) -> Config:

@@ -187,12 +187,13 @@ def width(name: str) -> int:
 
 def run(overrides: list[str]) -> None:
     """Show the kernels of ConvMixer-256/8, by default kernel 5 and 9, patch 2 and 1, batches of 512 in bf16."""
-    targets = ",".join(each.removeprefix("target=") for each in overrides if each.startswith("target=")) or "sm_90"
-    configs = make_configs([*LAYER, *(each for each in overrides if not each.startswith("target="))])
-    for target in targets.split(","):
+    named = ",".join(text.removeprefix("target=") for text in overrides if text.startswith("target="))
+    targets = (named or "sm_90").split(",")
+    configs = make_configs([*LAYER, *(text for text in overrides if not text.startswith("target="))])
+    for target in targets:
         if target not in TARGETS:
             raise ConfigError(f"target={target}: expected one of {', '.join(TARGETS)}, from compute capability 8.0 on")
-    for target, config in product(targets.split(","), configs):
+    for target, config in product(targets, configs):
         show(config, target)
 
 

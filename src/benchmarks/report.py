@@ -113,10 +113,10 @@ def depthwise_chapter(title: str, settings: list[Record]) -> Chapter:
 
     tables = [table("milliseconds", "milliseconds", ".2f"), table("error against float64", "error", ".1%")]
     excluded = [
-        f"{record['depthwise']}, {name} is excluded: {each['reason']}"
+        f"{record['depthwise']}, {name} is excluded: {backend['reason']}"
         for record in settings
-        for name, each in record["backends"].items()
-        if each["reason"]
+        for name, backend in record["backends"].items()
+        if backend["reason"]
     ]
     return title, tables, excluded
 

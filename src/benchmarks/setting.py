@@ -13,7 +13,8 @@ from training.selection import images_at_once
 
 def make_configs(overrides: list[str]) -> list[Config]:
     """Make the configs of a grid, as `-m` does. If a key is overridden twice, the last override counts."""
-    parsed = {each.get_key_element(): each for each in OverridesParser.create().parse_overrides(overrides)}
+    parser = OverridesParser.create()
+    parsed = {override.get_key_element(): override for override in parser.parse_overrides(overrides)}
     (grid,) = BasicSweeper.split_arguments(list(parsed.values()), max_batch_size=None)
     return [make_config(swept) for swept in grid]
 

@@ -139,8 +139,8 @@ def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]
         return run.status != "completed", -(run.figure("epochs") or 0), not on_disk, len(str(run.folder))
 
     originals, copies = [], []
-    for same in by_id.values():
-        best, *others = sorted(same, key=rank)
+    for runs_of_id in by_id.values():
+        best, *others = sorted(runs_of_id, key=rank)
         originals.append(best)
         copies += [(other, best) for other in others if not isinstance(other, WandbRun)]
     return originals, copies

@@ -116,11 +116,7 @@ def default_n_jobs(processes: int) -> int:
 
 
 def fork_server(threads: int) -> ForkServerContext:
-    """Start a process with all imports of a run.
-
-    Args:
-        threads: Threads of each run that is forked from it.
-    """
+    """Start a process with all imports of a run, from which runs of this number of threads are forked."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.start"])
     inherited = {name: os.environ.get(name, str(max(1, threads))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -59,11 +59,7 @@ class LoadedCheckpoint:
 
 
 def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> LoadedCheckpoint:
-    """Load a command's checkpoint.
-
-    Args:
-        composed: the command's config.
-        overrides: overrides on the command line.
+    """Load the checkpoint of a command, given its composed config and the overrides on the command line.
 
     Raises:
         ConfigError: there is no such checkpoint, a key is unknown, or the overrides do not fit the weights.

@@ -43,11 +43,7 @@ def load_data(checkpoint: LoadedCheckpoint, name: str, overrides: Sequence[str])
     """Load the data set with the checkpoint's image size and normalization, and one of its splits.
 
     If the data set is a folder of images, the other splits may be missing, unless the split is a part of the training
-    images.
-
-    Args:
-        name: name of the split, "train", "val" or "test".
-        overrides: overrides of the command. The data set is downloaded only if they name it.
+    images. The data set is downloaded only if the overrides name it.
 
     Raises:
         ConfigError: there is no such split, or the checkpoint cannot be evaluated on it.

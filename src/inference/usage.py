@@ -7,11 +7,7 @@ from inference.checkpoint import LoadedCheckpoint
 
 
 class Usage:
-    """The documentation of an exported program, for its own fields and for the terminal.
-
-    Args:
-        normalizes: the program normalizes its images.
-    """
+    """The documentation of an exported program, for its own fields and for the terminal."""
 
     def __init__(self, checkpoint: LoadedCheckpoint, normalizes: bool) -> None:
         self.data, self.labels, self.normalizes = checkpoint.config.data, checkpoint.labels, normalizes

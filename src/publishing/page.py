@@ -45,8 +45,7 @@ LINES = 8  # of a log
 def render_page(comparison: Comparison, folder: Path, is_watched: bool = False) -> str:
     """Render the page of a comparison in this folder, and put Plotly's script beside the folder where it is missing.
 
-    Args:
-        is_watched: render_update() will be called, for which the page is to look every few seconds.
+    A page that is watched looks every few seconds for the script of render_update().
     """
     data = page_data(comparison, folder) | {"is_watched": is_watched}
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
@@ -250,7 +249,7 @@ def number_kind(name: str, metric: str) -> str:
 
 
 def rounded(number: float | None) -> float | None:
-    """Six digits, which a page does not show; None of what JSON cannot say."""
+    """Round to six digits, more than a page shows; return None for numbers that JSON does not have."""
     return None if number is None or not math.isfinite(number) else float(f"{number:.6g}")
 
 

@@ -16,10 +16,7 @@ SUFFIXES = (".html", ".png", ".svg", ".md", ".csv", "-runs.csv")
 
 
 def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -> None:
-    """Write the files of a comparison into the folder, and print it.
-
-    Args:
-        filters: by which the runs were chosen; they are in the files' names.
+    """Write the files of a comparison into the folder, and print it; the filters of its runs are in the files' names.
 
     Raises:
         ConfigError: the folder cannot be written to.

@@ -59,7 +59,7 @@ def result(comparison: Comparison) -> list[str]:
         lines += [*significance(comparison), *selection(comparison), *missing_runs(comparison)]
     settings = comparison.settings
     failed = [failures(setting, comparison) for setting in settings if comparison.failed(setting)]
-    references = [reference_line(each, each.reference, comparison) for each in settings if each.reference]
+    references = [reference_line(setting, setting.reference, comparison) for setting in settings if setting.reference]
     return [*lines, *several(failed, 3), *several(references, MOST)]
 
 

@@ -8,15 +8,10 @@ from stats.estimates import CONFIDENCE, quantile
 
 
 def prediction_interval(mean: float, std: float, runs: int) -> tuple[float, float]:
-    """Compute the interval that contains one more run of the same recipe with a probability of 95 %.
+    """Compute the interval that contains one more run of the same recipe with a probability of 95 %, from two runs on.
 
     A published result is compared with this interval. The interval of our mean is narrower, as it is for the mean of
     endless runs: a single run of the same recipe is outside it in 8 % of cases with 2 seeds, and in 51 % with 10.
-
-    Args:
-        mean: mean of our runs.
-        std: their standard deviation.
-        runs: number of our runs, at least 2.
 
     Source: Hahn and Meeker, 1991, Statistical Intervals, section 4.7.
     """

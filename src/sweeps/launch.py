@@ -170,7 +170,6 @@ class Announcer:
     The ETA reads all runs. It is computed again only after a hundred times as long as the computation took.
 
     Args:
-        config: The sweep's config.
         total: The number of runs so far, for sweeps other than searches.
         at_once: The number of runs that train at once.
     """

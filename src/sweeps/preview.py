@@ -73,13 +73,7 @@ def with_varied(runs: Sequence[Sequence[str]], varied: Sequence[str]) -> list[li
 
 
 def preview(app: str, folder: Path, runs: Sequence[Sequence[str]], note: str, as_json: bool) -> None:
-    """Print the plan of a sweep, as a table or as JSON.
-
-    Args:
-        app: The name of the config.
-        folder: The sweep's folder.
-        runs: The overrides of each run.
-        note: A note on runs that are not determined yet.
+    """Print the plan of a sweep, as a table or as JSON; the note is on runs that are not determined yet.
 
     Raises:
         SystemExit: A run is impossible.
