@@ -3,13 +3,10 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any, cast
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +15,6 @@ import timm.models.convmixer
 import torch
 from hydra import compose
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch import nn
 
@@ -237,61 +233,6 @@ def test_classes_without_names_count_by_position(exported: bool, tmp_path: Path)
     datasets.read.cache_clear()
     with pytest.raises(ConfigError, match="11 classes"):
         evaluate(tmp_path / "e2", *on_folder)
-
-
-class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks of the hub: a file's commit, tag and size, then its content."""
-
-    content: bytes
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self.asked.append(f"{self.command} {self.path}")
-        there = self.path == "/timm/convmixer_768_32.in1k/resolve/main/model.safetensors"
-        self.send_response(200 if there else 404)
-        self.send_header("X-Repo-Commit", "0123456789" * 4)
-        self.send_header("ETag", '"e0812272"')
-        self.send_header("Content-Length", str(len(self.content) if there else 0))
-        if not there:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        self.do_HEAD()
-        self.wfile.write(self.content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    save_file(randomized(by_timm(*TINY_IMAGENET, "relu")).state_dict(), tmp_path / "served.safetensors")
-    handler = type("Handler", (Hub,), {"content": (tmp_path / "served.safetensors").read_bytes(), "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    # As HF_ENDPOINT and HF_HUB_CACHE set them when the client is imported.
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
-    moved = template.replace(huggingface_hub.constants.ENDPOINT, endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", moved)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield handler
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.slow
-def test_published_weights_come_from_the_hub_once(hub: type[Hub], photographs: Path, tmp_path: Path) -> None:
-    overrides = ("checkpoint=convmixer_768_32", "data=image_folder", f"data.root={photographs}", "data.num_workers=0")
-    found = [evaluate(tmp_path / name, *overrides) for name in ("one", "two")]
-    assert found[0]["test/loss"] == found[1]["test/loss"]
-    assert found[0]["architecture"]["activation"] == "relu"
-    assert hub.asked.count("GET /timm/convmixer_768_32.in1k/resolve/main/model.safetensors") == 1
-    with pytest.raises(ConfigError, match=r"checkpoint=convmixer_1536_20: timm/convmixer_1536_20\.in1k") as raised:
-        evaluate(tmp_path / "three", "checkpoint=convmixer_1536_20")
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.slow
