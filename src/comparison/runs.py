@@ -135,8 +135,7 @@ def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]
         by_id.setdefault(run.summary.get("wandb_id", run.folder), []).append(run)
 
     def rank(run: Run) -> tuple[Any, ...]:
-        on_disk = not isinstance(run, WandbRun)
-        return run.status != "completed", -(run.figure("epochs") or 0), not on_disk, len(str(run.folder))
+        return run.status != "completed", -(run.figure("epochs") or 0), isinstance(run, WandbRun), len(str(run.folder))
 
     originals, copies = [], []
     for runs_of_id in by_id.values():

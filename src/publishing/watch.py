@@ -55,9 +55,9 @@ class PageHandler(SimpleHTTPRequestHandler):
         wanted = unquote(urlsplit(path).path).lstrip("/")
         if wanted == PLOTLY:
             return str(folder.parent / PLOTLY)
-        first, _, rest = wanted.partition("/")
-        file = (folder / rest).resolve()
-        is_inside = first == folder.name and rest and file.is_relative_to(folder) and file.is_file()
+        first, _, inside = wanted.partition("/")
+        file = (folder / inside).resolve()
+        is_inside = first == folder.name and inside and file.is_relative_to(folder) and file.is_file()
         return str(file) if is_inside else str(folder / "\0")
 
     def send_head(self):  # type: ignore[no-untyped-def]  # the library's own type is not public

@@ -77,8 +77,8 @@ def significance(comparison: Comparison) -> list[str]:
     n, significant = len(comparison.differences), sum(difference.is_significant for difference in tested)
     if significant == n:
         return [f"It is significantly better than {'the other' if n == 1 else 'all ' + count(n, 'other')}."]
-    which = f"{n - significant} of the {count(n, 'other')}" if significant else f"any of the {count(n, 'other')}"
-    lines = [f"It is not significantly better than {'the other' if n == 1 else which}.{chances(comparison)}"]
+    unbeaten = f"{n - significant if significant else 'any'} of the {count(n, 'other')}"
+    lines = [f"It is not significantly better than {'the other' if n == 1 else unbeaten}.{chances(comparison)}"]
     if comparison.smallest is not None:
         alike = [other for other, difference in comparison.differences.items() if difference.is_negligible]
         below = f"less than {change_text(comparison.smallest, comparison.metric)[1:]}"

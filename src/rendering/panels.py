@@ -187,8 +187,8 @@ def effect_plot(axes: Axes, comparison: Comparison) -> None:
     sure = any(effect.p is not None for effect in shown)
     if not sure and all(effect.is_tied for effect in shown):
         axes.set_xlim(-1, 1)  # all effects are 0
-    which = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
-    axes.set_title(f"{which}, {'95 % interval' if sure else 'no interval with one seed'}")
+    subject = f"{MOST} largest of {len(effects)} effects" if len(effects) > len(shown) else "Effects"
+    axes.set_title(f"{subject}, {'95 % interval' if sure else 'no interval with one seed'}")
     unit = "points" if metric.endswith("accuracy") else "change"
     xlabel = f"{metric}, {unit}" + (" (filled: significant)" if sure else "")
     name_rows(axes, effect_names(shown, comparison), xlabel)

@@ -49,8 +49,8 @@ def plan_line(plan: Plan, comparison: Comparison, is_first: bool) -> str:
     if size is None:
         return f"{count(len(plan.seeds), 'more seed')} of each setting would show how much results vary{runs}."
     line = f"{question(plan, comparison)}: {change_text(abs(plan.difference), metric)[1:]} seen"
-    many = f"more than {MOST:,}"
-    likely = f"{size.seeds_low or many} to {size.seeds_high or many}"
+    beyond = f"more than {MOST:,}"
+    likely = f"{size.seeds_low or beyond} to {size.seeds_high or beyond}"
     if size.detectable is None:
         return f"{line}; {likely} new seeds may be needed. {len(plan.seeds)} more would narrow this{runs}."
     is_possible = size.detectable < 1 or not metric.endswith("accuracy")
@@ -60,7 +60,7 @@ def plan_line(plan: Plan, comparison: Comparison, is_first: bool) -> str:
     if plan.is_answered:
         return f"{line}."
     if not plan.seeds:
-        return f"{line}; {many} new ones would be needed."
+        return f"{line}; {beyond} new ones would be needed."
     return f"{line}; about {size.seeds_needed} new ones are needed ({likely}){runs}."
 
 

@@ -5,11 +5,8 @@ result = analyse({"k5": {0: 0.91, 1: 0.92}, "k9": {0: 0.94, 1: None}})  # None: 
 """
 
 from stats.analysis import Analysis, analyse
-from stats.estimates import CONFIDENCE, ERROR, TIE, Difference, Effect, Estimate, Setting, Values, mean, quantile
+from stats.estimates import Difference, Effect, Estimate, mean
 from stats.factors import EVERY
 from stats.sample_size import SampleSize
 
-__all__ = [
-    "CONFIDENCE", "ERROR", "EVERY", "TIE", "Analysis", "Difference", "Effect", "Estimate", "SampleSize",
-    "Setting", "Values", "analyse", "mean", "quantile",
-]  # fmt: skip
+__all__ = ["EVERY", "Analysis", "Difference", "Effect", "Estimate", "SampleSize", "analyse", "mean"]

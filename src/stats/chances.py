@@ -78,8 +78,8 @@ def draw(model: SeedModel, settings: list[Setting], failed: Array, sign: int) ->
     typical = np.sqrt(np.median(variances, axis=1))
     likelihoods = np.array([likelihood(observed, (size * typical)[:, None] ** 2 + errors) for size in MEANS])
     joint = (LIKELY[:, None] * np.exp(likelihoods - likelihoods.max())).ravel()
-    size, which = np.divmod(rng.choice(joint.size, n, p=joint / joint.sum()), n)
-    errors, variances, tau = errors[which], variances[which], (MEANS[size] * typical[which])[:, None]
+    size, drawn = np.divmod(rng.choice(joint.size, n, p=joint / joint.sum()), n)
+    errors, variances, tau = errors[drawn], variances[drawn], (MEANS[size] * typical[drawn])[:, None]
     total = tau**2 + errors
     precision = (1 / total).sum(1, keepdims=True)
     center = (observed / total).sum(1, keepdims=True) / precision + rng.normal(size=(n, 1)) / np.sqrt(precision)
