@@ -156,7 +156,8 @@ def test_effects_in_a_report_are_those_of_least_squares(runs: Path) -> None:
     table = pd.read_csv(runs).query("status == 'completed'")
     report = (runs.parent / "README.md").read_text()
     effects = re.findall(r"^- (\w+) (\S+) instead of (\S+): ([+-][\d.]+) points \[", report, re.MULTILINE)
-    factors = [key for key in table.columns if key in GROUPS or (key.startswith("model.") and table[key].nunique() > 1)]
+    sections = "model.", "trainer."
+    factors = [key for key in table if key in GROUPS or (key.startswith(sections) and table[key].nunique() > 1)]
     assert factors
     assert len(effects) == sum(table[key].nunique() - 1 for key in factors)
     terms = [f"C(Q('{key}'))" for key in (*factors, "seed")]

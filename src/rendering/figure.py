@@ -14,6 +14,7 @@ from comparison.results import Comparison
 from rendering import panels
 from rendering.formatting import label, shorten
 from rendering.panels import COSTS, LEVEL, MOST, Look
+from runtime.console import count
 from tracking.plots import COLORS, GREY, PAGE, STYLE
 
 MARKERS = "os^DvPX"  # repeat the colors for readers who cannot distinguish them
@@ -92,7 +93,7 @@ def legend(looks: Sequence[Look], settings: int) -> tuple[list[Line2D], int]:
     """
     handles = [Line2D([], [], color=look.color, marker=look.marker, label=shorten(look.label, 95)) for look in looks]
     if settings > len(looks):
-        others = f"{settings - len(looks)} others"
+        others = count(settings - len(looks), "other")
         handles.append(Line2D([], [], color=GREY, marker=".", linestyle="none", label=others))
     widest = max(len(str(handle.get_label())) for handle in handles)
     lines = math.ceil(len(handles) / max(1, 105 // (widest + 9)))
