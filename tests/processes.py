@@ -104,7 +104,8 @@ def become(argv: list[str], cwd: Path, environment: dict[str, str], outputs: lis
     """Turn this forked process into the command."""
     multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # A command has no parent here.
     gc.freeze()
-    tempfile.tempdir = None  # The command's environment decides anew.
+    tempfile.tempdir = None  # The command's environment decides anew, also for sockets.
+    multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
