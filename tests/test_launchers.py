@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
+from submitit.core.utils import UncompletedJobError
 
 import slurm
 from conftest import command, metrics, start, summaries, wait_for
+from hydra_plugins import slurm as launcher
 from processes import REPOSITORY, Command
 
 pytestmark = pytest.mark.xdist_group("launchers")  # one after the other: they wait for Slurm, while others compute
@@ -217,6 +220,24 @@ ONE = ("-m", "model.kernel_size=3", *LONGER[2:], *SLURM)
 # So short that submitit takes any signal for the time limit's warning, which Slurm itself would send minutes later.
 SHORT = ("hydra.launcher.timeout_min=10",)
 WARN = ("scancel", "--signal=USR2", "--user=root")
+
+
+def test_a_job_that_was_put_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for submitit's job and for squeue, as the moment of a real job's preemption cannot be chosen."""
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 7\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(launcher, "QUEUE_CHECK_S", 0.0)
+    looks = iter([UncompletedJobError, UncompletedJobError, None, UncompletedJobError])
+
+    def results() -> None:
+        if error := next(looks):
+            raise error
+
+    launcher.wait_for(SimpleNamespace(job_id="7", results=results))
+    lost = SimpleNamespace(job_id="8", results=results, paths=SimpleNamespace(stderr="8.err"))
+    launcher.wait_for(lost)
+    assert next(looks, "none left") == "none left", "three looks for the first, one for the second"
 
 
 def test_a_preempted_run_goes_on(tmp_path: Path, cluster: dict[str, str], undisturbed: dict[str, str]) -> None:

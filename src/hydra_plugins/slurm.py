@@ -6,6 +6,7 @@ It submits only runs that are not in the queue, and a lost job does not end the 
 import itertools
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from runtime.files import write_text
 from sweeps.launch import GRID, logging_of, train_job
 from sweeps.plan import Job, make_job
 
+QUEUE_CHECK_S = 5.0  # seconds between two looks at the queue for a job that was put back into it
 SIGNAL_EARLY_S = 60  # seconds by which Slurm may send a signal too early
 
 
@@ -152,11 +154,27 @@ def ids_in_queue() -> set[str]:
     return set(query("squeue", "--me", "--array", "--noheader", "--format=%i").split())
 
 
+def is_in_queue(job_id: str) -> bool:
+    """Return True if Slurm answers that the job waits or runs."""
+    try:
+        return job_id in ids_in_queue()
+    except ConfigError:
+        return False
+
+
 def wait_for(job: Any) -> None:
-    """Wait for a job to end. A lost job, e.g. killed for its memory, is reported and does not end the sweep."""
+    """Wait for a job to end. A lost job, e.g. killed for its memory, is reported and does not end the sweep.
+
+    submitit takes a job that Slurm has preempted for one that has ended, also when Slurm puts it back into the queue.
+    """
     from submitit.core.utils import UncompletedJobError
 
-    try:
-        job.results()
-    except UncompletedJobError:
-        say(f"job {job.job_id} ended without a result; its error log: {job.paths.stderr}", "red")
+    while True:
+        try:
+            job.results()
+            return
+        except UncompletedJobError:
+            if not is_in_queue(job.job_id):
+                say(f"job {job.job_id} ended without a result; its error log: {job.paths.stderr}", "red")
+                return
+        time.sleep(QUEUE_CHECK_S)
