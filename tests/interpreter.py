@@ -1,7 +1,8 @@
 """Imported before the kernels, this makes them run on the CPU in Triton's interpreter, unless there is a GPU.
 
 What its version 3.8 gets wrong of bfloat16 is mended here: it cuts off digits instead of rounding to the nearest, and
-multiplies matrices of the bits, not of the numbers.
+multiplies matrices of the bits, not of the numbers. Version 3.6, of torch 2.11, reads an integer from an array of one
+element, which NumPy 2.4 refuses.
 """
 
 import os
@@ -15,6 +16,7 @@ def interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.language as tl
     from triton.language import standard
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
     from triton.runtime.jit import JITFunction
 
@@ -39,6 +41,13 @@ def interpret() -> None:
         return dot(self, a, b, total, *options)
 
     InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = exact_cast, exact_dot
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_with_index(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_tensor_with_index
 
 
 def widened(bfloat16: np.ndarray) -> np.ndarray:
