@@ -33,9 +33,9 @@ class ConvPatchEmbeddings(nn.Module):
     """Cut an image into patches and embed each: z0 = BN(σ(Conv(x))), the paper's equation 1.
 
     Args:
-        d_model: channels of an embedding.
-        patch_size: side of a patch in pixels; kernel and stride of the convolution.
-        in_channels: channels of the image.
+        d_model: Channels of an embedding.
+        patch_size: Side of a patch in pixels; kernel and stride of the convolution.
+        in_channels: Channels of the image.
         activation: "relu" or "gelu".
         norm: "batch", "layer" (over channels, at every position) or "none".
     """
@@ -66,16 +66,16 @@ class ConvMixerLayer(nn.Module):
         z  = BN(σ(Pointwise(z')))
 
     Args:
-        d_model: channels of the grid.
-        kernel_size: side of the depthwise kernel, odd or even; the grid keeps its size.
+        d_model: Channels of the grid.
+        kernel_size: Side of the depthwise kernel, odd or even; the grid keeps its size.
         activation: "relu" or "gelu".
         norm: "batch", "layer" (over channels, at every position) or "none".
-        residual_depthwise: add the input of the depthwise convolution to its output.
-        residual_pointwise: add the input of the pointwise convolution to its output.
-        dropout: probability of dropping a value of the layer's input.
-        stochastic_depth: probability of dropping a residual branch of a whole image
+        residual_depthwise: Add the input of the depthwise convolution to its output.
+        residual_pointwise: Add the input of the pointwise convolution to its output.
+        dropout: Probability of dropping a value of the layer's input.
+        stochastic_depth: Probability of dropping a residual branch of a whole image
             (Huang et al., arXiv 1603.09382).
-        backend: the implementation of the convolutions (ops/depthwise.py); all have the same parameters.
+        backend: The implementation of the convolutions (ops/depthwise.py); all have the same parameters.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class ConvClassificationHead(nn.Module):
     """The head: the average over all positions, then a linear layer.
 
     Args:
-        d_model: channels of the grid.
-        n_classes: number of classes.
-        dropout: probability of dropping a value of the average.
+        d_model: Channels of the grid.
+        n_classes: Number of classes.
+        dropout: Probability of dropping a value of the average.
     """
 
     def __init__(self, d_model: int, n_classes: int, *, dropout: float = 0.0) -> None:
@@ -144,18 +144,18 @@ class ConvMixer(nn.Module):
     """The model: patch embeddings, `n_layers` layers, classification head.
 
     Args:
-        conv_mixer_layer: the template of all layers. Each layer is a copy with new initial values.
-        n_layers: number of layers.
-        patch_emb: the patch embedding.
-        classification: the head.
-        checkpoint_activations: in training, recompute each layer in the backward pass instead of keeping its
+        conv_mixer_layer: The template of all layers. Each layer is a copy with new initial values.
+        n_layers: Number of layers.
+        patch_emb: The patch embedding.
+        classification: The head.
+        checkpoint_activations: In training, recompute each layer in the backward pass instead of keeping its
             activations. The results are the same.
 
     The last layer has the template's `stochastic_depth`. Layers before it drop less, in proportion to their depth
     (Huang et al., equation 4).
 
     Raises:
-        ValueError: the three parts differ in `d_model`, or there is no layer.
+        ValueError: The three parts differ in `d_model`, or there is no layer.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ def check_sizes(**sizes: int) -> None:
     """Check that sizes are positive, because PyTorch would fail only in `forward`.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: A size is below 1.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -218,7 +218,7 @@ def check_names(activation: str, norm: str) -> None:
     """Check the names of activation and normalization.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: A name is unknown.
     """
     for name, value, options in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
         if value not in options:

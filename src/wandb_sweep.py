@@ -38,7 +38,7 @@ def wandb_sweep(
     """Make the config of the first run, and W&B's description of the sweep.
 
     Raises:
-        ConfigError: no key is swept, or the method does not support the values.
+        ConfigError: No key is swept, or the method does not support the values.
     """
     overrides = parse(arguments)
     swept, fixed = plan.split_overrides(overrides)
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Override]:
     """Parse the arguments, with the experiment's sweep parameters as defaults.
 
     Raises:
-        ConfigError: an override is for Hydra's sweeper or launcher.
+        ConfigError: An override is for Hydra's sweeper or launcher.
     """
     overrides = plan.parse_overrides(arguments).values()
     for override in overrides:
@@ -122,7 +122,7 @@ def save(sweep: Mapping[str, Any], file: Path) -> None:
     """Write the sweep to a file.
 
     Raises:
-        ConfigError: the file holds another sweep.
+        ConfigError: The file holds another sweep.
     """
     text = yaml.safe_dump(sweep, sort_keys=False, width=120)
     if file.exists() and not (file.is_file() and file.read_bytes() == text.encode()):
@@ -135,7 +135,7 @@ def create(sweep: dict[str, Any], config: Config) -> str:
     """Create the sweep on the server, and return ENTITY/PROJECT/ID.
 
     Raises:
-        wandb.Error: there is no login, or the server cannot be reached or refuses.
+        wandb.Error: There is no login, or the server cannot be reached or refuses.
     """
     import wandb
 

@@ -49,7 +49,7 @@ class Call:
     """An operation on the device. It holds none of its tensors, which would live longer than without it.
 
     Attributes:
-        dtypes: of inputs and outputs.
+        dtypes: Of inputs and outputs.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Counter(TorchDispatchMode):
     """Records what CUDA tensors are used for while it is entered.
 
     Attributes:
-        calls: the operations in order; views and allocations, which launch nothing, are left out.
-        synchronizations: where the host waits for the device, as "file:line what".
+        calls: The operations in order; views and allocations, which launch nothing, are left out.
+        synchronizations: Where the host waits for the device, as "file:line what".
     """
 
     def __init__(self) -> None:

@@ -65,8 +65,8 @@ class Case:
     """A command and where it may write.
 
     Attributes:
-        words: the script and its arguments.
-        output: folders in which it may write.
+        words: The script and its arguments.
+        output: Folders in which it may write.
     """
 
     words: Sequence[str]

@@ -95,7 +95,7 @@ def compared(
     """Of completed runs: levels, and the metric by seed. `varied` is what their sweep varied; all, if not given.
 
     Args:
-        failed: levels and seeds of runs that failed with this error.
+        failed: Levels and seeds of runs that failed with this error.
     """
     figure = metric if metric.startswith("test/") else f"best/{metric}"
     results = [

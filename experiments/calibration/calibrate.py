@@ -32,8 +32,8 @@ class Part:
     """A part of the simulations.
 
     Attributes:
-        simulate: the rates in the studies with these numbers.
-        studies: in a round.
+        simulate: The rates in the studies with these numbers.
+        studies: In a round.
     """
 
     name: str

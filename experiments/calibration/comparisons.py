@@ -91,10 +91,10 @@ def true_best(design: Design, tau: float, numbers: Iterable[int]) -> tuple[Rate,
     """Simulate settings whose true means scatter, and count what is said of the best.
 
     Args:
-        tau: standard deviation of the true means, in those of a run.
+        tau: Standard deviation of the true means, in those of a run.
 
     Returns:
-        how often `may_be_best` lacks the best; how many statements with probability 0.85 to 0.95 are made and true.
+        How often `may_be_best` lacks the best; how many statements with probability 0.85 to 0.95 are made and true.
     """
     name, said = f"{design}, means {tau:g}", Counter[str]()
     lacks = studies = 0

@@ -22,8 +22,8 @@ class Design:
     """A design of simulated studies.
 
     Attributes:
-        spread: of the runs: a relation of standard deviations, or a distribution; "ties": accuracies on few images.
-        missing: runs without a result.
+        spread: Of the runs: a relation of standard deviations, or a distribution; "ties": accuracies on few images.
+        missing: Runs without a result.
         chance: "plain"; "hard seeds": some are harder than others, for all settings; "own seeds": no two settings ran
             with the same.
     """

@@ -17,10 +17,10 @@ class Test:
     """Settings on one test set.
 
     Attributes:
-        spread: of the runs' quality, beside an image's own chance from run to run.
-        hard_seeds: spread of the seeds' quality, shared by all settings.
-        are_shared: all settings ran with the same seeds.
-        has_won: a tenth of the images are the first setting's.
+        spread: Of the runs' quality, beside an image's own chance from run to run.
+        hard_seeds: Spread of the seeds' quality, shared by all settings.
+        are_shared: All settings ran with the same seeds.
+        has_won: A tenth of the images are the first setting's.
     """
 
     settings: int

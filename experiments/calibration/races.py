@@ -15,11 +15,11 @@ class Field:
     """The settings of a race; the first two are the best and equal, unless `lead` says how much better the first is.
 
     Attributes:
-        behind: of the others, in points.
-        spreads: of all settings' runs, in points.
+        behind: Of the others, in points.
+        spreads: Of all settings' runs, in points.
         noise: normal, heavy (Student's t with 4 degrees of freedom), skewed (to either side).
-        images: that accuracies are measured on.
-        diverging, lost: the rate at which runs of the first setting diverge, or cannot be made.
+        images: That accuracies are measured on.
+        diverging, lost: The rate at which runs of the first setting diverge, or cannot be made.
     """
 
     name: str

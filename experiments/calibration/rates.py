@@ -18,11 +18,11 @@ class Rate:
     """A claimed and a simulated rate.
 
     Attributes:
-        statement: what happened, or was said.
-        design: of the simulated studies.
-        count, of: how often it happened or was true, and in how many cases.
-        at_least, at_most: what is claimed.
-        is_share: a ratio of two sums, without an interval.
+        statement: What happened, or was said.
+        design: Of the simulated studies.
+        count, of: How often it happened or was true, and in how many cases.
+        at_least, at_most: What is claimed.
+        is_share: A ratio of two sums, without an interval.
     """
 
     statement: str

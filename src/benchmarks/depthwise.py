@@ -24,8 +24,8 @@ def run(overrides: list[str], results: Path | None) -> Iterator[Record]:
     """Measure the backends of each setting, and yield the results with the backend that `auto` selects.
 
     Args:
-        overrides: config overrides, also of a grid; without any, settings of the paper's CIFAR-10 experiments.
-        results: a file of JSON lines. Settings in it are not measured again.
+        overrides: Config overrides, also of a grid; without any, settings of the paper's CIFAR-10 experiments.
+        results: A file of JSON lines. Settings in it are not measured again.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True

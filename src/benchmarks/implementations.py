@@ -24,7 +24,7 @@ class Implementation:
 
     Attributes:
         source: "authors", "timm" or "ours".
-        channels_last: memory format of model and images; None: selected as by a run (ours).
+        channels_last: Memory format of model and images; None: selected as by a run (ours).
         mode: torch.compile's mode; None: not compiled.
         may_change_layout: True if Inductor may change the memory format within the model.
         tuned: True if cuDNN searches for the fastest algorithm (torch.backends.cudnn.benchmark).

@@ -147,7 +147,7 @@ def executions(code: str, operations: float, turns: int) -> Counter[str]:
     does not show the size of a product (sm_100). Other loops wait for something and count once.
 
     Raises:
-        ValueError: there are several loops with products.
+        ValueError: There are several loops with products.
     """
     names, labels, loops = list[str](), dict[str, int](), list[Counter[str]]()
     for line in code.splitlines():

@@ -38,7 +38,7 @@ def read_results(results: Path | None) -> list[Record]:
     """Read a file of results without lines that were cut off; a missing file has none.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: The file cannot be read.
     """
     try:
         text = read_text(results) if results and results.exists() else ""

@@ -36,9 +36,9 @@ def run(overrides: list[str], results: Path | None, patterns: Sequence[str] = ("
     """Yield results for ConvMixer-256/8, kernel 9; GPU: patch 1, batch 512, bf16; CPU: patch 2, batch 64, fp32.
 
     Args:
-        overrides: config overrides; `model.kernel_size=5,9` measures both.
-        results: a file of JSON lines. Implementations in it are not measured again, including failed ones.
-        patterns: patterns of implementation names, as of file names, measured in this order.
+        overrides: Config overrides; `model.kernel_size=5,9` measures both.
+        results: A file of JSON lines. Implementations in it are not measured again, including failed ones.
+        patterns: Patterns of implementation names, as of file names, measured in this order.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = ["model.patch_size=2", "data.batch_size=64"]

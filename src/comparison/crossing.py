@@ -15,7 +15,7 @@ class Crossing:
     """Means for every combination of the levels of two factors.
 
     Attributes:
-        factors: the two factors.
+        factors: The two factors.
         means: [levels of the first, levels of the second], NaN without a run.
         is_fair: True if all are means over the same settings of the other factors.
     """

@@ -27,7 +27,7 @@ def filter_runs(runs: Sequence[Run], condition: str) -> list[Run]:
     """Keep the runs that meet a condition such as "kernel_size>3", "dropout!=none", "status!=failed" or "device=cpu".
 
     Raises:
-        ConfigError: the condition cannot be parsed, or no run has the key.
+        ConfigError: The condition cannot be parsed, or no run has the key.
     """
     parts = re.fullmatch(r"\s*([\w./]+)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", condition, re.DOTALL)
     if not parts:
@@ -76,7 +76,7 @@ def find_key(name: str, runs: Sequence[Run]) -> str:
     """Complete the name of a config key, a group or a metric.
 
     Raises:
-        ConfigError: no run has the key, or several keys end in this name.
+        ConfigError: No run has the key, or several keys end in this name.
     """
     keys = dict.fromkeys([*(key for run in runs for key in run.config), *GROUPS])
     figures = {key.removeprefix("best/") for run in runs for key in run.summary if run.summary[key] is not None}

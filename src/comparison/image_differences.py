@@ -31,7 +31,7 @@ class Predictions:
 
     Attributes:
         labels: [images].
-        records: of each setting and seed, [images] of label, prediction, probability of the label.
+        records: Of each setting and seed, [images] of label, prediction, probability of the label.
     """
 
     labels: NDArray[np.uint16]
@@ -62,11 +62,11 @@ class ImageDifference:
     """The difference of two settings, or of a factor's levels, on the test images.
 
     Attributes:
-        effect: the effect of the factor; None if the best setting is compared with the next one.
-        pairs: the settings compared.
-        gains: gains by image, and the change of the accuracy.
+        effect: The effect of the factor; None if the best setting is compared with the next one.
+        pairs: The settings compared.
+        gains: Gains by image, and the change of the accuracy.
         probability_gains: [images], of the label's mean probability.
-        p_new_runs, p_both: corrected for the comparisons made; None with one seed.
+        p_new_runs, p_both: Corrected for the comparisons made; None with one seed.
     """
 
     effect: Effect | None
@@ -101,7 +101,7 @@ def read_predictions(comparison: Comparison) -> Predictions:
     """Read the predictions of all completed runs.
 
     Raises:
-        ConfigError: fewer than two settings have a result, or their predictions are missing or of different images.
+        ConfigError: Fewer than two settings have a result, or their predictions are missing or of different images.
     """
     if len(comparison.valued) < 2:
         raise ConfigError("--images: expected two settings at least that have a result")
@@ -119,7 +119,7 @@ def read_records(path: Path) -> NDArray[np.void]:
     """Read and check a predictions.npy.
 
     Raises:
-        ConfigError: the file is missing, cut off, or no predictions.
+        ConfigError: The file is missing, cut off, or no predictions.
     """
     try:
         if not path.is_file():  # opening a pipe would block

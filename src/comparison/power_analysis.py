@@ -18,15 +18,15 @@ class Plan:
     """The new seeds that would answer one question.
 
     Attributes:
-        settings: the settings to run; of two, the best one first.
-        difference: the difference so far, in the metric's unit.
+        settings: The settings to run; of two, the best one first.
+        difference: The difference so far, in the metric's unit.
         is_answered: True if the difference is significant, or too small to matter.
-        size: the sample size; None if the spread is unknown, so that only a first estimate can be planned.
-        effect: the effect in question; None if the question is the best setting against another.
-        seeds: new seeds for each setting. They answer the question, or are the first two if the spread is hardly known.
+        size: The sample size; None if the spread is unknown, so that only a first estimate can be planned.
+        effect: The effect in question; None if the question is the best setting against another.
+        seeds: New seeds for each setting. They answer the question, or are the first two if the spread is hardly known.
             Empty if none are needed, or more than 1,000.
-        seconds: estimated training time of these runs.
-        curve: pairs of a number of new seeds and the difference that they find with 80 % power.
+        seconds: Estimated training time of these runs.
+        curve: Pairs of a number of new seeds and the difference that they find with 80 % power.
     """
 
     settings: tuple[Setting, ...]
@@ -52,10 +52,10 @@ def plans(
     """Plan new seeds for the best setting against the next, and for each question without a significant answer.
 
     Args:
-        analysis: the statistics of the comparison.
-        key_of: key of each setting in the analysis.
-        valued: settings with a result, best first.
-        pairs_of: pairs of settings that each effect compares.
+        analysis: The statistics of the comparison.
+        key_of: Key of each setting in the analysis.
+        valued: Settings with a result, best first.
+        pairs_of: Pairs of settings that each effect compares.
     """
     if len(valued) < 2:
         return []

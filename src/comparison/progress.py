@@ -22,10 +22,10 @@ class Progress:
     """The progress of a grid.
 
     Attributes:
-        ended: number of completed or failed runs.
-        running: number of runs that a process is training.
-        left: number of other runs, which are new or interrupted.
-        seconds: time until all have ended, with as many at once as now; None if unknown.
+        ended: Number of completed or failed runs.
+        running: Number of runs that a process is training.
+        left: Number of other runs, which are new or interrupted.
+        seconds: Time until all have ended, with as many at once as now; None if unknown.
     """
 
     ended: int
@@ -57,9 +57,9 @@ def progress(folder: Path, starting: int = 0, at_once: int = 0) -> Progress | No
     """Estimate the progress of a grid; None without a grid, or if all runs have ended.
 
     Args:
-        folder: the sweep's folder.
-        starting: number of runs that are about to start.
-        at_once: the least number of runs that train at once, counting those not yet started.
+        folder: The sweep's folder.
+        starting: Number of runs that are about to start.
+        at_once: The least number of runs that train at once, counting those not yet started.
     """
     runs = pd.DataFrame.from_dict(read_json(folder / "sweep.json", dict[str, PlannedRun]), orient="index")
     index = RunIndex(folder)

@@ -25,13 +25,13 @@ class Comparison:
     """The comparison of some runs, with settings sorted from best to worst, and those without a result last.
 
     Args:
-        metric: metric to compare; None: the study's metric, otherwise the monitored one, otherwise test accuracy.
-        sort: a config key or a metric to sort the settings by, instead of the metric.
-        copies: copies of runs, which are not compared, each with the run that is.
-        smallest: smallest difference of the metric that matters.
+        metric: Metric to compare; None: the study's metric, otherwise the monitored one, otherwise test accuracy.
+        sort: A config key or a metric to sort the settings by, instead of the metric.
+        copies: Copies of runs, which are not compared, each with the run that is.
+        smallest: Smallest difference of the metric that matters.
 
     Raises:
-        ConfigError: no run has the metric or the sort key.
+        ConfigError: No run has the metric or the sort key.
     """
 
     def __init__(
@@ -174,15 +174,15 @@ def read(
     """Read runs from disk and from W&B, and compare them.
 
     Args:
-        folders: folders of sweeps or runs.
-        metric, sort: see Comparison.
-        filters: conditions that the compared runs meet, e.g. "kernel_size>3".
+        folders: Folders of sweeps or runs.
+        metric, sort: See Comparison.
+        filters: Conditions that the compared runs meet, e.g. "kernel_size>3".
         wandb_paths: ENTITY/PROJECT or ENTITY/PROJECT/SWEEP on W&B's server.
-        smallest: smallest difference that matters; in points for accuracies.
-        seeds: compare only these seeds, and only settings that ran with all of them.
+        smallest: Smallest difference that matters; in points for accuracies.
+        seeds: Compare only these seeds, and only settings that ran with all of them.
 
     Raises:
-        ConfigError: a filter cannot be parsed, or fewer than two settings ran with the seeds.
+        ConfigError: A filter cannot be parsed, or fewer than two settings ran with the seeds.
     """
     runs, copies = without_copies([*read_runs(folders), *(run for path in wandb_paths for run in read_wandb(path))])
     for condition in filters:
@@ -228,7 +228,7 @@ def parse_seeds(text: str) -> list[int]:
     """Read seeds such as 5-14 or 5,6,7.
 
     Raises:
-        ConfigError: the text is not a list of seeds.
+        ConfigError: The text is not a list of seeds.
     """
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         raise ConfigError(f"--confirm {text}: expected seeds, e.g. 5-14 or 5,6,7")
@@ -243,7 +243,7 @@ def confirming(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
     """Select the runs with these seeds, of settings that ran with all of them.
 
     Raises:
-        ConfigError: there are fewer than two such settings.
+        ConfigError: There are fewer than two such settings.
     """
     groups = [
         [run for run in setting.runs if run.seed in seeds]

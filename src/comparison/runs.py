@@ -184,7 +184,7 @@ def read_wandb(path: str) -> list[Run]:
     """Read the runs of ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, where SWEEP is `sweep` or the ID of a W&B sweep.
 
     Raises:
-        ConfigError: the project is unknown, there is no login, or the server cannot be reached.
+        ConfigError: The project is unknown, there is no login, or the server cannot be reached.
     """
     import wandb  # takes seconds
 

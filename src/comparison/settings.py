@@ -45,8 +45,8 @@ class Setting:
     """Runs that differ in the seed only.
 
     Attributes:
-        levels: values of the keys that differ between settings.
-        runs: runs of any status.
+        levels: Values of the keys that differ between settings.
+        runs: Runs of any status.
     """
 
     levels: Levels

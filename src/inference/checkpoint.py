@@ -40,12 +40,12 @@ class LoadedCheckpoint:
     """A loaded checkpoint.
 
     Attributes:
-        model: the model in evaluation mode, on the device.
-        settings: the command's keys, an object of its class in config/commands.py.
-        config: config of a run that would train such a model on such images.
-        classes: names of the classes in the data set; None if unknown.
-        labels: readable names of the classes; numbers if unknown.
-        image_size: height and width of the training images; None if unknown.
+        model: The model in evaluation mode, on the device.
+        settings: The command's keys, an object of its class in config/commands.py.
+        config: Config of a run that would train such a model on such images.
+        classes: Names of the classes in the data set; None if unknown.
+        labels: Readable names of the classes; numbers if unknown.
+        image_size: Height and width of the training images; None if unknown.
     """
 
     model: ConvMixer
@@ -62,7 +62,7 @@ def open_checkpoint(composed: DictConfig, overrides: Sequence[str]) -> LoadedChe
     """Load the checkpoint of a command, given its composed config and the overrides on the command line.
 
     Raises:
-        ConfigError: there is no such checkpoint, a key is unknown, or the overrides do not fit the weights.
+        ConfigError: There is no such checkpoint, a key is unknown, or the overrides do not fit the weights.
     """
     weights = read_weights(choose_run(composed.checkpoint))
     settings = merge(composed, weights, overrides)
@@ -121,7 +121,7 @@ def equivalent_config(weights: Weights, settings: Command) -> Config:
     """Make the config of a run that would train such a model.
 
     Raises:
-        ConfigError: the activation is unknown, or the override differs from the checkpoint's.
+        ConfigError: The activation is unknown, or the override differs from the checkpoint's.
     """
     overridden, recorded = settings.model.activation, weights.activation
     activation = overridden or recorded

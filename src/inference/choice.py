@@ -17,10 +17,10 @@ def choose_run(checkpoint: str) -> str:
     """Replace a sweep's folder by the folder of its best completed run; return other values unchanged.
 
     Args:
-        checkpoint: path that may end in #NUMBER, a place in the ranking, and in #KEY=VALUE, a filter.
+        checkpoint: Path that may end in #NUMBER, a place in the ranking, and in #KEY=VALUE, a filter.
 
     Raises:
-        ConfigError: no run fits, or the runs cannot be ranked.
+        ConfigError: No run fits, or the runs cannot be ranked.
     """
     path, *parts = [checkpoint] if Path(checkpoint).exists() else checkpoint.split("#")
     folder = Path(path)
@@ -51,7 +51,7 @@ def rank(runs: list[Run], key: str) -> list[Run]:
     """Sort by the monitored metric, the best first, and equal runs as a comparison does.
 
     Raises:
-        ConfigError: the runs have no metric in common.
+        ConfigError: The runs have no metric in common.
     """
     if len({(monitor(run), run.config.get("data.name")) for run in runs}) > 1:
         raise ConfigError(f"{key}: the runs differ in trainer.monitor or data.name. Fix: add a filter, #KEY=VALUE")

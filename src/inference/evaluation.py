@@ -29,7 +29,7 @@ def evaluate_split(checkpoint: LoadedCheckpoint, data: DataSplits, split: Split)
     """Evaluate a checkpoint on one split of a data set.
 
     Raises:
-        ConfigError: the model does not know one of its classes.
+        ConfigError: The model does not know one of its classes.
     """
     labels = class_numbers(data.classes, checkpoint)[split.labels]
     loader = make_eval_loader(replace(split, labels=labels), data, checkpoint.config)
@@ -46,7 +46,7 @@ def load_data(checkpoint: LoadedCheckpoint, name: str, overrides: Sequence[str])
     images. The data set is downloaded only if the overrides name it.
 
     Raises:
-        ConfigError: there is no such split, or the checkpoint cannot be evaluated on it.
+        ConfigError: There is no such split, or the checkpoint cannot be evaluated on it.
     """
     config, channels = checkpoint.config.data, checkpoint.weights.architecture.channels
     if folder := folder_of(checkpoint, name):
@@ -72,7 +72,7 @@ def folder_of(checkpoint: LoadedCheckpoint, name: str) -> Path | None:
     Without folders of splits all images are evaluated, unless the model may have been trained on a part of them.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: There is no such folder.
     """
     config, description = checkpoint.config.data, checkpoint.weights.description
     if config.name != "image_folder":
@@ -102,7 +102,7 @@ def class_numbers(names: list[str], checkpoint: LoadedCheckpoint) -> NDArray[np.
     """Map the data set's classes to the model's by name, or by position if names are unknown.
 
     Raises:
-        ConfigError: the model does not know a class.
+        ConfigError: The model does not know a class.
     """
     data, n_classes = f"data.name={checkpoint.config.data.name}", checkpoint.weights.architecture.n_classes
     if checkpoint.classes is None:

@@ -46,8 +46,8 @@ def export(checkpoint: LoadedCheckpoint, settings: Export) -> None:
     """Write a checkpoint in the requested format.
 
     Raises:
-        ConfigError: the file exists, or the format cannot store the model.
-        ExportError: the exported model computes other logits.
+        ConfigError: The file exists, or the format cannot store the model.
+        ExportError: The exported model computes other logits.
     """
     check_published(checkpoint, settings.format)
     check_normalization(checkpoint, settings)
@@ -219,7 +219,7 @@ def check_logits(logits: Tensor, expected: Tensor, program: str) -> None:
     """Check that an exported program gives the logits of the checkpoint.
 
     Raises:
-        ExportError: they differ by more than rounding errors.
+        ExportError: They differ by more than rounding errors.
     """
     difference = float((logits - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):

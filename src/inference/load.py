@@ -23,9 +23,9 @@ class Loaded(NamedTuple):
     """A trained model, its classes and the transform of images.
 
     Attributes:
-        model: the model in evaluation mode, from [batch, channels, height, width] to logits [batch, classes].
-        classes: names of the classes; numbers if the file has no names.
-        transform: function from an image of any size to the model's input, [channels, height, width], on its device.
+        model: The model in evaluation mode, from [batch, channels, height, width] to logits [batch, classes].
+        classes: Names of the classes; numbers if the file has no names.
+        transform: Function from an image of any size to the model's input, [channels, height, width], on its device.
     """
 
     model: ConvMixer
@@ -37,7 +37,7 @@ def load(path: str | Path, device: str = "auto") -> Loaded:
     """Load a run, a sweep, a file or a published model by its name, as `checkpoint=` of predict.py does.
 
     Raises:
-        ConfigError: there is no such file, or it does not describe its images.
+        ConfigError: There is no such file, or it does not describe its images.
     """
     command = Command(checkpoint=str(path), data=Data(root=""), trainer=Compute(device=device))
     checkpoint = open_checkpoint(OmegaConf.structured(command), [f"trainer.device={device}"])

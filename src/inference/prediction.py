@@ -48,7 +48,7 @@ def predict(checkpoint: LoadedCheckpoint, settings: Predict) -> int:
         The number of images that could not be read and were skipped.
 
     Raises:
-        ConfigError: no image can be read, or the checkpoint's image size or normalization is unknown.
+        ConfigError: No image can be read, or the checkpoint's image size or normalization is unknown.
     """
     table, sheet = output_paths(settings)
     data = as_data(find_images(settings.images), checkpoint)
@@ -102,7 +102,7 @@ def find_images(images: Any) -> list[str]:
     """List image files, images in folders, matches of globs and, for "-", the lines of standard input.
 
     Raises:
-        ConfigError: there are no images.
+        ConfigError: There are no images.
     """
     paths: list[str] = []
     for entry in map(str, images if isinstance(images, list) else [images]):
@@ -126,7 +126,7 @@ def as_data(paths: list[str], checkpoint: LoadedCheckpoint) -> DataSplits:
     """Make a data set of files, with the channels, size and normalization that the checkpoint expects.
 
     Raises:
-        ConfigError: neither the checkpoint nor the command describes the images.
+        ConfigError: Neither the checkpoint nor the command describes the images.
     """
     config, architecture = checkpoint.config.data, checkpoint.weights.architecture
     if architecture.channels not in (1, 3):

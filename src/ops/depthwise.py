@@ -33,9 +33,9 @@ class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that keeps the grid's size, with the parameters of nn.Conv2d(groups=channels).
 
     Args:
-        channels: channels of the grid.
-        kernel_size: side of the kernel, odd or even.
-        backend: one of BACKENDS, which differ in speed and rounding; otherwise a ValueError.
+        channels: Channels of the grid.
+        kernel_size: Side of the kernel, odd or even.
+        backend: One of BACKENDS, which differ in speed and rounding; otherwise a ValueError.
     """
 
     def __init__(self, channels: int, kernel_size: int, *, backend: str = "auto") -> None:
@@ -53,12 +53,12 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: st
     """Convolve each channel with a separate kernel.
 
     Args:
-        x: grid [batch, channels, height, width].
-        weight: kernels [channels, 1, kernel_size, kernel_size].
+        x: Grid [batch, channels, height, width].
+        weight: Kernels [channels, 1, kernel_size, kernel_size].
         bias: [channels].
 
     Raises:
-        ValueError: the backend does not support this shape, type or device.
+        ValueError: The backend does not support this shape, type or device.
     """
     if backend == "auto":
         backend = fastest(x, weight)

@@ -11,8 +11,8 @@ class PointwiseConv2d(nn.Conv2d):
     for each image instead. fp32 stays a convolution: PyTorch allows it TF32, but not matrix products by default.
 
     Args:
-        channels: channels of the grid.
-        backend: the backend of the layer's DepthwiseConv2d.
+        channels: Channels of the grid.
+        backend: The backend of the layer's DepthwiseConv2d.
     """
 
     def __init__(self, channels: int, *, backend: str = "auto") -> None:

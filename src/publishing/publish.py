@@ -19,7 +19,7 @@ def publish(comparison: Comparison, folder: Path, filters: Sequence[str] = ()) -
     """Write the files of a comparison into the folder, and print it; the filters of its runs are in the files' names.
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        ConfigError: The folder cannot be written to.
     """
     if not comparison.runs:
         return
@@ -36,7 +36,7 @@ def write_page(comparison: Comparison, folder: Path, filters: Sequence[str] = ()
     """Write the page alone; see render_page().
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        ConfigError: The folder cannot be written to.
     """
     try:
         write_text(folder / f"{stem_of(filters)}.html", render_page(comparison, folder, is_watched))

@@ -89,7 +89,7 @@ def legend(looks: Sequence[Look], settings: int) -> tuple[list[Line2D], int]:
     """Make the legend's handles, and count its columns.
 
     Args:
-        settings: number of settings with a result; those without a look share one handle, "N others".
+        settings: Number of settings with a result; those without a look share one handle, "N others".
     """
     handles = [Line2D([], [], color=look.color, marker=look.marker, label=shorten(look.label, 95)) for look in looks]
     if settings > len(looks):

@@ -31,7 +31,7 @@ def read_test_images(run: Run, labels: NDArray[np.uint16]) -> tuple[Split, list[
     """Read the test images of a run, and the names of their classes.
 
     Raises:
-        DataError: the images are no longer at the run's data.root, or have changed.
+        DataError: The images are no longer at the run's data.root, or have changed.
     """
     name, root = run.config["data.name"], run.config["data.root"]
     options = [run.config[f"data.{key}"] for key in ("skip_unreadable", "test_fraction", "split_seed")]

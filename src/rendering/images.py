@@ -41,7 +41,7 @@ def compare_images(comparison: Comparison, folder: Path) -> None:
     images.json, which the page shows.
 
     Raises:
-        ConfigError: fewer than two settings have a result, their predictions are missing or of different images, or the
+        ConfigError: Fewer than two settings have a result, their predictions are missing or of different images, or the
             folder cannot be written to.
     """
     predictions = read_predictions(comparison)

@@ -67,9 +67,9 @@ class RunProgress(Progress):
         """Update the line.
 
         Args:
-            epoch: the current epoch, from 1.
-            step: completed steps of this epoch.
-            rate: images per second.
+            epoch: The current epoch, from 1.
+            step: Completed steps of this epoch.
+            rate: Images per second.
         """
         self.shown_at = time.monotonic()
         self.update(

@@ -24,7 +24,7 @@ def choose_device(name: str, precision: str = "fp32") -> torch.device:
     """Make the device of trainer.device; `auto` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ConfigError: the device is not available on this machine, or does not support the precision.
+        ConfigError: The device is not available on this machine, or does not support the precision.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -50,7 +50,7 @@ def missing_kernels(capability: tuple[int, int], wheel: Sequence[str]) -> str | 
     """Explain why this PyTorch has no kernels for a GPU's compute capability; None if it has them.
 
     Args:
-        wheel: the architectures that PyTorch was built for, from torch.cuda.get_arch_list().
+        wheel: The architectures that PyTorch was built for, from torch.cuda.get_arch_list().
     """
     major, minor = capability
     for architecture in wheel:  # sm_80 runs on 8.0 to 8.9; compute_80 runs on 8.0 and all later ones

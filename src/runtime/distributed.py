@@ -18,8 +18,8 @@ class World:
     """The ranks of a run and their communication.
 
     Attributes:
-        rank: this process's number, from 0.
-        size: the number of ranks. With 1, all methods return without communication.
+        rank: This process's number, from 0.
+        size: The number of ranks. With 1, all methods return without communication.
     """
 
     rank: int = 0

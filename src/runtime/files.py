@@ -46,11 +46,11 @@ def check_new(paths: Iterable[Path], overwrite: bool, size: int = ROOM, is_folde
     """Check that a command may write these files or folders.
 
     Args:
-        size: bytes that a command will write.
-        is_folder: the command writes a folder, not files.
+        size: Bytes that a command will write.
+        is_folder: The command writes a folder, not files.
 
     Raises:
-        ConfigError: a file or folder that a command is to write is there already, or cannot be written.
+        ConfigError: A file or folder that a command is to write is there already, or cannot be written.
     """
     for path in paths:
         if (path.exists() or path.is_symlink()) and not overwrite:
@@ -64,11 +64,11 @@ def check_place(path: Path, what: str, fix: str, size: int = ROOM) -> None:
     """Try to write beside `path`, or into it where it is a folder: only that tells of root, ACLs and mounts.
 
     Args:
-        what: named in the error, with `fix`.
-        size: bytes that are to be written.
+        what: Named in the error, with `fix`.
+        size: Bytes that are to be written.
 
     Raises:
-        ConfigError: there is no permission or no space.
+        ConfigError: There is no permission or no space.
     """
     folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
     try:
@@ -84,7 +84,7 @@ def check_ours(path: Path, mark: str) -> None:
     """Check that an existing file was written by this command.
 
     Raises:
-        ConfigError: a file of somebody else has the name of one that a command writes beside its output.
+        ConfigError: A file of somebody else has the name of one that a command writes beside its output.
     """
     if not path.exists():
         return
@@ -134,7 +134,7 @@ def write_zeros(folder: Path) -> None:
     """Write a file without a name, which is gone afterwards.
 
     Raises:
-        OSError: there is no permission or no space.
+        OSError: There is no permission or no space.
     """
     with TemporaryFile(dir=folder) as file:
         file.write(bytes(ROOM))
@@ -160,7 +160,7 @@ def read_text(path: Path) -> str:
     """Read a small file that this program wrote.
 
     Raises:
-        ValueError: it is a pipe or a device, whose reader would wait for ever, or far larger than such files are.
+        ValueError: It is a pipe or a device, whose reader would wait for ever, or far larger than such files are.
     """
     if not path.is_file() and path.exists():
         raise ValueError("is no file")

@@ -54,7 +54,7 @@ class SignalRecord:
     """The signals of a run, recorded to be handled between two steps. A second Ctrl-C ends the process at once.
 
     Attributes:
-        number: the signal that ends the run; 0 if none came.
+        number: The signal that ends the run; 0 if none came.
         save_requested: True if a signal requests a checkpoint while the run continues.
     """
 
@@ -79,7 +79,7 @@ class SignalRecord:
         With several ranks, signals are handled elsewhere: the ranks must agree on the step first.
 
         Raises:
-            Interrupted: a signal ends the run.
+            Interrupted: A signal ends the run.
         """
         if self.launcher.world.size > 1:
             yield from batches

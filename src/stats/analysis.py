@@ -27,8 +27,8 @@ class SettingResult:
     """One setting's runs.
 
     Attributes:
-        mean: the mean, adjusted for missing seeds if seeds are shared; None if no run completed.
-        failed: number of failed runs.
+        mean: The mean, adjusted for missing seeds if seeds are shared; None if no run completed.
+        failed: Number of failed runs.
     """
 
     mean: float | None
@@ -40,12 +40,12 @@ class Analysis:
     """The result of an analysis.
 
     Attributes:
-        settings: means and number of failed runs by setting.
-        ranked: settings with a result, best first.
-        differences: differences of all pairs, first minus second; with more than 300 settings, of pairs with the best.
-        best: the first of `ranked`; None if no run completed.
-        may_be_best: settings that may be the best, with 95 % confidence, in the order of their ranks.
-        sample_sizes: sample size of each difference.
+        settings: Means and number of failed runs by setting.
+        ranked: Settings with a result, best first.
+        differences: Differences of all pairs, first minus second; with more than 300 settings, of pairs with the best.
+        best: The first of `ranked`; None if no run completed.
+        may_be_best: Settings that may be the best, with 95 % confidence, in the order of their ranks.
+        sample_sizes: Sample size of each difference.
         is_adjusted: True if means are adjusted for missing runs.
     """
 
@@ -96,8 +96,8 @@ def analyse(
     Args:
         values: {setting: {seed: value}}, with None for a failed run; a missing run has no entry. Settings that are
             tuples of (factor, level) pairs, or of levels, have effects of factors.
-        resolution: step between two possible values, 1 / images of an accuracy; None: the smallest step in `values`.
-        smallest: smallest difference that matters.
+        resolution: Step between two possible values, 1 / images of an accuracy; None: the smallest step in `values`.
+        smallest: Smallest difference that matters.
     """
     completed = {
         setting: {seed: value for seed, value in runs.items() if value is not None and math.isfinite(value)}

@@ -28,7 +28,7 @@ class Draws:
     """Draws from the posterior distribution.
 
     Attributes:
-        place: column of each setting.
+        place: Column of each setting.
         means: [draws, settings], true means, where higher is better.
         spreads: [draws, settings], standard deviations of a run.
         failures: [draws, settings], rates of failed runs; 0 if no run failed.

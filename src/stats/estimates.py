@@ -43,13 +43,13 @@ class Difference:
     """The difference of two settings, or of a level of a factor and its baseline.
 
     Attributes:
-        estimate: mean of the first minus mean of the second, in the metric's unit.
-        low, high: its 95 % interval, not corrected for multiple comparisons; None if no spread is known.
-        p: p value, corrected for all differences of the family; None if nothing can be tested.
+        estimate: Mean of the first minus mean of the second, in the metric's unit.
+        low, high: Its 95 % interval, not corrected for multiple comparisons; None if no spread is known.
+        p: P value, corrected for all differences of the family; None if nothing can be tested.
         is_significant: True if it is significant at the family's 5 % level, also with failed runs as the worst.
-        p_alone: p value without correction.
-        error, freedom: standard error and its degrees of freedom.
-        n: number of runs.
+        p_alone: P value without correction.
+        error, freedom: Standard error and its degrees of freedom.
+        n: Number of runs.
         is_tied: True if the means are equal.
         is_negligible: True if it is significantly smaller than `smallest`; None if there is no `smallest`.
     """

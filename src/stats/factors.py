@@ -41,8 +41,8 @@ def changes(planned: Sequence[Levels], has_result: Sequence[int]) -> list[Change
     more setting seldom moves it. A level without a pair of settings is left out.
 
     Args:
-        planned: levels of all settings, including those without a result.
-        has_result: indices of the settings with a result. Pairs are made of these, and refer to their order.
+        planned: Levels of all settings, including those without a result.
+        has_result: Indices of the settings with a result. Pairs are made of these, and refer to their order.
     """
     effects = []
     factors = list(planned[0]) if planned else []

@@ -22,8 +22,8 @@ def holm(p: Array, comparisons: int | None = None) -> Array:
     """Correct p values for multiple comparisons; NaN stays.
 
     Args:
-        p: the p values.
-        comparisons: number of comparisons from which these were picked; None: these are all. The correction never
+        p: The p values.
+        comparisons: Number of comparisons from which these were picked; None: these are all. The correction never
             rejects more than Holm's method with all p values would, as a rank among some is at most the rank among all.
 
     Source: Holm, 1979, Scandinavian Journal of Statistics 6, 65-70.
@@ -57,9 +57,9 @@ class Family:
 
     Attributes:
         estimates, p_alone, p, p_negligible: [contrasts]; p is NaN if nothing can be tested.
-        errors: standard errors; None if no spread is known.
+        errors: Standard errors; None if no spread is known.
         runs, settings: [contrasts], number of runs and of settings of each contrast.
-        comparisons: number of comparisons made, or from which these contrasts were picked.
+        comparisons: Number of comparisons made, or from which these contrasts were picked.
         is_vetoed: [contrasts], True if failed runs, counted as the worst, take away its significance.
     """
 
@@ -156,8 +156,8 @@ class ByPair(Mapping[tuple[Setting, Setting], T]):
     """The results of a family for each pair of settings, in either order.
 
     Args:
-        place: index of each pair in the family.
-        get: returns the result for an index and a sign, which is -1 if the pair is reversed.
+        place: Index of each pair in the family.
+        get: Returns the result for an index and a sign, which is -1 if the pair is reversed.
     """
 
     def __init__(self, place: Mapping[tuple[Setting, Setting], int], get: Callable[[int, int], T]) -> None:

@@ -40,8 +40,8 @@ class Sampled:
     """A difference with its error in one kind of sampling.
 
     Attributes:
-        value: the difference.
-        parts: variances whose sum is the squared error, with degrees of freedom; None if no spread is known.
+        value: The difference.
+        parts: Variances whose sum is the squared error, with degrees of freedom; None if no spread is known.
     """
 
     value: float
@@ -83,9 +83,9 @@ class ImageGains:
 
     Attributes:
         by_image: [images], change of the share of runs that are right.
-        by_chance: mean number of images won or lost if the settings were equal.
+        by_chance: Mean number of images won or lost if the settings were equal.
         rates: [images], false discovery rate of the list of all images with at least this gain.
-        other_images, new_runs, both: change of the accuracy with its error in each kind of sampling.
+        other_images, new_runs, both: Change of the accuracy with its error in each kind of sampling.
     """
 
     by_image: Array
@@ -102,8 +102,8 @@ def image_gains(correct: Mapping[Setting, Runs], pairs: Sequence[Pair]) -> Image
     If they have fewer than two common seeds, all runs count as independent samples.
 
     Args:
-        correct: runs of all settings; settings without a pair help to estimate the spread.
-        pairs: the settings to compare.
+        correct: Runs of all settings; settings without a pair help to estimate the spread.
+        pairs: The settings to compare.
     """
     seeds = [seeds_of(correct[a], correct[b]) for a, b in pairs]
     samples = [
@@ -163,8 +163,8 @@ def run_variance(samples: Sequence[Array], prior: Prior, most: float) -> tuple[f
 
     Args:
         samples: [runs, images], either the differences by seed, or the runs of both settings.
-        prior: common distribution of settings' spreads.
-        most: degrees of freedom of all runs.
+        prior: Common distribution of settings' spreads.
+        most: Degrees of freedom of all runs.
 
     Returns:
         The variance, its degrees of freedom, and the part due to images; None if no spread is known.

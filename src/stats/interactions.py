@@ -21,9 +21,9 @@ class Interaction:
     """The difference of a factor's effect at another factor's level and at its baseline.
 
     Attributes:
-        effect, other: the effect, and that of the other factor.
-        at_level, at_baseline: the effect, averaged over settings that are alike but for the two factors.
-        difference: of the two, corrected for all interactions.
+        effect, other: The effect, and that of the other factor.
+        at_level, at_baseline: The effect, averaged over settings that are alike but for the two factors.
+        difference: Of the two, corrected for all interactions.
     """
 
     effect: Effect

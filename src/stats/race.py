@@ -45,8 +45,8 @@ class Outcome:
     """The outcome of a run in a race.
 
     Attributes:
-        value: the metric; None if the training failed; NaN if the run could not be made.
-        seconds: training time.
+        value: The metric; None if the training failed; NaN if the run could not be made.
+        seconds: Training time.
     """
 
     value: float | None
@@ -58,13 +58,13 @@ class Rules:
     """The rules of a race.
 
     Attributes:
-        settings: number of settings, at least 2.
-        first_seeds: seeds of each setting in the first round.
-        max_seeds: most seeds of a setting.
-        max_hours: most hours of training, summed over runs.
-        smallest: smallest difference that matters, in the metric's unit.
+        settings: Number of settings, at least 2.
+        first_seeds: Seeds of each setting in the first round.
+        max_seeds: Most seeds of a setting.
+        max_hours: Most hours of training, summed over runs.
+        smallest: Smallest difference that matters, in the metric's unit.
         lower_is_better: True for losses.
-        resolution: step between two possible results, e.g. 1 / images; None if unknown.
+        resolution: Step between two possible results, e.g. 1 / images; None if unknown.
     """
 
     settings: int
@@ -92,8 +92,8 @@ class Behind:
     """The distance of a setting from the leader.
 
     Attributes:
-        value: difference of the means of completed runs.
-        margin: half the width of its interval, at the level of the race's tests; None if a run of either failed.
+        value: Difference of the means of completed runs.
+        margin: Half the width of its interval, at the level of the race's tests; None if a run of either failed.
         is_significant: True if the leader is significantly better, with failed runs as the worst.
     """
 

@@ -29,13 +29,13 @@ class SampleSize:
     """The sample size for a difference.
 
     Attributes:
-        seeds: mean number of available seeds of a setting.
-        settings: number of settings compared.
-        level: two-sided level of the next test on the available runs, corrected for all comparisons.
-        error, freedom: standard error of the difference and its degrees of freedom.
-        critical: smallest significant difference in the available runs, in standard errors.
-        detectable: difference that the available seeds find with 80 % power; None if unknown.
-        seeds_low, seeds_needed, seeds_high: new seeds that find the observed difference, for the lowest likely spread,
+        seeds: Mean number of available seeds of a setting.
+        settings: Number of settings compared.
+        level: Two-sided level of the next test on the available runs, corrected for all comparisons.
+        error, freedom: Standard error of the difference and its degrees of freedom.
+        critical: Smallest significant difference in the available runs, in standard errors.
+        detectable: Difference that the available seeds find with 80 % power; None if unknown.
+        seeds_low, seeds_needed, seeds_high: New seeds that find the observed difference, for the lowest likely spread,
             on average, and for the highest likely spread; None if unknown, or more than 1,000.
     """
 
@@ -73,9 +73,9 @@ def seeds_for(difference: float, current: SampleSize, error_freedom: float = mat
     """Compute the number of new seeds that find a difference with 80 % power; None if more than MOST.
 
     Args:
-        difference: the true difference.
-        current: error and number of the available seeds.
-        error_freedom: degrees of freedom of the available standard error; infinite: it is exact.
+        difference: The true difference.
+        current: Error and number of the available seeds.
+        error_freedom: Degrees of freedom of the available standard error; infinite: it is exact.
     """
 
     def is_found(seeds: int) -> bool:
@@ -109,10 +109,10 @@ def power(distance: float, critical: float, error_freedom: float, freedom: float
     """Compute the probability that a new test finds a difference.
 
     Args:
-        distance: the true difference in estimated standard errors.
-        critical: smallest significant difference in the new test, in standard errors.
-        error_freedom: degrees of freedom of the estimated standard error; infinite: it is exact.
-        freedom: degrees of freedom of the new test.
+        distance: The true difference in estimated standard errors.
+        critical: Smallest significant difference in the new test, in standard errors.
+        error_freedom: Degrees of freedom of the estimated standard error; infinite: it is exact.
+        freedom: Degrees of freedom of the new test.
     """
     available, new = roots(error_freedom), roots(freedom)
     return float(np.mean(ndtr(distance * available[:, None] - critical * new)))

@@ -31,7 +31,7 @@ class SeedModel:
         means: [settings], means adjusted for missing seeds.
         weights: [settings], weight of each of its runs.
         inverse: [seeds, seeds], inverse of the normal equations of the seeds' effects; None if seeds are not shared.
-        spreads: the settings' variances; None if no spread is known.
+        spreads: The settings' variances; None if no spread is known.
     """
 
     ran: NDArray[np.bool_]
@@ -82,7 +82,7 @@ def fit(values: Array, floor: float = 0.0) -> SeedModel:
 
     Args:
         values: [settings, seeds], NaN without a run; every setting has at least one run.
-        floor: smallest variance that values of this resolution can have.
+        floor: Smallest variance that values of this resolution can have.
     """
     ran = ~np.isnan(values)
     runs_of = ran.sum(1)

@@ -17,11 +17,11 @@ class SelectionBias:
     """The bias of the best setting's mean.
 
     Attributes:
-        best: the setting with the best mean.
-        bias: its expected minus its true mean, in the metric's unit: above 0 for an accuracy that looks too high,
+        best: The setting with the best mean.
+        bias: Its expected minus its true mean, in the metric's unit: above 0 for an accuracy that looks too high,
             below 0 for a loss that looks too low; None if no spread is known.
-        fresh_seeds: number of new seeds of `best` whose mean is unbiased and as precise.
-        error: standard error of its mean.
+        fresh_seeds: Number of new seeds of `best` whose mean is unbiased and as precise.
+        error: Standard error of its mean.
     """
 
     best: Setting
@@ -38,7 +38,7 @@ def selection_bias(values: Values, higher_is_better: bool = True) -> SelectionBi
     to 111 % of the bias (experiments/calibration).
 
     Args:
-        values: metric that picks the best. A setting with failed runs competes only if every setting has some.
+        values: Metric that picks the best. A setting with failed runs competes only if every setting has some.
         higher_is_better: False for losses.
 
     Returns:

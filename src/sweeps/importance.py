@@ -15,8 +15,8 @@ class Importance:
     """The importance of a key.
 
     Attributes:
-        share: share of the objective's variance.
-        by_chance: highest share of the key with permuted objectives.
+        share: Share of the objective's variance.
+        by_chance: Highest share of the key with permuted objectives.
     """
 
     share: float
@@ -34,7 +34,7 @@ def importances(shares_of: Callable[[Array], Mapping[str, float]], objectives: A
     The number of permutations is such that one of n keys exceeds its highest share by chance in 5 % / n of cases.
 
     Args:
-        shares_of: function that returns the share of each key, given objectives of the trials.
+        shares_of: Function that returns the share of each key, given objectives of the trials.
         objectives: [trials].
 
     Returns:

@@ -25,10 +25,10 @@ class Evaluation:
     """Metrics and predictions on a set of images.
 
     Attributes:
-        metrics: loss without label smoothing, and accuracy.
-        top5: share of the images whose class is among the five most likely.
+        metrics: Loss without label smoothing, and accuracy.
+        top5: Share of the images whose class is among the five most likely.
         predictions: PREDICTION [images], in the order of the data set.
-        confidence: probability of the predicted class, [images].
+        confidence: Probability of the predicted class, [images].
     """
 
     metrics: Metrics
@@ -56,9 +56,9 @@ def evaluate(
     """Evaluate a model; with several ranks, each evaluates a share of the images, and all return the whole result.
 
     Args:
-        loader: batches of this rank's share, uint8 [images, channels, height, width] and labels [images].
-        normalize: makes the model's inputs from pixels.
-        watch: passes the batches on, and may show progress or raise Interrupted in between.
+        loader: Batches of this rank's share, uint8 [images, channels, height, width] and labels [images].
+        normalize: Makes the model's inputs from pixels.
+        watch: Passes the batches on, and may show progress or raise Interrupted in between.
     """
     model.eval()
     metrics = MetricAccumulator(device)

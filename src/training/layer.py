@@ -52,8 +52,8 @@ class Layer:
     """A layer between a patch embedding and a head, in training.
 
     Attributes:
-        shape: shape of a rank's largest micro-batch of images.
-        passes: number of forward and backward passes of the run.
+        shape: Shape of a rank's largest micro-batch of images.
+        passes: Number of forward and backward passes of the run.
     """
 
     config: Config
@@ -137,7 +137,7 @@ class Layer:
         """Compute the largest relative error, by norm, of logits and gradients. In bf16, ReLU's kink makes it large.
 
         Args:
-            exact: logits and gradients of the distinct images in float64.
+            exact: Logits and gradients of the distinct images in float64.
         """
         logits, *gradients = (tensor.detach() for tensor in step())
         copies = len(logits) / len(exact[0])

@@ -31,9 +31,9 @@ class Trainer:
     """The training of one run, from its current state to the test.
 
     Args:
-        state: model, optimizer and counters; a new run's or a checkpoint's.
-        folder: the run folder, for metrics and checkpoints.
-        launcher: how the run was started: which signals end it, and whether other runs share the terminal.
+        state: Model, optimizer and counters; a new run's or a checkpoint's.
+        folder: The run folder, for metrics and checkpoints.
+        launcher: How the run was started: which signals end it, and whether other runs share the terminal.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Trainer:
         """Train to the last epoch, then evaluate the test set once, with the best epoch's weights.
 
         Raises:
-            Interrupted: a signal has ended the run; its checkpoint is saved.
-            Pruned: the search has pruned the run; its checkpoint is saved.
-            NotFinite: a loss became NaN or infinite.
+            Interrupted: A signal has ended the run; its checkpoint is saved.
+            Pruned: The search has pruned the run; its checkpoint is saved.
+            NotFinite: A loss became NaN or infinite.
         """
         state = self.state
         state.clock.start()

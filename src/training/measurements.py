@@ -40,9 +40,9 @@ class Measurement:
     """The measurement of one backend.
 
     Attributes:
-        milliseconds: forward and backward of the layer; None if the backend must not be used.
-        error: the largest relative error of logits and gradients, compared with float64.
-        reason: why the backend must not be used.
+        milliseconds: Forward and backward of the layer; None if the backend must not be used.
+        error: The largest relative error of logits and gradients, compared with float64.
+        reason: Why the backend must not be used.
     """
 
     milliseconds: float | None = None
@@ -55,9 +55,9 @@ class Measurements:
     """Measurements of one layer, by backend.
 
     Attributes:
-        by_backend: measurements by str(backend).
-        dead: backends that ended their process, and the file that records each.
-        attempts: the file that names the backend being tried; None without a cache.
+        by_backend: Measurements by str(backend).
+        dead: Backends that ended their process, and the file that records each.
+        attempts: The file that names the backend being tried; None without a cache.
     """
 
     by_backend: dict[str, Measurement] = field(default_factory=dict)

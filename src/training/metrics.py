@@ -45,10 +45,10 @@ class MetricAccumulator:
         """Add a batch.
 
         Args:
-            loss: mean over the images.
+            loss: Mean over the images.
             logits: [images, classes].
-            targets: class numbers [images], or probabilities [images, classes].
-            step: number of the step in the run, from 1.
+            targets: Class numbers [images], or probabilities [images, classes].
+            step: Number of the step in the run, from 1.
         """
         self.loss += loss * len(targets)
         self.correct += soft_accuracy(logits, targets)

@@ -69,7 +69,7 @@ class EMA:
     """The exponential moving average of a model's weights and of BatchNorm's statistics.
 
     Attributes:
-        module: a copy of the model that holds the averages.
+        module: A copy of the model that holds the averages.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -103,7 +103,7 @@ def check_schedule(config: Config, steps_per_epoch: int) -> None:
     """Check that the run has a step with a learning rate above 0.
 
     Raises:
-        ConfigError: the run has one step, with learning rate 0.
+        ConfigError: The run has one step, with learning rate 0.
     """
     if config.trainer.epochs * steps_per_epoch == 1 and not learning_rate(config, 1, 1):
         raise ConfigError(
@@ -116,7 +116,7 @@ def check_batch_statistics(config: Config, sampler: DistributedBatchSampler, ima
     """Check that BatchNorm has at least two values of each channel in every step.
 
     Raises:
-        ConfigError: some micro-batch has one image with one patch.
+        ConfigError: Some micro-batch has one image with one patch.
     """
     height, width = image_size
     if config.model.norm != "batch" or height * width > config.model.patch_size**2:

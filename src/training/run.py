@@ -61,13 +61,13 @@ def run(config: Config, overrides: Sequence[str], choices: Mapping[str, str | No
     """Train one ConvMixer and record it. Resume an interrupted run; skip a completed one.
 
     Args:
-        config: the parsed config, complete but for the backend, which is selected for this machine.
-        overrides: the run's overrides, for its name and its record.
-        choices: the option that Hydra chose from each config group.
+        config: The parsed config, complete but for the backend, which is selected for this machine.
+        overrides: The run's overrides, for its name and its record.
+        choices: The option that Hydra chose from each config group.
 
     Raises:
-        ConfigError: this machine cannot train such a run.
-        SystemExit: a signal has ended the run, or it failed and on_failure=stop.
+        ConfigError: This machine cannot train such a run.
+        SystemExit: A signal has ended the run, or it failed and on_failure=stop.
     """
     world = init_distributed()
     launcher = detect_launcher(world)

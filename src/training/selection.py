@@ -35,9 +35,9 @@ class Selection:
     """The selected backend of a run.
 
     Attributes:
-        layer: the layer that was measured, with the run's config.
-        backend: the backend to train with.
-        milliseconds: forward and backward of one layer with each backend; empty if nothing was measured.
+        layer: The layer that was measured, with the run's config.
+        backend: The backend to train with.
+        milliseconds: Forward and backward of one layer with each backend; empty if nothing was measured.
     """
 
     layer: Layer
@@ -79,10 +79,10 @@ def select(
 
     Args:
         before: `Selection.state` of the interrupted run, whose backend is used again on the same GPU.
-        excluded: backends with which the run's network failed.
+        excluded: Backends with which the run's network failed.
 
     Raises:
-        ConfigError: the device does not support the config's backend.
+        ConfigError: The device does not support the config's backend.
     """
     backends = candidates(layer)
     reasons = {backend: layer.unsupported_reason(backend) for backend in backends}
@@ -190,7 +190,7 @@ def measure(layer: Layer, backends: Sequence[Backend], cache: Measurements) -> d
     """Check each backend's result, time the correct ones in turns, and cache what will hold in later runs.
 
     Raises:
-        RuntimeError: the reference's result is wrong, or a backend broke the CUDA context.
+        RuntimeError: The reference's result is wrong, or a backend broke the CUDA context.
     """
     exact = layer.in_float64()
     rounding = layer.error(layer.eager.step(REFERENCE, layer.checked_images), exact)

@@ -36,15 +36,15 @@ class TrainingState:
     """The state of a run between two steps.
 
     Attributes:
-        model: the model in training, on its device.
-        config: the resolved config, with the selected backend and memory format.
-        selection: the selection of the backend, with its measurements; None in benchmarks.
-        ema: the average of the model's weights, or None.
-        metrics: sums over this epoch's images so far, on this rank.
-        epoch: the current epoch, from 1.
-        step: the number of completed steps of the epoch.
-        epoch_clock: seconds of the epoch.
-        clock: seconds of the run.
+        model: The model in training, on its device.
+        config: The resolved config, with the selected backend and memory format.
+        selection: The selection of the backend, with its measurements; None in benchmarks.
+        ema: The average of the model's weights, or None.
+        metrics: Sums over this epoch's images so far, on this rank.
+        epoch: The current epoch, from 1.
+        step: The number of completed steps of the epoch.
+        epoch_clock: Seconds of the epoch.
+        clock: Seconds of the run.
     """
 
     def __init__(

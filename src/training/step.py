@@ -33,9 +33,9 @@ class TrainStep:
     """A training step, which never synchronizes the device.
 
     Args:
-        state: weights, optimizer and metrics, which each step changes.
-        data: the data set, for its mean, standard deviation and classes.
-        whole_batch: number of images over all ranks in every batch except the last of an epoch.
+        state: Weights, optimizer and metrics, which each step changes.
+        data: The data set, for its mean, standard deviation and classes.
+        whole_batch: Number of images over all ranks in every batch except the last of an epoch.
     """
 
     def __init__(self, state: TrainingState, data: DataSplits, whole_batch: int) -> None:
@@ -61,12 +61,12 @@ class TrainStep:
         """Train on one batch.
 
         Args:
-            pixels: this rank's share of the batch, uint8 [images, channels, height, width], on the device.
-            labels: class numbers [images].
-            step: number of the step in the run, from 1.
-            lr: learning rate of this step.
-            batch_size: number of images of the batch over all ranks.
-            parts: number of micro-batches for gradient accumulation.
+            pixels: This rank's share of the batch, uint8 [images, channels, height, width], on the device.
+            labels: Class numbers [images].
+            step: Number of the step in the run, from 1.
+            lr: Learning rate of this step.
+            batch_size: Number of images of the batch over all ranks.
+            parts: Number of micro-batches for gradient accumulation.
         """
         state, trainer = self.state, self.config.trainer
         set_lr(state.optimizer, lr)
@@ -120,11 +120,11 @@ class TrainStep:
         """Run the network on random images in every batch size and mode of the run; restore the model's buffers.
 
         Args:
-            smaller: number of images of a micro-batch in an epoch's last batch.
-            evaluated: number of images of a batch in evaluation.
+            smaller: Number of images of a micro-batch in an epoch's last batch.
+            evaluated: Number of images of a batch in evaluation.
 
         Raises:
-            RuntimeError: the network used another backend than the selected one.
+            RuntimeError: The network used another backend than the selected one.
         """
         state, selection = self.state, self.state.selection
         assert selection

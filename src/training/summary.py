@@ -28,8 +28,8 @@ class Part:
     """A part of the model, all layers together.
 
     Attributes:
-        macs: multiply-accumulates of one image's forward pass, in convolutions and the classifier.
-        activation_bytes: memory that training keeps for one image in fp32 until its backward pass.
+        macs: Multiply-accumulates of one image's forward pass, in convolutions and the classifier.
+        activation_bytes: Memory that training keeps for one image in fp32 until its backward pass.
     """
 
     name: str
@@ -44,10 +44,10 @@ def check_memory(config: Config, channels: int, image_size: tuple[int, int], ima
     The estimate is too low: pixels in 8 and 32 bits, and the first activation in 16.
 
     Args:
-        images: number of images on one device at once.
+        images: Number of images on one device at once.
 
     Raises:
-        ConfigError: the batch is too large.
+        ConfigError: The batch is too large.
     """
     pixels = math.prod(image_size)
     activations = config.model.d_model * pixels // config.model.patch_size**2

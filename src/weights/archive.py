@@ -21,7 +21,7 @@ def load_archive(path: Path) -> Any:
     """Read a file that torch.save has written.
 
     Raises:
-        Damaged: a checksum differs, or the path is a pipe or a device.
+        Damaged: A checksum differs, or the path is a pipe or a device.
         Exception: PyTorch's, of many kinds, for a truncated or foreign file.
     """
     if path.exists() and not path.is_file():
@@ -51,7 +51,7 @@ def verify(archive: zipfile.ZipFile) -> None:
     """Compare each part with its CRC, as PyTorch does not; a CRC of 0 means that torch.save wrote none.
 
     Raises:
-        Damaged: a part differs, or the archive claims far more content than it has bytes.
+        Damaged: A part differs, or the archive claims far more content than it has bytes.
     """
     parts = archive.infolist()
     if sum(part.file_size for part in parts) > MOST_INFLATED * sum(part.compress_size for part in parts) + CHUNK:

@@ -50,13 +50,13 @@ class Description:
     """The description of weights.
 
     Attributes:
-        config: the run's config, with the sections model, data and trainer.
-        model: the section `model` of the config.
-        classes: names of the classes in the data set; None if unknown.
-        labels: readable names of the classes; None if unknown.
-        image_size: height and width of the training images; None if unknown.
-        mean, std: mean and deviation of each channel in normalization; None if unknown.
-        epoch: row of metrics.csv for the weights' epoch; empty for a state within an epoch.
+        config: The run's config, with the sections model, data and trainer.
+        model: The section `model` of the config.
+        classes: Names of the classes in the data set; None if unknown.
+        labels: Readable names of the classes; None if unknown.
+        image_size: Height and width of the training images; None if unknown.
+        mean, std: Mean and deviation of each channel in normalization; None if unknown.
+        epoch: Row of metrics.csv for the weights' epoch; empty for a state within an epoch.
     """
 
     config: dict[str, Any]
@@ -73,7 +73,7 @@ def read_description(content: Mapping[str, Any], architecture: Architecture) -> 
     """Read the description; None for other programs' files, which may have equal keys.
 
     Raises:
-        LayoutError: the description is damaged, contradicts the weights, or is of a version with another model.
+        LayoutError: The description is damaged, contradicts the weights, or is of a version with another model.
     """
     config: Any = content.get("config")
     model: Any = config.get("model") if isinstance(config, Mapping) else None

@@ -55,9 +55,9 @@ class Weights:
     """The weights of a file.
 
     Attributes:
-        tensors: tensors in fp32, by our names.
+        tensors: Tensors in fp32, by our names.
         layout: "ours", "authors" or "timm".
-        description: the description in our files; None for other files.
+        description: The description in our files; None for other files.
     """
 
     tensors: dict[str, Tensor] = field(repr=False)
@@ -109,11 +109,11 @@ def read_weights(checkpoint: str, key: str = "checkpoint") -> Weights:
     """Read weights, and recognize their layout and architecture.
 
     Args:
-        checkpoint: folder of a run, or of a sweep with one run; a file; or the name of a published model.
-        key: config key of this value, for errors.
+        checkpoint: Folder of a run, or of a sweep with one run; a file; or the name of a published model.
+        key: Config key of this value, for errors.
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or the weights are not a ConvMixer's.
+        ConfigError: There is no such file, it cannot be read, or the weights are not a ConvMixer's.
     """
     path = find_file(checkpoint, key)
     try:
@@ -132,7 +132,7 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Check that tensors are dense and finite.
 
     Raises:
-        LayoutError: a tensor is not.
+        LayoutError: A tensor is not.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():

@@ -100,7 +100,7 @@ def from_layout(weights: Mapping[str, Tensor]) -> tuple[str, Architecture, dict[
     """Recognize the layout of weights; return it, the architecture, and the weights under our names in fp32.
 
     Raises:
-        LayoutError: a tensor is missing, unexpected or of another shape.
+        LayoutError: A tensor is missing, unexpected or of another shape.
     """
     layout = max(DEPTHWISE, key=lambda layout: count_layers(weights, layout))
     depth = count_layers(weights, layout)
@@ -133,11 +133,11 @@ def read_architecture(tensors: Mapping[str, Tensor], file_names: Mapping[str, st
     """Read the architecture from the shapes of tensors.
 
     Args:
-        tensors: tensors by our names.
-        file_names: the file's name of each module, for errors.
+        tensors: Tensors by our names.
+        file_names: The file's name of each module, for errors.
 
     Raises:
-        LayoutError: a tensor is missing or has another number of dimensions.
+        LayoutError: A tensor is missing or has another number of dimensions.
     """
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ def load_pretrained(
         The weights, and a sentence on the loaded and the initialized tensors.
 
     Raises:
-        ConfigError: the file cannot be read, or its model is another.
+        ConfigError: The file cannot be read, or its model is another.
     """
     weights = read_weights(cast(str, config.pretrained), KEY)
     check_same_model(weights, config)
@@ -54,7 +54,7 @@ def check_same_model(weights: Weights, config: schema.Model) -> None:
     """Check that the weights have the architecture of the config.
 
     Raises:
-        ConfigError: the weights are of another model; the message names the overrides that would fit.
+        ConfigError: The weights are of another model; the message names the overrides that would fit.
     """
     if weights.description:
         model = weights.description.model
@@ -102,7 +102,7 @@ def hash_pretrained(checkpoint: str) -> str:
     deviation of the images.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: The file cannot be read.
     """
     path = find_file(checkpoint, KEY)
     status = path.stat()
