@@ -142,13 +142,13 @@ pictures.mkdir(parents=True, exist_ok=True)
 
 
 def keep(figure: Figure, name: str) -> Figure:
-    """Save a figure beside the runs; as the last line of a cell it is also shown."""
+    """Save a figure beside the runs, and return it for display as the last line of a cell."""
     plots.save_figure(figure, pictures / name)
     return figure
 
 
 def gallery(shown: Sequence[Image.Image], titles: Sequence[str], columns: int) -> Figure:
-    """Pictures row by row; those without a title of their own come last."""
+    """Draw pictures row by row, each with its title; pictures without a title come last."""
     rows = math.ceil(len(shown) / columns)
     lines = max(title.count("\n") + 1 for title in titles)
     titled = math.ceil(len(titles) / columns)

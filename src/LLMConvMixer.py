@@ -30,7 +30,7 @@ from ops.pointwise import PointwiseConv2d
 
 
 class ConvPatchEmbeddings(nn.Module):
-    """Cut an image into patches and embed each: z0 = BN(σ(Conv(x))), the paper's equation 1.
+    """The embeddings of an image's patches: z0 = BN(σ(Conv(x))), the paper's equation 1.
 
     Args:
         d_model: Channels of an embedding.

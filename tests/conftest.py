@@ -1,4 +1,4 @@
-"""Runs as a user starts them: composed by Hydra, trained on real digits, each test in its own folder."""
+"""Fixtures and functions for all tests: runs composed by Hydra and trained on digits, each test in its own folder."""
 
 import gc
 import json
@@ -150,7 +150,7 @@ LETTERS = ("cat", "dog", "owl")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small image folder, train and val, 12×12, three classes."""
+    """Make a small image folder: train and val, 12×12 pixels, three classes."""
     datasets.read.cache_clear()
     for part, count in (("train", 12), ("val", 4)):
         for label, name in enumerate(LETTERS):

@@ -1,4 +1,4 @@
-"""Counts what a step asks of a GPU, on a machine without one: operations and host synchronizations.
+"""A stand-in for a GPU that counts the operations and host synchronizations of a step.
 
 with fake_cuda():                    # tensors with device="cuda" have a shape, and no data
     model.to("cuda")                 # made outside; optimizer and batch are made here
@@ -46,10 +46,10 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 @dataclass(frozen=True)
 class Call:
-    """An operation on the device. It holds none of its tensors, which would live longer than without it.
+    """An operation on the device. It keeps no reference to its tensors, which would prolong their life.
 
     Attributes:
-        dtypes: Of inputs and outputs.
+        dtypes: Data types of inputs and outputs.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Call:
 
 
 class Counter(TorchDispatchMode):
-    """Records what CUDA tensors are used for while it is entered.
+    """A context that records the operations on CUDA tensors.
 
     Attributes:
-        calls: The operations in order; views and allocations, which launch nothing, are left out.
-        synchronizations: Where the host waits for the device, as "file:line what".
+        calls: The operations in order, without views and allocations, which launch nothing.
+        synchronizations: Places where the host waits for the device, as "file:line what".
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Counter(TorchDispatchMode):
 
 
 def count_steps(config: Config, steps: int) -> list[Counter]:
-    """Count every training step after the first one, which makes what the optimizer keeps."""
+    """Count every training step except the first one, which makes the optimizer's state."""
     config = Backend(config.model.backend, config.trainer.channels_last in ("auto", True)).applied_to(config)
     *_, side = shape_of(config)
     split = Split(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
@@ -130,7 +130,7 @@ def on_cuda(values: Any) -> list[Tensor]:
 
 
 def caller() -> str:
-    """The line of this repository that is being executed, else the innermost one of all."""
+    """Return the line of this repository that is being executed, else the innermost line."""
     stack = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
     ours = [frame for frame in stack if SOURCE in Path(frame.filename).parents]
     frame = (ours or stack)[-1]
@@ -139,7 +139,7 @@ def caller() -> str:
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Make tensors fake, also those on CUDA, whether there is a GPU or not; model.to("cuda") makes a real model's fake.
+    """Make all tensors fake, also on CUDA, with or without a GPU; model.to("cuda") makes a real model's tensors fake.
 
     Without a GPU, this process can have no other accelerator from now on.
     """
@@ -159,7 +159,7 @@ def fake_cuda() -> Iterator[None]:
 
 
 def copy_of(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
-    """PyTorch's own asks where its data is."""
+    """Copy a fake tensor. PyTorch's own copy would look for its data."""
     copied = tensor.detach().clone()
     return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 

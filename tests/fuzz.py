@@ -1,4 +1,4 @@
-"""Feed commands with hostile input: overrides, run folders, checkpoints, images. Each case follows from its number.
+"""A fuzzer of commands: hostile overrides, run folders, checkpoints and images. A case depends only on its number.
 
 python tests/fuzz.py --seed 0                      300 overrides, 500 of each other kind
 python tests/fuzz.py --seed 0 --share 0.1          a tenth of them
@@ -62,7 +62,7 @@ RUN = (*TINY, *SINGLE, "trainer.epochs=1", "checkpoint.keep=all", "wandb.mode=di
 
 @dataclass(frozen=True)
 class Case:
-    """A command and where it may write.
+    """A command with the folders in which it may write.
 
     Attributes:
         words: The script and its arguments.
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Base:
-    """Intact files that are changed: a sweep of four runs, weights in all layouts, an image in all formats."""
+    """The intact files of all cases: a sweep of four runs, weights in all layouts, an image in all formats."""
 
     folder: Path
 
@@ -251,7 +251,7 @@ def metadata_of(path: Path) -> str:
 
 
 def images_case(chance: Random, folder: Path, base: Base) -> list[Case]:
-    """Images of two classes; one of them is changed, or has a strange place or name."""
+    """Make images of two classes, and change one, or give it a strange place or name."""
     for part in ("train/a", "train/b", "test/a", "test/b"):
         (folder / "data" / part).mkdir(parents=True)
         for i in range(3):
@@ -294,7 +294,7 @@ KINDS: dict[str, Callable[[Random, Path, Base], list[Case]]] = {
 
 
 def run_case(kind: str, seed: int, number: int, base: Base, scratch: Path) -> list[str]:
-    """The faults of a case; none if every command does what it should."""
+    """Run a case; return its faults, none if every command behaves as specified."""
     folder = scratch / f"{kind}-{number}"
     folder.mkdir()
     (folder / "outputs").mkdir()
@@ -307,7 +307,7 @@ def run_case(kind: str, seed: int, number: int, base: Base, scratch: Path) -> li
 
 
 def execute(case: Case, folder: Path, base: Base) -> str | None:
-    """Run a command in a fork; what is wrong with it."""
+    """Run a command in a fork; return its fault, None if there is none."""
     output, touched = folder / "output.txt", folder / "touched.txt"
     idle_since, spent = time.monotonic(), 0.0
     child = os.fork()
@@ -338,13 +338,13 @@ def execute(case: Case, folder: Path, base: Base) -> str | None:
 
 
 def usage(process: int) -> tuple[bool, float]:
-    """Whether a process could go on if it got a core, and the processor time that it has taken."""
+    """Return whether a process could continue if it got a core, and its processor time."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return fields[0] in "RD", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def become(case: Case, folder: Path, output: Path, touched: Path, allowed: Sequence[Path]) -> int:
-    """Turn this fork into the command; its exit code."""
+    """Turn this fork into the command; return its exit code."""
     os.chdir(folder)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -379,7 +379,7 @@ def become(case: Case, folder: Path, output: Path, touched: Path, allowed: Seque
 
 
 def watch(log: int, allowed: Sequence[str]) -> None:
-    """Note each write outside of the allowed folders, each program that is started, and each connection."""
+    """Record each write outside the allowed folders, each started program and each connection."""
 
     def note(text: str) -> None:
         os.write(log, (text.encode(errors="replace")[:300] + b"\n"))
@@ -400,7 +400,7 @@ def watch(log: int, allowed: Sequence[str]) -> None:
 
 
 def fuzz(seed: int, counts: dict[str, range], report: Callable[[str], Any] = print) -> list[str]:
-    """Run the cases of these numbers; their faults."""
+    """Run the cases of these numbers; return their faults."""
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # so that no command starts workers

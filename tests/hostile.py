@@ -1,4 +1,4 @@
-"""What a disk, a network or a stranger may put into a file: bytes changed at random, trees with odd values."""
+"""Hostile content of files: bytes changed at random, trees with odd values, other things in a file's place."""
 
 import os
 import re
@@ -37,7 +37,7 @@ WORDS = (
 
 
 def change_bytes(chance: Random, content: bytes) -> bytes:
-    """Cut, flip, overwrite, insert or repeat a part; or put a word in the place of a number."""
+    """Cut, flip, overwrite, insert or repeat a part of the bytes, or replace a number by a word."""
     at, length = chance.randrange(len(content) + 1), chance.choice((1, 2, 8, 64, 1024))
     match chance.randrange(8):
         case 0:
@@ -65,7 +65,7 @@ def change_bytes(chance: Random, content: bytes) -> bytes:
 
 
 def change_tree(chance: Random, tree: Any, values: tuple[Any, ...] = VALUES) -> Any:
-    """A copy in which a few values, keys or sections are others, missing or too many."""
+    """Copy a tree with a few values, keys or sections changed, removed or added."""
     changed = deepcopy(tree)
     for _ in range(chance.choice((1, 1, 2, 5))):
         place: Any = changed
@@ -92,7 +92,7 @@ def change_tree(chance: Random, tree: Any, values: tuple[Any, ...] = VALUES) -> 
 
 
 def change_file(chance: Random, path: Path) -> None:
-    """Put something else in a file's place: nothing, a folder, a pipe, a device, a loop, another file."""
+    """Replace a file by nothing, a folder, a pipe, a device, a loop or another file."""
     kind = chance.randrange(7)
     others = [other for other in path.parent.iterdir() if other.is_file() and other != path]
     if kind == 6 and others:

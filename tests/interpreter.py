@@ -1,8 +1,8 @@
-"""Imported before the kernels, this makes them run on the CPU in Triton's interpreter, unless there is a GPU.
+"""Triton's interpreter, which runs the kernels on the CPU unless there is a GPU; import it before the kernels.
 
-What its version 3.8 gets wrong of bfloat16 is mended here: it cuts off digits instead of rounding to the nearest, and
-multiplies matrices of the bits, not of the numbers. Version 3.6, of torch 2.11, reads an integer from an array of one
-element, which NumPy 2.4 refuses.
+Two faults of it are mended here. Version 3.8 converts to bfloat16 by cutting off digits instead of rounding, and
+multiplies the bits of bfloat16 matrices instead of their numbers. Version 3.6, of torch 2.11, reads an integer from an
+array of one element, which NumPy 2.4 refuses.
 """
 
 import os

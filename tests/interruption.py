@@ -1,4 +1,4 @@
-"""Small runs within this process, and a signal that interrupts them at a step."""
+"""Small runs within this process, interrupted by a signal at a step."""
 
 import signal
 from pathlib import Path
@@ -18,7 +18,7 @@ def configured(tmp_path: Path, *overrides: str, sweep: str = "s") -> Config:
 
 
 def signal_at_step(chosen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slurm's warning reaches the process during a step of the run."""
+    """Send Slurm's warning signal to the process during a step of the run."""
     seed_rngs = step.seed_rngs
 
     def seed_and_signal(seed: int, number: int, rank: int) -> None:

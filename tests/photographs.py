@@ -1,4 +1,4 @@
-"""Photographs as uint8 pixels, as batches and as a data set: what augmentation on the device is compared on."""
+"""Photographs as pixels, batches and a data set, for tests of augmentation on the device."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from pipeline.transforms import training_transform
 
 
 def photographs_and_noise() -> np.ndarray:
-    """uint8 [40, 32, 32, 3]: parts of scikit-learn's two photographs, and noise."""
+    """Cut parts of scikit-learn's two photographs, and add noise images: uint8 [40, 32, 32, 3]."""
     chance = np.random.default_rng(0)
     parts = [photo[y : y + 32, x : x + 32] for photo in load_sample_images().images for y, x in PLACES]
     return np.stack([*parts, *chance.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)])
@@ -37,13 +37,13 @@ def to_pixels(batch: torch.Tensor) -> np.ndarray:
 
 
 def one_by_one(operation: Callable[[Image.Image], Image.Image], pixels: np.ndarray = PIXELS) -> np.ndarray:
-    """What Pillow makes of each image."""
+    """Apply Pillow's operation to each image."""
     made = [np.asarray(operation(Image.fromarray(image.squeeze()))) for image in pixels]
     return np.stack(made).reshape(len(pixels), *made[0].shape[:2], -1)
 
 
 def assert_close(ours: np.ndarray, theirs: np.ndarray, levels: int = 0, share: float = 0.0) -> None:
-    """All values within some grey levels, all but a share exact."""
+    """Check that all values are within some grey levels, and all but a share exactly equal."""
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= levels
     assert (difference > 0).mean() <= share

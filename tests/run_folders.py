@@ -1,4 +1,4 @@
-"""Runs to compare, as train.py leaves them on disk, or in memory alone where there are many."""
+"""Runs to compare, as train.py leaves them on disk; in memory only where there are many."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ TREES: dict[tuple[str, ...], Any] = {}
 
 
 def write_run(folder: Path, *overrides: str, status: str = "completed", config: str = "", **figures: Any) -> Path:
-    """A run's folder; `figures` go to its summary, "__" for "/"."""
+    """Write a run's folder. `figures` go to its summary, with "__" for "/"."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config or as_yaml(*overrides))
     summary: dict[str, Any] = {
@@ -45,7 +45,7 @@ def write_run(folder: Path, *overrides: str, status: str = "completed", config: 
 
 
 def as_yaml(*overrides: str) -> str:
-    """The resolved config; composed once for all tests."""
+    """Return the resolved config as YAML, composed once for all tests."""
     if () not in TREES:
         TREES[()] = asdict(checked("study.reference=[]"))
     tree = deepcopy(TREES[()])
@@ -60,7 +60,7 @@ def as_yaml(*overrides: str) -> str:
 
 
 def write_sweep(folder: Path, values: Mapping[tuple[int, int], Sequence[float]], *overrides: str) -> Path:
-    """Runs of (kernel_size, depth), a seed for each value: of val/accuracy, and half a point less of test/accuracy."""
+    """Write runs of (kernel_size, depth), one seed for each val/accuracy; test/accuracy is half a point lower."""
     for (kernel, depth), accuracies in values.items():
         for seed, accuracy in enumerate(accuracies):
             write_run(
@@ -92,9 +92,10 @@ def compared(
     metric: str = "val/accuracy",
     smallest: float | None = None,
 ) -> Comparison:
-    """Of completed runs: levels, and the metric by seed. `varied` is what their sweep varied; all, if not given.
+    """Compare completed runs, given as levels and the metric by seed.
 
     Args:
+        varied: Keys that vary in their sweep; by default all.
         failed: Levels and seeds of runs that failed with this error.
     """
     figure = metric if metric.startswith("test/") else f"best/{metric}"

@@ -1,4 +1,4 @@
-"""The benchmark compares like with like, and says what it measured."""
+"""Tests of benchmark.py: it compares equal work, and its report names what it measured."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A part of experiments/calibration with fixed seeds: what comparisons say is as often right as claimed."""
+"""Tests of the claims of comparisons, by a part of experiments/calibration with fixed seeds."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ from designs import Design
     ids=str,
 )
 def test_statements_about_equal_settings_are_seldom_wrong(design: Design) -> None:
-    """None of the claims is refuted by 60 simulated studies."""
+    """No claim is refuted by 60 simulated studies."""
     assert [rate for rate in comparisons.errors(design, range(60)) if rate.is_refuted] == []
 
 
@@ -47,7 +47,7 @@ def test_the_set_that_may_hold_the_best_holds_it() -> None:
 
 
 def test_rates_that_were_written_add_up_with_further_studies(tmp_path: Path) -> None:
-    """As if all studies had been simulated at once."""
+    """The sums are those of one simulation of all studies."""
     design = Design(2, 3)
     table.write(tmp_path / "rates.csv", {"power": (4, comparisons.power(design, range(4)))})
     studies, rates = table.read(tmp_path / "rates.csv")["power"]

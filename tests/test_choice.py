@@ -1,4 +1,4 @@
-"""checkpoint=outputs/SWEEP: the best run, another place, a filter; and load() in plain Python."""
+"""Tests of checkpoint=outputs/SWEEP: the best run, another place, a filter; and of load() in plain Python."""
 
 import io
 import re
@@ -24,7 +24,7 @@ KERNEL = "model.kernel_size"
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Five runs: c and b tie, c has the smaller model."""
+    """Write five runs; c and b tie, and c has the smaller model."""
     for name, kernel, objective, parameters in (
         ("a", 3, 0.8, 100), ("b", 5, 0.9, 300), ("c", 7, 0.9, 200), ("d", 9, 0.7, 400),
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""CIFAR as torchvision downloads it, from a server of our own."""
+"""Tests of CIFAR as torchvision downloads it, from a server in this process."""
 
 import hashlib
 import http.server
@@ -18,7 +18,7 @@ from data import datasets
 
 @pytest.fixture
 def cifar_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A small CIFAR-10 archive behind a loopback server that torchvision is pointed to."""
+    """Serve a small CIFAR-10 archive on this machine, and point torchvision to it."""
     source = tmp_path / "server"
     batches = source / "cifar-10-batches-py"
     batches.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""clean.py: what it lists, that it asks, and that no result is lost."""
+"""Tests of clean.py: it lists, asks, and removes no result."""
 
 import io
 import json
@@ -20,7 +20,7 @@ OVERRIDES = ["trainer.epochs=1"]
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Clean:
-    """`python src/clean.py ARGUMENTS` within this process, on a terminal where `answer` is typed."""
+    """Run `python src/clean.py ARGUMENTS` within this process, on a terminal where `answer` is typed."""
     import clean as script
 
     def start(*arguments: str, answer: str | None = None) -> str:
@@ -41,7 +41,7 @@ def files(folder: Path) -> set[Path]:
 
 
 def interrupted_before(run: Finished) -> Path:
-    """The folder of an unfinished run with the same overrides, of a time when the config had another default."""
+    """Write the folder of an unfinished run with equal overrides, made when the config had another default."""
     config = checked(*TINY, *OVERRIDES, "trainer.label_smoothing=0.1")
     config.output_dir, config.sweep = str(run.folder.parents[1]), run.folder.parent.name
     training.run.run(config, OVERRIDES)

@@ -1,4 +1,4 @@
-"""Commands that the program prints: what they run when somebody types them."""
+"""Tests of printed commands: the runs that they start when they are typed."""
 
 import shlex
 from dataclasses import asdict
@@ -23,7 +23,7 @@ from tracking.identity import override_values
 
 
 def expanded(command: str) -> list[Config]:
-    """The runs of a `python src/train.py -m …`, as Hydra makes them: with what its experiment sweeps over."""
+    """Compose the runs of a `python src/train.py -m …` as Hydra does, with its experiment's sweep."""
     python, script, multirun, *arguments = shlex.split(command)
     assert (python, script, multirun) == ("python", "src/train.py", "-m")
     with initialized():
@@ -36,7 +36,7 @@ def expanded(command: str) -> list[Config]:
 
 
 def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> list[Any]:
-    """The settings of runs that were started with these overrides."""
+    """Write runs with these overrides, and return their settings."""
     for number, overrides in enumerate(runs):
         with initialized():
             config = parse_config(compose("train", [*overrides, "sweep=s"]))

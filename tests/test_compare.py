@@ -1,4 +1,4 @@
-"""What a person reads of a comparison: on the terminal, in its files, and as one line where it cannot be made."""
+"""Tests of compare.py: the terminal, the files, and one-line errors."""
 
 import csv
 import itertools
@@ -139,7 +139,7 @@ def test_a_config_groups_option_stands_for_the_keys_it_sets(tmp_path: Path) -> N
 def test_comparison_of_a_search_states_no_effect_of_one_factor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a search leaves it: a rate of its own for each trial, one of four kernel sizes, one of two options."""
+    """Each trial has a different rate, one of four kernel sizes and one of two options."""
     none = "augmentation.hflip=0.0 augmentation.hue=0.0 augmentation.shift=0.0"
     options = {"none": none, "light": "augmentation.hflip=0.5 augmentation.hue=0.1"}
     for i in range(8):
@@ -274,7 +274,7 @@ def test_the_table_keeps_to_a_terminal_and_is_whole_in_a_pipe(tmp_path: Path) ->
 def run_compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[Any, str]]:
-    """`python src/compare.py ARGUMENTS` within this process: its exit code or message, and its output."""
+    """Run `python src/compare.py ARGUMENTS` within this process; return its exit code or message, and its output."""
     import compare as script
 
     def start(*arguments: str) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""What a comparison makes of runs: settings and factors, their order, and the figures that a study refers to."""
+"""Tests of comparisons: settings and factors, their order, published values."""
 
 import re
 from dataclasses import asdict
@@ -33,7 +33,7 @@ def test_images_are_told_by_their_content_not_by_their_path(tmp_path: Path) -> N
 
 
 def test_runs_without_a_fingerprint_are_told_by_their_path(tmp_path: Path) -> None:
-    """As of runs that ended before it was known."""
+    """Runs of earlier versions have no fingerprint of their images."""
     write_run(tmp_path / "s" / "a", "data.name=image_folder", "data.root=imgs", data_fingerprint="1f")
     write_run(tmp_path / "s" / "b", "data.name=image_folder", "data.root=imgs", status="failed")
     write_run(tmp_path / "s" / "c", "data.name=image_folder", "data.root=photos")
@@ -67,7 +67,7 @@ def write_dropout(folder: Path, options: tuple[str, ...], rates: tuple[float, ..
 
 
 def test_a_split_that_follows_the_seed_is_part_of_it(tmp_path: Path) -> None:
-    """As of data.split_seed=${seed}: runs of one setting stay one row; beside a sweep with one split they do not."""
+    """With data.split_seed=${seed} the runs of a setting are one row; beside a sweep with one split they are two."""
     for kernel in (3, 5):
         for seed in (0, 1):
             overrides = f"{KERNEL}={kernel}", f"seed={seed}", f"data.split_seed={seed}"
@@ -99,7 +99,7 @@ def test_the_place_and_the_rate_of_dropout_are_factors(
 
 
 def test_no_dropout_is_the_rate_of_0_at_every_place(tmp_path: Path) -> None:
-    """As in a sweep of places and rates that starts from 0: these runs are one, which has the first one's name."""
+    """In a sweep of places and rates, the runs with rate 0 are one setting, named after the first one."""
     write_dropout(tmp_path / "s", ("blocks", "head"), (0.1, 0.2))
     write_run(tmp_path / "s" / "none", overrides={"dropout": "blocks", "dropout.rate": 0.0}, best__val__accuracy=0.9)
     found = read([tmp_path / "s"])
@@ -109,7 +109,7 @@ def test_no_dropout_is_the_rate_of_0_at_every_place(tmp_path: Path) -> None:
 
 
 def test_options_of_dropout_at_their_own_rates_have_effects(tmp_path: Path) -> None:
-    """As in a sweep of dropout=none,blocks,head: the rate is no factor, and no dropout is the baseline."""
+    """With dropout=none,blocks,head the rate is no factor, and no dropout is the baseline."""
     for augmentation in ("light", "paper"):
         for option, loss in (("none", 0.0), ("blocks", 0.03), ("head", 0.01), ("stochastic_depth", 0.02)):
             choices = {"augmentation": augmentation, "dropout": option}

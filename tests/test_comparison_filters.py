@@ -1,4 +1,4 @@
-"""Which runs a filter keeps: by keys, by options that were chosen or not, and by words of the summary."""
+"""Tests of filters: by keys, by options chosen or not, and by words of the summary."""
 
 import shutil
 from pathlib import Path

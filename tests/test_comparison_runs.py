@@ -1,4 +1,4 @@
-"""The runs of a comparison: copied, run twice, on other images, unreadable, or running."""
+"""Tests of the runs of a comparison: copied, repeated, on other images, unreadable, running."""
 
 import fcntl
 import signal

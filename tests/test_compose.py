@@ -1,4 +1,4 @@
-"""Composing a sweep's runs gives the configs that Hydra composes, to the last key."""
+"""Tests of composing a sweep's runs: every config equals Hydra's."""
 
 import re
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def split(overrides: str) -> list[str]:
 
 
 def result(composed: Any, overrides: list[str]) -> Any:
-    """Everything about a config: values and interpolations as written, resolved as objects; or the error."""
+    """Return everything about a config: values and interpolations as written, resolved as objects; or the error."""
     try:
         config = composed("train", overrides)
         return (

@@ -1,4 +1,4 @@
-"""The configuration: everything composes, everything wrong is named before anything is written."""
+"""Tests of the configuration: everything composes, and every error is named before anything is written."""
 
 import subprocess
 import sys
@@ -228,7 +228,7 @@ def test_wandbs_own_switches_set_mode_and_tags(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow
 def test_every_experiment_goes_with_every_option() -> None:
-    """Each composes and checks with every option of these groups, or one line says why it cannot."""
+    """Each experiment composes with every option of these groups, or one line names the reason."""
     groups = ("optimizer", "scheduler", "augmentation", "dropout", "model", "data", "hardware")
     options = {group: [option for option in OPTIONS if option.startswith(f"{group}=")] for group in groups}
     experiments = [option for option in OPTIONS if option.startswith("experiment=")]

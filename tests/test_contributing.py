@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's recipes: all of them are applied to a copy of the repository, and a run with all of them trains."""
+"""Tests of CONTRIBUTING.md's recipes: all are applied to a copy of the repository, and a run with all trains."""
 
 import json
 import re

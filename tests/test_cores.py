@@ -1,4 +1,4 @@
-"""The cores of a machine, and what a run says where other processes use them."""
+"""Tests of the count of cores, and of a run's advice if other processes use them."""
 
 import os
 import time
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not cores.STAT.is_file(), reason="needs Linux")
 
 
 def start(monkeypatch: pytest.MonkeyPatch, folder: Path, busy: int, seconds: float = 1000) -> None:
-    """Let the process have started that long ago, since when others kept so many of its cores busy."""
+    """Pretend that the process started some seconds ago, and that others have used so many of its cores since."""
     own = sum(os.times()[:4])
     lines = [
         f"cpu{core} {round((own + busy * seconds) * os.sysconf('SC_CLK_TCK')) if i == 0 else 0} 0 0 900000 0 0 0 0 0 0"

@@ -1,4 +1,4 @@
-"""Files of runs that a disk, a network or a person has damaged: named in one line, and the other runs go on."""
+"""Tests of damaged files of runs: one line names each, and the other runs continue."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_a_completed_run_without_figures_gives_no_estimate(summary: dict[str, An
 
 
 def test_a_damaged_database_of_a_search_is_named_and_left(tmp_path: Path) -> None:
-    """Cut off anywhere, it is named, or all of its trials are there."""
+    """A database that was cut off is named, or has all of its trials."""
     path = tmp_path / "search.db"
     study = open_study(path, "s", StudyDirection.MAXIMIZE)
     for value in range(20):
@@ -128,7 +128,7 @@ def test_a_damaged_database_of_a_search_is_named_and_left(tmp_path: Path) -> Non
 
 
 def test_answers_of_wandb_in_other_forms_are_unreadable_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the server, which cannot be made to answer so."""
+    """The server is a stand-in, as the real one does not give such answers."""
     config = {"model": {"kernel_size": 5, "depth": 8}, "seed": 0}
     answers: list[tuple[Any, Any, Any]] = [
         (config, {"status": "completed", "best/val/accuracy": 0.9}, [{"epoch": 1, "val/accuracy": 0.9}]),
@@ -157,7 +157,7 @@ def test_answers_of_wandb_in_other_forms_are_unreadable_runs(tmp_path: Path, mon
 
 
 def test_a_run_reads_only_its_own_options(tmp_path: Path) -> None:
-    """An option that is a path, or no name of a file at all, is that of no file."""
+    """An option that is a path, or not a file name at all, matches no file."""
     for option in ("../../../../etc/passwd", "x\0", "y" * 5000):
         run = read_run(write_run(tmp_path / str(len(option)), overrides={"augmentation": option}))
         assert run.status == "completed"
@@ -166,7 +166,7 @@ def test_a_run_reads_only_its_own_options(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """A completed run of three epochs with its states, and its config; not to be changed."""
+    """Train a run of three epochs with its states kept; return it with its config. Tests must not change it."""
     sweep = tmp_path_factory.mktemp("out") / "s"
     overrides = ("trainer.epochs=3", "checkpoint.keep=all", "checkpoint.max_share=1", "wandb.mode=disabled")
     config = checked(*TINY, *overrides, f"output_dir={sweep.parent}", "sweep=s")
@@ -176,7 +176,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
 
 
 def result_of(folder: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
-    """What a run's files say, each or the name of the file that cannot be read."""
+    """Read a run's files; a file that cannot be read is named instead."""
     found: dict[str, Any] = {}
     record = read_run(folder)
     assert record.status != "unreadable" or any(name in record.reason for name in ("config.yaml", "summary.json"))
@@ -204,7 +204,7 @@ STATE = ("last.pt", "previous.pt", "best.pt", "summary.json")
 def test_a_run_cut_off_by_power_loss_recovers_or_names_the_file(
     whole_run: tuple[Config, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last N bytes of each file in turn are lost: of the completed run, and of the run before its test."""
+    """Each file in turn loses its last N bytes, in a completed run and in a run before its test."""
     config, intact = whole_run
     expected = result_of(intact, caplog)
     assert expected.keys() == {"figures", "epochs", "predictions.npy", "best.pt"}

@@ -1,4 +1,4 @@
-"""Data: how it is split, and that batches are the same whoever makes them."""
+"""Tests of data: the splits, and batches that are equal for any number of workers and ranks."""
 
 import multiprocessing
 import os
@@ -118,7 +118,7 @@ def test_workers_take_the_cores_that_the_process_may_use(
 
 
 def test_rank_starts_its_workers_with_the_loader() -> None:
-    """A process that NCCL runs in must not be forked."""
+    """A process with NCCL must not be forked."""
     config = checked("augmentation=randaugment", "data.train_fraction=0.2", "data.num_workers=1")
     loaded = datasets.load(config.data, 1)
     before = set(multiprocessing.active_children())
@@ -137,7 +137,7 @@ def test_rank_starts_its_workers_with_the_loader() -> None:
 def test_run_makes_its_loaders_before_its_training_state(
     train: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NCCL starts with DistributedDataParallel, which the training state holds."""
+    """The training state wraps the model in DistributedDataParallel, which starts NCCL."""
     order: list[str] = []
 
     def noted(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Every way of computing the depthwise convolution gives what PyTorch's own gives."""
+"""Tests of the depthwise convolution: every backend's results and gradients equal PyTorch's."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ GRIDS = ((1, 1), (1, 7), (5, 3), (8, 8), (17, 12), (32, 32), (64, 33))
 
 
 def tensors(k: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x, weight, bias and the gradient of the result."""
+    """Draw x, weight, bias and the gradient of the result."""
     torch.manual_seed(0)
     shapes = [(3, 4, height, width), (4, 1, k, k), (4,), (3, 4, height, width)]
     return [torch.randn(shape, dtype=torch.float64).to(DEVICE, dtype).requires_grad_() for shape in shapes]

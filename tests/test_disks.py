@@ -1,4 +1,4 @@
-"""Disks that are full or read-only: named, and where that is possible before the work."""
+"""Tests of full and read-only disks: they are named, if possible before any work."""
 
 import errno
 import shutil
@@ -44,7 +44,7 @@ def full(mount: Mount) -> Path:
 
 
 def fill(folder: Path, free: int) -> None:
-    """Leave so many bytes."""
+    """Fill the disk, except for so many bytes."""
     (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - free))
 
 
@@ -113,7 +113,7 @@ def test_links_in_the_place_of_a_log_are_replaced(tmp_path: Path) -> None:
 
 @pytest.fixture
 def theirs(mount: Mount, digits_run: Path, tmp_path: Path) -> Path:
-    """A colleague's sweep of one run, on a disk that is mounted read-only."""
+    """Mount a colleague's sweep of one run read-only."""
     folder = mount("theirs", "-t", "tmpfs", "tmpfs")
     run = shutil.copytree(digits_run, folder / "sweep" / digits_run.name)
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)

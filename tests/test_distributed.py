@@ -1,4 +1,4 @@
-"""One run on several processes gives what one process gives."""
+"""Tests of one run on several processes: its results equal those of one process."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def start_ranks(*arguments: str, cwd: Path) -> list[Command]:
-    """Two ranks of one run, without torchrun: quicker, and a signal can be sent to one of them."""
+    """Start two ranks of a run without torchrun, which is slower, so that each can get a signal."""
     with socket.create_server(("localhost", 0)) as free:
         port = str(free.getsockname()[1])
     meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
@@ -138,7 +138,7 @@ TEAM = (
 
 @pytest.fixture(scope="module")
 def team_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on two processes."""
+    """Train a run on two processes, and return its folder."""
     cwd = tmp_path_factory.mktemp("team")
     texts = outputs(start_ranks(*TEAM, "sweep=whole", cwd=cwd))
     assert [summary["status"] for summary in summaries(cwd / "outputs" / "whole")] == ["completed"], texts
@@ -244,7 +244,7 @@ def test_a_gpu_without_bf16_is_named_with_what_to_set_instead(monkeypatch: pytes
 
 
 def test_slurms_gpus_stay_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    """submitit would set CUDA_VISIBLE_DEVICES to the number of the rank, which is then no index among them."""
+    """CUDA_VISIBLE_DEVICES is kept, which submitit would set to the rank's number."""
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0",
            "SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost",
            "SLURM_NODELIST": "localhost", "SUBMITIT_EXECUTOR": "slurm"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""README.md and docs: every command composes, every snippet runs, and every key, link and message is real."""
+"""Tests of README.md and docs: commands compose, snippets run; keys, links and messages exist."""
 
 import argparse
 import ast
@@ -43,14 +43,14 @@ def blocks(page: Path, language: str) -> Iterator[str]:
 
 
 def command_lines(page: Path) -> list[list[str]]:
-    """The words of each command in a page's bash blocks."""
+    """List the words of each command in a page's bash blocks."""
     text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
     parts = [part for line in text.splitlines() for part in re.split(r"&&|(?<=\S) \| ", line)]
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
 def check_train(arguments: Sequence[str]) -> None:
-    """Compose what the command would run; of a sweep all runs of the grid, or of a search the ends of its space."""
+    """Compose what a command would run: all runs of a grid, or the ends of a search's space."""
     check_arguments(arguments)
     task = [argument for argument in arguments if "=" in argument]
     if "--help" in arguments:
@@ -77,7 +77,7 @@ def check_train(arguments: Sequence[str]) -> None:
 
 
 def parsed(script: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """What a command's own parser makes of its arguments, without what follows."""
+    """Parse a command's arguments with its parser, without running it."""
     namespaces = []
 
     def stop(namespace: argparse.Namespace) -> None:
@@ -95,7 +95,7 @@ def parsed(script: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatc
 
 
 def check_command(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose or parse one command; programs of others are only known by name."""
+    """Compose or parse one command; of other programs only the name is checked."""
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
     program, *arguments = words
@@ -133,7 +133,7 @@ def check_command(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def workplace(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the pages' commands and snippets find a run, an image, and images with a table of labels."""
+    """Make a folder in which the pages' commands find a run, an image, and images with a table of labels."""
     for sweep in ("mine", "kernels"):
         shutil.copytree(digits_run, tmp_path / "outputs" / sweep / digits_run.name)
     Image.new("L", (20, 30), 100).save(tmp_path / "IMAGE.png")
@@ -242,7 +242,7 @@ VALUE = "\0"  # in a template, where the program puts a value
 
 
 def template(node: ast.AST) -> str:
-    """The text of a string expression, with VALUE for all that is not constant."""
+    """Return the text of a string expression, with VALUE for its variable parts."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -253,7 +253,7 @@ def template(node: ast.AST) -> str:
 
 
 def templates() -> set[str]:
-    """The messages of the program and of the Makefile that have words enough to be told from others."""
+    """Collect the messages of the program and the Makefile that have enough words to be recognized."""
     trees = [ast.parse(path.read_text()) for path in SRC.rglob("*.py")]
     kinds = ast.Constant | ast.JoinedStr | ast.BinOp
     texts = {template(node) for tree in trees for node in ast.walk(tree) if isinstance(node, kinds)}
@@ -263,7 +263,7 @@ def templates() -> set[str]:
 
 
 def is_made_from(message: str, text: str) -> bool:
-    """Whether a message comes from a template, or a long template is part of it."""
+    """Return True if a template makes the message, or if a long template is a part of it."""
     pattern = ".*".join(map(re.escape, text.split(VALUE)))
     return bool(re.fullmatch(pattern, message) or (len(pattern) > 60 and re.search(pattern, message)))
 
@@ -279,7 +279,7 @@ def test_messages_of_the_troubleshooting_page_are_the_programs() -> None:
 
 
 def test_sentences_that_the_compare_page_explains_are_printed() -> None:
-    """Of each sentence, pieces of two words or more between values and punctuation are in the program's text."""
+    """The program's text has each part of a sentence of two words or more between values and punctuation."""
     text = "\n".join(templates()).lower()
     page = (REPOSITORY / "docs" / "compare.md").read_text().partition("## What the sentences mean")[2]
     sentences = re.findall(r"^\| (.*?) \|", page.partition("\n\n**")[0], re.M)[2:]

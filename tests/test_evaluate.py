@@ -1,4 +1,4 @@
-"""evaluate.py: a run's checkpoint, published weights as timm evaluates them, the hub, wrong input."""
+"""Tests of evaluate.py: runs' checkpoints, published weights compared with timm, wrong input."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ Train = Callable[..., Finished]
 
 
 def evaluate(folder: Path, *overrides: str) -> dict[str, Any]:
-    """What `python src/evaluate.py OVERRIDES output=FOLDER` writes into evaluation.json."""
+    """Run `python src/evaluate.py OVERRIDES output=FOLDER`; return its evaluation.json."""
     register_commands()
     typed = [*overrides, f"output={folder}", "trainer.device=cpu"]
     with initialized():
@@ -95,7 +95,7 @@ def test_images_of_another_size_are_resized_to_the_models(digits_run: Path, tmp_
 
 @pytest.mark.slow
 def test_the_split_alone_is_enough_to_evaluate(photographs: Path, tmp_path: Path) -> None:
-    """As with published weights and ImageNet's validation set: no training images, perhaps a single class."""
+    """ImageNet's validation set, e.g., may be there without training images, and with a single class."""
     model = randomized(by_timm(*TINY_IMAGENET, "relu"))
     torch.save(model.state_dict(), tmp_path / "convmixer_768_32_ks7_p7_relu.pt")
     options = (
@@ -134,7 +134,7 @@ def test_unreadable_images_can_be_skipped_in_an_evaluation(photographs: Path, tm
 
 
 class Batches(list[tuple[torch.Tensor, torch.Tensor]]):
-    """Logits and labels in place of images, for a model that passes them on."""
+    """Logits and labels in place of images, for a model that returns its input."""
 
     def __init__(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         super().__init__(zip(logits.split(64), labels.split(64), strict=True))
@@ -168,7 +168,7 @@ TINY_IMAGENET = (16, 2, 3, 7, 1000)
 
 @pytest.fixture
 def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Noise of several sizes, as an image folder of three of ImageNet's classes; as if TINY_IMAGENET were published."""
+    """Write noise images of several sizes in three ImageNet classes, and publish TINY_IMAGENET."""
     monkeypatch.setitem(PUBLISHED, "convmixer_768_32", (Architecture(16, 2, 3, 7, 3, 1000, "batch"), "relu"))
     rng = np.random.default_rng(0)
     for i, name in enumerate(SYNSETS):
@@ -212,7 +212,7 @@ def test_published_weights_are_evaluated_as_timm_does(
 
 @pytest.mark.parametrize("exported", [False, True])
 def test_classes_without_names_count_by_position(exported: bool, tmp_path: Path) -> None:
-    """Of twelve folders "10" and "11" come before "2"; the model has their order and no names."""
+    """Of twelve folders, "10" and "11" come before "2"; the model has the same order and no names."""
     names = sorted(map(str, range(12)))
     for name, part in itertools.product(names, ("train", "test")):
         (tmp_path / "images" / part / name).mkdir(parents=True)

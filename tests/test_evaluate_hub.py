@@ -1,4 +1,4 @@
-"""Published weights that an evaluation downloads, from a server on this machine."""
+"""Tests of published weights that an evaluation downloads, from a server on this machine."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +15,7 @@ from test_weights import by_timm, randomized
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks of the hub: a file's commit, tag and size, then its content."""
+    """The answers that huggingface_hub needs: a file's commit, tag, size and content."""
 
     content: bytes
     asked: list[str]

@@ -1,4 +1,4 @@
-"""Exported weights: folded, as safetensors and in the published layouts, with a card."""
+"""Tests of exported weights: folded, as safetensors and in the published layouts, with a model card."""
 
 import itertools
 import json
@@ -66,7 +66,7 @@ def test_without_batch_norm_nothing_is_folded() -> None:
 
 
 def export(folder: Path, *overrides: str) -> None:
-    """`python src/export.py OVERRIDES` in a folder."""
+    """Run `python src/export.py OVERRIDES` in a folder."""
     register_commands()
     with initialized():
         composed = compose("export", list(overrides))

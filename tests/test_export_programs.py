@@ -1,4 +1,4 @@
-"""Exported programs: ONNX and torch.export, with the snippet that runs them."""
+"""Tests of exported programs: ONNX and torch.export, and the snippet that runs them."""
 
 import itertools
 import json
@@ -95,7 +95,7 @@ def test_a_file_appears_whole_or_not_at_all(digits_run: Path, tmp_path: Path, mo
 
 @pytest.fixture(scope="module")
 def photo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on 16 × 16 pixels of colour, whose mean and deviation are far from 0 and 1."""
+    """Train a run on 16×16 color images with mean and deviation far from 0 and 1; return its folder."""
     root = tmp_path_factory.mktemp("private")
     colors = {"cat": (200, 60, 40), "dog": (40, 180, 60), "owl": (60, 40, 150)}
     for i, (part, (name, color)) in itertools.product(range(16), itertools.product(("train", "test"), colors.items())):
@@ -119,7 +119,7 @@ one_worker = pytest.mark.xdist_group("exported")  # so that each program is expo
 
 @pytest.fixture(scope="module")
 def exported(photo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Export the photo run once in each way; return the file and what the command said."""
+    """Export the photo run once in each way; return the file and the command's output."""
 
     @cache
     def once(form: str, *overrides: str) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""Augmentation on the device: what is drawn is distributed as on the CPU path, by timm and torchvision."""
+"""Tests of random augmentation on the device: its distribution is that of timm and torchvision on the CPU."""
 
 import random
 from collections import Counter, defaultdict
@@ -31,7 +31,7 @@ def augmented(transform: transforms.Compose, pixels: np.ndarray) -> np.ndarray:
 
 
 def assert_same_frequencies(*counts: Counter[Any]) -> None:
-    """The chi-square test of homogeneity; values that are rare are counted together."""
+    """Test two counts for equal frequencies (chi-square); rare values are counted together."""
     values = [value for value in set().union(*counts) if sum(count[value] for count in counts) >= 20]
     table = np.array([[*(count[value] for value in values), 0] for count in counts])
     table[:, -1] = [count.total() for count in counts] - table.sum(1)
@@ -96,7 +96,7 @@ def test_operations_and_magnitudes_are_drawn_as_by_timm(name: str, monkeypatch: 
     ],
 )
 def test_augmented_images_are_distributed_as_those_of_the_cpu(overrides: list[str], count: int) -> None:
-    """One photograph many times: for every pixel the mean of its value and of its square, in standard errors."""
+    """One photograph is augmented many times; mean and mean square of each pixel agree within their standard errors."""
     transform = transform_of(*overrides)
     pixels = np.repeat(PIXELS[3:4], count, 0)
     ours = augmented(transform, pixels)

@@ -1,4 +1,4 @@
-"""Augmentation on the device: each operation, crop and change of color beside Pillow, timm and torchvision."""
+"""Tests of augmentation on the device: each operation compared with Pillow, timm and torchvision."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -50,10 +50,10 @@ def timm_arguments(name: str, magnitude: float, sign: int, monkeypatch: pytest.M
 @on_each_device
 @pytest.mark.parametrize("name", EVERY_OPERATION)
 def test_an_operation_is_timms(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables and blends are exact, but for AutoContrast's where Pillow's 85 is 84.99999.
+    """Tables and blends are exact, except AutoContrast where Pillow's 85 is 84.99999.
 
-    Moved pixels are within one grey level, and exact but for those where Pillow's sum is a whole number or a hair
-    less, which it cuts off.
+    Moved pixels are within one grey level. They are exact unless Pillow's sum is a whole number or slightly less, which
+    it cuts off.
     """
     levels, share = {"AutoContrast": (1, 0.002)}.get(name, (1, 0.05) if name in MOVES else (0, 0.0))
     for magnitude in (0, 0.5, 2.3, 4, 5, 7.71, 9, 9.6, 10):
@@ -92,7 +92,7 @@ def test_an_operations_argument_is_timms(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_images_of_a_batch_have_their_own_operations() -> None:
-    """As many different ones as there are images; none reaches a neighbor, and -1 changes nothing."""
+    """Each image gets a different operation, which changes no other image; -1 changes nothing."""
     names = list(INCREASING)
     which = torch.arange(COUNT) % (len(names) + 1) - 1
     argument = torch.tensor([{"P": 3.0, "S": 100.0, "R": 20.0, "T": 0.2}.get(name[0], 0.3) for name in names])[which]
@@ -108,7 +108,7 @@ def test_images_of_a_batch_have_their_own_operations() -> None:
 
 @pytest.mark.parametrize("magnitude", [0, 5, 12, 30])
 def test_torchvisions_operations(magnitude: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exact, but AutoContrast as above and pixels of rotated images that come from where two meet."""
+    """They are exact, except AutoContrast as above and pixels of rotated images that lie between two others."""
     step = transforms.RandAugment(1, magnitude)
     space = step._augmentation_space(step.num_magnitude_bins, (32, 32))
     for i, (name, (_, signed)) in enumerate(space.items()):
@@ -132,7 +132,7 @@ def test_torchvisions_operations(magnitude: int, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", [BILINEAR, BICUBIC])
 @on_each_device
 def test_a_resized_crop_is_pillows(size: tuple[int, int], kind: int, device: str) -> None:
-    """Exact but where a pass of Pillow's is halfway between two grey levels: in 2 % of the pixels, one off each."""
+    """It is exact but for 2 % of the pixels, where a pass of Pillow's is halfway between two grey levels."""
     chance = np.random.default_rng(2)
     boxes = []
     for height, width in chance.integers(8, 33, (COUNT, 2)).tolist():
@@ -157,7 +157,7 @@ def test_a_resized_crop_is_pillows(size: tuple[int, int], kind: int, device: str
 @pytest.mark.parametrize("turn", [-0.5, -0.05, 0.0, 0.03, 0.2])
 @on_each_device
 def test_hue_is_torchvisions(turn: float, device: str) -> None:
-    """Exact but for one step of hue, six grey levels at most, in half a percent of the pixels."""
+    """It is exact, except half a percent of the pixels, which differ by one step of hue, at most six grey levels."""
     pixels = np.concatenate([PIXELS, PIXELS // 64, PIXELS[..., :1].repeat(3, -1), PIXELS | 252])
     ours = color.adjust_hue(to_batch(pixels, device), torch.full((len(pixels),), turn, device=device))
     assert_close(to_pixels(ours), one_by_one(lambda image: adjust_hue(image, turn), pixels), levels=6, share=0.005)

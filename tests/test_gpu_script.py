@@ -1,4 +1,4 @@
-"""The script for a GPU, which must have been tried before it gets there."""
+"""Tests of the script that measures on a GPU, run without one."""
 
 import shutil
 import subprocess

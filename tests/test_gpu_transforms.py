@@ -1,4 +1,4 @@
-"""Augmentation on the device as a whole: without waiting, compiled, in batches and in runs."""
+"""Tests of augmentation on the device as a whole: without synchronization, compiled, in batches and in runs."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from training import run
 
 @pytest.mark.parametrize("name", ["paper", "short", "simple", "light", "randaugment"])
 def test_nothing_waits_for_the_device(name: str) -> None:
-    """On tensors that have no values, whoever looks at one fails."""
+    """The tensors have no values, so reading one fails."""
     steps, nowhere = transform_of(f"augmentation={name}", "augmentation.vflip=0.5"), torch.device("meta")
     transform = BatchTransform(steps, (3, 32, 32), nowhere)
     images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device=nowhere)
@@ -44,7 +44,7 @@ def test_it_can_be_compiled_as_one_graph() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "short", "simple", "light"])
 def test_compiled_on_a_gpu_it_is_what_it_is_on_the_cpu(name: str) -> None:
-    """Compiled, but for one grey level where a product is fused with a sum; beside the CPU, but for a few pixels."""
+    """Compiled, a fused product and sum may differ by one grey level; on the CPU, a few pixels differ."""
     steps, gpu = transform_of(f"augmentation={name}"), torch.device("cuda")
     transform = BatchTransform(steps, (3, 32, 32), gpu)
     uniforms = draws(COUNT)(transform.numbers)
@@ -56,7 +56,7 @@ def test_compiled_on_a_gpu_it_is_what_it_is_on_the_cpu(name: str) -> None:
 
 
 def test_compiled_it_divides_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's own division is approximate, so that grey levels would differ by one."""
+    """Triton's own division is approximate, and grey levels would differ by one."""
     compiled: list[dict[str, Any]] = []
 
     def compile_as_asked(transform: Any, **options: Any) -> Any:
@@ -71,7 +71,7 @@ def test_compiled_it_divides_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class FloatVariable(str):
-    """As Inductor names a value in the code that it generates."""
+    """A value by its name in Inductor's generated code."""
 
     dtype = torch.float32
 

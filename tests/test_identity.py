@@ -1,4 +1,4 @@
-"""Which runs are one: a run's ID follows what affects its result, in whatever words it was written."""
+"""Tests of run IDs: they depend on everything that affects the result, and on nothing else."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tracking.run_index import RunIndex
 
 @pytest.mark.slow
 def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
-    """As computed before any of the rules; a changed one would train finished sweeps again."""
+    """The IDs are those of the first version. A changed ID would train finished sweeps again."""
     known = {
         ("model.depth=1", "trainer.epochs=1"): "3b09320a",
         (): "5476ac21",
@@ -93,7 +93,7 @@ def id_of(root: Path | str) -> str:
 
 
 def replace_image(folder: Path) -> None:
-    """By another one of equal size."""
+    """Replace an image by another one of equal size."""
     path = folder / "train" / "dog" / "5.png"
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
@@ -114,7 +114,7 @@ def grow_image(folder: Path) -> None:
 def test_another_image_is_another_run(
     folder: Path, change: Callable[[Path], None], limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Above the limit names and sizes alone are compared."""
+    """Above the limit only names and sizes are compared."""
     monkeypatch.setattr("data.fingerprint.MOST_BYTES", limit)
     before = id_of(folder)
     change(folder)

@@ -1,4 +1,4 @@
-"""Folders of images: their sets, classes and splits, what in them is skipped, and what is wrong with them."""
+"""Tests of folders of images: their splits and classes, skipped files, errors."""
 
 import json
 import os
@@ -213,7 +213,7 @@ def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:
 
 
 def spoil(folder: Path, what: str) -> list[str]:
-    """Break an image folder; returns what the error must name."""
+    """Damage an image folder; return the words that the error must contain."""
     if what == "empty class":
         for path in (folder / "train" / "dog").iterdir():
             path.unlink()

@@ -1,4 +1,4 @@
-"""Differences over runs and images: of a setting from itself, and where images truly differ."""
+"""Tests of differences over runs and images: between equal settings, and where images truly differ."""
 
 import math
 
@@ -19,7 +19,7 @@ def draw(
     spread: float,
     gain: np.ndarray | float = 0.0,
 ) -> Correct:
-    """Settings of one quality, apart from the first one's gain by image; runs and images vary in how good they are."""
+    """Draw settings of equal quality, except for the first one's gain by image; runs and images vary in quality."""
     easy = generator.normal(1.5, 1.5, images)
     return {
         f"s{a}": {
@@ -31,7 +31,7 @@ def draw(
 
 
 def test_each_error_is_the_textbooks_where_there_is_one() -> None:
-    """With two settings and shared seeds all borrow from nobody: paired t tests by image and by seed."""
+    """With two settings and shared seeds, nothing is pooled: the tests are paired t tests by image and by seed."""
     correct = draw(np.random.default_rng(0), 2, 4, 300, 0.3)
     first, second = (np.array(list(runs.values()), dtype=float) for runs in correct.values())
     gains = image_gains(correct, [("s0", "s1")])
@@ -79,7 +79,7 @@ def simulated(count: int, **design: float) -> list[ImageGains]:
     ("settings", "seeds", "spread"), [(2, 2, 0.3), (2, 3, 0.1), (6, 2, 0.5), (4, 3, 0.3), (2, 5, 0.3)]
 )
 def test_a_setting_against_itself_differs_in_at_most_5_percent(settings: int, seeds: int, spread: float) -> None:
-    """At most 5 % of the tests, with the error of 400 simulations, and at most 10 % of the lists at a rate of 10 %."""
+    """Of 400 simulations, at most 5 % have a significant test, and at most 10 % a list with a rate of 10 %."""
     found = simulated(400, settings=settings, seeds=seeds, images=144, spread=spread)
     allowed = 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / len(found))
     for kind in ("new_runs", "both"):
@@ -90,7 +90,7 @@ def test_a_setting_against_itself_differs_in_at_most_5_percent(settings: int, se
 
 
 def test_list_of_images_keeps_its_false_discovery_rate() -> None:
-    """Fifty of 500 images that only the first setting sees, eight seeds of each."""
+    """Only the first setting is right on 50 of 500 images, with eight seeds of each setting."""
     generator, gain, shares, found = np.random.default_rng(4), np.zeros(500), [], []
     gain[:50] = 4.0
     for _ in range(40):
@@ -108,7 +108,7 @@ def test_list_of_images_keeps_its_false_discovery_rate() -> None:
 
 
 def test_a_factor_is_dealt_within_the_settings_that_it_connects() -> None:
-    """Two pairs that differ in their level of accuracy: no deal mixes them, and a shared baseline counts once."""
+    """Two pairs have different accuracies. No permutation mixes them, and a shared baseline counts once."""
     generator = np.random.default_rng(5)
     good, bad = draw(generator, 2, 3, 200, 0.1, 0.0), draw(generator, 2, 3, 200, 0.1, 0.0)
     correct = {f"good {a}": runs for a, runs in good.items()}

@@ -1,4 +1,4 @@
-"""Images of a folder as training and evaluation see them, whatever their sizes and modes, and files that are none."""
+"""Tests of reading images of any size and mode, in training and evaluation, and of files that are no images."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from pipeline.batches import make_eval_loader, make_train_loader
 
 
 def first_batch(root: Path, *overrides: str, patch_size: int = 1) -> tuple[datasets.DataSplits, torch.Tensor]:
-    """The images as evaluation sees them, in the order of their files."""
+    """Return the data and the first evaluation batch, in the order of the files."""
     datasets.read.cache_clear()
     config = checked("data=image_folder", f"data.root={root}", "data.num_workers=0", "augmentation=none", *overrides)
     loaded = datasets.load(config.data, patch_size)
@@ -29,7 +29,7 @@ def first_batch(root: Path, *overrides: str, patch_size: int = 1) -> tuple[datas
 def test_images_are_prepared_alike_whatever_their_total_size(
     folder: Path, sizes: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kept in memory or not: one rule for the size, for training and evaluation."""
+    """In memory or on disk, one rule sets the size, in training and in evaluation."""
     count = {"same": 0, "rare": 1, "differing": 6}[sizes]
     pixels = np.random.default_rng(0).integers(0, 255, (30, 44, 3)).astype(np.uint8)
     for i in range(count):
@@ -61,7 +61,7 @@ def test_images_are_prepared_alike_whatever_their_total_size(
 
 
 def test_image_of_another_size_is_cropped_not_squashed(tmp_path: Path) -> None:
-    """Not squashed: the middle, in training as in evaluation."""
+    """The middle of the image is kept, in training and in evaluation."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 10:30] = 255
     for part in ("train", "test"):

@@ -1,4 +1,4 @@
-"""Which images the best setting and each factor win and lose, from the predictions that runs keep."""
+"""Tests of `compare.py --images`: the test images that the best setting and each factor win and lose."""
 
 import shutil
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ LABELS = read_data("digits", "data").test.labels
 def sweep(
     folder: Path, accuracies: Mapping[tuple[int, int], float], *overrides: str, seeds: int = 2
 ) -> dict[tuple[int, int], np.ndarray]:
-    """Runs of (kernel_size, depth) on the digits; [seeds, images] of "classified correctly" for each setting."""
+    """Write runs of (kernel_size, depth) on the digits; return "classified correctly", [seeds, images], by setting."""
     generator, found = np.random.default_rng(0), {}
     for (kernel, depth), accuracy in accuracies.items():
         correct = generator.random((seeds, len(LABELS))) < accuracy
@@ -66,7 +66,7 @@ def test_nothing_differs_where_all_runs_predict_the_same(tmp_path: Path, capsys:
 
 
 def test_a_row_agrees_with_itself_where_a_seed_is_missing(tmp_path: Path) -> None:
-    """Points, images and intervals are those of the seeds that both have."""
+    """Points, images and intervals are those of the common seeds."""
     correct = sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=3)
     shutil.rmtree(tmp_path / "3-8-2")
     (difference,) = image_differences(comparison := read([tmp_path]), read_predictions(comparison))
@@ -136,7 +136,7 @@ def test_of_two_equal_gains_the_surer_is_clearer(tmp_path: Path) -> None:
 def test_without_the_images_the_table_is_written_alone(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are elsewhere, or, of the digits, no longer those that the runs were tested on; none are downloaded."""
+    """The images were moved, or the digits have changed; none are downloaded."""
     root = tmp_path / "data"
     sweep(tmp_path / "s", {(5, 8): 0.9, (3, 8): 0.7}, data, f"data.root={root}", seeds=1)
     for path in tmp_path.glob("s/*/predictions.npy"):

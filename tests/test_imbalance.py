@@ -1,4 +1,4 @@
-"""Imbalanced classes: what a run says of them, what it measures, and what makes up for them."""
+"""Tests of imbalanced classes: remarks, metrics, class weights and the balanced sampler."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Importances beside chance: what stands out where nothing matters, and where something does."""
+"""Tests of importances compared with chance, if no key matters and if one does."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,12 @@ from sweeps.importance import importances
 
 
 def explained(values: np.ndarray, objectives: np.ndarray) -> dict[str, float]:
-    """The share of the objectives' variance that a straight line over each key explains."""
+    """Compute the share of the objectives' variance that a straight line over each key explains."""
     return {key: np.corrcoef(column, objectives)[0, 1] ** 2 for key, column in zip("abc", values, strict=True)}
 
 
 def searched(matters: float, trials: int = 20, searches: int = 150) -> np.ndarray:
-    """[searches, keys]: which stand out, the first key mattering so much."""
+    """Simulate searches whose first key matters so much; return which keys stand out, [searches, keys]."""
     generator, found = np.random.default_rng(0), []
     for _ in range(searches):
         values = generator.normal(0, 1, (3, trials))

@@ -1,4 +1,4 @@
-"""Triton's kernels give what float64 gives: on a GPU if there is one, else slowly in Triton's interpreter."""
+"""Tests of Triton's kernels compared with float64: on a GPU, or slowly in Triton's interpreter."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def tensors(shape: tuple[int, ...], dtype: torch.dtype, device: str = DEVICE) -> list[Tensor]:
-    """x, weight, bias and the gradient of the result."""
+    """Draw x, weight, bias and the gradient of the result."""
     torch.manual_seed(0)
     batch, channels, height, width, k = shape
     x = (batch, channels, height, width)
@@ -165,7 +165,7 @@ for precision in ("bf16", "fp16", "fp32"):
 
 @pytest.fixture(scope="module")
 def compiled() -> list[str]:
-    """What the benchmark prints of four GPUs' kernels, and what ON_A_FAKE_GPU prints."""
+    """Return the benchmark's output for four GPUs' kernels, and the output of ON_A_FAKE_GPU."""
     code = f"import runpy\nrunpy.run_path('src/benchmark.py', run_name='__main__')\nprint({END!r})\n{ON_A_FAKE_GPU}"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, "kernels", *COMPILED],

@@ -1,4 +1,4 @@
-"""Sweeps whose runs are processes of their own: side by side on this machine, and jobs of a real Slurm."""
+"""Tests of sweeps whose runs are separate processes: side by side on this machine, and jobs of a real Slurm."""
 
 import os
 import re
@@ -28,7 +28,7 @@ SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a cluster of the test's own; it starts within a second or two."""
+    """Start a cluster for the test, within a second or two; yield its environment."""
     if reason := slurm.missing():
         pytest.skip(reason)
     with slurm.cluster(tmp_path) as environment:
@@ -40,12 +40,12 @@ def statuses(sweep: Path) -> list[str]:
 
 
 def rows(sweep: Path) -> list[int]:
-    """Epochs done, of every run that has begun."""
+    """List the completed epochs of every run that has started."""
     return [path.read_text().count("\n") - 1 for path in sweep.glob("*/metrics.csv")]
 
 
 def wait_for_epochs(count: int, sweep: Path, process: Command) -> None:
-    """Until one of the sweep's runs has done so many more than now."""
+    """Wait until one of the sweep's runs has completed so many more epochs."""
     before = max(rows(sweep), default=0)
     wait_for(lambda: max(rows(sweep), default=0) >= before + count, process)
 
@@ -55,7 +55,7 @@ def lock_of(run: Path) -> Path:
 
 
 def is_free(run: Path) -> bool:
-    """Whether no process has the run."""
+    """Return True if no process trains the run."""
     with FileLock(lock_of(run)).acquire(timeout=10):
         return True
 
@@ -122,7 +122,7 @@ def test_a_run_that_is_killed_leaves_those_beside_it_alone(tmp_path: Path) -> No
 
 
 def claimant(folder: Path) -> subprocess.Popen[str]:
-    """A process that claims one of two GPUs and keeps it."""
+    """Start a process that claims one of two GPUs and keeps it."""
     claim = (
         "import pathlib; from runtime.claims import claim; "
         f"print(claim(['a', 'b'], pathlib.Path({str(folder)!r})), flush=True)"
@@ -157,7 +157,7 @@ def test_processes_spread_evenly_over_gpus(tmp_path: Path) -> None:
 
 def test_submit_and_leave(tmp_path: Path, cluster: dict[str, str]) -> None:
     def submit(*options: str) -> list[str]:
-        """The jobs that are then in the queue."""
+        """Submit the sweep, and return the jobs that are then in the queue."""
         done = command(*TWO, *SLURM, "trainer.epochs=1", "hydra.launcher.wait=false", *options, cwd=tmp_path, **cluster)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"compare.py {Path('outputs', 's')}" in done.stdout
@@ -223,7 +223,7 @@ WARN = ("scancel", "--signal=USR2", "--user=root")
 
 
 def test_a_job_that_was_put_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for submitit's job and for squeue, as the moment of a real job's preemption cannot be chosen."""
+    """The job and squeue are stand-ins, as the moment of a real preemption cannot be chosen."""
     (tmp_path / "squeue").write_text("#!/bin/sh\necho 7\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -305,20 +305,20 @@ def test_a_run_that_may_not_be_requeued_again_does_not_complete(tmp_path: Path, 
 
 
 def hold(run: Path) -> int:
-    """The run's process, stopped."""
+    """Stop the run's process, and return its number."""
     (number,) = processes_of(run)
     os.kill(number, signal.SIGSTOP)
     return number
 
 
 def processes_of(run: Path) -> list[int]:
-    """Of a run that is going on the one that has it."""
+    """List the processes that train the run; if it continues, there is one."""
     inode = lock_of(run).stat().st_ino
     return [int(line.split()[4]) for line in Path("/proc/locks").read_text().splitlines() if f":{inode} " in line]
 
 
 def has_ended(number: int) -> bool:
-    """Whether the process is gone; held on, though Slurm lets go of it every time that it tells it something."""
+    """Return True if the process has ended. Stop it again, as Slurm continues it before each signal."""
     try:
         os.kill(number, signal.SIGSTOP)
     except ProcessLookupError:
@@ -327,7 +327,7 @@ def has_ended(number: int) -> bool:
 
 
 def is_pending(signal_number: signal.Signals, number: int) -> bool:
-    """Whether the process has been sent the signal, and has not received it while it is held."""
+    """Return True if the stopped process has been sent the signal, and has not received it yet."""
     (waiting,) = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{number}/status").read_text())
     return bool(int(waiting, 16) >> (signal_number - 1) & 1)
 

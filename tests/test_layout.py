@@ -1,4 +1,4 @@
-"""The layout of src: imports run one way, and what is read in one go is short enough for it."""
+"""Tests of the layout of src: imports in one direction, short files and packages, paths that exist."""
 
 import ast
 import graphlib
@@ -21,7 +21,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 
 def package_of(module: str) -> str | None:
-    """The package of src that a module belongs to; None where it is none of ours."""
+    """Return the package of src to which a module belongs; None for other modules."""
     first = module.partition(".")[0]
     if first in ORDER:
         return first
@@ -29,7 +29,7 @@ def package_of(module: str) -> str | None:
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and module of every import, also of those within functions."""
+    """List line and module of every import, also of those within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -61,7 +61,7 @@ def test_comparisons_are_computed_without_drawing() -> None:
 
 
 def test_no_files_import_each_other() -> None:
-    """`from data import datasets` counts as the file, too."""
+    """`from data import datasets` counts as an import of the file."""
     names = {".".join(path.relative_to(SRC).with_suffix("").parts): path for path in FILES}
     graph = {
         name: {module for _, module in (*imported(path), *members(path)) if module in names}
@@ -72,14 +72,14 @@ def test_no_files_import_each_other() -> None:
 
 
 def members(path: Path) -> Iterator[tuple[int, str]]:
-    """What is imported from a package: its modules, and names that are none."""
+    """List what is imported from a package: its modules, and names that are not modules."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def test_the_model_is_never_timms() -> None:
-    """timm's models are a peer of the benchmark, and of nothing else."""
+    """Only the benchmark uses timm's models, as a peer."""
     importers = {path.parent.name for path in FILES for _, module in imported(path) if module.startswith("timm.models")}
     assert importers == {"benchmarks"}
 
@@ -127,7 +127,7 @@ EXAMPLES = {
 
 
 def test_paths_that_pages_and_docstrings_name_exist() -> None:
-    """A path counts from the repository, from src, conf or tests, or from the folder of the page that names it."""
+    """A path is relative to the repository, to src, conf or tests, or to the folder of the page."""
     pages = [path for path in tracked() if path.suffix in (".md", ".py", ".yaml", ".toml") or path.name == "Makefile"]
     named, missing = 0, []
     for page in pages:

@@ -1,4 +1,4 @@
-"""Memory: what a file or a key claims is checked before anything of its size is allocated."""
+"""Tests of memory: sizes in files and keys are checked before memory is allocated."""
 
 import weakref
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The model keeps the contract: shapes, names, numbers, and what PyTorch does with modules."""
+"""Tests of the model's contract: shapes, names, numbers, and PyTorch's operations on modules."""
 
 import copy
 import io
@@ -174,7 +174,7 @@ def test_a_model_without_layers_is_refused(n_layers: int) -> None:
 
 
 def test_a_replaced_depthwise_convolution_works() -> None:
-    """In a model and in the pattern of one, by PyTorch's own layer and by two of them."""
+    """It is replaced in a model and in the template of its layers, by one of PyTorch's layers and by two."""
     model, x = build().eval(), torch.randn(2, 3, 16, 16)
     expected = model(x)
     for layer in model.conv_mixer_layers:
@@ -197,7 +197,7 @@ def test_an_empty_batch_has_no_gradient() -> None:
 
 
 def test_forward_mode_derivatives_equal_backward_mode() -> None:
-    """Of a depthwise convolution that the CPU has its own gradients for, and of PyTorch's."""
+    """The kernels are one with the CPU's own gradients, and one with PyTorch's."""
     model, x = build(256, 1, 9, 4).eval(), torch.randn(2, 3, 16, 16)
     values: dict[str, torch.Tensor] = dict(model.named_parameters())
     direction = {name: torch.randn_like(value) for name, value in values.items()}
@@ -249,7 +249,7 @@ def test_a_value_that_no_layer_can_have_is_refused(build: Callable[[], Any], nam
 
 
 def test_a_traced_model_can_be_saved() -> None:
-    """The kernels' width is one that `auto` computes by our own gradients."""
+    """For a kernel of this size `auto` takes the backend with its own gradients."""
     layer, embedding = ConvMixerLayer(256, 9), ConvPatchEmbeddings(256, 1, 3)
     model = ConvMixer(layer, 1, embedding, ConvClassificationHead(256, 10)).eval()
     file, x = io.BytesIO(), torch.randn(2, 3, 8, 8)

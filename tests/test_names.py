@@ -1,4 +1,4 @@
-"""Names from files, folders and servers: shown as they are in every medium, and without effect."""
+"""Tests of names from files, folders and servers: every medium shows them unchanged, and none obeys them."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")  
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each command has printed, by its name; their files are in `folder`."""
+    """Run every command; return its output by its name. The files are in `folder`."""
     folder = tmp_path_factory.mktemp("names")
     for part, count in (("train", 12), ("val", 6)):
         for label, name in enumerate(("cat", HOSTILE)):

@@ -1,4 +1,4 @@
-"""What only a GPU shows; its kernels alone: test_kernels.py; augmentation: test_gpu_*.py."""
+"""Tests that need a GPU, except those of its kernels (test_kernels.py) and of augmentation (test_gpu_*.py)."""
 
 import copy
 from collections.abc import Iterator

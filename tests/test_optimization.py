@@ -1,4 +1,4 @@
-"""The learning rate at every step, weight decay, and what a step's BatchNorm needs."""
+"""Tests of the learning rate at every step, of weight decay, and of steps too small for BatchNorm."""
 
 import math
 import shutil
@@ -23,7 +23,7 @@ OwnOptimizer = Callable[[str], Config]  # the fixture
 
 @pytest.fixture
 def own_optimizer(tmp_path: Path) -> OwnOptimizer:
-    """Compose `optimizer=mine` with a file of this text."""
+    """Return a function that composes `optimizer=mine` with a file of this text."""
     conf = shutil.copytree(CONF, tmp_path / "conf")
 
     def compose_with(text: str) -> Config:

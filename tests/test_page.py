@@ -1,4 +1,4 @@
-"""The page of a comparison, opened in a real browser, from disk and from its own server."""
+"""Tests of the page of a comparison in a real browser, from disk and from its own server."""
 
 import json
 import re
@@ -51,7 +51,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two kernel sizes, three seeds each; one more run failed with a hostile message."""
+    """Write two kernel sizes with three seeds each, and one failed run with a hostile message."""
     folder = tmp_path_factory.mktemp("outputs") / "sweep"
     for kernel in (5, 9):
         for seed in range(3):
@@ -79,7 +79,7 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
-    """Open pages from disk; anything that the browser complains about fails the test."""
+    """Open pages from disk; every complaint of the browser fails the test."""
     complaints: list[str] = []
     pages: list[Page] = []
 
@@ -185,7 +185,7 @@ def test_charts_and_controls_have_names(page: "Page") -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colors_of_the_page_have_contrast(scheme: str) -> None:
-    """As WCAG 2.2 asks for: 4.5 to 1 for text, 3 to 1 for lines and marks."""
+    """WCAG 2.2 asks for 4.5 to 1 for text, and 3 to 1 for lines and marks."""
     light, dark = re.findall(r":root \{(.*?)\}", (ASSETS / "page.css").read_text(), re.S)
     colors = dict(re.findall(r"--([\w-]+): #(\w{6})", light if scheme == "light" else dark))
 
@@ -258,7 +258,7 @@ def test_cells_of_a_heat_map_select_their_runs(open_page: Callable[..., "Page"],
 
 @pytest.mark.slow
 def test_page_of_a_search_links_trials_to_runs(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
-    """Ten completed trials and pruned ones are drawn; the page says what the search said."""
+    """Ten completed trials and the pruned ones are drawn, with the search's own findings."""
     done = command(*SEARCH, "hydra.sweeper.n_trials=11", "hydra.sweeper.pruner=median", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = tmp_path / "outputs" / "s"
@@ -283,7 +283,7 @@ def test_page_of_a_search_links_trials_to_runs(open_page: Callable[..., "Page"],
 
 @pytest.mark.slow
 def test_page_of_a_race_answers_as_the_race_did(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
-    """A learning rate that hardly trains is dropped after the first round."""
+    """One learning rate hardly trains, and is dropped after the first round."""
     done = command(*RACE, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = tmp_path / "outputs" / "r"
@@ -301,7 +301,7 @@ def test_page_of_a_race_answers_as_the_race_did(open_page: Callable[..., "Page"]
 
 @pytest.mark.slow
 def test_images_won_and_lost_are_on_the_page(open_page: Callable[..., "Page"], tmp_path: Path) -> None:
-    """With --images; they leave the page when other runs are compared."""
+    """They are shown after --images, and leave the page when other runs are compared."""
     predicted_sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=2)
     compare = partial(command, str(tmp_path), cwd=tmp_path, script="compare")
     assert compare("--images").returncode == 0
@@ -339,7 +339,7 @@ def test_server_gives_the_folder_and_nothing_else(sweep: Path, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_watch_ends_with_the_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is still to come keeps the page alive; its end ends the watch, whose script goes."""
+    """The page stays live while a run is missing. After the last one the watch ends, and its script is removed."""
     monkeypatch.setattr(watch, "EVERY", 0.05)
     planned = {"name": "late", "data": "digits", "epochs": 2, "epoch_size": 1.0}
     (sweep / "sweep.json").write_text(json.dumps({"late": planned}))

@@ -1,4 +1,4 @@
-"""A plan before it runs: what would be trained, what exists of it, what it would take, what is impossible."""
+"""Tests of plan=true: the runs, their status and time, and which are impossible."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_plan_of_a_run_a_race_and_a_search(tmp_path: Path, arguments: list[str],
 
 
 def test_problem_of_a_run_on_a_folder_of_images(folder: Path) -> None:
-    """The images of the fixture have 12 × 12 pixels."""
+    """The fixture's images have 12×12 pixels."""
 
     def problem(*overrides: str, root: Path = folder, local: bool = True) -> str:
         return problem_of(checked("data=image_folder", f"data.root={root}", *overrides), local) or ""

@@ -1,4 +1,4 @@
-"""Figures: every panel that makes sense is there, nothing is cut off or overlaps, and files are whole."""
+"""Tests of figures: their panels, no text cut off or overlapping, whole files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from tracking.plots import COLORS, confusion_matrix, depthwise_kernels, patch_em
 
 
 def shown_texts(figure: Figure) -> list[Text]:
-    """All texts that are drawn; Matplotlib also keeps tick labels beyond an axis' limits."""
+    """List the texts that are drawn; Matplotlib also keeps tick labels beyond an axis' limits."""
     FigureCanvasAgg(figure).draw()
     hidden = set()
     for axes in figure.axes:
@@ -32,7 +32,7 @@ def shown_texts(figure: Figure) -> list[Text]:
 
 
 def assert_legible(figure: Figure) -> None:
-    """Texts of 7 points and more, all of them on the page, none upon another."""
+    """Check that texts have 7 points or more, are on the page, and do not overlap."""
     boxes = [(text, text.get_window_extent()) for text in shown_texts(figure)]
     page = figure.bbox
     for i, (text, box) in enumerate(boxes):
@@ -79,7 +79,7 @@ def test_figure_of_one_factor_has_no_heat_map(tmp_path: Path) -> None:
 
 
 def test_a_heat_map_averages_over_what_all_its_cells_have() -> None:
-    """The best combination also ran at a rate that is bad for all; alone it must not look worse for that."""
+    """The best combination also ran at a bad rate; its cell must not count that rate alone."""
     rates = {0.01: 0.0, 0.1: -0.2}
     settings = [
         ({KERNEL: kernel, DEPTH: depth, "optimizer.lr": rate}, [0.8 + kernel / 100 + depth / 1000 + loss])
@@ -98,7 +98,7 @@ def test_one_setting_has_only_curves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kernels", "expected"), [((5, 9), ["parameters", "val/accuracy, points"]), ((5,), ["epoch"])])
 def test_one_epoch_is_no_curve(tmp_path: Path, kernels: Sequence[int], expected: list[str]) -> None:
-    """But the only thing to show of a single setting."""
+    """If there is one setting, nothing else can be drawn."""
     folder = write_sweep(tmp_path / "s", {(kernel, 8): [0.9 + kernel / 100] for kernel in kernels})
     for path in folder.glob("*/metrics.csv"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))

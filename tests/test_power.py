@@ -1,4 +1,4 @@
-"""The power analysis of a comparison: what seeds find, and the commands that run and test new ones."""
+"""Tests of the power analysis: what seeds find, and the commands that run and test new ones."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ from tracking.identity import override_values
 
 
 def three_kernels(folder: Path, seeds: int) -> Comparison:
-    """Kernels 5 and 9 close to each other, kernel 3 far below; every run took 12.5 s."""
+    """Write kernels 5 and 9 close to each other, and kernel 3 far below; every run took 12.5 s."""
     values = np.random.default_rng(0).normal([[0.900], [0.902], [0.5]], 0.003, (3, 20))
     for kernel, own in zip((5, 9, 3), values, strict=True):
         for seed, value in enumerate(own[:seeds]):

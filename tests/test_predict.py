@@ -1,4 +1,4 @@
-"""predict.py: files, folders, globs and lists to a table and a contact sheet; broken images; published weights."""
+"""Tests of predict.py: its input, table and contact sheet, broken images, published weights."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from test_weights import by_timm, randomized
 
 
 def predict(*overrides: str) -> int:
-    """The exit code of `python src/predict.py OVERRIDES`."""
+    """Run `python src/predict.py OVERRIDES` within this process; return its exit code."""
     register_commands()
     with initialized():
         composed = compose("predict", list(overrides))
@@ -36,7 +36,7 @@ def predict(*overrides: str) -> int:
 
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
-    """The test set of digits as files, numbered."""
+    """Write the test set of digits as numbered files."""
     folder = tmp_path / "digits"
     folder.mkdir()
     split = datasets.read("digits", "").test

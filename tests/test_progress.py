@@ -1,4 +1,4 @@
-"""How far a sweep is, and the time that it has left."""
+"""Tests of the progress and the ETA of a sweep."""
 
 import gc
 import json

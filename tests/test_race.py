@@ -1,4 +1,4 @@
-"""Races: whom they name in simulated ones, and real ones on digits."""
+"""Tests of races: their winners in simulation, and real ones on digits."""
 
 import math
 from collections import Counter
@@ -21,19 +21,19 @@ Values = NDArray[np.float64]  # [settings, seeds]
 
 
 def race(values: Values, rules: Rules) -> Standing:
-    """NaN stands for a training that failed."""
+    """Run a race on these values; NaN is a failed training."""
     return standing(lambda run: Outcome(None if math.isnan(values[run]) else values[run]), rules)
 
 
 def draw(means: Sequence[float], spreads: Sequence[float], seeds: int, generator: np.random.Generator) -> Values:
-    """Validation accuracies; seeds are hard or easy for all settings alike."""
+    """Draw validation accuracies; a seed is hard or easy for all settings."""
     noise = generator.normal(0, 1, (len(means), seeds)) * np.array(spreads)[:, None]
     values = np.array(means)[:, None] + noise + generator.normal(0, 0.01, seeds)
     return np.round(values * IMAGES) / IMAGES
 
 
 def test_looks_have_their_level_together() -> None:
-    """Pocock's own table for five looks at equal steps, and a simulation of our rounds."""
+    """Compared with Pocock's table for five looks at equal steps, and with a simulation of our rounds."""
     assert look_level(0.05, (1, 2, 3, 4, 5)) == pytest.approx(0.0158, abs=5e-5)
     assert look_level(0.01, (7,)) == pytest.approx(0.01)
     rounds = Rules(2).rounds
@@ -52,7 +52,7 @@ def test_looks_have_their_level_together() -> None:
     ],
 )
 def test_a_race_of_equals_names_a_winner_in_at_most_5_percent(means: list[float], spreads: list[float]) -> None:
-    """Settings 0 and 1 are equal and the best: any winner is wrong. With the error of these few races."""
+    """Settings 0 and 1 are equal and the best, so any winner is wrong. The bound includes the error of few races."""
     generator, rules = np.random.default_rng(0), Rules(len(means), resolution=1 / IMAGES)
     ends = [race(draw(means, spreads, rules.max_seeds, generator), rules).end for _ in range(RACES)]
     assert ends.count("winner") / RACES <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / RACES)
@@ -60,7 +60,7 @@ def test_a_race_of_equals_names_a_winner_in_at_most_5_percent(means: list[float]
 
 @pytest.mark.slow
 def test_race_takes_fewer_runs_than_a_fixed_design_of_its_power() -> None:
-    """The fixed design: as many seeds for every setting, and one look, at a level for all comparisons with the best."""
+    """The fixed design has equally many seeds of every setting, and one test of the best against each other one."""
     generator, rules = np.random.default_rng(0), Rules(4, resolution=1 / IMAGES)
     tables = [draw([0.9, 0.895, 0.88, 0.87], [0.003] * 4, 40, generator) for _ in range(RACES)]
     races = [race(values, rules) for values in tables]
@@ -81,7 +81,7 @@ def test_race_takes_fewer_runs_than_a_fixed_design_of_its_power() -> None:
 
 @pytest.mark.slow
 def test_a_setting_with_failed_runs_is_never_named_the_winner() -> None:
-    """The better one fails in a tenth of its runs: it stays in question, and so nobody wins."""
+    """The better setting fails in a tenth of its runs. It stays in question, so there is no winner."""
     generator, rules = np.random.default_rng(0), Rules(2, resolution=1 / IMAGES)
     wrong, ends = 0, Counter[str]()
     for _ in range(200):
@@ -104,7 +104,7 @@ def test_a_setting_that_mostly_fails_is_dropped() -> None:
 
 
 def test_missing_runs_do_not_count_against_their_setting() -> None:
-    """The better one loses a fifth of its runs to the machine, and is named as often as without; a third has none."""
+    """The better setting loses a fifth of its runs to the machine, and wins as often as without that."""
     generator, rules, named = np.random.default_rng(0), Rules(3, resolution=1 / IMAGES), Counter[tuple[int, ...]]()
     for _ in range(100):
         values = draw([0.91, 0.9, 0.95], [0.006] * 3, rules.max_seeds, generator)
@@ -118,7 +118,7 @@ def test_missing_runs_do_not_count_against_their_setting() -> None:
 
 @pytest.mark.slow
 def test_confidence_in_the_leader_is_right_as_often_as_it_says() -> None:
-    """Settings as far apart as their runs scatter; races that end without a winner."""
+    """True means differ as much as runs do; races that end without a winner count."""
     generator, rules, said, right = np.random.default_rng(0), Rules(4, max_seeds=9, resolution=1 / IMAGES), [], []
     for _ in range(150):
         means = generator.normal(0.9, 0.004, 4)
@@ -133,7 +133,7 @@ def test_confidence_in_the_leader_is_right_as_often_as_it_says() -> None:
 
 
 def test_decisions_follow_from_the_results_alone() -> None:
-    """A race that has some of its results stands where it stood when it had them, and goes the same way."""
+    """A race with some of its results stands where it stood when it had only these, and continues in the same way."""
     rules = Rules(4, smallest=0.002)
     values = draw([0.9, 0.9, 0.85, 0.8], [0.003] * 4, rules.max_seeds, np.random.default_rng(1))
     whole = race(values, rules)
@@ -179,7 +179,7 @@ DIGITS = (
 
 @pytest.mark.slow
 def test_killed_race_resumes_and_drops_the_bad_setting(tmp_path: Path) -> None:
-    """Two learning rates that train equally well, and one that hardly trains."""
+    """Two learning rates train equally well, and one hardly trains."""
     sweep = tmp_path / "outputs" / "r"
     process = start(*DIGITS, cwd=tmp_path)
     wait_for(lambda: len(list(sweep.glob("*/checkpoints/best.pt"))) == 3, process)
@@ -203,7 +203,7 @@ SMALL = (*DIGITS, "hydra.sweeper.max_seeds=3", "data.train_fraction=0.1", "train
 
 @pytest.mark.slow
 def test_a_race_tells_failures_of_training_from_others(tmp_path: Path) -> None:
-    """One rate diverges in every run; of another, a run cannot write its metrics, and is repeated once."""
+    """One rate diverges in every run. A run of another cannot write its metrics, and is repeated once."""
     rates = "optimizer.lr=0.03,0.04,1e12"
     command(*SMALL, rates, cwd=tmp_path)
     (broken,) = tmp_path.glob("outputs/r/*0.04*seed_1-*")

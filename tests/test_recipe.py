@@ -1,4 +1,4 @@
-"""Recipes: the transforms and targets are those that the sources name, and a switch changes its part alone."""
+"""Tests of recipes: transforms and targets are those of the sources, and a switch changes its part only."""
 
 import random
 from typing import Any
@@ -36,7 +36,7 @@ def photographs(size: int = 32, count: int = 64) -> datasets.DataSplits:
 
 
 def steps(*overrides: str) -> dict[str, Any]:
-    """The training transform's steps by their class."""
+    """Return the steps of the training transform by their class."""
     transform = transforms.training_transform(checked(*overrides).augmentation, photographs())
     return {type(step).__name__: step for step in transform.transforms} if transform else {}  # type: ignore[attr-defined]
 
@@ -193,7 +193,7 @@ def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
 
 def test_erasing_a_whole_batch_is_timms_erasing() -> None:
     def shares(erase: RandomErasing) -> tuple[torch.Tensor, ...]:
-        """Of each image: how much is erased, and the sides of the rectangle."""
+        """Measure the erased share of each image, and the sides of the rectangle."""
         seen = erase(torch.zeros(6000, 2, 16, 12)) != 0
         assert torch.equal(seen[:, 0], seen[:, 1])
         rows, columns = seen[:, 0].any(2).sum(1), seen[:, 0].any(1).sum(1)
@@ -235,7 +235,7 @@ def test_erasing_takes_the_same_few_operations_for_any_batch() -> None:
 def test_layers_see_the_memory_format_asked_for(
     channels: int, memory_format: Any, erasing: type[RandomErasing]
 ) -> None:
-    """With one channel both formats are contiguous, so that the strides decide which one a convolution computes in."""
+    """With one channel both formats are contiguous, so that the strides decide which one a convolution uses."""
     split = datasets.Split(np.zeros((1, 8, 8, channels), np.uint8), np.zeros(1, np.int64))
     shape = (channels, (8, 8), (0.5,) * channels, (0.5,) * channels)
     images = datasets.DataSplits(split, None, split, ["0", "1"], *shape)

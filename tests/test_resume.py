@@ -1,4 +1,4 @@
-"""A sweep cannot be lost: runs are found again, go on where they were, and never run twice at once."""
+"""Tests of interrupted sweeps: runs are found again, continue where they were, and never run twice at once."""
 
 import math
 import os
@@ -173,7 +173,7 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
 
 
 def rows(sweep: Path) -> int:
-    """The epochs that all of its runs have done together."""
+    """Count the completed epochs of all runs together."""
     return sum(path.read_text().count("\n") - 1 for path in sweep.glob("*/metrics.csv"))
 
 
@@ -186,7 +186,7 @@ IN_CI = (
 
 
 def test_sweep_killed_repeatedly_equals_an_undisturbed_one(tmp_path: Path) -> None:
-    """kill -9 at random moments, and the same command again; a sweep that is done is followed by another.
+    """The sweep is killed with SIGKILL at random moments, and started again until all runs are completed.
 
     `KILLS=20 pytest -s tests/test_resume.py -k killed` kills the four-run sweep of the README twenty times.
     """

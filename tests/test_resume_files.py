@@ -1,4 +1,4 @@
-"""The files of a run that resumes: damaged, lost, half written, or the user's own."""
+"""Tests of the files of a run that resumes: damaged, lost, half written, or the user's own."""
 
 import os
 import zipfile
@@ -16,7 +16,7 @@ from training import loop, run
 
 
 def flip_a_weight(path: Path) -> None:
-    """Change one bit of the first tensor, of which PyTorch takes no notice."""
+    """Change one bit of the first tensor, which PyTorch does not notice."""
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data/0"))
         content = archive.read(name)

@@ -1,4 +1,4 @@
-"""One run: it learns, it repeats itself, its switches work, its record is true."""
+"""Tests of one run: it learns, repeats exactly, obeys its switches, and records its results."""
 
 import io
 import logging
@@ -139,7 +139,7 @@ def test_compiled_training_gives_the_same_run(train: Train) -> None:
 
 @pytest.mark.slow
 def test_sweep_compiles_each_setting_but_no_smaller_batch(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dynamo compiles one piece of code a few times and no more. Its graphs are made, but not turned into C++."""
+    """Dynamo compiles one piece of code a few times at most. Its graphs are made, but not compiled to C++."""
     compile_with = torch.compile
 
     def compile_quickly(model: torch.nn.Module, dynamic: bool, options: dict[str, Any]) -> object:

@@ -1,4 +1,4 @@
-"""What a sweep's process knows of its runs and of the processes beside it."""
+"""Tests of the index of a sweep's runs, and of other processes on the same sweep."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One run's record in Weights & Biases, written by the real client."""
+"""Tests of one run's record in Weights & Biases, written by the real client."""
 
 import json
 import time

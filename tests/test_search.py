@@ -1,4 +1,4 @@
-"""A search instead of a grid: it proposes runs, goes on where it was, and counts over all of its starts."""
+"""Tests of searches: they propose runs, resume, and count trials over all starts."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> N
 
 
 def known(trial: FrozenTrial) -> tuple[Any, ...]:
-    """All that a trial is, but for its times."""
+    """Return everything about a trial except its times."""
     return trial.params, trial.state, trial.value, trial.intermediate_values, trial.user_attrs, trial.system_attrs
 
 
@@ -125,7 +125,7 @@ def known(trial: FrozenTrial) -> tuple[Any, ...]:
 def test_a_run_reports_an_epoch_once_and_stops_where_it_did(
     tmp_path: Path, pruner: str, attributes: dict[str, Any], stops: list[int]
 ) -> None:
-    """Worse than the median from the second epoch on."""
+    """The run is worse than the median from the second epoch on."""
     config = checked("trainer.epochs=4", "trial=abcdef01/5", f"output_dir={tmp_path}", "sweep=s")
     (tmp_path / "s").mkdir()
     study = optuna.create_study(
@@ -144,7 +144,7 @@ def test_a_run_reports_an_epoch_once_and_stops_where_it_did(
 
 
 def begun(sweep: Path) -> list[Path]:
-    """The runs that have an epoch to go on from."""
+    """List the runs that have an epoch from which to resume."""
     return [path for path in sweep.glob("*/metrics.csv") if path.read_text().count("\n") > 2]
 
 
@@ -166,7 +166,7 @@ def test_a_trial_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
 
 
 def test_search_and_comparison_name_the_same_winner_by_loss(tmp_path: Path) -> None:
-    """Images of their own size are not interpolated, so that trials tie."""
+    """Images of the model's size are not interpolated, so that trials tie."""
     choices = ("trainer.label_smoothing=choice(0.6,0.0)", "augmentation.interpolation=choice(bilinear,bicubic)")
     done = command("-m", "hydra/sweeper=optuna", *choices, *TINY, "trainer.monitor=val/loss", "data.train_fraction=0.5",
                    "trainer.epochs=2", "hydra.sweeper.n_trials=8", "sweep=s", cwd=tmp_path)  # fmt: skip

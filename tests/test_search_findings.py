@@ -1,4 +1,4 @@
-"""What a search says in the end: the best trial and those that tie with it, importances, hopeless trials."""
+"""Tests of a search's findings: the best trial and its ties, importances, hopeless trials."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from sweeps.trials import complete_trial, is_hopeless
 
 @pytest.mark.parametrize("seed", range(3))
 def test_hopeless_trial_is_significantly_worse_by_pooled_spread(seed: int) -> None:
-    """statsmodels fits a mean for each trial, with one variance for all."""
+    """The reference is a fit by statsmodels, with a mean for each trial and one variance for all."""
     generator, said = np.random.default_rng(seed), []
     for _ in range(100):
         sizes = generator.integers(1, 4, 4)
@@ -68,7 +68,7 @@ def test_record_of_a_search_holds_trials_and_importances() -> None:
 
 
 def searched(n_trials: int) -> optuna.Study:
-    """The learning rate matters; of 20 trials four are pruned, two more chosen by the pruner, one of them the best."""
+    """Make a study in which the learning rate matters; of 20 trials four are pruned, and a protected one is best."""
     space = {
         "optimizer.lr": FloatDistribution(0.001, 1, log=True),
         "model.depth": IntDistribution(1, 8),

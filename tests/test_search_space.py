@@ -1,4 +1,4 @@
-"""What a search is asked for: the space, written as Hydra writes a sweep, and the sampler."""
+"""Tests of the options of a search: its space, written as Hydra writes a sweep, and its sampler."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from sweeps.trials import make_sampler
 
 
 def space(*arguments: str) -> dict[str, Any]:
-    """What `python src/train.py -m hydra/sweeper=optuna ARGUMENTS` would search."""
+    """Return the search space of `python src/train.py -m hydra/sweeper=optuna ARGUMENTS`."""
     register()
     with initialized():
         several, fixed = split_overrides(parse_overrides(["sweep=s", *arguments]))

@@ -1,4 +1,4 @@
-"""Where the backend is left open, the fastest is taken; what is set or not worth measuring is not measured."""
+"""Tests of the selection of a backend: measured only if it is left open and worth the time."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What a measurement leaves to later runs of the same layer, and to those that measure at the same time."""
+"""Tests of the cache of measurements: used by later runs of the same layer, and safe for simultaneous ones."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Backends that compute wrongly, fail or end their process while they are measured, and when they are tried again."""
+"""Tests of backends that compute wrongly, fail or end their process, and of when they are tried again."""
 
 import json
 import os
@@ -118,7 +118,7 @@ TINY = (*SETTING, "model.depth=1", "trainer.epochs=1", "data.train_fraction=0.1"
 
 
 def trained(folder: Path, end: str, *overrides: str) -> tuple[int | None, str, dict[str, Any]]:
-    """The exit code, the output and the summary of a run in whose process `stacked` begins with some code."""
+    """Train a run whose `stacked` backend starts with some code; return exit code, output and summary."""
     script = folder / "script"
     script.with_suffix(".py").write_text(SCRIPT.format(end=end, train=str(REPOSITORY / "src" / "train.py")))
     environment = {"XDG_CACHE_HOME": str(folder / "cache"), "WANDB_MODE": "disabled"}

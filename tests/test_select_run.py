@@ -1,4 +1,4 @@
-"""A run with the backend that was selected for it, and the same run resumed."""
+"""Tests of a run with its selected backend, and of the same run resumed."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What further runs show, and how much too good a picked setting looks, each held to its word by simulation."""
+"""Tests of prediction intervals and of the selection bias, by simulation."""
 
 import warnings
 
@@ -30,7 +30,7 @@ def test_rate_bounds_are_clopper_and_pearsons(events: int, runs: int) -> None:
 
 
 def biases(means: np.ndarray, seeds: int, shared: float = 0.0, missing: float = 0.0) -> tuple[float, float]:
-    """How much too good the picked setting's metric is on average, and how much is said."""
+    """Simulate the mean bias of the picked setting's metric, and its mean estimate."""
     generator, true, estimated = np.random.default_rng(1), [], []
     for _ in range(200):
         ran = generator.random((len(means), seeds)) >= missing
@@ -72,7 +72,7 @@ def test_losses_look_too_low_and_survivors_do_not_compete() -> None:
 
 
 def test_settings_that_hardly_vary_have_no_bias() -> None:
-    """Their errors are far smaller than the steps between the true means that are considered."""
+    """Their errors are far smaller than the steps between the true means in the estimate."""
     values = {a: {0: a / 10 + 1e-9, 1: a / 10 - 1e-9} for a in range(9)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Shells, terminals and clusters that commands are started from."""
+"""Tests of the shells, terminals and clusters that start commands."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""The statistics of comparisons, from runs to sentences; those of the numbers alone are in test_stats.py."""
+"""Tests of the statistics of comparisons, from runs to sentences; those of the numbers are in test_stats.py."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def seeded(values: Sequence[float]) -> dict[int, float | None]:
 
 
 def kernels(*values: Any) -> Comparison:
-    """Settings of kernel 3, 5, 7 …, and val/accuracy by seed."""
+    """Compare kernels 3, 5, 7 …, given val/accuracy by seed."""
     return compared([({KERNEL: 3 + 2 * i}, own) for i, own in enumerate(values)])
 
 
@@ -53,7 +53,7 @@ def test_ties_are_called_ties_in_these_runs() -> None:
 
 
 def test_diverging_setting_is_named_with_its_rate_and_not_best() -> None:
-    """Three of six runs of kernel 3 end as NaN, and its survivors are a point better than kernel 5."""
+    """Three of six runs of kernel 3 end as NaN, and the others are a point better than kernel 5."""
     survivors = {seed: 0.951 + 0.0003 * seed for seed in range(3)}
     steady = {seed: 0.941 + 0.0004 * (seed % 4) for seed in range(6)}
     found = compared([({KERNEL: 3}, survivors), ({KERNEL: 5}, steady)], failed=[({KERNEL: 3}, range(3, 6))])
@@ -101,7 +101,7 @@ def test_only_settings_that_may_be_the_best_get_a_probability() -> None:
 
 
 def test_the_best_is_not_the_one_whose_hard_seed_failed() -> None:
-    """Kernels 3, 5 and 7 over four seeds; the last one is hard, and failed for kernel 3."""
+    """Kernels 3, 5 and 7 ran with four seeds. The last seed is hard, and failed for kernel 3."""
     seeds = np.array([0.0, 0.001, -0.001, -0.08])
     values = [0.95 + add + seeds + np.random.default_rng(i).normal(0, 0.0007, 4) for i, add in ((1, 0), (2, 0.0097))]
     third, fifth, seventh = dict(enumerate(values[0][:3])), values[1], values[1] - 0.0005
@@ -115,7 +115,7 @@ def test_the_best_is_not_the_one_whose_hard_seed_failed() -> None:
 
 
 def test_a_run_that_diverged_is_no_hard_seed() -> None:
-    """Two equal settings, one without the seed at which a third one diverged."""
+    """Two settings are equal, and one lacks the seed at which a third one diverged."""
     found = kernels(draw(5, 1), draw(4, 2), [0.9, 0.91, 0.9, 0.89, 0.1])
     by_kernel = {effect.level: effect for effect in found.effects}
     assert abs(by_kernel[5].estimate) < 0.02 and not by_kernel[5].is_significant
@@ -123,7 +123,7 @@ def test_a_run_that_diverged_is_no_hard_seed() -> None:
 
 
 def simulated(generator: np.random.Generator) -> Comparison:
-    """Up to six settings and six seeds that matter more than the settings do; a fifth of the runs is missing."""
+    """Draw up to six settings and six seeds, which matter more than the settings; a fifth of the runs is missing."""
     grid = [(kernel, depth) for kernel in (3, 5, 7) for depth in (8, 16)][: generator.choice([2, 3, 4, 6])]
     seeds = generator.normal(0, 0.05, 6)
     settings = []
@@ -155,7 +155,7 @@ def test_no_sentence_contradicts_the_sign_of_an_effect_below_it() -> None:
 
 @pytest.mark.slow
 def test_truly_worse_setting_is_never_significantly_better() -> None:
-    """Five against six seeds, seeds apart by 5 points, noise of 0.3 points, the second truly a point better."""
+    """Five and six seeds are 5 points apart, noise is 0.3 points, and the second setting is a point better."""
     generator, claims = np.random.default_rng(1), 0
     for _ in range(300):
         seeds = generator.normal(0, 0.05, 6)
@@ -167,7 +167,7 @@ def test_truly_worse_setting_is_never_significantly_better() -> None:
 
 @pytest.mark.slow
 def test_best_of_equals_is_significant_in_at_most_5_percent() -> None:
-    """The best of six equals, picked from the data, is better than one of them in at most 5 % of 400 draws."""
+    """The best of six equal settings is significantly better than another in at most 5 % of 400 draws."""
     generator = np.random.default_rng(0)
     wrong = 0
     for _ in range(400):
@@ -179,7 +179,7 @@ def test_best_of_equals_is_significant_in_at_most_5_percent() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("unstable", [False, True])
 def test_p_values_of_equals_hold_their_level_with_missing_runs(unstable: bool) -> None:
-    """Also where another setting is ten times as noisy: at most 5 % of p values below 0.05, with the error of 1,500."""
+    """At most 5 % of 1,500 p values are below 0.05, also if another setting is ten times as noisy."""
     generator = np.random.default_rng(2)
     std = np.array([[0.01], [0.01], [0.1 if unstable else 0.01]])
     small = 0
@@ -241,7 +241,7 @@ def test_baselines_stay_when_a_setting_is_added(
     ids=["grid of four", "grid of nine", "one thing at a time", "one thing at a time, from the highest"],
 )
 def test_no_added_setting_turns_a_sign_round(levels: list[tuple[int, int]]) -> None:
-    """Any kernel and depth, lower and higher ones too."""
+    """The added setting has any kernel and depth, also the lowest and the highest."""
 
     def compared_levels(planned: list[tuple[int, int]]) -> set[tuple[Any, Any, Any]]:
         changed = changes([{KERNEL: k, DEPTH: d} for k, d in planned], range(len(planned)))
@@ -272,7 +272,7 @@ def test_what_follows_from_other_keys_is_no_factor_but_is_named() -> None:
 
 
 def test_factors_that_never_change_alone_say_so() -> None:
-    """Half a fraction of 2 × 2 × 2: each pair of settings differs in two factors at least."""
+    """In half a fraction of 2 × 2 × 2, each pair of settings differs in two factors or more."""
     levels = [(a, b, (a + b) % 2) for a in (0, 1) for b in (0, 1)]
     settings = [({KERNEL: a, DEPTH: b, "model.d_model": c}, [0.9]) for a, b, c in levels]
     found = compared(settings, "seed")
@@ -281,7 +281,7 @@ def test_factors_that_never_change_alone_say_so() -> None:
 
 
 def test_a_search_has_all_that_it_varied_as_factors() -> None:
-    """With a learning rate of its own for every trial, all the rest is a function of it."""
+    """Each trial has a different learning rate, on which all other keys depend."""
     trials = [(0.001 * 1.3**i, (3, 5, 7)[i % 3], (4, 8)[i % 2]) for i in range(12)]
     settings = [({RATE: lr, KERNEL: k, DEPTH: d}, [0.9 + i / 100]) for i, (lr, k, d) in enumerate(trials)]
     found = compared(settings)

@@ -1,4 +1,4 @@
-"""The statistics core, `stats.analyse`: against SciPy and statsmodels, and where runs fail, tie or are missing."""
+"""Tests of `stats.analyse` against SciPy and statsmodels, and with failed, tied and missing runs."""
 
 import time
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ def test_power_with_a_known_spread_is_the_noncentral_t_tests() -> None:
 
 @pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
 def test_new_seeds_are_those_of_the_paired_t_test(effect: float) -> None:
-    """Two settings, the spread of their difference known."""
+    """There are two settings, and the spread of their difference is known."""
     now = SampleSize(seeds=10, settings=2, level=0.05, error=1 / np.sqrt(10), freedom=9, critical=2.3)
     seeds = seeds_for(effect, now)
     assert seeds and abs(seeds - np.ceil(TTestPower().solve_power(effect, alpha=0.05, power=0.8))) <= 1
@@ -177,7 +177,7 @@ def test_large_tables_take_seconds(settings: int, seeds: int) -> None:
 
 
 def test_interactions_are_those_of_least_squares() -> None:
-    """In a grid of three factors, where the effect of the kernel depends on the norm alone."""
+    """In a grid of three factors, the kernel's effect depends only on the norm."""
     rng = np.random.default_rng(1)
     means = {
         (("kernel", kernel), ("norm", norm), ("depth", depth)): 0.9 + 0.01 * (kernel == 9) * (norm == "b") + depth / 500
@@ -204,7 +204,7 @@ def test_interactions_are_those_of_least_squares() -> None:
     ],
 )
 def test_interactions_need_all_four_combinations(factors: tuple[str, str], settings: list[tuple[Any, Any]]) -> None:
-    """Nothing combines two ablations, and the rate of no dropout means nothing."""
+    """No setting combines two ablations, and no dropout has no rate."""
     values = {
         tuple(zip(factors, setting, strict=True)): {seed: 0.9 + 0.01 * i + 0.001 * seed * i for seed in range(3)}
         for i, setting in enumerate(settings)

@@ -1,4 +1,4 @@
-"""Studies: every experiment is a record that runs, and stands beside its reference only as the source trained it."""
+"""Tests of studies: every experiment runs, and has a published value only for the source's recipe."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ def test_an_experiment_is_a_record(name: str) -> None:
 
 
 def reference(run: dict[str, Any]) -> float | None:
-    """What a completed run of this flat config stands beside."""
+    """Return the published value that a completed run of this flat config is compared with."""
     found = Setting({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
     return found.value if found else None
 
@@ -122,7 +122,7 @@ REDUCED = (
 
 
 def reduced(name: str) -> tuple[list[str], list[list[str]]]:
-    """An experiment in a second on the digits: its overrides, and those of each of the runs that it declares."""
+    """Reduce an experiment to a second on the digits; return its overrides, and those of each declared run."""
     record = yaml.safe_load((REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text())
     params = record.get("hydra", {}).get("sweeper", {}).get("params", {})
     patch = [] if "model.patch_size" in params else ["patch=p1"]

@@ -1,4 +1,4 @@
-"""A sweep as a user types it, in a process of its own."""
+"""Tests of a sweep as a user types it, in a separate process."""
 
 import csv
 import json

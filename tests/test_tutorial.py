@@ -1,4 +1,4 @@
-"""The tutorial in experiments/: script and notebook are one, both run, and what is shipped of the notebook is whole."""
+"""Tests of the tutorial: script and notebook are equal, both run, and the shipped outputs are complete."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""W&B sweeps with the real client: its agents train, stop and report, and the comparison reads what they reported.
+"""Tests of W&B sweeps with the real client: agents train, stop and report, and a comparison reads their runs.
 
 The server is one on this machine (tests/wandb_server.py).
 """
@@ -34,13 +34,13 @@ def server() -> Iterator[WandbServer]:
 def describe(
     *arguments: str, method: str = "grid", run_cap: int | None = None, hyperband: int | None = None
 ) -> dict[str, Any]:
-    """The sweep's YAML for these overrides."""
+    """Make the sweep's YAML for these overrides."""
     with initialized():
         return wandb_sweep.wandb_sweep(arguments, method, run_cap, hyperband)[1]
 
 
 def wandb_client(*arguments: str, server: WandbServer, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`wandb ARGUMENTS` as a process of its own, which finds this Python as `python`."""
+    """Run `wandb ARGUMENTS` in a process that finds this Python as `python`."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     # An agent looks every 5 seconds.
     quick = "from wandb import wandb_agent; wandb_agent.Agent.POLL_INTERVAL = 0.5; from wandb.cli.cli import cli; cli()"
@@ -66,7 +66,7 @@ def test_impossible_runs_of_a_wandb_sweep_are_named(
 
 
 def test_agents_are_given_the_runs_of_the_same_sweep_here() -> None:
-    """A group, numbers, truth values, null and a list; what the agents' client makes of them is composed as by them."""
+    """The values are a group, numbers, truth values, null and a list, as the agents' client writes them."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # takes a second
 
     swept = {
@@ -164,7 +164,7 @@ def test_the_printed_command_makes_the_sweep_that_is_in_the_file(tmp_path: Path,
 
 
 def rows(*arguments: str, cwd: Path, **environment: str) -> list[dict[str, Any]]:
-    """The rows of a comparison, without the names of their runs."""
+    """Return the rows of a comparison, without the names of their runs."""
     done = command(*arguments, "--json", cwd=cwd, script="compare", **environment)
     assert done.returncode == 0, done.stderr
     return [{key: value for key, value in row.items() if key != "runs"} for row in json.loads(done.stdout)["rows"]]

@@ -1,4 +1,4 @@
-"""Weights of any origin: three layouts, wrapped in many ways, damaged or not a ConvMixer's at all."""
+"""Tests of weights of any origin: three layouts, wrapped in many ways, damaged, or not a ConvMixer's."""
 
 import argparse
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 
 def by_the_authors(d: int, depth: int, k: int, p: int, classes: int, activation: str, channels: int = 3) -> nn.Module:
-    """The model as locuslab/convmixer writes it down, in a layout of numbers."""
+    """Build the model as locuslab/convmixer does, with numbers as names."""
     act = ACTIVATIONS[activation]
 
     def layer() -> nn.Module:
@@ -54,7 +54,7 @@ def by_timm(d: int, depth: int, k: int, p: int, classes: int, activation: str, c
 
 
 def randomized(model: nn.Module) -> nn.Module:
-    """With running statistics as if it had been trained, in evaluation mode."""
+    """Randomize the running statistics as if the model had been trained, and set evaluation mode."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Fine-tuning: what a run takes from weights, what it trains, and that the weights are part of its ID."""
+"""Tests of fine-tuning: the loaded weights, the trained ones, and their part in the run's ID."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_channels_are_adapted_as_timm_does(channels: int) -> None:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """RGB weights in timm's layout, of ten classes."""
+    """Write RGB weights in timm's layout, with ten classes."""
     torch.save(randomized(by_timm(16, 2, 5, 1, 10, "relu")).state_dict(), tmp_path / "relu.pth.tar")
     return tmp_path / "relu.pth.tar"
 
@@ -94,7 +94,7 @@ def test_what_a_file_says_beside_its_weights_is_part_of_the_id(digits_run: Path,
 
 @pytest.mark.slow
 def test_the_whole_model_must_be_that_of_the_weights(train: Train) -> None:
-    """Also where the shapes of the weights do not tell."""
+    """Keys that the shapes of the weights do not show count, too."""
     done = train("model.residual_pointwise=true", "trainer.epochs=1")
     config = checked(*TINY, f"model.pretrained={done.folder}")
     with pytest.raises(ConfigError, match=r"set model\.residual_pointwise=true$"):

@@ -1,4 +1,4 @@
-"""Files of weights that are refused: damaged, foreign, or able to run code."""
+"""Tests of files of weights that are refused: damaged, foreign, or able to run code."""
 
 import pickle
 import shlex

@@ -1,4 +1,4 @@
-"""Processes that load images: they hand their batches over, end with their run, and keep no signal from it."""
+"""Tests of the processes that load images: they pass on batches, end with their run, and ignore its signals."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Backends whose time passes on a clock of the test's own, and the layer that they compute, on the CPU."""
+"""Backends that take time on a simulated clock, and the layer that they compute, on the CPU."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ Computation = Callable[..., Tensor]
 
 
 class Clock:
-    """Seconds of each backend's convolution; `computed` are the shapes and types that it was asked for."""
+    """A clock with the seconds of each backend's convolution; `computed` holds the shapes and types of its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -59,7 +59,7 @@ class Clock:
         self.computed.append((name, len(x), x.dtype))
 
     def measured(self, select: Callable[[], object]) -> set[str]:
-        """The backends that a selection tries on its whole batch, except the reference that it compares with."""
+        """Return the backends that a selection measures on its whole batch, except the reference."""
         self.computed.clear()
         select()
         names = [name for name, _, _ in self.computed]

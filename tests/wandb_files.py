@@ -1,4 +1,4 @@
-"""Read back what the W&B client wrote offline: its log of protobuf records, framed as LevelDB frames its log."""
+"""Reader of the files that the W&B client writes offline: protobuf records in LevelDB's log format."""
 
 import json
 import struct
@@ -34,7 +34,7 @@ def records(file: Path) -> list[Any]:
 
 
 def read(run_folder: Path) -> dict[str, Any]:
-    """The W&B run in a run's folder: its name, group, config, history and summary; the latest of its files."""
+    """Read the W&B run in a run's folder: name, group, config, history and summary of the latest file."""
     wandb.teardown()  # the client's service writes on for a moment
     file = max(run_folder.glob("wandb/offline-run-*/*.wandb"))
     run: dict[str, Any] = {"config": {}, "history": [], "summary": {}}

@@ -1,6 +1,6 @@
-"""As much of a W&B server as sweeps, their agents, runs and the public API need: on this machine, in memory.
+"""A stand-in for W&B's server, in memory on this machine: sweeps, their agents, runs and the public API.
 
-It hands out the points of a grid in order, and keeps what the real client sends.
+It assigns the points of a grid in order, and keeps what the real client sends.
 """
 
 import itertools
@@ -16,7 +16,7 @@ ENTITY = "team"
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Within the context it answers; each method with a capital is the GraphQL operation of that name."""
+    """A server that answers within its context. Each method with a capital is the GraphQL operation of that name."""
 
     daemon_threads = True
 
@@ -33,7 +33,7 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """With it the client takes this server for W&B, and sends metrics every second."""
+        """Make the environment in which the client uses this server, and sends metrics every second."""
         return {
             "WANDB_BASE_URL": f"http://127.0.0.1:{self.server_port}", "WANDB_API_KEY": "0" * 40,
             "WANDB_MODE": "online", "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",
@@ -131,7 +131,7 @@ class WandbServer(ThreadingHTTPServer):
         return {"project": {"run": {"history": list(self.runs[name]["history"].values())}}}
 
     def stream(self, name: str, sent: dict[str, Any]) -> None:
-        """What a run logs, and its end."""
+        """Receive what a run logs, and its end."""
         run, files = self.run(name), sent.get("files") or {}
         history = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
         run["history"] |= dict(enumerate(history["content"], history["offset"]))
@@ -175,4 +175,4 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing on the terminal."""
+        """Print nothing on the terminal."""

@@ -1,9 +1,9 @@
-"""Simulate how often the statistics are right, through the code that is shipped, and write it down.
+"""Simulations of how often the statistics are right, with the code that is shipped; writes calibration.csv.
 
 python experiments/calibration/calibrate.py        # calibration.csv and the table in README.md: 20 minutes of one core
 python experiments/calibration/calibrate.py 2      # two rounds instead of all
 
-Each round adds the same number of simulated studies to every part. A run that was stopped goes on where it was.
+Each round adds the same number of simulated studies to every part. It resumes where it was stopped.
 """
 
 import sys
@@ -32,8 +32,8 @@ class Part:
     """A part of the simulations.
 
     Attributes:
-        simulate: The rates in the studies with these numbers.
-        studies: In a round.
+        simulate: Function from the numbers of studies to their rates.
+        studies: Number of studies in a round.
     """
 
     name: str

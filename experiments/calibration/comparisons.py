@@ -1,4 +1,4 @@
-"""How often what `stats.analyse` says of a comparison is true, where the truth is known."""
+"""Simulated comparisons with known truth: how often the results of `stats.analyse` are true."""
 
 import csv
 from collections import Counter
@@ -17,7 +17,7 @@ SURE = (0.85, 0.95)  # probabilities that count as 0.9
 
 
 def errors(design: Design, numbers: Iterable[int]) -> list[Rate]:
-    """Simulate settings that are all equal: what is significant then is wrong, and every interval should hold 0."""
+    """Simulate settings that are all equal: every significant difference is wrong, and every interval should hold 0."""
     wrong = wrong_effects = excluded = studies = 0
     covered = covered_effects = 0.0
     for number in numbers:
@@ -62,7 +62,7 @@ def claims(design: Design) -> tuple[float, float]:
 
 
 def as_grid(values: Values) -> dict[tuple[int, int], dict[int, float | None]]:
-    """Turn the settings into those of two factors, the second with two levels."""
+    """Convert the settings to those of two factors, the second with two levels."""
     return {divmod(i, 2): runs for i, runs in values.items()}
 
 
@@ -88,13 +88,14 @@ def probabilities(designs: Iterable[Design], numbers: Sequence[int]) -> list[Rat
 
 
 def true_best(design: Design, tau: float, numbers: Iterable[int]) -> tuple[Rate, Counter[str]]:
-    """Simulate settings whose true means scatter, and count what is said of the best.
+    """Simulate settings whose true means differ, and count the statements about the best one.
 
     Args:
-        tau: Standard deviation of the true means, in those of a run.
+        tau: Standard deviation of the true means, in standard deviations of a run.
 
     Returns:
-        How often `may_be_best` lacks the best; how many statements with probability 0.85 to 0.95 are made and true.
+        The rate at which `may_be_best` lacks the best; the number of statements with a probability of 0.85 to 0.95,
+        and of the true ones among them.
     """
     name, said = f"{design}, means {tau:g}", Counter[str]()
     lacks = studies = 0
@@ -119,7 +120,7 @@ def is_sure(probability: float) -> bool:
 
 
 def power(design: Design, numbers: Iterable[int]) -> list[Rate]:
-    """Simulate if the difference that a study says it finds with 80 % power is found by another one of its size."""
+    """Count how often a second study finds the difference that the first one says it finds with 80 % power."""
     found = studies = 0
     for number in numbers:
         rng = generator(f"{design}, power", number)

@@ -1,4 +1,4 @@
-"""Simulated studies of which the truth is known: how many settings and seeds, how runs scatter, which are missing."""
+"""Designs of simulated studies with known truth: numbers of settings and seeds, spreads, missing runs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Design:
     """A design of simulated studies.
 
     Attributes:
-        spread: Of the runs: a relation of standard deviations, or a distribution; "ties": accuracies on few images.
-        missing: Runs without a result.
-        chance: "plain"; "hard seeds": some are harder than others, for all settings; "own seeds": no two settings ran
-            with the same.
+        spread: The spreads of the settings' runs, as a ratio of standard deviations, or a distribution. With "ties"
+            accuracies are of few images.
+        missing: The pattern of runs without a result.
+        chance: "plain"; "hard seeds": some seeds are harder for all settings; "own seeds": no seed is shared.
     """
 
     settings: int
@@ -44,7 +44,7 @@ class Design:
 
     @property
     def deviations(self) -> Array:
-        """[settings]: the standard deviation of a run."""
+        """Standard deviation of a run, [settings]."""
         scales = np.ones(self.settings)
         if self.spread in ("1:2", "1:5"):
             scales[self.settings // 2 :] = float(self.spread[2:])
@@ -86,7 +86,7 @@ class Design:
 
 
 def grid() -> Iterator[Design]:
-    """All sizes with all spreads; missing runs and what seeds are take turns (a third of a factorial design)."""
+    """Yield all sizes with all spreads; missing runs and kinds of seeds alternate (a third of a factorial design)."""
     for (i, (settings, seeds)), (j, spread) in product(enumerate(SIZES), enumerate(SPREADS)):
         missing = MISSING[(i + j) % 3] if settings * seeds > 5 else "none"
         yield Design(settings, seeds, spread, missing, chance=CHANCES[(i + 2 * j) % 3])

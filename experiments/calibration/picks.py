@@ -1,4 +1,4 @@
-"""How often prediction intervals hold a new run, and how much of the bias of a picked setting is said."""
+"""Simulated picks of the best setting: coverage of prediction intervals, and the estimate of the selection bias."""
 
 from collections.abc import Iterable
 
@@ -27,7 +27,7 @@ def draw(noise: str, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def predictions(noise: str, runs: int, numbers: Iterable[int]) -> list[Rate]:
-    """Ask whether the prediction interval of some runs holds a further one."""
+    """Count how often the prediction interval of some runs contains one more run."""
     name, inside, n = f"{runs} runs, {noise}", 0, 0
     for number in numbers:
         new, *old = draw(noise, runs + 1, generator(name, number))
@@ -38,7 +38,7 @@ def predictions(noise: str, runs: int, numbers: Iterable[int]) -> list[Rate]:
 
 
 def bias(means_name: str, seeds: int, numbers: Iterable[int]) -> list[Rate]:
-    """Compare how much too good the picked mean is on average with what is said."""
+    """Compare the mean selection bias of the picked setting with its mean estimate."""
     means, name, true, said = MEANS[means_name], f"{means_name}, {seeds} seeds", 0.0, 0.0
     for number in numbers:
         table = means[:, None] + generator(name, number).normal(size=(len(means), seeds))

@@ -1,4 +1,4 @@
-"""How often `compare.py --images` is right, through stats.images: a setting beside itself, and lists of images."""
+"""Simulated test images: how often `compare.py --images` is right about equal settings and about lists of images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class Test:
     """Settings on one test set.
 
     Attributes:
-        spread: Of the runs' quality, beside an image's own chance from run to run.
+        spread: Spread of the runs' quality, in addition to the chance of each image from run to run.
         hard_seeds: Spread of the seeds' quality, shared by all settings.
-        are_shared: All settings ran with the same seeds.
-        has_won: A tenth of the images are the first setting's.
+        are_shared: True if all settings ran with the same seeds.
+        has_won: True if the first setting wins a tenth of the images.
     """
 
     settings: int
@@ -66,7 +66,7 @@ LISTS = [Test(2, seeds, 500, spread, has_won=True) for seeds in (5, 8) for sprea
 
 
 def same(test: Test, numbers: Iterable[int]) -> list[Rate]:
-    """Compare two settings that are the same."""
+    """Compare two settings of equal quality."""
     found = [image_gains(test.draw(generator(test, number)), [(0, 1)]) for number in numbers]
     name, n = str(test), len(found)
     return [
@@ -84,7 +84,7 @@ def is_significant(sampled: Sampled) -> bool:
 
 
 def lists(test: Test, numbers: Iterable[int]) -> list[Rate]:
-    """List the images that the first setting has won."""
+    """Count the wrong images in lists of images that the first setting has won."""
     won, false, n = int(WON * test.images), 0.0, 0
     for number in numbers:
         listed = image_gains(test.draw(generator(test, number)), [(0, 1)]).rates <= 0.1

@@ -1,4 +1,4 @@
-"""How often a race names a wrong winner, and how sure its leader really is, through the code that is shipped."""
+"""Simulated races: how often a race names a wrong winner, and how often its confidence in the leader is right."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,13 @@ from stats.race import Outcome, Rules, Standing, confidence, standing
 
 @dataclass(frozen=True)
 class Field:
-    """The settings of a race; the first two are the best and equal, unless `lead` says how much better the first is.
+    """The settings of a race. The first two are the best; they are equal unless the first one has a `lead`.
 
     Attributes:
-        behind: Of the others, in points.
-        spreads: Of all settings' runs, in points.
-        noise: normal, heavy (Student's t with 4 degrees of freedom), skewed (to either side).
-        images: That accuracies are measured on.
+        behind: Distance of the other settings from the best, in points.
+        spreads: Standard deviation of the runs of each setting, in points.
+        noise: "normal", "heavy" (Student's t with 4 degrees of freedom) or "skewed" (to either side).
+        images: Number of validation images.
         diverging, lost: The rate at which runs of the first setting diverge, or cannot be made.
     """
 
@@ -78,16 +78,16 @@ CONFIDENT = [Field(f"{settings} settings", [0.4] * settings) for settings in (2,
 
 
 def equal(field: Field, numbers: Iterable[int]) -> list[Rate]:
-    """Race settings of which no single one is the best."""
+    """Race settings that have no single best one."""
     races = [field.run(generator(field.name, number))[0] for number in numbers]
     named = sum(race.end == "winner" for race in races)
     return [Rate("a race names a winner, none is", field.name, named, len(races), at_most=0.05)]
 
 
 def failing(field: Field, numbers: Iterable[int]) -> list[Rate]:
-    """Race two settings, the better one of which diverges now and then, or loses runs.
+    """Race two settings. The better one sometimes diverges, or loses runs.
 
-    A setting that diverges, and has not done so in the race, may be named: of this nothing is claimed.
+    If it diverges, but did not in the race, it may be named the winner; nothing is claimed about this case.
     """
     races = [field.run(generator(field.name, number))[0] for number in numbers]
     won = [race.ranked[0] for race in races if race.end == "winner"]
@@ -102,7 +102,7 @@ def failing(field: Field, numbers: Iterable[int]) -> list[Rate]:
 
 
 def confident(field: Field, numbers: Iterable[int]) -> list[Rate]:
-    """Race means that vary as much as runs do; count, without a winner, how often a confident leader is the best."""
+    """Race means that vary as much as runs do; count how often a confident leader is the best if nobody wins."""
     right, sure = 0, 0
     for number in numbers:
         rng = generator(field.name, number)

@@ -1,4 +1,4 @@
-"""A rate that was simulated, beside what is claimed of it."""
+"""Rates: what is claimed, and what was simulated."""
 
 from dataclasses import dataclass, replace
 
@@ -18,11 +18,11 @@ class Rate:
     """A claimed and a simulated rate.
 
     Attributes:
-        statement: What happened, or was said.
-        design: Of the simulated studies.
-        count, of: How often it happened or was true, and in how many cases.
-        at_least, at_most: What is claimed.
-        is_share: A ratio of two sums, without an interval.
+        statement: The event or the statement that is counted.
+        design: The design of the simulated studies.
+        count, of: Number of events or true statements, and number of cases.
+        at_least, at_most: The claimed bounds of the rate.
+        is_share: True for a ratio of two sums, which has no interval.
     """
 
     statement: str
@@ -46,7 +46,7 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, for the number of cases (Wilson)."""
+        """The rate's 95 % interval for this number of cases (Wilson)."""
         if self.is_share:
             return self.simulated, self.simulated
         low, high = proportion_confint(self.count, self.of, method="wilson") if self.of else (0.0, 1.0)
@@ -54,12 +54,12 @@ class Rate:
 
     @property
     def holds(self) -> bool:
-        """The rate simulated is what is claimed."""
+        """True if the simulated rate is within the claimed bounds."""
         return not self.is_claimed or not self.of or self.at_least <= self.simulated <= self.at_most
 
     @property
     def is_refuted(self) -> bool:
-        """The rate simulated is beyond what is claimed by more than chance."""
+        """True if the simulated rate is outside the claimed bounds by more than chance."""
         low, high = self.interval
         return self.is_claimed and (low > self.at_most or high < self.at_least)
 

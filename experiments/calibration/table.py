@@ -67,6 +67,6 @@ def lines(done: Mapping[str, tuple[int, list[Rate]]]) -> Iterable[str]:
 
 
 def excess(rate: Rate) -> float:
-    """How far a rate is beyond what is claimed."""
+    """Compute the distance of a rate from the claimed bounds."""
     over = rate.simulated - rate.at_most if rate.at_most != 1 else -1.0
     return max(over, rate.at_least - rate.simulated if rate.at_least else -1.0)

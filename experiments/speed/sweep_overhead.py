@@ -64,7 +64,7 @@ def measure_start(runs: int, folder: Path) -> dict[str, float]:
 
 
 def complete(folder: Path) -> None:
-    """Give every planned run the record of one that was trained."""
+    """Write the record of a completed run for every planned run."""
     trained = Path(tempfile.mkdtemp())
     subprocess.run(
         [*sweep(10, trained)[:2], *TINY, "wandb.mode=disabled", f"output_dir={trained}"],

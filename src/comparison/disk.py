@@ -52,11 +52,11 @@ def disk_lines(folders: Sequence[Path], runs: Sequence[Run]) -> Iterator[str]:
 
 def find_removable(runs: Sequence[Run]) -> Iterator[Removable]:
     """Find failed runs, unfinished runs that a completed run replaced, and states of completed runs."""
-    completed = {what(run): run for run in runs if run.status == "completed"}
+    completed = {sweep_and_overrides(run): run for run in runs if run.status == "completed"}
     for run in runs:
         if "run_id" not in run.summary or not run.folder.name.endswith(f"-{run.run_id}"):
             continue  # not made by a run, or renamed by somebody
-        newer = completed.get(what(run))
+        newer = completed.get(sweep_and_overrides(run))
         if run.status == "failed":
             yield Removable(run, [run.folder], f"failed: {run.reason}")
         elif run.status in ("interrupted", "pruned") and newer:
@@ -67,8 +67,7 @@ def find_removable(runs: Sequence[Run]) -> Iterator[Removable]:
                 yield Removable(run, states, f"completed: {count(len(states), 'state')} to resume from")
 
 
-def what(run: Run) -> tuple[Path, str]:
-    """Return a run's sweep and overrides."""
+def sweep_and_overrides(run: Run) -> tuple[Path, str]:
     return run.folder.parent, str(sorted(run.overrides.items()))
 
 

@@ -31,7 +31,7 @@ class Predictions:
 
     Attributes:
         labels: [images].
-        records: Of each setting and seed, [images] of label, prediction, probability of the label.
+        records: Label, prediction and probability of the label, [images], for each setting and seed.
     """
 
     labels: NDArray[np.uint16]
@@ -65,8 +65,9 @@ class ImageDifference:
         effect: The effect of the factor; None if the best setting is compared with the next one.
         pairs: The settings compared.
         gains: Gains by image, and the change of the accuracy.
-        probability_gains: [images], of the label's mean probability.
-        p_new_runs, p_both: Corrected for the comparisons made; None with one seed.
+        probability_gains: Change of the label's mean probability, [images].
+        p_new_runs, p_both: p values for new runs on these images, and on other images, both corrected for the
+            comparisons made; None with one seed.
     """
 
     effect: Effect | None

@@ -65,7 +65,7 @@ class Comparison:
         self.analysis = analyse(values, not lower, 1 / images if images else None, smallest)
         self.smallest, self.key_of = smallest, key_of
         self.valued = [setting_of[key] for key in self.analysis.ranked]  # settings with the metric, best first
-        self.settings = sorted(settings, key=self.place)
+        self.settings = sorted(settings, key=self.table_order)
         self.effects, self.interactions = list(self.analysis.effects), self.analysis.interactions
         self.pairs_of = {effect: [(setting_of[a], setting_of[b]) for a, b in effect.pairs] for effect in self.effects}
         best = self.analysis.best
@@ -117,8 +117,8 @@ class Comparison:
         pairs = self.pairs_of[effect]
         return tuple(key for key in others if any(a.levels[key] != b.levels[key] for a, b in pairs))
 
-    def place(self, setting: Setting) -> tuple[Any, ...]:
-        """Sort settings in the table: completed ones first, then by `sort`, then by rank."""
+    def table_order(self, setting: Setting) -> tuple[Any, ...]:
+        """Return the key that sorts settings in the table: completed ones first, then by `sort`, then by rank."""
         by: tuple[Any, ...] = ()
         if self.sort and any(run.figure(self.sort) is not None for run in self.runs):
             average = setting.average(self.sort)
@@ -151,7 +151,7 @@ class Comparison:
 
 
 def preference(setting: Setting) -> tuple[Any, ...]:
-    """Sort settings with equal results: the smaller model first, then by the levels of the keys that differ."""
+    """Return the key that sorts settings with equal results: the smaller model first, then by levels."""
     return setting.average("parameters") or 0, [order(level) for level in setting.levels.values()]
 
 

@@ -1,4 +1,4 @@
-"""Keep a comparison's page up to date while its runs train, and serve it where browsers forbid reading from disk."""
+"""Updates of a comparison's page while its runs train, and a server for browsers that may not read from disk."""
 
 import functools
 import threading
@@ -47,7 +47,7 @@ def serve(folder: Path, filters: Sequence[str] = ()) -> None:
 
 
 class PageHandler(SimpleHTTPRequestHandler):
-    """Answer GET and HEAD for /FOLDER/… and for Plotly's script beside the folder, and for nothing else."""
+    """A request handler for the files of /FOLDER/… and for Plotly's script beside the folder; it reads nothing else."""
 
     def translate_path(self, path: str) -> str:
         """Map a URL's path to a file; a path that leaves the folder is mapped to one that does not exist."""

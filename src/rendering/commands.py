@@ -33,7 +33,7 @@ def train_commands(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[s
     if not seeds or any(keys is None for keys in keys_of_runs):
         return ()
     named = (key for keys in keys_of_runs for key in keys or ())
-    keys = dict.fromkeys([*named, *(key for run in runs for key in place(run)), "sweep"])
+    keys = dict.fromkeys([*named, *(key for run in runs for key in folder_overrides(run)), "sweep"])
     values_of_runs = [recorded_values(run) for run in runs]
     rows = [{key: of_run.get(key) for key in keys if key in GROUPS or key in of_run} for of_run in values_of_runs]
     if not all(is_safe(key, value) for row in rows for key, value in row.items()):
@@ -93,10 +93,10 @@ def swept_by(experiment: str) -> tuple[str, ...] | None:
     return tuple(composed.hydra.sweeper.params or ())
 
 
-def place(run: Run) -> dict[str, str]:
-    """Return the sweep of a run's folder, and the output_dir where the run's own is elsewhere: folders are moved.
+def folder_overrides(run: Run) -> dict[str, str]:
+    """Return the overrides of a run's folder: `sweep`, and `output_dir` if the folder was moved.
 
-    Nothing is returned for a run on W&B's server.
+    A run on W&B's server has none.
     """
     if isinstance(run, WandbRun):
         return {}
@@ -113,7 +113,7 @@ def short_path(path: Path) -> str:
 
 def recorded_values(run: Run) -> dict[str, Any]:
     """Collect the values of keys and the options of groups, for the folder in which the run lies now."""
-    return {**run.config, **(run.summary.get("choices") or {}), **run.overrides, **place(run)}
+    return {**run.config, **(run.summary.get("choices") or {}), **run.overrides, **folder_overrides(run)}
 
 
 def distinct_values(values: Sequence[Any]) -> list[Any]:

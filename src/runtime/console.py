@@ -60,7 +60,7 @@ class RunProgress(Progress):
 
     @property
     def is_due(self) -> bool:
-        """True if the metrics were last read a second ago. Reading them synchronizes the device."""
+        """True if the metrics were last read a second ago or earlier. Reading them synchronizes the device."""
         return time.monotonic() - self.shown_at >= self.REFRESH_SECONDS
 
     def show(self, epoch: int, step: int, loss: float, accuracy: float, lr: float, rate: float) -> None:

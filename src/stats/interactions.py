@@ -23,7 +23,7 @@ class Interaction:
     Attributes:
         effect, other: The effect, and that of the other factor.
         at_level, at_baseline: The effect, averaged over settings that are alike but for the two factors.
-        difference: Of the two, corrected for all interactions.
+        difference: Difference of these two, corrected for all interactions.
     """
 
     effect: Effect

@@ -39,7 +39,7 @@ def name_impossible(title: str, runs: Mapping[str, Config], total: int, config: 
     if is_none_left and len({*problems.values()}) == 1:
         raise ConfigError(next(iter(problems.values())))
     if is_first():
-        say_problems(title, problems)
+        print_problems(title, problems)
     if is_none_left:
         raise ConfigError(f"sweep={config.sweep}: no run is possible; none was started")
     if problems and config.on_failure == "stop":
@@ -84,7 +84,7 @@ def shared_size(root: str, skip_unreadable: bool) -> tuple[int, int]:
     return read_configured(Data(name="image_folder", root=root, skip_unreadable=skip_unreadable)).image_size
 
 
-def say_problems(title: str, problems: Mapping[str, str]) -> None:
+def print_problems(title: str, problems: Mapping[str, str]) -> None:
     """Print one line for each problem, with the names of its runs; `problems` are by the run's name."""
     for problem in dict.fromkeys(problems.values()):
         names = [name for name in problems if problems[name] == problem]

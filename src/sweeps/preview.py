@@ -19,7 +19,7 @@ from config.schema import SGD, Config
 from config.sweepers import Grid, Race, Search
 from runtime.console import duration, print_table, say, si, track
 from runtime.files import read_json
-from sweeps.impossible import say_problems
+from sweeps.impossible import print_problems
 from sweeps.plan import as_list, expand_grid, layer_macs, make_job, parse_overrides, split_overrides, varied_keys
 from tracking import records
 from tracking.identity import display_name, folder_name, override_texts
@@ -109,7 +109,7 @@ def print_plan(folder: Path, runs: Sequence[PreviewedRun], totals: dict[str, Any
         for run in runs
     ]  # fmt: skip
     print_table(f"plan of {folder}{f': {note}' if note else ''}", header, rows, best_first=False)
-    say_problems("impossible", {run.name: run.problem for run in runs if run.problem})
+    print_problems("impossible", {run.name: run.problem for run in runs if run.problem})
     time = "time unknown, as no similar run has completed"
     if totals["seconds"] is not None:
         time = f"about {duration(totals['seconds'])} one after the other"

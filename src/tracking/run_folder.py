@@ -133,7 +133,7 @@ class RunFolder:
             return self.rows[-1]
 
         def rank(row: dict[str, Any]) -> tuple[float, float]:
-            """Order rows by the monitor, then by the loss, then by the accuracy."""
+            """Return the key that sorts rows: the monitor, then the loss or the accuracy."""
             monitor, loss = self.config.trainer.monitor, row["val/loss"]
             return (-loss, row["val/accuracy"]) if monitor == "val/loss" else (row[monitor], -loss)
 

@@ -47,6 +47,6 @@ class RunIndex:
 
 
 def copy_order(folder: Path) -> tuple[bool, bool, int, int]:
-    """Order copies of a run's folder: completed ones first, then by epochs, the most first."""
+    """Return the key that sorts copies of a run's folder: completed ones first, then the most epochs."""
     summary = read_json(folder / "summary.json", Summary)
     return not folder.exists(), summary.get("status") != "completed", -summary.get("epochs", 0), len(folder.name)
