@@ -318,9 +318,9 @@ def execute(case: Case, folder: Path, base: Base) -> str | None:
         finally:
             os._exit(code)
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        is_runnable, now = usage(child)
-        if is_runnable or now > spent:  # a busy machine lets it wait
-            idle_since, spent = time.monotonic(), now
+        is_runnable, seconds = usage(child)
+        if is_runnable or seconds > spent:  # a busy machine lets it wait
+            idle_since, spent = time.monotonic(), seconds
         if spent > SECONDS or time.monotonic() - idle_since > SECONDS:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

@@ -80,8 +80,8 @@ def report(folder: Path) -> str:
     return (folder / "comparison.md").read_text()
 
 
-def names(found: Comparison) -> set[str]:
-    return {run.folder.name for run in found.runs}
+def names(comparison: Comparison) -> set[str]:
+    return {run.folder.name for run in comparison.runs}
 
 
 def compared(
@@ -108,7 +108,7 @@ def compared(
     runs = []
     for levels, seed, summary in [*results, *failures]:
         overrides: dict[str, Any] = {**levels, "seed": seed}
-        told = {"overrides": overrides, "varied": list(varied or overrides)}
+        recorded = {"overrides": overrides, "varied": list(varied or overrides)}
         config = {key: value for key, value in overrides.items() if "." in key or key == "seed"}
-        runs.append(Run(Path(f"{levels}"), config, {**cast(dict[str, Any], summary), **told}))
+        runs.append(Run(Path(f"{levels}"), config, {**cast(dict[str, Any], summary), **recorded}))
     return Comparison("test", runs, smallest=smallest)

@@ -68,15 +68,15 @@ def run(results: Path | None) -> list[steps.Record]:
 
 @pytest.mark.usefixtures("quick")
 def test_training_and_inference_beside_the_peers(tmp_path: Path) -> None:
-    found = run(tmp_path / "results.jsonl")
-    assert found[0]["setting"] == "ConvMixer-8/2, kernel 3, patch 2, 32×32, batch 4, fp32"
-    assert [record["name"] for record in found] == [implementations.PLAIN.name, NHWC.name]
-    for record in found:
-        for what in ("training", "inference"):
-            assert len(record[what]["images_per_second"]) == steps.ROUNDS
-            assert min(record[what]["images_per_second"]) > 0
-            assert record[what]["memory"] > 1e6
-    table = report.records_table(found)
+    records = run(tmp_path / "results.jsonl")
+    assert records[0]["setting"] == "ConvMixer-8/2, kernel 3, patch 2, 32×32, batch 4, fp32"
+    assert [record["name"] for record in records] == [implementations.PLAIN.name, NHWC.name]
+    for record in records:
+        for phase in ("training", "inference"):
+            assert len(record[phase]["images_per_second"]) == steps.ROUNDS
+            assert min(record[phase]["images_per_second"]) > 0
+            assert record[phase]["memory"] > 1e6
+    table = report.records_table(records)
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| authors")]
     assert [row[0] for row in rows] == 2 * [f"| {implementations.PLAIN.name}", f"| {NHWC.name}"]
     assert rows[0][3] == "1.00"  # times as fast as the plain form

@@ -41,9 +41,9 @@ def test_settings_far_behind_are_found() -> None:
 
 
 def test_the_set_that_may_hold_the_best_holds_it() -> None:
-    rate, said = comparisons.true_best(Design(6, 3), 2.0, range(60))
+    rate, statements = comparisons.true_best(Design(6, 3), 2.0, range(60))
     assert not rate.is_refuted
-    assert said["best"] > 5, "the case should make statements"
+    assert statements["best"] > 5, "the case should make statements"
 
 
 def test_rates_that_were_written_add_up_with_further_studies(tmp_path: Path) -> None:

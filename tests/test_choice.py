@@ -70,8 +70,8 @@ def test_losses_are_ranked_upward_and_other_metrics_refused(sweep: Path) -> None
 
 def test_files_and_runs_are_left_as_they_are(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "a#1").mkdir()
-    for given in (f"{sweep}/a", f"{tmp_path}/a#1", "convmixer_768_32", f"{tmp_path}/none", f"{sweep}/a/none.pt"):
-        assert choose_run(given) == given
+    for checkpoint in (f"{sweep}/a", f"{tmp_path}/a#1", "convmixer_768_32", f"{tmp_path}/none", f"{sweep}/a/none.pt"):
+        assert choose_run(checkpoint) == checkpoint
 
 
 @pytest.mark.slow

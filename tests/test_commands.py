@@ -28,7 +28,7 @@ def expanded(command: str) -> list[Config]:
     assert (python, script, multirun) == ("python", "src/train.py", "-m")
     with initialized():
         typed = plan.parse_overrides(arguments)
-        single = [str(one.input_line) for one in typed.values() if not one.is_sweep_override()]
+        single = [str(override.input_line) for override in typed.values() if not override.is_sweep_override()]
         params = compose("train", single, return_hydra_config=True).hydra.sweeper.params
         task = [argument for argument in arguments if "hydra." not in argument]
         runs = plan.expand_grid(plan.parse_overrides(task, params))
@@ -40,8 +40,8 @@ def settings_of_runs(folder: Path, *runs: tuple[str, ...], **summary: Any) -> li
     for number, overrides in enumerate(runs):
         with initialized():
             config = parse_config(compose("train", [*overrides, "sweep=s"]))
-        told = {"overrides": override_values(overrides), **summary}
-        write_run(folder / str(number), config=yaml.safe_dump(asdict(config)), **told, best__val__accuracy=0.9)
+        recorded = {"overrides": override_values(overrides), **summary}
+        write_run(folder / str(number), config=yaml.safe_dump(asdict(config)), **recorded, best__val__accuracy=0.9)
     return read([folder]).settings
 
 

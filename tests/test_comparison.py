@@ -18,8 +18,8 @@ from run_folders import DEPTH, KERNEL, REFERENCE, as_yaml, compared, write_run, 
 # Settings and factors.
 
 
-def by_folder(found: Comparison) -> list[set[str]]:
-    return [{run.folder.name for run in setting.runs} for setting in found.settings]
+def by_folder(comparison: Comparison) -> list[set[str]]:
+    return [{run.folder.name for run in setting.runs} for setting in comparison.settings]
 
 
 def test_images_are_told_by_their_content_not_by_their_path(tmp_path: Path) -> None:
@@ -27,9 +27,9 @@ def test_images_are_told_by_their_content_not_by_their_path(tmp_path: Path) -> N
         ("a", "imgs", "1f"), ("b", f"{tmp_path}/imgs", "1f"), ("changed", "imgs", "2e"), ("other", "photos", "3d"),
     ):  # fmt: skip
         write_run(tmp_path / "s" / name, "data.name=image_folder", f"data.root={root}", data_fingerprint=fingerprint)
-    found = read([tmp_path / "s"])
-    assert sorted(map(sorted, by_folder(found))) == [["a", "b"], ["changed"], ["other"]]
-    assert found.levels("data.root") == ["imgs (1f)", "imgs (2e)", "photos"]
+    comparison = read([tmp_path / "s"])
+    assert sorted(map(sorted, by_folder(comparison))) == [["a", "b"], ["changed"], ["other"]]
+    assert comparison.levels("data.root") == ["imgs (1f)", "imgs (2e)", "photos"]
 
 
 def test_runs_without_a_fingerprint_are_told_by_their_path(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_search_is_said_to_have_selected(tmp_path: Path) -> None:
 def test_the_place_and_the_rate_of_dropout_are_factors(
     tmp_path: Path, options: tuple[str, ...], rates: tuple[float, ...]
 ) -> None:
-    found = read([write_dropout(tmp_path / "s", options, rates)])
-    assert found.factors == ["dropout", "dropout.rate"]
-    pairs = {(effect.factor, effect.level): len(effect.pairs) for effect in found.effects}
+    comparison = read([write_dropout(tmp_path / "s", options, rates)])
+    assert comparison.factors == ["dropout", "dropout.rate"]
+    pairs = {(effect.factor, effect.level): len(effect.pairs) for effect in comparison.effects}
     by_place: dict[Any, int] = {("dropout", option): len(rates) for option in sorted(options)[1:]}
     assert pairs == by_place | {("dropout.rate", rate): len(options) for rate in rates[1:]}
 
@@ -102,9 +102,9 @@ def test_no_dropout_is_the_rate_of_0_at_every_place(tmp_path: Path) -> None:
     """In a sweep of places and rates, the runs with rate 0 are one setting, named after the first one."""
     write_dropout(tmp_path / "s", ("blocks", "head"), (0.1, 0.2))
     write_run(tmp_path / "s" / "none", overrides={"dropout": "blocks", "dropout.rate": 0.0}, best__val__accuracy=0.9)
-    found = read([tmp_path / "s"])
-    assert found.factors == ["dropout", "dropout.rate"]
-    (effect,) = (effect for effect in found.effects if effect.level == 0.1)
+    comparison = read([tmp_path / "s"])
+    assert comparison.factors == ["dropout", "dropout.rate"]
+    (effect,) = (effect for effect in comparison.effects if effect.level == 0.1)
     assert (effect.factor, effect.baseline, len(effect.pairs)) == ("dropout.rate", 0.0, 2)
 
 
@@ -176,8 +176,8 @@ def test_sort_metric_and_filter(tmp_path: Path) -> None:
 
 
 def test_equals_are_named_and_the_smaller_model_comes_first(tmp_path: Path) -> None:
-    found = read([write_sweep(tmp_path / "s", {(9, 8): [0.9], (5, 8): [0.9]})])
-    assert [setting.levels[KERNEL] for setting in found.settings] == [5, 9]
+    comparison = read([write_sweep(tmp_path / "s", {(9, 8): [0.9], (5, 8): [0.9]})])
+    assert [setting.levels[KERNEL] for setting in comparison.settings] == [5, 9]
 
 
 @pytest.mark.parametrize(
@@ -209,25 +209,25 @@ def test_a_metric_that_no_run_has_is_one_line(tmp_path: Path) -> None:
 # References.
 
 
-def of_kernel(found: Comparison, kernel: int) -> Setting:
-    (setting,) = (setting for setting in found.settings if setting.levels.get(KERNEL, kernel) == kernel)
+def of_kernel(comparison: Comparison, kernel: int) -> Setting:
+    (setting,) = (setting for setting in comparison.settings if setting.levels.get(KERNEL, kernel) == kernel)
     return setting
 
 
 @pytest.mark.parametrize(("data", "applies"), [("digits", True), ("cifar10", False)])
 def test_a_reference_is_for_the_studys_own_settings_alone(tmp_path: Path, data: str, applies: bool) -> None:
     values = {(5, 8): [0.9], (9, 8): [0.95]}
-    found = read([write_sweep(tmp_path / "s", values, *REFERENCE, f"study.where={{data.name: {data}}}")])
-    reference = of_kernel(found, 9).reference
+    comparison = read([write_sweep(tmp_path / "s", values, *REFERENCE, f"study.where={{data.name: {data}}}")])
+    reference = of_kernel(comparison, 9).reference
     assert (reference is not None and reference.value == 0.99) is applies
 
 
 def test_settings_stand_beside_the_studys_reference(tmp_path: Path) -> None:
     values = {(5, 8): [0.9, 0.92, 0.94], (9, 8): [0.95, 0.96, 0.97], (7, 8): [0.9, 0.9, 0.9]}
-    found = read([write_sweep(tmp_path / "s", values, *REFERENCE)])
-    assert found.metric == "test/accuracy", "the study's metric is the default"
-    of_5, of_9 = of_kernel(found, 5).reference, of_kernel(found, 9).reference
-    assert of_5 and of_9 and of_kernel(found, 7).reference is None
+    comparison = read([write_sweep(tmp_path / "s", values, *REFERENCE)])
+    assert comparison.metric == "test/accuracy", "the study's metric is the default"
+    of_5, of_9 = of_kernel(comparison, 5).reference, of_kernel(comparison, 9).reference
+    assert of_5 and of_9 and of_kernel(comparison, 7).reference is None
     assert of_5.difference == pytest.approx(0.915 - 0.91)
     assert of_5.ours.low and of_5.ours.high and of_5.ours.low <= of_5.value <= of_5.ours.high
     assert of_9.ours.high and of_9.value > of_9.ours.high

@@ -37,8 +37,8 @@ def test_options_are_seen_also_where_they_were_not_typed(tmp_path: Path, conditi
     write_run(folder / "by_place", "dropout.blocks=0.2")
     typed = {"experiment": "paper_cifar10", "dropout": "head"}
     chosen = {"model": "convmixer_256_8", "augmentation": "paper", "hardware": "gpu", "optimizer": "paper", **typed}
-    told: dict[str, Any] = {"overrides": typed, "choices": chosen}
-    write_run(folder / "head", f"{KERNEL}=9", "dropout.head=0.1", "augmentation.auto_augment=rand-m9", **told)
+    recorded: dict[str, Any] = {"overrides": typed, "choices": chosen}
+    write_run(folder / "head", f"{KERNEL}=9", "dropout.head=0.1", "augmentation.auto_augment=rand-m9", **recorded)
     assert names(read([folder], filters=[condition])) == kept
 
 
@@ -71,7 +71,7 @@ def test_words_that_look_like_something_else_are_filtered_by(tmp_path: Path, swe
 
 
 @pytest.mark.parametrize(
-    ("filters", "told"),
+    ("filters", "message"),
     [
         (["kernel_sise=3"], r"kernel_sise: .*did you mean kernel_size"),
         (["kernel_size"], "--filter kernel_size: expected KEY=VALUE"),
@@ -79,8 +79,8 @@ def test_words_that_look_like_something_else_are_filtered_by(tmp_path: Path, swe
         (["name='a"], "--filter name='a: .*YAML"),
     ],
 )
-def test_what_is_no_filter_is_one_line(tmp_path: Path, filters: list[str], told: str) -> None:
+def test_what_is_no_filter_is_one_line(tmp_path: Path, filters: list[str], message: str) -> None:
     write_run(tmp_path / "s" / "a")
-    with pytest.raises(ConfigError, match=told) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         read([tmp_path / "s"], filters=filters)
     assert "\n" not in str(error.value)

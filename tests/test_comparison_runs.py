@@ -28,9 +28,9 @@ def test_a_copied_folder_does_not_replace_its_run(tmp_path: Path, copy: str) -> 
     for name, status, epochs in ((copy, "interrupted", 1), ("m", "completed", 2), (f"{copy} 2", "interrupted", 2)):
         write_run(tmp_path / "s" / name, status=status, epochs=epochs, wandb_id="1f", best__val__accuracy=epochs / 10)
     write_run(tmp_path / "s" / "other", wandb_id="2e", best__val__accuracy=0.5)
-    found = read([tmp_path / "s"])
-    assert names(found) == {"m", "other"}
-    assert [line for line in warnings(found) if f"/{copy} is" in line and "/m:" in line]
+    comparison = read([tmp_path / "s"])
+    assert names(comparison) == {"m", "other"}
+    assert [line for line in warnings(comparison) if f"/{copy} is" in line and "/m:" in line]
 
 
 @pytest.mark.parametrize(
@@ -43,17 +43,17 @@ def test_a_copied_folder_does_not_replace_its_run(tmp_path: Path, copy: str) -> 
 def test_results_on_different_images_are_said_to_be(tmp_path: Path, key: str, metric: str, differs: bool) -> None:
     write_run(tmp_path / "s" / "a", best__val__accuracy=0.9, test__accuracy=0.9)
     write_run(tmp_path / "s" / "b", key, best__val__accuracy=0.8, test__accuracy=0.9)
-    found = warnings(read([tmp_path / "s"], metric=metric))
-    assert bool(found) is differs and all(key.partition("=")[0] in line for line in found)
+    lines = warnings(read([tmp_path / "s"], metric=metric))
+    assert bool(lines) is differs and all(key.partition("=")[0] in line for line in lines)
 
 
 def test_the_number_of_images_is_that_of_all_runs_or_none(tmp_path: Path) -> None:
     for name, images in (("a", 144), ("b", 24)):
         counts = {"train": 1, "val": images, "test": 1}
         write_run(tmp_path / "s" / name, f"{KERNEL}={images}", images=counts, best__val__accuracy=0.9)
-    found = read([tmp_path / "s"])
-    assert not any("rests on" in line for line in caveats(found))
-    assert "144 images" in warnings(found)[0] and "24 images" in warnings(found)[0]
+    comparison = read([tmp_path / "s"])
+    assert not any("rests on" in line for line in caveats(comparison))
+    assert "144 images" in warnings(comparison)[0] and "24 images" in warnings(comparison)[0]
 
 
 def test_runs_that_cannot_be_read_say_why(tmp_path: Path) -> None:

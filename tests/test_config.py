@@ -45,8 +45,8 @@ def test_every_file_says_what_it_is(path: Path) -> None:
 def test_patch_and_kernel_set_the_model_only_if_chosen() -> None:
     assert checked("patch=p2", "kernel=k7").model.kernel_size == 7
     assert checked("patch=p2", "kernel=k7").model.patch_size == 2
-    own = checked("model=convmixer_1024_20").model
-    assert (own.patch_size, own.kernel_size, own.activation) == (14, 9, "gelu")
+    without_choice = checked("model=convmixer_1024_20").model
+    assert (without_choice.patch_size, without_choice.kernel_size, without_choice.activation) == (14, 9, "gelu")
 
 
 def test_dropout_rate_reaches_its_places() -> None:

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.skipif(not cores.STAT.is_file(), reason="needs Linux")
 
 def start(monkeypatch: pytest.MonkeyPatch, folder: Path, busy: int, seconds: float = 1000) -> None:
     """Pretend that the process started some seconds ago, and that others have used so many of its cores since."""
-    own = sum(os.times()[:4])
+    ours = sum(os.times()[:4])
     lines = [
-        f"cpu{core} {round((own + busy * seconds) * os.sysconf('SC_CLK_TCK')) if i == 0 else 0} 0 0 900000 0 0 0 0 0 0"
+        f"cpu{core} {round((ours + busy * seconds) * os.sysconf('SC_CLK_TCK')) if i == 0 else 0} 0 0 900000 0 0 0 0 0 0"
         for i, core in enumerate(sorted(os.sched_getaffinity(0)))
     ]
     stat = folder / "stat"

@@ -177,13 +177,13 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
 
 def result_of(folder: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
     """Read a run's files; a file that cannot be read is named instead."""
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     record = read_run(folder)
     assert record.status != "unreadable" or any(name in record.reason for name in ("config.yaml", "summary.json"))
     if record.status == "completed":
-        found["figures"] = [record.figure(name) for name in ("objective", "test/accuracy", "test/loss", "val/loss")]
+        contents["figures"] = [record.figure(name) for name in ("objective", "test/accuracy", "test/loss", "val/loss")]
     if len(record.epochs):
-        found["epochs"] = record.epochs.drop(columns=TIMES).to_csv()
+        contents["epochs"] = record.epochs.drop(columns=TIMES).to_csv()
     else:
         assert f"{folder}/metrics.csv" in caplog.text or not (folder / "metrics.csv").exists()
     for name, read_back in (
@@ -191,10 +191,10 @@ def result_of(folder: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
         ("best.pt", lambda: read_weights(str(folder / "checkpoints" / "best.pt")).fingerprint()),
     ):
         try:
-            found[name] = read_back()
+            contents[name] = read_back()
         except ConfigError as error:
             assert name in str(error) and "\n" not in str(error)
-    return found
+    return contents
 
 
 STATE = ("last.pt", "previous.pt", "best.pt", "summary.json")

@@ -67,15 +67,15 @@ def epochs_of(config: Config, epochs: int = 2) -> list[list[tuple[torch.Tensor, 
 
 def test_batches_are_the_same_for_any_number_of_workers() -> None:
     overrides = ["augmentation=randaugment", "data.train_fraction=0.2"]
-    one, two, other = (
+    alone, by_workers, other_seed = (
         epochs_of(checked(*overrides, f"data.num_workers={workers}", f"seed={seed}"))
         for workers, seed in ((0, 0), (2, 0), (0, 1))
     )
-    for first, second in zip(chain(*one), chain(*two), strict=True):
+    for first, second in zip(chain(*alone), chain(*by_workers), strict=True):
         assert torch.equal(first[0], second[0])
         assert torch.equal(first[1], second[1])
-    assert not torch.equal(one[0][0][0], one[1][0][0])
-    assert not torch.equal(one[0][0][0], other[0][0][0])
+    assert not torch.equal(alone[0][0][0], alone[1][0][0])
+    assert not torch.equal(alone[0][0][0], other_seed[0][0][0])
 
 
 def test_an_epoch_has_every_image_once_in_random_order() -> None:

@@ -38,8 +38,8 @@ def test_equals_the_reference_in_float64(backend: str, k: int, grid: tuple[int, 
     x, *rest = tensors(k, *grid)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
-        found, expected = with_gradients(backend, x, *rest), with_gradients("reference", x, *rest)
-        for ours, theirs in zip(found, expected, strict=True):
+        computed, expected = with_gradients(backend, x, *rest), with_gradients("reference", x, *rest)
+        for ours, theirs in zip(computed, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
 
 
@@ -48,8 +48,8 @@ def test_equals_the_reference_in_float64(backend: str, k: int, grid: tuple[int, 
 def test_half_precision_is_as_exact_as_the_reference(backend: str, k: int, grid: tuple[int, int]) -> None:
     low = tensors(k, *grid, torch.bfloat16)
     exact = with_gradients("reference", *(tensor.detach().double().requires_grad_() for tensor in low))
-    found, reference = with_gradients(backend, *low), with_gradients("reference", *low)
-    for ours, theirs, true in zip(found, reference, exact, strict=True):
+    computed, reference = with_gradients(backend, *low), with_gradients("reference", *low)
+    for ours, theirs, true in zip(computed, reference, exact, strict=True):
         error, allowed = ((tensor.double() - true).square().mean().sqrt() for tensor in (ours, theirs))
         assert error <= 1.25 * allowed + 1e-12
 
@@ -66,8 +66,8 @@ def test_compiled_under_autocast_and_under_torch_func(backend: str) -> None:
     compiled = torch.compile(loss, backend="aot_eager")
     torch.testing.assert_close(torch.autograd.grad(compiled(x, weight), (x, weight)), expected)
     # Per-sample gradients of the kernel.
-    found = torch.func.vmap(torch.func.grad(lambda one, w: loss(one[None], w), argnums=1), (0, None))(x, weight)
-    torch.testing.assert_close(found.sum(0), expected[1])
+    gradients = torch.func.vmap(torch.func.grad(lambda image, w: loss(image[None], w), argnums=1), (0, None))(x, weight)
+    torch.testing.assert_close(gradients.sum(0), expected[1])
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = depthwise(x, weight, bias, backend)
     assert y.dtype == torch.bfloat16

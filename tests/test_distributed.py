@@ -118,10 +118,10 @@ def test_a_sweep_on_two_processes_gives_the_results_of_one(tmp_path: Path) -> No
     done = torchrun("-m", "model.kernel_size=3,5", *ARGUMENTS, *parts, "sweep=two", cwd=tmp_path)
     assert (alone.returncode, done.returncode) == (0, 0), alone.stderr + done.stdout + done.stderr
     assert len(summaries(tmp_path / "outputs" / "two")) == 2
-    one, two = (next(tmp_path.glob(f"outputs/{sweep}/kernel_size_5*")) for sweep in ("one", "two"))
-    metrics = [pd.read_csv(folder / "metrics.csv")[COLUMNS] for folder in (one, two)]
+    of_one, of_team = (next(tmp_path.glob(f"outputs/{sweep}/kernel_size_5*")) for sweep in ("one", "two"))
+    metrics = [pd.read_csv(folder / "metrics.csv")[COLUMNS] for folder in (of_one, of_team)]
     np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-4)
-    single, several = (json.loads((folder / "summary.json").read_text()) for folder in (one, two))
+    single, several = (json.loads((folder / "summary.json").read_text()) for folder in (of_one, of_team))
     assert single["status"] == several["status"] == "completed"
     assert single["test/loss"] == pytest.approx(several["test/loss"], rel=1e-4)
     assert done.stdout.count("run 2 of 2") == 1
@@ -160,8 +160,10 @@ def test_a_team_goes_on_as_if_it_had_never_stopped(tmp_path: Path, team_run: Pat
     texts = outputs(start_ranks(*arguments, "sweep=parts", cwd=tmp_path))
     assert f"resumes after step {state['step']} of epoch {state['epoch']}" in texts[0]
 
-    one, two = (pd.read_csv(folder / "metrics.csv") for folder in (team_run, last.parents[1]))
-    np.testing.assert_allclose(one[COLUMNS], two[COLUMNS], rtol=1e-5)  # the order in which losses are added up differs
+    undisturbed, resumed = (pd.read_csv(folder / "metrics.csv") for folder in (team_run, last.parents[1]))
+    np.testing.assert_allclose(
+        undisturbed[COLUMNS], resumed[COLUMNS], rtol=1e-5
+    )  # the order in which losses are added up differs
 
 
 @pytest.mark.slow

@@ -121,8 +121,8 @@ def check_command(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None
                 OmegaConf.update(composed, key, "digits")
         parse_keys(composed)
     elif name == "wandb_sweep":
-        given = parsed(name, arguments, monkeypatch)
-        wandb_sweep.wandb_sweep(given.overrides, given.method, given.run_cap, given.hyperband)
+        namespace = parsed(name, arguments, monkeypatch)
+        wandb_sweep.wandb_sweep(namespace.overrides, namespace.method, namespace.run_cap, namespace.hyperband)
     elif name == "benchmark":
         of_runs = [word for word in parsed(name, arguments, monkeypatch).arguments if "=" in word]
         OverridesParser.create().parse_overrides(of_runs)

@@ -56,9 +56,9 @@ def evaluate(folder: Path, *overrides: str) -> dict[str, Any]:
 )
 def test_a_run_evaluates_to_its_accuracies(overrides: tuple[str, ...], train: Train, tmp_path: Path) -> None:
     done = train("data.train_fraction=0.3", "checkpoint.keep=all", *overrides)
-    found = evaluate(tmp_path / "test", f"checkpoint={done.folder}")
+    report = evaluate(tmp_path / "test", f"checkpoint={done.folder}")
     for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1"):
-        assert found[f"test/{name}"] == done.summary[f"test/{name}"]
+        assert report[f"test/{name}"] == done.summary[f"test/{name}"]
     assert (tmp_path / "test" / "predictions.npy").read_bytes() == (done.folder / "predictions.npy").read_bytes()
     last = evaluate(tmp_path / "last", f"checkpoint={done.folder}/checkpoints/last.pt", "split=val")
     assert last["val/accuracy"] == done.summary["last/val/accuracy"]
@@ -67,15 +67,15 @@ def test_a_run_evaluates_to_its_accuracies(overrides: tuple[str, ...], train: Tr
 @pytest.mark.slow
 def test_all_figures_agree_with_scikit_learn(train: Train, tmp_path: Path) -> None:
     done = train("data.train_fraction=0.3")
-    found = evaluate(tmp_path / "e", f"checkpoint={done.folder}")
+    report = evaluate(tmp_path / "e", f"checkpoint={done.folder}")
     records = np.load(tmp_path / "e" / "predictions.npy")
     counts = confusion_matrix(records["label"], records["prediction"], labels=range(10))
     table = pd.read_csv(tmp_path / "e" / "confusion_matrix.csv", index_col=0)
     np.testing.assert_array_equal(table, counts)
     classes = pd.read_csv(tmp_path / "e" / "classes.csv")
     np.testing.assert_allclose(classes["accuracy"], counts.diagonal() / counts.sum(1))
-    assert found["images"] == classes["images"].sum() == len(records) == 360
-    assert found["test/loss"] == pytest.approx(-np.log(records["probability"].astype(float)).mean(), rel=1e-5)
+    assert report["images"] == classes["images"].sum() == len(records) == 360
+    assert report["test/loss"] == pytest.approx(-np.log(records["probability"].astype(float)).mean(), rel=1e-5)
     for name in ("confusion_matrix", "reliability"):
         assert (tmp_path / "e" / f"{name}.png").stat().st_size > 5000
 
@@ -88,9 +88,9 @@ def test_images_of_another_size_are_resized_to_the_models(digits_run: Path, tmp_
         folder.mkdir(parents=True, exist_ok=True)
         digits[i].resize((24, 24), Image.Resampling.NEAREST).save(folder / f"{i:03}.png")
     evaluate(tmp_path / "own", f"checkpoint={digits_run}")
-    found = evaluate(tmp_path / "e", f"checkpoint={digits_run}", "data=image_folder", f"data.root={tmp_path}/images")
-    own = np.load(tmp_path / "own" / "predictions.npy")[:100]
-    assert found["test/accuracy"] == pytest.approx((own["label"] == own["prediction"]).mean(), abs=0.15)
+    report = evaluate(tmp_path / "e", f"checkpoint={digits_run}", "data=image_folder", f"data.root={tmp_path}/images")
+    expected = np.load(tmp_path / "own" / "predictions.npy")[:100]
+    assert report["test/accuracy"] == pytest.approx((expected["label"] == expected["prediction"]).mean(), abs=0.15)
 
 
 @pytest.mark.slow
@@ -149,15 +149,15 @@ def evaluate_logits(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
 def test_top5_and_calibration() -> None:
     torch.manual_seed(0)
     logits, labels = 3 * torch.randn(500, 20), torch.randint(20, (500,))
-    found = evaluate_logits(logits, labels)
-    assert found.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
+    evaluation = evaluate_logits(logits, labels)
+    assert evaluation.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
     confidence, predicted = logits.softmax(1).max(1)
     gaps = []
     for low in np.arange(15) / 15:
         inside = (confidence >= low) & (confidence < low + 1 / 15)
         if inside.any():
             gaps.append(inside.sum() * abs((predicted == labels)[inside].float().mean() - confidence[inside].mean()))
-    assert calibration_error(confidence_bins(found)) == pytest.approx(float(sum(gaps)) / 500, abs=1e-5)
+    assert calibration_error(confidence_bins(evaluation)) == pytest.approx(float(sum(gaps)) / 500, abs=1e-5)
     certain = torch.eye(20)[labels] * 100
     assert calibration_error(confidence_bins(evaluate_logits(certain, labels))) == pytest.approx(0, abs=1e-6)
 
@@ -196,7 +196,7 @@ def test_published_weights_are_evaluated_as_timm_does(
 ) -> None:
     model = randomized(build(*TINY_IMAGENET, "relu"))
     torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth.tar")
-    found = evaluate(
+    report = evaluate(
         tmp_path / "e", f"checkpoint={tmp_path}/mine.pth.tar", "data=image_folder",
         f"data.root={photographs}", "data.num_workers=0",
     )  # fmt: skip
@@ -206,7 +206,7 @@ def test_published_weights_are_evaluated_as_timm_does(
     np.testing.assert_array_equal(records["label"], labels)
     np.testing.assert_allclose(records["probability"], expected[range(9), labels], atol=1e-5)
     np.testing.assert_array_equal(records["prediction"], expected.argmax(1))
-    assert found["architecture"]["activation"] == "relu"
+    assert report["architecture"]["activation"] == "relu"
     assert "tench, Tinca tinca" in (tmp_path / "e" / "classes.csv").read_text()
 
 
@@ -253,11 +253,11 @@ def test_what_does_not_fit_is_named(
 ) -> None:
     foreign = tmp_path / "foreign.pt"
     torch.save(by_timm(8, 1, 3, 2, 10, "relu").state_dict(), foreign)
-    given = [override.format(images=photographs, foreign=foreign) for override in overrides]
-    if not given[0].startswith("checkpoint"):
-        given.insert(0, f"checkpoint={digits_run}")
+    words = [override.format(images=photographs, foreign=foreign) for override in overrides]
+    if not words[0].startswith("checkpoint"):
+        words.insert(0, f"checkpoint={digits_run}")
     with pytest.raises(ConfigError, match=names):
-        evaluate(tmp_path / "e", *given)
+        evaluate(tmp_path / "e", *words)
     assert not (tmp_path / "e").exists()
 
 
@@ -292,8 +292,8 @@ def test_a_checkpoint_reads_no_environment_and_downloads_nothing(
     for root in ("${oc.env:PRIVATE}", r"\${oc.env:PRIVATE}", "a${oc.env:PRIVATE}"):
         content["config"]["data"]["root"] = root
         torch.save(content, tmp_path / "best.pt")
-        found = evaluate(tmp_path / "e", f"checkpoint={tmp_path}/best.pt", "overwrite=true")
-        assert found["data"]["root"] == root
+        report = evaluate(tmp_path / "e", f"checkpoint={tmp_path}/best.pt", "overwrite=true")
+        assert report["data"]["root"] == root
         assert all(b"hunter2" not in path.read_bytes() for path in (tmp_path / "e").iterdir())
     content["config"]["data"] |= {"name": "cifar10", "root": str(tmp_path / "new")}
     torch.save(content, tmp_path / "best.pt")

@@ -60,9 +60,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 @pytest.mark.slow
 def test_published_weights_come_from_the_hub_once(hub: type[Hub], photographs: Path, tmp_path: Path) -> None:  # noqa: F811
     overrides = ("checkpoint=convmixer_768_32", "data=image_folder", f"data.root={photographs}", "data.num_workers=0")
-    found = [evaluate(tmp_path / name, *overrides) for name in ("one", "two")]
-    assert found[0]["test/loss"] == found[1]["test/loss"]
-    assert found[0]["architecture"]["activation"] == "relu"
+    reports = [evaluate(tmp_path / name, *overrides) for name in ("one", "two")]
+    assert reports[0]["test/loss"] == reports[1]["test/loss"]
+    assert reports[0]["architecture"]["activation"] == "relu"
     assert hub.asked.count("GET /timm/convmixer_768_32.in1k/resolve/main/model.safetensors") == 1
     with pytest.raises(ConfigError, match=r"checkpoint=convmixer_1536_20: timm/convmixer_1536_20\.in1k") as raised:
         evaluate(tmp_path / "three", "checkpoint=convmixer_1536_20")

@@ -103,8 +103,8 @@ def trained_model(folder: Path) -> ConvMixer:
 def test_safetensors_evaluate_as_the_run_did_and_have_a_card(digits_run: Path, tmp_path: Path) -> None:
     export(tmp_path, f"checkpoint={digits_run}", "format=safetensors", "output=card/model.safetensors")
     summary = json.loads((digits_run / "summary.json").read_text())
-    found = evaluate(tmp_path / "e", f"checkpoint={tmp_path}/card/model.safetensors")
-    assert found["test/accuracy"] == summary["test/accuracy"]
+    report = evaluate(tmp_path / "e", f"checkpoint={tmp_path}/card/model.safetensors")
+    assert report["test/accuracy"] == summary["test/accuracy"]
     card = ModelCard.load(tmp_path / "card" / "model.md")
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results["test accuracy"] == summary["test/accuracy"]
@@ -166,15 +166,15 @@ def parse_back(summary: dict[str, Any]) -> list[str]:
 
 
 def test_files_of_others_are_never_replaced(digits_run: Path, tmp_path: Path) -> None:
-    given = (f"checkpoint={digits_run}", "format=safetensors", "output=model.safetensors")
+    arguments = (f"checkpoint={digits_run}", "format=safetensors", "output=model.safetensors")
     (tmp_path / "README.md").write_text("mine")
-    export(tmp_path, *given)
-    export(tmp_path, *given, "overwrite=true")
+    export(tmp_path, *arguments)
+    export(tmp_path, *arguments, "overwrite=true")
     assert (tmp_path / "README.md").read_text() == "mine"
     (tmp_path / "model.md").write_text("mine")
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match=r"model\.md"):
-        export(tmp_path, *given, "data.image_size=16", "overwrite=true")
+        export(tmp_path, *arguments, "data.image_size=16", "overwrite=true")
     assert (tmp_path / "model.md").read_text() == "mine"
     assert (tmp_path / "model.safetensors").read_bytes() == before
 

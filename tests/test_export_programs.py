@@ -81,15 +81,15 @@ def test_a_program_of_torch_export(digits_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_appears_whole_or_not_at_all(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = (f"checkpoint={digits_run}", "format=torch_export", "output=new/model.pt2")
+    arguments = (f"checkpoint={digits_run}", "format=torch_export", "output=new/model.pt2")
     monkeypatch.setattr(inference.export, "TOLERANCE", -1.0)  # as if the program computed something else
     with pytest.raises(inference.export.ExportError):
-        export(tmp_path, *given)
+        export(tmp_path, *arguments)
     assert list((tmp_path / "new").iterdir()) == []
     monkeypatch.undo()
     (tmp_path / "new" / "model.pt2").write_text("mine")
     with pytest.raises(ConfigError, match="output=new"):
-        export(tmp_path, *given)
+        export(tmp_path, *arguments)
     assert (tmp_path / "new" / "model.pt2").read_text() == "mine"
 
 
@@ -123,13 +123,13 @@ def exported(photo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Expor
 
     @cache
     def once(form: str, *overrides: str) -> tuple[Path, str]:
-        folder, said = tmp_path_factory.mktemp(form), BufferingHandler(1000)
-        logging.getLogger().addHandler(said)
+        folder, log_records = tmp_path_factory.mktemp(form), BufferingHandler(1000)
+        logging.getLogger().addHandler(log_records)
         try:
             export(folder, f"checkpoint={photo_run}", f"format={form}", f"output=model{SUFFIX[form]}", *overrides)
         finally:
-            logging.getLogger().removeHandler(said)
-        return folder / f"model{SUFFIX[form]}", "\n".join(record.getMessage() for record in said.buffer)
+            logging.getLogger().removeHandler(log_records)
+        return folder / f"model{SUFFIX[form]}", "\n".join(record.getMessage() for record in log_records.buffer)
 
     return once
 
@@ -150,8 +150,8 @@ def test_printed_snippets_predict_as_predict_does(
 ) -> None:
     image, arguments = photo_run.parents[2] / "images" / "test" / "dog" / "3.png", []
     for overrides in ([], ["normalize=false"]):
-        program, said = exported(form, *overrides)
-        text, _, snippet = said.rpartition("\n\n")
+        program, output = exported(form, *overrides)
+        text, _, snippet = output.rpartition("\n\n")
         assert "16, 16" in text and len(snippet.splitlines()) == 5
         Image.open(image).resize((40, 30)).save(program.parent / "IMAGE.png")  # of another shape
         arguments += [str(program.parent), snippet]

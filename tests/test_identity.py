@@ -20,7 +20,7 @@ from tracking.run_index import RunIndex
 @pytest.mark.slow
 def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
     """The IDs are those of the first version. A changed ID would train finished sweeps again."""
-    known = {
+    ids = {
         ("model.depth=1", "trainer.epochs=1"): "3b09320a",
         (): "5476ac21",
         ("data=cifar10", "model=convmixer_256_8"): "3c021f65",
@@ -31,11 +31,11 @@ def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
         ("experiment=annotated", "augmentation=none", "hardware=any"): "8123e01e",
         ("experiment=paper_ablation", "variant=no_flip", "hardware=any"): "8437b71c",
     }
-    assert {overrides: run_id(checked(*overrides)) for overrides in known} == known
+    assert {overrides: run_id(checked(*overrides)) for overrides in ids} == ids
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (("dropout=blocks", "dropout.rate=0.1"), ("dropout.blocks=0.1",)),
         (("dropout=blocks", "dropout.rate=0"), ("dropout=none",)),
@@ -51,8 +51,8 @@ def test_the_ids_of_ordinary_runs_stay_what_they_were() -> None:
         (("notes=a first try", "checkpoint.keep=all"), ()),
     ],
 )  # fmt: skip
-def test_two_ways_to_write_one_training_are_one_run(one: tuple[str, ...], other: tuple[str, ...]) -> None:
-    assert run_id(checked(*one)) == run_id(checked(*other))
+def test_two_ways_to_write_one_training_are_one_run(first: tuple[str, ...], second: tuple[str, ...]) -> None:
+    assert run_id(checked(*first)) == run_id(checked(*second))
 
 
 @pytest.mark.parametrize(

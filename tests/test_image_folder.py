@@ -212,31 +212,31 @@ def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:
     assert np.array_equal(loaded.train.images, expected.train.images)
 
 
-def spoil(folder: Path, what: str) -> list[str]:
+def spoil(folder: Path, damage: str) -> list[str]:
     """Damage an image folder; return the words that the error must contain."""
-    if what == "empty class":
+    if damage == "empty class":
         for path in (folder / "train" / "dog").iterdir():
             path.unlink()
         return ["train/dog", "no images"]
-    if what == "missing class":
+    if damage == "missing class":
         for path in (folder / "val" / "owl").iterdir():
             path.unlink()
         (folder / "val" / "owl").rmdir()
         return ["only train has owl"]
-    if what == "one class":
+    if damage == "one class":
         for path in [*(folder / "train").iterdir()][1:]:
             path.rename(folder / path.name)
         return ["data.root=", "two or more classes"]
-    if what == "corrupt image":
+    if damage == "corrupt image":
         path = folder / "train" / "cat" / "3.png"
         path.write_bytes(path.read_bytes()[:60])
         return [str(path), "cannot be read as an image"]
-    if what == "dangling link":
+    if damage == "dangling link":
         (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
         return [str(folder / "train" / "cat" / "gone.png")]
-    if what == "bomb":
+    if damage == "bomb":
         return [str(folder / "train" / "cat" / "0.png"), "decompression bomb"]
-    if what == "two validation sets":
+    if damage == "two validation sets":
         shutil.copytree(folder / "val", folder / "Valid")
         return ["both Valid and val", "data.root="]
     (folder / "train").rename(folder / "photos")
@@ -244,7 +244,7 @@ def spoil(folder: Path, what: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "what",
+    "damage",
     [
         "empty class",
         "missing class",
@@ -256,9 +256,9 @@ def spoil(folder: Path, what: str) -> list[str]:
         "two validation sets",
     ],
 )
-def test_a_broken_folder_is_a_clear_error(folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = spoil(folder, what)
-    if what == "bomb":
+def test_a_broken_folder_is_a_clear_error(folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = spoil(folder, damage)
+    if damage == "bomb":
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     with pytest.raises(datasets.DataError) as caught:
         load_folder(folder)

@@ -80,18 +80,18 @@ def simulated(count: int, **design: float) -> list[ImageGains]:
 )
 def test_a_setting_against_itself_differs_in_at_most_5_percent(settings: int, seeds: int, spread: float) -> None:
     """Of 400 simulations, at most 5 % have a significant test, and at most 10 % a list with a rate of 10 %."""
-    found = simulated(400, settings=settings, seeds=seeds, images=144, spread=spread)
-    allowed = 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / len(found))
+    studies = simulated(400, settings=settings, seeds=seeds, images=144, spread=spread)
+    allowed = 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / len(studies))
     for kind in ("new_runs", "both"):
-        assert np.mean([getattr(gains, kind).p < 0.05 for gains in found]) < allowed
-    assert np.mean([(gains.rates <= 0.1).any() for gains in found]) <= 0.1
-    listed = np.mean([np.sum(gains.by_image != 0) for gains in found])
-    assert np.mean([gains.by_chance for gains in found]) == pytest.approx(listed, rel=0.05)
+        assert np.mean([getattr(gains, kind).p < 0.05 for gains in studies]) < allowed
+    assert np.mean([(gains.rates <= 0.1).any() for gains in studies]) <= 0.1
+    listed = np.mean([np.sum(gains.by_image != 0) for gains in studies])
+    assert np.mean([gains.by_chance for gains in studies]) == pytest.approx(listed, rel=0.05)
 
 
 def test_list_of_images_keeps_its_false_discovery_rate() -> None:
     """Only the first setting is right on 50 of 500 images, with eight seeds of each setting."""
-    generator, gain, shares, found = np.random.default_rng(4), np.zeros(500), [], []
+    generator, gain, shares, lengths = np.random.default_rng(4), np.zeros(500), [], []
     gain[:50] = 4.0
     for _ in range(40):
         correct = draw(generator, 2, 8, 500, 0.1, gain)
@@ -102,8 +102,8 @@ def test_list_of_images_keeps_its_false_discovery_rate() -> None:
             run[:50] = generator.random(50) < 0.05
         listed = image_gains(correct, [("s0", "s1")]).rates <= 0.1
         shares.append(listed[50:].sum() / max(1, listed.sum()))
-        found.append(listed[:50].mean())
-    assert np.mean(found) > 0.8
+        lengths.append(listed[:50].mean())
+    assert np.mean(lengths) > 0.8
     assert np.mean(shares) <= 0.1
 
 
@@ -114,9 +114,9 @@ def test_a_factor_is_dealt_within_the_settings_that_it_connects() -> None:
     correct = {f"good {a}": runs for a, runs in good.items()}
     correct |= {f"bad {a}": {seed: np.zeros(200, bool) for seed in runs} for a, runs in bad.items()}
     both = image_gains(correct, [("good s0", "good s1"), ("bad s0", "bad s1")])
-    one = image_gains(correct, [("good s0", "good s1")])
-    assert both.by_image == pytest.approx(one.by_image / 2)
-    assert both.by_chance == pytest.approx(one.by_chance, rel=0.1), "the bad ones add nothing"
+    of_pair = image_gains(correct, [("good s0", "good s1")])
+    assert both.by_image == pytest.approx(of_pair.by_image / 2)
+    assert both.by_chance == pytest.approx(of_pair.by_chance, rel=0.1), "the bad ones add nothing"
     star = draw(generator, 3, 3, 200, 0.1)
     gains = image_gains(star, [("s1", "s0"), ("s2", "s0")])
     a, b, c = (np.mean(list(runs.values()), axis=0) for runs in star.values())

@@ -53,11 +53,11 @@ def test_images_are_prepared_alike_whatever_their_total_size(
     large, batches = everything()
     assert small.train.decoded == (sizes == "same")
     assert not large.train.decoded
-    own = (224, 224) if sizes == "differing" else (12, 12)
-    assert small.image_size == large.image_size == ((20, 20) if "data.image_size=20" in overrides else own)
+    size = (224, 224) if sizes == "differing" else (12, 12)
+    assert small.image_size == large.image_size == ((20, 20) if "data.image_size=20" in overrides else size)
     assert (small.mean, small.std) == (large.mean, large.std)
-    for one, other in zip(expected, batches, strict=True):
-        assert torch.equal(one, other)
+    for image, other in zip(expected, batches, strict=True):
+        assert torch.equal(image, other)
 
 
 def test_image_of_another_size_is_cropped_not_squashed(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def sweep(
     folder: Path, accuracies: Mapping[tuple[int, int], float], *overrides: str, seeds: int = 2
 ) -> dict[tuple[int, int], np.ndarray]:
     """Write runs of (kernel_size, depth) on the digits; return "classified correctly", [seeds, images], by setting."""
-    generator, found = np.random.default_rng(0), {}
+    generator, by_setting = np.random.default_rng(0), {}
     for (kernel, depth), accuracy in accuracies.items():
         correct = generator.random((seeds, len(LABELS))) < accuracy
         for seed, right in enumerate(correct):
@@ -37,8 +37,8 @@ def sweep(
             levels = (f"{KERNEL}={kernel}", f"{DEPTH}={depth}", f"seed={seed}")
             run = write_run(folder / f"{kernel}-{depth}-{seed}", *levels, *overrides, **figures)
             np.save(run / "predictions.npy", predictions)
-        found[kernel, depth] = correct
-    return found
+        by_setting[kernel, depth] = correct
+    return by_setting
 
 
 def test_three_questions_have_an_interval_each(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_three_questions_have_an_interval_each(tmp_path: Path) -> None:
     comparison = read([tmp_path])
     predictions = read_predictions(comparison)
     (difference,) = image_differences(comparison, predictions)  # the only effect is the same difference
-    found = difference.gains
-    assert found.other_images.p == pytest.approx(ttest_rel(best.mean(0), other.mean(0)).pvalue, abs=1e-6)
+    gains = difference.gains
+    assert gains.other_images.p == pytest.approx(ttest_rel(best.mean(0), other.mean(0)).pvalue, abs=1e-6)
     assert difference.p_new_runs == pytest.approx(ttest_rel(best.mean(1), other.mean(1)).pvalue, abs=1e-6)
-    assert found.both.margin and found.new_runs.margin and found.both.margin >= found.new_runs.margin
+    assert gains.both.margin and gains.new_runs.margin and gains.both.margin >= gains.new_runs.margin
     wrong_in_one_way = np.mean([a != b for a in best for b in other])
     assert predictions.disagreement(difference.pairs) == pytest.approx(wrong_in_one_way)
     of_seeds = np.mean([best[0] != best[1], other[0] != other[1]])
@@ -59,8 +59,8 @@ def test_three_questions_have_an_interval_each(tmp_path: Path) -> None:
 
 def test_nothing_differs_where_all_runs_predict_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, {(5, 8): 1.0, (3, 8): 1.0})
-    (found,) = image_differences(comparison := read([tmp_path]), read_predictions(comparison))
-    assert found.p_new_runs == found.p_both == 1 and found.clear == 0
+    (difference,) = image_differences(comparison := read([tmp_path]), read_predictions(comparison))
+    assert difference.p_new_runs == difference.p_both == 1 and difference.clear == 0
     compare_images(comparison, tmp_path)
     assert "one seed" not in capsys.readouterr().out
 
@@ -89,26 +89,26 @@ def test_a_factor_wins_and_loses_images_with_all_else_equal(tmp_path: Path, caps
     assert table["comparison"].nunique() == 3, "and the best against the next"
     for name, of_images in gains.items():
         assert name in out
-        own = table[table["comparison"] == name].set_index("image")
-        assert own["gain"].to_dict() == pytest.approx({i: gain for i, gain in enumerate(of_images) if gain})
-        assert own["false_discovery_rate"].between(0, 1).all()
-        assert own["gain"].is_monotonic_increasing and (own["label"] == LABELS[own.index]).all()
+        rows = table[table["comparison"] == name].set_index("image")
+        assert rows["gain"].to_dict() == pytest.approx({i: gain for i, gain in enumerate(of_images) if gain})
+        assert rows["false_discovery_rate"].between(0, 1).all()
+        assert rows["gain"].is_monotonic_increasing and (rows["label"] == LABELS[rows.index]).all()
 
 
 def test_the_clearest_images_are_shown_with_what_the_runs_say(tmp_path: Path) -> None:
     correct = sweep(tmp_path, {(5, 8): 0.9, (3, 8): 0.7}, seeds=4)
     comparison = read([tmp_path])
     predictions = read_predictions(comparison)
-    (found,) = image_differences(comparison, predictions)
+    (difference,) = image_differences(comparison, predictions)
     gains = correct[5, 8].mean(0) - correct[3, 8].mean(0)
-    assert gains[found.won[0]] == gains.max() and gains[found.lost[0]] == gains.min()
-    assert len(found.won) == np.sum(gains > 0) and len(found.lost) == np.sum(gains < 0)
+    assert gains[difference.won[0]] == gains.max() and gains[difference.lost[0]] == gains.min()
+    assert len(difference.won) == np.sum(gains > 0) and len(difference.lost) == np.sum(gains < 0)
 
     images, classes = image_sheet.read_test_images(comparison.runs[0], predictions.labels)
-    figure = image_sheet.image_sheet([("", found)], predictions, images, classes)
+    figure = image_sheet.image_sheet([("", difference)], predictions, images, classes)
     shown = [axes for axes in figure.axes if axes.images]
     assert len(shown) == 12
-    for axes, i in zip(shown, [*found.won[:6], *found.lost[:6]], strict=True):
+    for axes, i in zip(shown, [*difference.won[:6], *difference.lost[:6]], strict=True):
         assert np.array_equal(np.asarray(axes.images[0].get_array()), np.asarray(images[i]))
         name, predicted, right = axes.get_title().splitlines()
         assert name == str(LABELS[i])
@@ -128,8 +128,8 @@ def test_of_two_equal_gains_the_surer_is_clearer(tmp_path: Path) -> None:
     comparison = read([tmp_path])
     best, other = comparison.valued
     records = {best: {0: runs(0, [0.6, 0.9, 0.7])}, other: {0: runs(1, [0, 0, 0])}}
-    (found,) = image_differences(comparison, Predictions(labels, records))
-    assert found.won.tolist() == [1, 2, 0] and not len(found.lost)
+    (difference,) = image_differences(comparison, Predictions(labels, records))
+    assert difference.won.tolist() == [1, 2, 0] and not len(difference.lost)
 
 
 @pytest.mark.parametrize("data", ["data.name=cifar10", "data.name=image_folder", "data.name=digits"])

@@ -14,7 +14,7 @@ def explained(values: np.ndarray, objectives: np.ndarray) -> dict[str, float]:
 
 def searched(matters: float, trials: int = 20, searches: int = 150) -> np.ndarray:
     """Simulate searches whose first key matters so much; return which keys stand out, [searches, keys]."""
-    generator, found = np.random.default_rng(0), []
+    generator, stands_out = np.random.default_rng(0), []
     for _ in range(searches):
         values = generator.normal(0, 1, (3, trials))
         objectives = matters * values[0] + generator.normal(0, 1, trials)
@@ -24,8 +24,8 @@ def searched(matters: float, trials: int = 20, searches: int = 150) -> np.ndarra
 
         keys = importances(shares_of, objectives)
         assert list(keys) == sorted(keys, key=lambda key: -keys[key].share)
-        found.append([keys[key].stands_out for key in "abc"])
-    return np.array(found)
+        stands_out.append([keys[key].stands_out for key in "abc"])
+    return np.array(stands_out)
 
 
 def test_key_stands_out_in_at_most_5_percent_where_none_matters() -> None:

@@ -60,8 +60,8 @@ def in_float64(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
     return with_gradients("reference", *(tensor.detach().double().requires_grad_() for tensor in (x, *rest)))
 
 
-def check(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-    for ours, true in zip(found, expected, strict=True):
+def check(computed: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    for ours, true in zip(computed, expected, strict=True):
         torch.testing.assert_close(
             ours.double(), true, atol=TOLERANCE[dtype] * float(true.detach().abs().max()), rtol=0
         )
@@ -72,9 +72,9 @@ def check(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_depthwise_equals_float64(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     low = tensors(shape, dtype)
-    found = with_gradients(backend, *low)
-    assert {tensor.dtype for tensor in found} == {dtype}
-    check(found, in_float64(*low), dtype)
+    computed = with_gradients(backend, *low)
+    assert {tensor.dtype for tensor in computed} == {dtype}
+    check(computed, in_float64(*low), dtype)
 
 
 @pytest.mark.gpu
@@ -114,8 +114,8 @@ def test_pointwise_as_a_product_equals_float64(dtype: torch.dtype) -> None:
     dy = torch.randn(3, 6, 4, 5).to(dtype)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         y, true = product(x.contiguous(memory_format=memory_format)), exact(true_x)
-        found = y, *torch.autograd.grad(y, (x, *product.parameters()), dy)
-        check(found, (true, *torch.autograd.grad(true, (true_x, *exact.parameters()), dy.double())), dtype)
+        computed = y, *torch.autograd.grad(y, (x, *product.parameters()), dy)
+        check(computed, (true, *torch.autograd.grad(true, (true_x, *exact.parameters()), dy.double())), dtype)
     with torch.autocast("cpu", dtype=dtype):
         assert PointwiseConv2d(6, backend="banded")(x.float()).dtype == dtype
 

@@ -46,10 +46,10 @@ def test_layer_equals_float64_with_every_backend(precision: str, compiled: str, 
     config = checked("model.d_model=64", "model.patch_size=2", f"model.kernel_size={kernel_size}", *trainer)
     layer = Layer(config, (32, 3, 32, 32), GPU)
     backends = [backend for backend in selection.CANDIDATES["cuda"] if not layer.unsupported_reason(backend)]
-    found = selection.measure(layer, backends, Measurements())
-    assert {str(backend): known.reason for backend, known in found.items() if known.reason} == {}
-    assert len(found) >= 3
-    assert all(measurement.milliseconds for measurement in found.values())
+    measurements = selection.measure(layer, backends, Measurements())
+    assert {str(backend): value.reason for backend, value in measurements.items() if value.reason} == {}
+    assert len(measurements) >= 3
+    assert all(measurement.milliseconds for measurement in measurements.values())
 
 
 @pytest.mark.parametrize("mode", [None, "default", "reduce-overhead", "max-autotune"])
@@ -125,14 +125,14 @@ def test_two_gpus_give_the_result_of_one(tmp_path: Path) -> None:
     alone = command(*overrides, "sweep=one", cwd=tmp_path)
     ranks = torchrun(*overrides, "sweep=two", cwd=tmp_path)
     assert (alone.returncode, ranks.returncode) == (0, 0), alone.stderr + ranks.stderr
-    (one,), (two,) = summaries(tmp_path / "outputs" / "one"), summaries(tmp_path / "outputs" / "two")
-    assert two["test/loss"] == pytest.approx(one["test/loss"], rel=1e-2)
+    (single,), (team,) = summaries(tmp_path / "outputs" / "one"), summaries(tmp_path / "outputs" / "two")
+    assert team["test/loss"] == pytest.approx(single["test/loss"], rel=1e-2)
 
 
 def test_side_by_side_on_one_gpu(tmp_path: Path) -> None:
     launcher = ("hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2")
     done = command("-m", "seed=0,1", *SETTING, "trainer.epochs=1", *launcher, "sweep=s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = summaries(tmp_path / "outputs" / "s")
-    assert [summary["status"] for summary in found] == ["completed"] * 2
-    assert found[0]["layer_milliseconds"] == found[1]["layer_milliseconds"]  # one has measured, the other waited
+    runs = summaries(tmp_path / "outputs" / "s")
+    assert [summary["status"] for summary in runs] == ["completed"] * 2
+    assert runs[0]["layer_milliseconds"] == runs[1]["layer_milliseconds"]  # one has measured, the other waited

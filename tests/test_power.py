@@ -27,8 +27,8 @@ from tracking.identity import override_values
 def three_kernels(folder: Path, seeds: int) -> Comparison:
     """Write kernels 5 and 9 close to each other, and kernel 3 far below; every run took 12.5 s."""
     values = np.random.default_rng(0).normal([[0.900], [0.902], [0.5]], 0.003, (3, 20))
-    for kernel, own in zip((5, 9, 3), values, strict=True):
-        for seed, value in enumerate(own[:seeds]):
+    for kernel, accuracies in zip((5, 9, 3), values, strict=True):
+        for seed, value in enumerate(accuracies[:seeds]):
             overrides = (f"model.kernel_size={kernel}", f"seed={seed}", "sweep=kernels")
             write_run(
                 folder / f"{kernel}-{seed}", *overrides, overrides=override_values(overrides),
@@ -160,8 +160,8 @@ def test_a_command_gives_a_run_the_values_that_it_had(tmp_path: Path, root: str)
 
 
 def test_setting_that_left_a_key_unset_belongs_to_the_grid(tmp_path: Path) -> None:
-    for kernel, told in ((5, {}), (9, {"model.kernel_size": 9})):
-        write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", overrides=told, best__val__accuracy=0.9)
+    for kernel, recorded in ((5, {}), (9, {"model.kernel_size": 9})):
+        write_run(tmp_path / f"{kernel}", f"model.kernel_size={kernel}", overrides=recorded, best__val__accuracy=0.9)
     (plan,) = read([tmp_path]).plans
     (command,) = train_commands(plan.settings, plan.seeds)
     assert "model.kernel_size=5,9" in command
@@ -169,10 +169,10 @@ def test_setting_that_left_a_key_unset_belongs_to_the_grid(tmp_path: Path) -> No
 
 def test_commands_that_are_not_shown_are_counted(tmp_path: Path) -> None:
     for kernel in (3, 5, 7, 9, 11):  # no grid: each depth has its kernel
-        told: dict[str, Any] = {"model.kernel_size": kernel, "model.depth": kernel}
-        overrides = [f"{key}={value}" for key, value in told.items()]
-        told |= {"model.norm": "batch"} if kernel == 5 else {}
-        write_run(tmp_path / f"{kernel}", *overrides, overrides=told, best__val__accuracy=0.9)
+        recorded: dict[str, Any] = {"model.kernel_size": kernel, "model.depth": kernel}
+        overrides = [f"{key}={value}" for key, value in recorded.items()]
+        recorded |= {"model.norm": "batch"} if kernel == 5 else {}
+        write_run(tmp_path / f"{kernel}", *overrides, overrides=recorded, best__val__accuracy=0.9)
     comparison = read([tmp_path])
     (plan,) = comparison.plans
     listed = train_commands(plan.settings, plan.seeds)

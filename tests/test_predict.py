@@ -66,16 +66,16 @@ def test_broken_images_are_skipped_and_counted(
 ) -> None:
     (digits / "000.png").write_bytes(b"nonsense")
     (digits / "001.png").write_bytes((digits / "001.png").read_bytes()[:60])
-    given = [f"checkpoint={digits_run}", f"output={tmp_path}/p.json", "sheet=0", "data.batch_size=1"]
-    assert predict(*given, f"images='{digits}/00[0-3].png'") == 2
-    found = json.loads((tmp_path / "p.json").read_text())
-    assert [row["image"] for row in found] == [f"{digits}/002.png", f"{digits}/003.png"]
-    assert sum(one["probability"] for one in found[0]["predictions"]) <= 1
+    arguments = [f"checkpoint={digits_run}", f"output={tmp_path}/p.json", "sheet=0", "data.batch_size=1"]
+    assert predict(*arguments, f"images='{digits}/00[0-3].png'") == 2
+    rows = json.loads((tmp_path / "p.json").read_text())
+    assert [row["image"] for row in rows] == [f"{digits}/002.png", f"{digits}/003.png"]
+    assert sum(prediction["probability"] for prediction in rows[0]["predictions"]) <= 1
     assert all(str(digits / name) in caplog.text for name in ("000.png", "001.png"))
     assert not (tmp_path / "p.png").exists()
     with pytest.raises(ConfigError, match="images="):
-        predict(*given, f"images={digits}/000.png", "overwrite=true")
-    assert json.loads((tmp_path / "p.json").read_text()) == found
+        predict(*arguments, f"images={digits}/000.png", "overwrite=true")
+    assert json.loads((tmp_path / "p.json").read_text()) == rows
 
 
 def test_a_name_that_is_not_utf_8_costs_nothing(digits_run: Path, digits: Path, tmp_path: Path) -> None:
@@ -120,10 +120,12 @@ def test_published_weights_say_imagenet_s_words(photographs: Path, tmp_path: Pat
         f"checkpoint={tmp_path}/convmixer_768_32_ks7_p7_relu.pth.tar", f"images={photographs}/val",
         f"output={tmp_path}/p.json",
     )  # fmt: skip
-    found = json.loads((tmp_path / "p.json").read_text())
-    likeliest = [row["predictions"][0]["probability"] for row in found]
+    rows = json.loads((tmp_path / "p.json").read_text())
+    likeliest = [row["predictions"][0]["probability"] for row in rows]
     np.testing.assert_allclose(likeliest, as_timm_does(model, photographs).max(1).values, atol=1e-5)
-    assert all(one["class"] in ImageNetInfo().label_descriptions() for row in found for one in row["predictions"])
+    assert all(
+        prediction["class"] in ImageNetInfo().label_descriptions() for row in rows for prediction in row["predictions"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,22 +157,22 @@ def test_what_does_not_fit_is_named(
     four = tmp_path / "four-gelu.pt"
     torch.save(by_timm(8, 1, 3, 2, 10, "gelu", channels=4).state_dict(), four)
     monkeypatch.chdir(tmp_path)
-    given = [override.format(digits=digits, foreign=foreign, four=four) for override in overrides]
-    if not any(override.startswith("checkpoint") for override in given):
-        given.append(f"checkpoint={digits_run}")
+    words = [override.format(digits=digits, foreign=foreign, four=four) for override in overrides]
+    if not any(override.startswith("checkpoint") for override in words):
+        words.append(f"checkpoint={digits_run}")
     with pytest.raises(ConfigError, match=names):
-        predict(*given)
+        predict(*words)
 
 
 def test_a_picture_of_others_is_never_replaced(digits_run: Path, digits: Path, tmp_path: Path) -> None:
-    given = (f"checkpoint={digits_run}", f"images={digits}/000.png", f"output={tmp_path}/p.csv")
-    predict(*given)
-    assert predict(*given, "overwrite=true") == 0
+    arguments = (f"checkpoint={digits_run}", f"images={digits}/000.png", f"output={tmp_path}/p.csv")
+    predict(*arguments)
+    assert predict(*arguments, "overwrite=true") == 0
     (tmp_path / "p.png").write_bytes((digits / "001.png").read_bytes())
     with pytest.raises(ConfigError, match=r"p\.png"):
-        predict(*given, "overwrite=true")
+        predict(*arguments, "overwrite=true")
     assert (tmp_path / "p.png").read_bytes() == (digits / "001.png").read_bytes()
-    predict(*given, "overwrite=true", "sheet=0")
+    predict(*arguments, "overwrite=true", "sheet=0")
 
 
 def test_links_in_the_place_of_results_are_replaced(digits_run: Path, digits: Path, tmp_path: Path) -> None:

@@ -37,13 +37,13 @@ def test_the_time_left_follows_from_what_completed_runs_took(tmp_path: Path) -> 
         assert progress(tmp_path) == Progress(ended=0, running=1, left=3, seconds=None)
         write_summary(tmp_path, 1, status="completed", epochs=10, seconds=10.0)
         assert progress(tmp_path) == Progress(1, 1, 2, cast(float, pytest.approx(10 + 40 + 80)))
-        now = progress(tmp_path, starting=1)
-        assert now and now.seconds == pytest.approx(80), "two at once take as long as the longest"
-        assert progress(tmp_path, starting=1, at_once=2) == now, "the second is the one that runs already"
+        current = progress(tmp_path, starting=1)
+        assert current and current.seconds == pytest.approx(80), "two at once take as long as the longest"
+        assert progress(tmp_path, starting=1, at_once=2) == current, "the second is the one that runs already"
     stopped = progress(tmp_path)
     assert stopped == Progress(ended=1, running=0, left=3, seconds=None)
-    now = progress(tmp_path, starting=1, at_once=2)
-    assert now and now.seconds == pytest.approx(80), "the others are about to begin"
+    current = progress(tmp_path, starting=1, at_once=2)
+    assert current and current.seconds == pytest.approx(80), "the others are about to begin"
     for depth in DEPTHS:
         write_summary(tmp_path, depth, status="failed")
     assert progress(tmp_path) is None

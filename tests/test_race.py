@@ -64,10 +64,10 @@ def test_race_takes_fewer_runs_than_a_fixed_design_of_its_power() -> None:
     generator, rules = np.random.default_rng(0), Rules(4, resolution=1 / IMAGES)
     tables = [draw([0.9, 0.895, 0.88, 0.87], [0.003] * 4, 40, generator) for _ in range(RACES)]
     races = [race(values, rules) for values in tables]
-    right = np.mean([found.end == "winner" and found.ranked == [0] for found in races])
+    right = np.mean([outcome.end == "winner" and outcome.ranked == [0] for outcome in races])
     assert right > 0.95
-    assert not any(found.end == "winner" and found.ranked != [0] for found in races)
-    runs = np.mean([sum(map(len, found.results.values())) for found in races])
+    assert not any(outcome.end == "winner" and outcome.ranked != [0] for outcome in races)
+    runs = np.mean([sum(map(len, outcome.results.values())) for outcome in races])
 
     def power(seeds: int) -> float:
         best, others = np.array(tables)[:, :1, :seeds], np.array(tables)[:, 1:, :seeds]
@@ -87,19 +87,19 @@ def test_a_setting_with_failed_runs_is_never_named_the_winner() -> None:
     for _ in range(200):
         values = draw([0.91, 0.9], [0.006] * 2, rules.max_seeds, generator)
         values[0, generator.random(rules.max_seeds) < 0.1] = np.nan
-        found = race(values, rules)
-        ends[found.end] += 1
-        wrong += found.end == "winner" and (found.ranked[0] == 1 or found.failures(0) > 0)
+        outcome = race(values, rules)
+        ends[outcome.end] += 1
+        wrong += outcome.end == "winner" and (outcome.ranked[0] == 1 or outcome.failures(0) > 0)
     assert wrong == 0 and ends["unsteady"] and ends["max_seeds"]
 
 
 def test_a_setting_that_mostly_fails_is_dropped() -> None:
     values = draw([0.92, 0.9, 0.9], [0.003] * 3, 20, np.random.default_rng(0))
     values[0, np.arange(20) % 4 > 0] = values[1] = np.nan
-    found = race(values, Rules(3, resolution=1 / IMAGES))
-    assert (found.end, found.ranked) == ("winner", [2])
-    assert all(gone.behind and gone.behind.margin is None for gone in found.dropped.values())
-    assert found.dropped[1].round <= found.dropped[0].round
+    outcome = race(values, Rules(3, resolution=1 / IMAGES))
+    assert (outcome.end, outcome.ranked) == ("winner", [2])
+    assert all(gone.behind and gone.behind.margin is None for gone in outcome.dropped.values())
+    assert outcome.dropped[1].round <= outcome.dropped[0].round
     assert race(np.full((2, 4), np.nan), Rules(2)).end == "failed"
 
 
@@ -110,25 +110,25 @@ def test_missing_runs_do_not_count_against_their_setting() -> None:
         values = draw([0.91, 0.9, 0.95], [0.006] * 3, rules.max_seeds, generator)
         values[0, generator.random(rules.max_seeds) < 0.2] = np.nan
         values[2] = np.nan
-        found = standing(lambda run, values=values: Outcome(values[run]), rules)  # type: ignore[misc]
-        assert found.dropped[2].leader is None and found.dropped[2].round == 1
-        named[tuple(found.ranked)] += found.end == "winner"
+        outcome = standing(lambda run, values=values: Outcome(values[run]), rules)  # type: ignore[misc]
+        assert outcome.dropped[2].leader is None and outcome.dropped[2].round == 1
+        named[tuple(outcome.ranked)] += outcome.end == "winner"
     assert named[(0,)] >= 85 and named[(1,)] <= 5
 
 
 @pytest.mark.slow
 def test_confidence_in_the_leader_is_right_as_often_as_it_says() -> None:
     """True means differ as much as runs do; races that end without a winner count."""
-    generator, rules, said, right = np.random.default_rng(0), Rules(4, max_seeds=9, resolution=1 / IMAGES), [], []
+    generator, rules, claimed, right = np.random.default_rng(0), Rules(4, max_seeds=9, resolution=1 / IMAGES), [], []
     for _ in range(150):
         means = generator.normal(0.9, 0.004, 4)
-        found = race(draw(means.tolist(), [0.004] * 4, 9, generator), rules)
-        if found.end == "max_seeds":
-            said.append(confidence(found, rules) or 0.0)
-            right.append(found.ranked[0] == means.argmax())
-    assert len(said) > 80 and np.std(said) > 0.1
-    assert np.mean(right) == pytest.approx(np.mean(said), abs=0.12)
-    sure = np.array(said) > 0.85
+        outcome = race(draw(means.tolist(), [0.004] * 4, 9, generator), rules)
+        if outcome.end == "max_seeds":
+            claimed.append(confidence(outcome, rules) or 0.0)
+            right.append(outcome.ranked[0] == means.argmax())
+    assert len(claimed) > 80 and np.std(claimed) > 0.1
+    assert np.mean(right) == pytest.approx(np.mean(claimed), abs=0.12)
+    sure = np.array(claimed) > 0.85
     assert np.mean(np.array(right)[sure]) > 0.85
 
 
@@ -137,11 +137,11 @@ def test_decisions_follow_from_the_results_alone() -> None:
     rules = Rules(4, smallest=0.002)
     values = draw([0.9, 0.9, 0.85, 0.8], [0.003] * 4, rules.max_seeds, np.random.default_rng(1))
     whole = race(values, rules)
-    known: dict[Run, Outcome] = {}
-    while missing := standing(known.get, rules).missing:
-        known |= {run: Outcome(values[run]) for run in missing[:1]}  # killed after every run
-    assert standing(known.get, rules) == whole
-    assert len(known) == sum(map(len, whole.results.values())) == whole.seeds * 2 + 8
+    results: dict[Run, Outcome] = {}
+    while missing := standing(results.get, rules).missing:
+        results |= {run: Outcome(values[run]) for run in missing[:1]}  # killed after every run
+    assert standing(results.get, rules) == whole
+    assert len(results) == sum(map(len, whole.results.values())) == whole.seeds * 2 + 8
     assert whole.dropped.keys() == {2, 3}
 
 
@@ -158,8 +158,8 @@ def test_it_ends_at_what_it_was_given() -> None:
 def test_the_lowest_loss_wins() -> None:
     values = draw([0.5, 0.4, 0.3], [0.003] * 3, 20, np.random.default_rng(0))
     values[2, :3] = math.nan
-    found = race(values, Rules(3, lower_is_better=True))
-    assert found.dropped[0].leader == 1 and 0 in found.dropped
+    outcome = race(values, Rules(3, lower_is_better=True))
+    assert outcome.dropped[0].leader == 1 and 0 in outcome.dropped
     values[2] = math.nan
     assert race(values, Rules(3, lower_is_better=True)).ranked == [1]
 

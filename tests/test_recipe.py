@@ -42,17 +42,17 @@ def steps(*overrides: str) -> dict[str, Any]:
 
 
 def test_the_papers_transforms() -> None:
-    found = steps(PAPER)
-    assert list(found) == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment"]
-    crop = found["RandomResizedCropAndInterpolation"]
+    by_class = steps(PAPER)
+    assert list(by_class) == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment"]
+    crop = by_class["RandomResizedCropAndInterpolation"]
     assert (crop.scale, crop.ratio, crop.size) == ((0.75, 1.0), (0.75, 1.3333), (32, 32))
     assert len(crop.interpolation) == 2  # bilinear or bicubic, at random
-    assert found["RandomHorizontalFlip"].p == 0.5
+    assert by_class["RandomHorizontalFlip"].p == 0.5
     expected = timm.data.auto_augment.rand_augment_transform(
         "rand-m9-mstd0.5-inc1", {"translate_const": 14, "img_mean": (128, 128, 128)}
     )
-    assert found["RandAugment"].num_layers == expected.num_layers == 2
-    for ours, theirs in zip(found["RandAugment"].ops, expected.ops, strict=True):
+    assert by_class["RandAugment"].num_layers == expected.num_layers == 2
+    for ours, theirs in zip(by_class["RandAugment"].ops, expected.ops, strict=True):
         assert vars(ours) == vars(theirs)
 
 
@@ -75,20 +75,20 @@ def test_the_rest_of_the_papers_recipe() -> None:
 
 
 def test_the_short_recipes_transforms() -> None:
-    found = steps("experiment=short_cifar10")
-    assert list(found) == ["RandomHorizontalFlip", "RandAugment"]
-    assert isinstance(found["RandAugment"], torchvision.transforms.RandAugment)
-    assert (found["RandAugment"].num_ops, found["RandAugment"].magnitude) == (2, 12)
+    by_class = steps("experiment=short_cifar10")
+    assert list(by_class) == ["RandomHorizontalFlip", "RandAugment"]
+    assert isinstance(by_class["RandAugment"], torchvision.transforms.RandAugment)
+    assert (by_class["RandAugment"].num_ops, by_class["RandAugment"].magnitude) == (2, 12)
     jittered = steps("experiment=short_cifar10", "augmentation.brightness=0.2")
     assert list(jittered) == ["RandomHorizontalFlip", "RandAugment", "ColorJitter"]
 
 
 def test_convmixerlibs_weak_augmentation() -> None:
-    found = steps("augmentation=simple")
-    jitter = found["ColorJitter"]
+    by_class = steps("augmentation=simple")
+    jitter = by_class["ColorJitter"]
     assert (jitter.hue, jitter.saturation) == ((-0.05, 0.05), (0.95, 1.05))
     assert (jitter.contrast, jitter.brightness) == ((0.9, 1.1), (0.9, 1.1))
-    assert found["RandomVerticalFlip"].p == 0.5
+    assert by_class["RandomVerticalFlip"].p == 0.5
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_mixups_targets_are_the_shares_of_the_images() -> None:
 def test_cutmixs_targets_are_the_shares_of_the_area() -> None:
     for _ in range(5):
         images, labels, seen, targets = mixed("augmentation.cutmix=0.5")
-        own = (seen == images).all(1)
-        assert (own | (seen == images.flip(0)).all(1)).all()
-        torch.testing.assert_close(targets[torch.arange(8), labels], own.float().mean((1, 2)))
+        unchanged = (seen == images).all(1)
+        assert (unchanged | (seen == images.flip(0)).all(1)).all()
+        torch.testing.assert_close(targets[torch.arange(8), labels], unchanged.float().mean((1, 2)))
 
 
 def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
@@ -204,10 +204,10 @@ def test_erasing_a_whole_batch_is_timms_erasing() -> None:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     ours = shares(transforms.BatchErasing(0.25, mode="pixel", device="cpu"))
     timms = shares(RandomErasing(0.25, mode="pixel", device="cpu"))
-    for one, other in zip(ours, timms, strict=True):
-        assert (one > 0).float().mean() == pytest.approx(0.25, abs=0.02)
-        assert one[one > 0].mean() == pytest.approx(float(other[other > 0].mean()), rel=0.05)
-        assert one[one > 0].std() == pytest.approx(float(other[other > 0].std()), rel=0.1)
+    for our_image, timms_image in zip(ours, timms, strict=True):
+        assert (our_image > 0).float().mean() == pytest.approx(0.25, abs=0.02)
+        assert our_image[our_image > 0].mean() == pytest.approx(float(timms_image[timms_image > 0].mean()), rel=0.05)
+        assert our_image[our_image > 0].std() == pytest.approx(float(timms_image[timms_image > 0].std()), rel=0.1)
 
 
 def test_erasing_takes_the_same_few_operations_for_any_batch() -> None:

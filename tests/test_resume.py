@@ -153,9 +153,9 @@ def test_runs_go_on_after_one_diverges_or_lacks_memory(tmp_path: Path) -> None:
         "sweep=s", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1
-    found = summaries(tmp_path / "outputs" / "s")
-    assert sorted(summary["status"] for summary in found) == ["completed", "failed", "failed", "failed"]
-    errors = " ".join(summary.get("error", "") for summary in found)
+    runs = summaries(tmp_path / "outputs" / "s")
+    assert sorted(summary["status"] for summary in runs) == ["completed", "failed", "failed", "failed"]
+    errors = " ".join(summary.get("error", "") for summary in runs)
     assert "NaN or infinite" in errors
     assert "memory" in errors
     assert done.stdout.count("FAILED") == 3

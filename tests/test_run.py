@@ -88,8 +88,8 @@ def test_the_predictions_are_those_of_the_tested_weights(train: Train) -> None:
     assert -np.log(predictions["probability"]).mean() == pytest.approx(done.summary["test/loss"], rel=1e-5)
 
 
-def equal_metrics(one: Finished, other: Finished) -> bool:
-    return one.metrics.drop(columns=TIMES).equals(other.metrics.drop(columns=TIMES))
+def equal_metrics(first: Finished, second: Finished) -> bool:
+    return first.metrics.drop(columns=TIMES).equals(second.metrics.drop(columns=TIMES))
 
 
 @pytest.mark.slow

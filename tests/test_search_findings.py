@@ -20,19 +20,19 @@ from sweeps.trials import complete_trial, is_hopeless
 @pytest.mark.parametrize("seed", range(3))
 def test_hopeless_trial_is_significantly_worse_by_pooled_spread(seed: int) -> None:
     """The reference is a fit by statsmodels, with a mean for each trial and one variance for all."""
-    generator, said = np.random.default_rng(seed), []
+    generator, answers = np.random.default_rng(seed), []
     for _ in range(100):
         sizes = generator.integers(1, 4, 4)
         sizes[0] = 2
         trials = [list(generator.normal(generator.normal(0.9, 0.02), 0.01, size)) for size in sizes]
-        *others, own = trials
+        *others, values = trials
         best = max(range(3), key=lambda number: np.mean(others[number]))
         numbers = np.repeat(range(4), sizes)
         test = OLS(np.concatenate(trials), np.eye(4)[numbers]).fit().t_test(np.eye(4)[best] - np.eye(4)[3])
-        said.append(is_hopeless(own, others, lower_is_better=False))
-        assert said[-1] == (test.pvalue < 0.05 and test.effect > 0)
-        assert said[-1] == is_hopeless(*([-x for x in own], [[-x for x in other] for other in others]), True)
-    assert 10 < sum(said) < 90
+        answers.append(is_hopeless(values, others, lower_is_better=False))
+        assert answers[-1] == (test.pvalue < 0.05 and test.effect > 0)
+        assert answers[-1] == is_hopeless(*([-x for x in values], [[-x for x in other] for other in others]), True)
+    assert 10 < sum(answers) < 90
     assert not is_hopeless([0.1], [[0.9]], lower_is_better=False)  # there is no spread to judge by
     assert not is_hopeless([0.1, 0.2], [], lower_is_better=False)
 
@@ -52,8 +52,8 @@ def test_what_a_search_found() -> None:
 
 def test_record_of_a_search_holds_trials_and_importances() -> None:
     study = searched(20)
-    found = {"optimizer.lr": Importance(0.7, 0.6), "model.depth": Importance(0.2, 0.5)}
-    record = json.loads(json.dumps(search_record(study, ["best"], found)))
+    importances = {"optimizer.lr": Importance(0.7, 0.6), "model.depth": Importance(0.2, 0.5)}
+    record = json.loads(json.dumps(search_record(study, ["best"], importances)))
     assert [key["key"] for key in record["keys"]][:2] == ["optimizer.lr", "model.depth"]  # the most important first
     keys = {key["key"]: key for key in record["keys"]}
     assert keys["optimizer.lr"]["is_log"] and keys["optimizer.lr"]["importance"] == 0.7

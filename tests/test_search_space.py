@@ -21,9 +21,9 @@ def space(*arguments: str) -> dict[str, Any]:
     register()
     with initialized():
         several, fixed = split_overrides(parse_overrides(["sweep=s", *arguments]))
-        found = make_space("train", several, fixed)
-        monitor_of(check_space("train", found, fixed))
-    return dict(found)
+        distributions = make_space("train", several, fixed)
+        monitor_of(check_space("train", distributions, fixed))
+    return dict(distributions)
 
 
 def test_what_hydra_writes_as_a_sweep_is_searched() -> None:

@@ -16,9 +16,9 @@ from training.selection import select
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fastest_backend_is_taken(clock: Clock, precision: str) -> None:
-    found = selected(f"trainer.precision={precision}")
-    assert found.backend == STACKED
-    assert found.milliseconds == pytest.approx(TIMES)
+    selection = selected(f"trainer.precision={precision}")
+    assert selection.backend == STACKED
+    assert selection.milliseconds == pytest.approx(TIMES)
     clock.milliseconds["reference NHWC"] = 0.1
     assert selected(f"trainer.precision={precision}", "model.kernel_size=5").backend == NHWC
 
@@ -91,7 +91,7 @@ def test_cuda_graphs_are_a_candidate_where_the_mode_is_open(clock: Clock, overri
     with cached_measurements(compiled) as cache:
         cache.by_backend = {name: Measurement(time, 0.0) for name, time in TIMES.items()}
         cache.by_backend[str(graphs)] = Measurement(0.5, 0.0)
-    found = select(compiled, World())
-    assert found.backend == (graphs if is_open else STACKED)
-    assert found.config.trainer.compile_mode == (CUDA_GRAPHS if is_open else "default")
+    selection = select(compiled, World())
+    assert selection.backend == (graphs if is_open else STACKED)
+    assert selection.config.trainer.compile_mode == (CUDA_GRAPHS if is_open else "default")
     assert clock.computed == []

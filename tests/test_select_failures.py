@@ -73,9 +73,9 @@ def test_backend_is_tried_again_after_an_error_that_passes(
     assert len([text for text in warnings(caplog) if "stacked NCHW" in text]) == 2
     if computation is not compiled_by_cc:
         clock.stacked = depthwise_stacked.convolution
-    found = selected()
-    assert found.backend == STACKED
-    assert found.milliseconds == pytest.approx(TIMES)
+    selection = selected()
+    assert selection.backend == STACKED
+    assert selection.milliseconds == pytest.approx(TIMES)
     assert clock.measured(selected) == set()
 
 
@@ -85,8 +85,8 @@ def test_nothing_is_remembered_where_the_reference_fails_too(
     clock.stacked = wrong
     with monkeypatch.context() as context:
         context.setattr(depthwise_reference, "convolution", out_of_memory)
-        found = selected()
-    assert (found.backend, found.milliseconds) == (REFERENCE, {})
+        selection = selected()
+    assert (selection.backend, selection.milliseconds) == (REFERENCE, {})
     assert "CUDA out of memory" in caplog.text
     clock.stacked = depthwise_stacked.convolution
     assert selected().backend == STACKED

@@ -65,8 +65,8 @@ def test_backend_that_fails_with_the_runs_network_is_replaced(clock: Clock, trai
     done = train("trainer.epochs=1", "data.train_fraction=0.2")
     assert done.summary["status"] == "completed", done.summary.get("error")
     assert (done.summary["backend"], done.summary["channels_last"]) == ("reference", True)
-    (said,) = [line for line in (done.folder / "train.log").read_text().splitlines() if "no kernel for this" in line]
-    assert "stacked NCHW" in said
+    (warning,) = [line for line in (done.folder / "train.log").read_text().splitlines() if "no kernel for this" in line]
+    assert "stacked NCHW" in warning
     chosen = train(
         "trainer.epochs=1", "data.train_fraction=0.2", "model.backend=reference", "trainer.channels_last=true"
     )

@@ -22,8 +22,8 @@ def draw(n: int, seed: int = 0, around: float = 0.9) -> list[float]:
     return list(np.random.default_rng(seed).normal(around, 0.01, n))
 
 
-def only(found: Sequence[Any]) -> Any:
-    (effect,) = found
+def only(items: Sequence[Any]) -> Any:
+    (effect,) = items
     return effect
 
 
@@ -33,11 +33,11 @@ def seeded(values: Sequence[float]) -> dict[int, float | None]:
 
 def kernels(*values: Any) -> Comparison:
     """Compare kernels 3, 5, 7 …, given val/accuracy by seed."""
-    return compared([({KERNEL: 3 + 2 * i}, own) for i, own in enumerate(values)])
+    return compared([({KERNEL: 3 + 2 * i}, accuracies) for i, accuracies in enumerate(values)])
 
 
-def words(found: Comparison) -> str:
-    return " ".join(json.loads(as_json(found))["words"])
+def words(comparison: Comparison) -> str:
+    return " ".join(json.loads(as_json(comparison))["words"])
 
 
 def test_one_seed_has_an_effect_but_no_interval() -> None:
@@ -47,34 +47,34 @@ def test_one_seed_has_an_effect_but_no_interval() -> None:
 
 
 def test_ties_are_called_ties_in_these_runs() -> None:
-    found = kernels([0.9], [0.9])
-    assert "Tied with it in these runs: kernel_size=5" in words(found)
-    assert found.effects[0].is_tied and "every seed" not in words(found)
+    comparison = kernels([0.9], [0.9])
+    assert "Tied with it in these runs: kernel_size=5" in words(comparison)
+    assert comparison.effects[0].is_tied and "every seed" not in words(comparison)
 
 
 def test_diverging_setting_is_named_with_its_rate_and_not_best() -> None:
     """Three of six runs of kernel 3 end as NaN, and the others are a point better than kernel 5."""
     survivors = {seed: 0.951 + 0.0003 * seed for seed in range(3)}
     steady = {seed: 0.941 + 0.0004 * (seed % 4) for seed in range(6)}
-    found = compared([({KERNEL: 3}, survivors), ({KERNEL: 5}, steady)], failed=[({KERNEL: 3}, range(3, 6))])
-    assert found.valued[0].levels[KERNEL] == 5 and found.failed(found.valued[1]) == 3
-    assert "kernel_size=3: 3 of 6 runs failed" in words(found)
-    assert "significantly better than the other" not in words(found).replace("not significantly", "")
+    comparison = compared([({KERNEL: 3}, survivors), ({KERNEL: 5}, steady)], failed=[({KERNEL: 3}, range(3, 6))])
+    assert comparison.valued[0].levels[KERNEL] == 5 and comparison.failed(comparison.valued[1]) == 3
+    assert "kernel_size=3: 3 of 6 runs failed" in words(comparison)
+    assert "significantly better than the other" not in words(comparison).replace("not significantly", "")
 
 
 def test_a_run_that_was_lost_is_not_held_against_its_setting() -> None:
-    found = compared(
+    comparison = compared(
         [({KERNEL: 3}, draw(3)), ({KERNEL: 5}, draw(4, 1, 0.5))],
         failed=[({KERNEL: 3}, [3])],
         error="OutOfMemoryError: 1",
     )
-    assert found.failed(found.valued[0]) == 0 and found.missing == {found.valued[0]: [3]}
+    assert comparison.failed(comparison.valued[0]) == 0 and comparison.missing == {comparison.valued[0]: [3]}
 
 
 def test_the_best_of_many_is_said_to_look_too_good() -> None:
-    found = kernels(*(draw(3, seed) for seed in range(12)))
-    assert found.selection and found.selection.bias and found.selection.bias > 0.001
-    assert "better than it is" in words(found)
+    comparison = kernels(*(draw(3, seed) for seed in range(12)))
+    assert comparison.selection and comparison.selection.bias and comparison.selection.bias > 0.001
+    assert "better than it is" in words(comparison)
 
 
 def test_a_best_that_was_picked_on_the_test_set_says_so() -> None:
@@ -85,15 +85,15 @@ def test_a_best_that_was_picked_on_the_test_set_says_so() -> None:
 
 def test_difference_below_the_smallest_does_not_matter() -> None:
     values = np.random.default_rng(0).normal(0.9, 1e-4, (2, 6)).tolist()
-    found = compared([({KERNEL: 3}, values[0]), ({KERNEL: 5}, values[1])], smallest=0.5)
-    assert all(difference.is_negligible for difference in found.differences.values())
-    assert "does not matter" in words(found) and not any(plan.seeds for plan in found.plans)
+    comparison = compared([({KERNEL: 3}, values[0]), ({KERNEL: 5}, values[1])], smallest=0.5)
+    assert all(difference.is_negligible for difference in comparison.differences.values())
+    assert "does not matter" in words(comparison) and not any(plan.seeds for plan in comparison.plans)
 
 
 def test_only_settings_that_may_be_the_best_get_a_probability() -> None:
-    found = kernels(draw(5, 0), draw(5, 1), draw(5, 2, 0.5))
-    tree = json.loads(as_json(found))
-    assert len(tree["may_be_best"]) == 2 and "kernel_size=7 0 %" not in words(found)
+    comparison = kernels(draw(5, 0), draw(5, 1), draw(5, 2, 0.5))
+    tree = json.loads(as_json(comparison))
+    assert len(tree["may_be_best"]) == 2 and "kernel_size=7 0 %" not in words(comparison)
     assert tree["new_run_of_best_beats_next"]["low"] < 0.5 < tree["new_run_of_best_beats_next"]["high"]
 
 
@@ -105,21 +105,25 @@ def test_the_best_is_not_the_one_whose_hard_seed_failed() -> None:
     seeds = np.array([0.0, 0.001, -0.001, -0.08])
     values = [0.95 + add + seeds + np.random.default_rng(i).normal(0, 0.0007, 4) for i, add in ((1, 0), (2, 0.0097))]
     third, fifth, seventh = dict(enumerate(values[0][:3])), values[1], values[1] - 0.0005
-    found = compared([({KERNEL: 3}, third), ({KERNEL: 5}, list(fifth)), ({KERNEL: 7}, list(seventh))])
-    tree = json.loads(as_json(found))
+    comparison = compared([({KERNEL: 3}, third), ({KERNEL: 5}, list(fifth)), ({KERNEL: 7}, list(seventh))])
+    tree = json.loads(as_json(comparison))
     assert tree["rows"][0][KERNEL] == 5 and tree["rows"][-1][KERNEL] == 3
     assert tree["rows"][-1]["val/accuracy"] > tree["rows"][0]["val/accuracy"], "the plain means say the opposite"
-    (told,) = (sentence for sentence in tree["words"] if "missing" in sentence)
+    (sentence_on_missing,) = (sentence for sentence in tree["words"] if "missing" in sentence)
     raw, adjusted = tree["rows"][-1]["val/accuracy"], tree["rows"][-1]["val/accuracy/adjusted"]
-    assert "kernel_size=3 (seed 3)" in told and f"{raw:.2%}"[:-1] in told and f"{adjusted:.2%}"[:-1] in told
+    assert (
+        "kernel_size=3 (seed 3)" in sentence_on_missing
+        and f"{raw:.2%}"[:-1] in sentence_on_missing
+        and f"{adjusted:.2%}"[:-1] in sentence_on_missing
+    )
 
 
 def test_a_run_that_diverged_is_no_hard_seed() -> None:
     """Two settings are equal, and one lacks the seed at which a third one diverged."""
-    found = kernels(draw(5, 1), draw(4, 2), [0.9, 0.91, 0.9, 0.89, 0.1])
-    by_kernel = {effect.level: effect for effect in found.effects}
+    comparison = kernels(draw(5, 1), draw(4, 2), [0.9, 0.91, 0.9, 0.89, 0.1])
+    by_kernel = {effect.level: effect for effect in comparison.effects}
     assert abs(by_kernel[5].estimate) < 0.02 and not by_kernel[5].is_significant
-    assert found.valued[-1].levels[KERNEL] == 7
+    assert comparison.valued[-1].levels[KERNEL] == 7
 
 
 def simulated(generator: np.random.Generator) -> Comparison:
@@ -138,17 +142,17 @@ def simulated(generator: np.random.Generator) -> Comparison:
 def test_no_sentence_contradicts_the_sign_of_an_effect_below_it() -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
-        found = simulated(generator)
-        best, sentences = found.valued[0].levels, result(found)
-        assert all(f"{found.short(key)}={best[key]}" in sentences[0] for key in found.keys)
-        assert all(difference.estimate <= 0 for difference in found.differences.values())
+        comparison = simulated(generator)
+        best, sentences = comparison.valued[0].levels, result(comparison)
+        assert all(f"{comparison.short(key)}={best[key]}" in sentences[0] for key in comparison.keys)
+        assert all(difference.estimate <= 0 for difference in comparison.differences.values())
         is_claimed = any(sentence.startswith("It is significantly better") for sentence in sentences)
-        assert is_claimed == all(difference.is_significant for difference in found.differences.values())
-        for effect in found.effects:
+        assert is_claimed == all(difference.is_significant for difference in comparison.differences.values())
+        for effect in comparison.effects:
             change = effect.estimate
             assert change < 0 or effect.n_higher > 0
             assert change > 0 or effect.n_higher < len(effect.pairs)
-            if len(found.keys) == 1:
+            if len(comparison.keys) == 1:
                 assert change < 0 or best[effect.factor] != effect.baseline
                 assert change > 0 or best[effect.factor] != effect.level
 
@@ -160,8 +164,10 @@ def test_truly_worse_setting_is_never_significantly_better() -> None:
     for _ in range(300):
         seeds = generator.normal(0, 0.05, 6)
         a, b = (0.9 + gain + seeds + generator.normal(0, 0.003, 6) for gain in (0, 0.01))
-        found = kernels(dict(enumerate(a[:5])), list(b))
-        claims += found.valued[0].levels[KERNEL] == 3 and only(list(found.differences.values())).is_significant
+        comparison = kernels(dict(enumerate(a[:5])), list(b))
+        claims += (
+            comparison.valued[0].levels[KERNEL] == 3 and only(list(comparison.differences.values())).is_significant
+        )
     assert claims == 0
 
 
@@ -196,10 +202,10 @@ def test_p_values_of_equals_hold_their_level_with_missing_runs(unstable: bool) -
 def test_losses_beyond_float32_are_not_compared() -> None:
     settings = [({KERNEL: kernel}, [0.5 + 0.1 * kernel, 0.9, 0.7]) for kernel in (3, 5, 7)]
     runs = compared([*settings, ({KERNEL: 9}, [1e155, 3e155, 2e155])], metric="val/loss").runs
-    found = Comparison("test", runs, "val/loss")
-    assert [len(setting.by_seed("val/loss")) for setting in found.settings] == [3, 3, 3, 0]
-    assert not {"nan", "inf", "+nan", "+inf", "-inf"} & {*words(found).split()}
-    assert only([setting for setting in found.settings if setting.levels[KERNEL] == 9]) not in found.valued
+    comparison = Comparison("test", runs, "val/loss")
+    assert [len(setting.by_seed("val/loss")) for setting in comparison.settings] == [3, 3, 3, 0]
+    assert not {"nan", "inf", "+nan", "+inf", "-inf"} & {*words(comparison).split()}
+    assert only([setting for setting in comparison.settings if setting.levels[KERNEL] == 9]) not in comparison.valued
 
 
 # Effects of factors.
@@ -226,8 +232,8 @@ def test_baselines_stay_when_a_setting_is_added(
     levels: list[tuple[int, int]], further: tuple[int, int], baselines: dict[str, int]
 ) -> None:
     for planned in (levels, [*levels, further]):
-        found = compared([({KERNEL: k, DEPTH: d}, [0.9]) for k, d in planned])
-        assert {effect.factor: effect.baseline for effect in found.effects} == baselines
+        comparison = compared([({KERNEL: k, DEPTH: d}, [0.9]) for k, d in planned])
+        assert {effect.factor: effect.baseline for effect in comparison.effects} == baselines
 
 
 @pytest.mark.parametrize(
@@ -262,11 +268,11 @@ def test_what_follows_from_other_keys_is_no_factor_but_is_named() -> None:
             ("adamw", None, 0.1, 0.90), ("adamw", None, 0.2, 0.91), ("sgd", 0.9, 0.1, 0.92), ("sgd", 0.9, 0.2, 0.93),
         )
     ]  # fmt: skip
-    found = compared(settings, "seed")
-    assert found.factors == ["optimizer.name", RATE]
-    by_factor = {effect.factor: effect for effect in found.effects}
-    assert found.changes_with(by_factor["optimizer.name"]) == ("optimizer.momentum",)
-    assert found.changes_with(by_factor[RATE]) == ()
+    comparison = compared(settings, "seed")
+    assert comparison.factors == ["optimizer.name", RATE]
+    by_factor = {effect.factor: effect for effect in comparison.effects}
+    assert comparison.changes_with(by_factor["optimizer.name"]) == ("optimizer.momentum",)
+    assert comparison.changes_with(by_factor[RATE]) == ()
     assert len(by_factor["optimizer.name"].pairs) == 2
     assert by_factor["optimizer.name"].estimate == pytest.approx(0.02)
 
@@ -275,8 +281,8 @@ def test_factors_that_never_change_alone_say_so() -> None:
     """In half a fraction of 2 × 2 × 2, each pair of settings differs in two factors or more."""
     levels = [(a, b, (a + b) % 2) for a in (0, 1) for b in (0, 1)]
     settings = [({KERNEL: a, DEPTH: b, "model.d_model": c}, [0.9]) for a, b, c in levels]
-    found = compared(settings, "seed")
-    assert all(found.changes_with(effect) for effect in found.effects)
+    comparison = compared(settings, "seed")
+    assert all(comparison.changes_with(effect) for effect in comparison.effects)
     assert compared(settings).effects == []
 
 
@@ -284,11 +290,11 @@ def test_a_search_has_all_that_it_varied_as_factors() -> None:
     """Each trial has a different learning rate, on which all other keys depend."""
     trials = [(0.001 * 1.3**i, (3, 5, 7)[i % 3], (4, 8)[i % 2]) for i in range(12)]
     settings = [({RATE: lr, KERNEL: k, DEPTH: d}, [0.9 + i / 100]) for i, (lr, k, d) in enumerate(trials)]
-    found = compared(settings)
-    assert set(found.factors) == {RATE, KERNEL, DEPTH}
-    effect = only(found.effects)  # kernels and depths come again after six trials
+    comparison = compared(settings)
+    assert set(comparison.factors) == {RATE, KERNEL, DEPTH}
+    effect = only(comparison.effects)  # kernels and depths come again after six trials
     assert (effect.factor, effect.level, effect.baseline) == (RATE, trials[6][0], trials[0][0])
-    assert effect.estimate == pytest.approx(0.06) and found.changes_with(effect) == ()
+    assert effect.estimate == pytest.approx(0.06) and comparison.changes_with(effect) == ()
     assert compared(settings[:6]).effects == []
 
 
@@ -296,9 +302,9 @@ def test_a_search_has_all_that_it_varied_as_factors() -> None:
 def test_effect_that_depends_on_another_factor_is_stated(depends: bool) -> None:
     grid = itertools.product((5, 9), (8, 16))
     means = [({KERNEL: k, DEPTH: d}, 0.9 + 0.05 * (k == 9) * (d == 16 or not depends)) for k, d in grid]
-    found = compared([(levels, draw(4, i, mean)) for i, (levels, mean) in enumerate(means)])
-    assert ("the two effects differ significantly" in words(found)) is depends
-    assert ("No effect depends significantly" in words(found)) is not depends
-    (record,) = json.loads(as_json(found))["interactions"]
+    comparison = compared([(levels, draw(4, i, mean)) for i, (levels, mean) in enumerate(means)])
+    assert ("the two effects differ significantly" in words(comparison)) is depends
+    assert ("No effect depends significantly" in words(comparison)) is not depends
+    (record,) = json.loads(as_json(comparison))["interactions"]
     assert record["estimate"] == pytest.approx(record["at_level"] - record["at_baseline"])
     assert record["low"] < record["estimate"] < record["high"] and record["is_significant"] is depends

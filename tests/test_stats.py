@@ -64,8 +64,8 @@ def test_power_with_a_known_spread_is_the_noncentral_t_tests() -> None:
 @pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
 def test_new_seeds_are_those_of_the_paired_t_test(effect: float) -> None:
     """There are two settings, and the spread of their difference is known."""
-    now = SampleSize(seeds=10, settings=2, level=0.05, error=1 / np.sqrt(10), freedom=9, critical=2.3)
-    seeds = seeds_for(effect, now)
+    current = SampleSize(seeds=10, settings=2, level=0.05, error=1 / np.sqrt(10), freedom=9, critical=2.3)
+    seeds = seeds_for(effect, current)
     assert seeds and abs(seeds - np.ceil(TTestPower().solve_power(effect, alpha=0.05, power=0.8))) <= 1
 
 
@@ -189,8 +189,8 @@ def test_interactions_are_those_of_least_squares() -> None:
     interactions = analyse(values).interactions
     assert len(interactions) == 2 * 1 + 2 * 1 + 1 * 1
     for interaction in interactions:
-        one, other = (f"C({e.factor})[T.{e.level}]" for e in (interaction.effect, interaction.other))
-        assert interaction.difference.estimate == pytest.approx(fitted[f"{one}:{other}"])
+        first, second = (f"C({e.factor})[T.{e.level}]" for e in (interaction.effect, interaction.other))
+        assert interaction.difference.estimate == pytest.approx(fitted[f"{first}:{second}"])
         assert interaction.at_level - interaction.at_baseline == pytest.approx(interaction.difference.estimate)
         depends = (interaction.effect.level, interaction.other.level) == (9, "b")
         assert interaction.difference.is_significant is depends

@@ -30,18 +30,18 @@ def test_an_experiment_is_a_record(name: str) -> None:
     assert "million images" in text  # what it costs
     assert config.study.name == name  # by which its recipe is found
     assert bool(config.study.source) == bool(config.study.reference)
-    known = {path for path, *_ in keys_of(config)}
-    assert {path for path, _ in flatten(config.study.where)} <= known
+    keys = {path for path, *_ in keys_of(config)}
+    assert {path for path, _ in flatten(config.study.where)} <= keys
     for row in config.study.reference:
         assert set(row) == {"where", "value"}
-        assert set(row["where"]) <= known
+        assert set(row["where"]) <= keys
         assert 0 < row["value"] < 1
 
 
 def reference(run: dict[str, Any]) -> float | None:
     """Return the published value that a completed run of this flat config is compared with."""
-    found = Setting({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
-    return found.value if found else None
+    value = Setting({}, [Run(Path(), run, {"status": "completed", "test/accuracy": 0.5})]).reference
+    return value.value if value else None
 
 
 def composed(experiment: str, *overrides: str) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def test_groups_can_be_swept_with_glob(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert set(statuses(tmp_path / "outputs" / "s")) == {f"kernel_k{k}" for k in (3, 5, 7, 9)}
     assert "kernel=k3,k5,k7,k9" in (first := done.stdout.splitlines()[0]) and "depth=1" in first
-    own = [line for line in done.stdout.splitlines() if "kernel=k3: ConvMixer" in line]
-    assert own and "depth=1" not in own[0]  # what all runs share is said once
+    lines = [line for line in done.stdout.splitlines() if "kernel=k3: ConvMixer" in line]
+    assert lines and "depth=1" not in lines[0]  # what all runs share is said once
     for path in (tmp_path / "outputs" / "s").glob("*/summary.json"):
         summary = json.loads(path.read_text())
         assert summary["varied"] == ["kernel"] and summary["overrides"]["model.depth"] == 1

@@ -81,8 +81,8 @@ def test_agents_are_given_the_runs_of_the_same_sweep_here() -> None:
     parameters = sweep["parameters"]
     assert list(parameters) == list(swept) and {len(space["values"]) for space in parameters.values()} == {2}
     for point in (0, 1):
-        given = {"args": {key: {"value": space["values"][point]} for key, space in parameters.items()}}
-        agents = checked(*before[3:], *create_sweep_command_args(given)["args_no_hyphens"])
+        assigned = {"args": {key: {"value": space["values"][point]} for key, space in parameters.items()}}
+        agents = checked(*before[3:], *create_sweep_command_args(assigned)["args_no_hyphens"])
         ours = checked(*fixed, *(f"{key}={values[point]}" for key, values in swept.items()))
         assert run_id(agents) == run_id(ours) and (agents.sweep, agents.wandb.mode) == ("s", "online")
 
@@ -174,8 +174,8 @@ def rows(*arguments: str, cwd: Path, **environment: str) -> list[dict[str, Any]]
 def test_an_agent_trains_stops_and_finds_runs(
     train: Callable[..., Finished], tmp_path: Path, server: WandbServer
 ) -> None:
-    known = train("dropout=blocks", "dropout.rate=0.1")
-    before = (known.folder / "metrics.csv").stat().st_mtime_ns
+    earlier = train("dropout=blocks", "dropout.rate=0.1")
+    before = (earlier.folder / "metrics.csv").stat().st_mtime_ns
     arguments = (*TINY, "dropout=blocks,head", "dropout.rate=0.1", "trainer.epochs=2,5000", "output_dir=.")
     made = command(*arguments, "sweep=sweep0", cwd=tmp_path, script="wandb_sweep", **server.environment)
     assert made.stdout.splitlines()[-1] == "wandb agent team/convmixer/sweep0", made.stderr
@@ -188,8 +188,12 @@ def test_an_agent_trains_stops_and_finds_runs(
     folders = {path.parent: json.loads(path.read_text()) for path in tmp_path.glob("sweep0/*/summary.json")}
     by_id = {summary["wandb_id"]: folder for folder, summary in folders.items()}
     trained, stopped = by_id["sweep0-2"], by_id["sweep0-1"]
-    assert set(folders) == {known.folder, trained, stopped} and set(server.runs) == {"sweep0-1", "sweep0-2", "sweep0-3"}
-    for name, folder in (("sweep0-3", known.folder), ("sweep0-2", trained)):
+    assert set(folders) == {earlier.folder, trained, stopped} and set(server.runs) == {
+        "sweep0-1",
+        "sweep0-2",
+        "sweep0-3",
+    }
+    for name, folder in (("sweep0-3", earlier.folder), ("sweep0-2", trained)):
         run, summary = server.runs[name], folders[folder]
         assert (run["sweep"], run["groupName"], run["state"]) == ("sweep0", "sweep0", "finished")
         measured = {key: value for key, value in summary.items() if value is not None}  # W&B keeps no null
@@ -198,7 +202,7 @@ def test_an_agent_trains_stops_and_finds_runs(
         assert max(row["val/accuracy"] for row in history) == summary["objective"] and len(history) == 2
         config = {key: entry["value"] for key, entry in run["config"].items()}
         assert (config["dropout"], config["dropout.head"]) in (("blocks", 0), ("head", 0.1)), "group and section"
-    assert (known.folder / "metrics.csv").stat().st_mtime_ns == before, "completed: not trained again"
+    assert (earlier.folder / "metrics.csv").stat().st_mtime_ns == before, "completed: not trained again"
 
     assert folders[stopped]["status"] == "interrupted" and (stopped / "checkpoints" / "last.pt").exists()
     run = server.runs["sweep0-1"]

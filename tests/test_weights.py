@@ -164,11 +164,11 @@ def test_the_same_content_has_one_fingerprint(peer: nn.Module, tmp_path: Path) -
     weights = from_layout(peer.state_dict())[2]
     torch.save({"state_dict": peer.state_dict(), "epoch": 1}, tmp_path / "one.pth.tar")
     save_file(to_layout(weights, "authors"), tmp_path / "two.safetensors")
-    one, two = (read_weights(str(tmp_path / name)) for name in ("one.pth.tar", "two.safetensors"))
-    assert one.fingerprint() == two.fingerprint()
+    first, second = (read_weights(str(tmp_path / name)) for name in ("one.pth.tar", "two.safetensors"))
+    assert first.fingerprint() == second.fingerprint()
     weights["classification.linear.bias"][0] += 1e-6
     torch.save(weights, tmp_path / "three.pt")
-    assert read_weights(str(tmp_path / "three.pt")).fingerprint() != one.fingerprint()
+    assert read_weights(str(tmp_path / "three.pt")).fingerprint() != first.fingerprint()
 
 
 def test_weights_saved_without_checksums_are_read(peer: nn.Module, tmp_path: Path) -> None:

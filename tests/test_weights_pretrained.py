@@ -37,7 +37,7 @@ def test_what_fits_is_taken(channels: int, n_classes: int, published: Path) -> N
     config = checked(*SHAPE, f"model.pretrained={published}")
     model = make_model(config, channels, n_classes)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    weights, told = load_pretrained(model, config.model, channels, [str(i) for i in range(n_classes)])
+    weights, sentence = load_pretrained(model, config.model, channels, [str(i) for i in range(n_classes)])
     for name, tensor in model.state_dict().items():
         if name.startswith("classification") and n_classes == 5:
             assert torch.equal(tensor, before[name])
@@ -45,7 +45,7 @@ def test_what_fits_is_taken(channels: int, n_classes: int, published: Path) -> N
             torch.testing.assert_close(tensor, adapt_input_conv(channels, weights.tensors[name]))
         else:
             assert torch.equal(tensor, weights.tensors[name])
-    assert ("5 classes" in told, "to 1 channels" in told) == (n_classes == 5, channels == 1)
+    assert ("5 classes" in sentence, "to 1 channels" in sentence) == (n_classes == 5, channels == 1)
 
 
 @pytest.mark.parametrize(

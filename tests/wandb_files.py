@@ -15,7 +15,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 def records(file: Path) -> list[Any]:
     content = file.read_bytes()
     assert content[:4] == b":W&B"
-    position, parts, found = 7, b"", []
+    position, parts, complete = 7, b"", []
     while position + 7 <= len(content):
         if BLOCK - position % BLOCK < 7:  # no record starts at the very end of a block
             position += BLOCK - position % BLOCK
@@ -28,9 +28,9 @@ def records(file: Path) -> list[Any]:
         if kind in (FULL, LAST):
             record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(parts)
-            found.append(record)
+            complete.append(record)
             parts = b""
-    return found
+    return complete
 
 
 def read(run_folder: Path) -> dict[str, Any]:

@@ -92,11 +92,11 @@ class WandbServer(ThreadingHTTPServer):
         }  # fmt: skip
         return {"model": {"bucket": bucket}}
 
-    def UpsertBucket(self, name: str, **given: Any) -> dict[str, Any]:
+    def UpsertBucket(self, name: str, **arguments: Any) -> dict[str, Any]:
         run = self.run(name)
         run["state"] = "running"
-        run["config"] |= json.loads(given.pop("config", None) or "{}")
-        run |= {key: value for key, value in given.items() if value is not None}
+        run["config"] |= json.loads(arguments.pop("config", None) or "{}")
+        run |= {key: value for key, value in arguments.items() if value is not None}
         bucket = {"id": name, "name": name, "project": project(run["project"]), "sweepName": run.get("sweep")}
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
 
@@ -109,7 +109,7 @@ class WandbServer(ThreadingHTTPServer):
         if not here:
             return {"project": None}
         wanted = {key: value for choice in json.loads(filters).get("$or", []) for key, value in choice.items()}
-        found = [
+        matching = [
             run
             for run in here
             if not wanted or wanted["sweep"] == run.get("sweep") or wanted["group"] == run["groupName"]
@@ -122,10 +122,10 @@ class WandbServer(ThreadingHTTPServer):
                     "config": json.dumps(run["config"]), "summaryMetrics": json.dumps(run["summary"]),
                 },
             }
-            for run in found
+            for run in matching
         ]  # fmt: skip
         page = {"endCursor": None, "hasNextPage": False}
-        return {"project": {"runCount": len(found), "runs": {"edges": edges, "pageInfo": page}}}
+        return {"project": {"runCount": len(matching), "runs": {"edges": edges, "pageInfo": page}}}
 
     def RunFullHistory(self, name: str, **_: Any) -> dict[str, Any]:
         return {"project": {"run": {"history": list(self.runs[name]["history"].values())}}}

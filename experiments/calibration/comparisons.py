@@ -74,15 +74,15 @@ def share_covered(differences: Sequence[Difference]) -> float:
 
 def probabilities(designs: Iterable[Design], numbers: Sequence[int]) -> list[Rate]:
     """Count how many statements with a probability of about 0.9 are true, over designs and spreads of true means."""
-    rates, said = [], Counter[str]()
+    rates, statements = [], Counter[str]()
     for design in designs:
         for tau in TAUS:
             rate, counts = true_best(design, tau, numbers)
             rates.append(rate)
-            said += counts
+            statements += counts
     for statement, of_what in (("best", "is the best"), ("beats", "beats the next in a new run")):
         name = f"with probability 0.9 a setting {of_what}"
-        true, of = said[f"{statement}_true"], said[statement]
+        true, of = statements[f"{statement}_true"], statements[statement]
         rates.append(Rate(name, "all of the above", true, of, at_least=0.87, at_most=0.93))
     return rates
 
@@ -97,7 +97,7 @@ def true_best(design: Design, tau: float, numbers: Iterable[int]) -> tuple[Rate,
         The rate at which `may_be_best` lacks the best; the number of statements with a probability of 0.85 to 0.95,
         and of the true ones among them.
     """
-    name, said = f"{design}, means {tau:g}", Counter[str]()
+    name, statements = f"{design}, means {tau:g}", Counter[str]()
     lacks = studies = 0
     for number in numbers:
         rng = generator(name, number)
@@ -107,12 +107,12 @@ def true_best(design: Design, tau: float, numbers: Iterable[int]) -> tuple[Rate,
         lacks += int(means.argmax()) not in result.may_be_best
         for setting, probability in result.probability_best.items():
             if is_sure(probability):
-                said += Counter(best=1, best_true=int(setting == means.argmax()))
+                statements += Counter(best=1, best_true=int(setting == means.argmax()))
         new = means + design.deviations * rng.normal(size=design.settings)
         if len(result.ranked) > 1 and (chance := result.beats(*result.ranked[:2])) and is_sure(chance.value):
             first, second = result.ranked[:2]
-            said += Counter(beats=1, beats_true=int(new[first] > new[second]))
-    return Rate("may_be_best leaves out the best", name, lacks, studies, at_most=0.05), said
+            statements += Counter(beats=1, beats_true=int(new[first] > new[second]))
+    return Rate("may_be_best leaves out the best", name, lacks, studies, at_most=0.05), statements
 
 
 def is_sure(probability: float) -> bool:
@@ -121,7 +121,7 @@ def is_sure(probability: float) -> bool:
 
 def power(design: Design, numbers: Iterable[int]) -> list[Rate]:
     """Count how often a second study finds the difference that the first one says it finds with 80 % power."""
-    found = studies = 0
+    significant = studies = 0
     for number in numbers:
         rng = generator(f"{design}, power", number)
         size = analyse(design.draw(rng)).sample_sizes[0, 1]
@@ -131,8 +131,8 @@ def power(design: Design, numbers: Iterable[int]) -> list[Rate]:
         means[0] = size.detectable
         difference = analyse(design.draw(rng, means)).differences[0, 1]
         studies += 1
-        found += difference.p_alone is not None and difference.p_alone < size.level
-    return [Rate("80 % power finds the difference", str(design), found, studies, at_least=0.75, at_most=0.85)]
+        significant += difference.p_alone is not None and difference.p_alone < size.level
+    return [Rate("80 % power finds the difference", str(design), significant, studies, at_least=0.75, at_most=0.85)]
 
 
 def misses(numbers: Iterable[int]) -> list[Rate]:

@@ -39,13 +39,13 @@ def predictions(noise: str, runs: int, numbers: Iterable[int]) -> list[Rate]:
 
 def bias(means_name: str, seeds: int, numbers: Iterable[int]) -> list[Rate]:
     """Compare the mean selection bias of the picked setting with its mean estimate."""
-    means, name, true, said = MEANS[means_name], f"{means_name}, {seeds} seeds", 0.0, 0.0
+    means, name, true, estimate = MEANS[means_name], f"{means_name}, {seeds} seeds", 0.0, 0.0
     for number in numbers:
         table = means[:, None] + generator(name, number).normal(size=(len(means), seeds))
         values: dict[int, dict[int, float | None]] = {a: dict(enumerate(row)) for a, row in enumerate(table.tolist())}
         selection = selection_bias(values)
         assert selection and selection.bias is not None
         true += table[selection.best].mean() - means[selection.best]
-        said += selection.bias
+        estimate += selection.bias
     least, most = (0.67, 1.1) if means_name != AHEAD else (0.0, 1.0)  # nothing is claimed of what is no choice
-    return [Rate("said of the bias of the best", name, said, true, at_least=least, at_most=most, is_share=True)]
+    return [Rate("said of the bias of the best", name, estimate, true, at_least=least, at_most=most, is_share=True)]

@@ -67,15 +67,15 @@ LISTS = [Test(2, seeds, 500, spread, has_won=True) for seeds in (5, 8) for sprea
 
 def same(test: Test, numbers: Iterable[int]) -> list[Rate]:
     """Compare two settings of equal quality."""
-    found = [image_gains(test.draw(generator(test, number)), [(0, 1)]) for number in numbers]
-    name, n = str(test), len(found)
+    gains_by_study = [image_gains(test.draw(generator(test, number)), [(0, 1)]) for number in numbers]
+    name, n = str(test), len(gains_by_study)
     return [
         Rate("new training runs, these images: a setting differs from itself", name,
-             sum(is_significant(gains.new_runs) for gains in found), n, at_most=0.06),
+             sum(is_significant(gains.new_runs) for gains in gains_by_study), n, at_most=0.06),
         Rate("both: a setting differs from itself", name,
-             sum(is_significant(gains.both) for gains in found), n, at_most=0.06),
+             sum(is_significant(gains.both) for gains in gains_by_study), n, at_most=0.06),
         Rate("a list of images at a rate of 10 %, nothing differs", name,
-             sum(bool((gains.rates <= 0.1).any()) for gains in found), n, at_most=0.1),
+             sum(bool((gains.rates <= 0.1).any()) for gains in gains_by_study), n, at_most=0.1),
     ]  # fmt: skip
 
 

@@ -170,9 +170,9 @@ def between(runs: int = 6) -> None:
 
     def count(part: str | None) -> None:
         nonlocal last
-        now = time.process_time()
-        spent[running[-1] if running else "outside"] += now - last
-        last = now
+        time_now = time.process_time()
+        spent[running[-1] if running else "outside"] += time_now - last
+        last = time_now
         running.append(part) if part else running.pop()
 
     @contextmanager
