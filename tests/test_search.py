@@ -103,7 +103,7 @@ def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     assert last.returncode == 0, last.stdout + last.stderr
     assert "1 of them done, 1 interrupted" in last.stdout
     assert "resumes after" in last.stdout
-    assert list(map(known, trials(sweep))) == list(map(known, trials(whole)))
+    assert list(map(without_times, trials(sweep))) == list(map(without_times, trials(whole)))
     assert metrics(sweep) == metrics(whole)
     assert sorted(statuses(sweep)) == ["completed"] * 3 + ["pruned"]
     (pruned,) = (path.parent for path in sweep.glob("*/summary.json") if '"pruned"' in path.read_text())
@@ -113,7 +113,7 @@ def test_a_search_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     assert statuses(sweep) == ["completed"] * 4
 
 
-def known(trial: FrozenTrial) -> tuple[Any, ...]:
+def without_times(trial: FrozenTrial) -> tuple[Any, ...]:
     """Return everything about a trial except its times."""
     return trial.params, trial.state, trial.value, trial.intermediate_values, trial.user_attrs, trial.system_attrs
 

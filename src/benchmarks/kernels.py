@@ -212,7 +212,7 @@ def show(config: Config, name: str) -> None:
             "kernel": kernel, "registers": compiled.registers, "spilled": compiled.spilled,
             "shared": f"{si(compiled.shared)}B", "blocks": blocks_at_once(compiled, warps, target),
             "product": compiled.product, "requested": f"{si(compiled.requested * warps * math.prod(launch.grid))}B",
-            **{f"{what}, ms": f"{time:.3f}" for what, time in milliseconds.items()},
+            **{f"{bound}, ms": f"{time:.3f}" for bound, time in milliseconds.items()},
         })  # fmt: skip
     say(f"{name} ({target.name}), {config.trainer.precision}; counted, not measured")
     cells = [[str(value) for value in row.values()] for row in rows]

@@ -57,7 +57,7 @@ def line(record: Record) -> str:
         return f"  {record['depthwise']}: auto takes {record['auto']}"
     if "error" in record:
         return f"  {record['name']}: {record['error']}"
-    training, inference = (f"{median(record, what):,.0f}" for what in ("training", "inference"))
+    training, inference = (f"{median(record, phase):,.0f}" for phase in ("training", "inference"))
     return f"  {record['name']}: {training} images/s in training, {inference} in inference"
 
 
@@ -103,13 +103,13 @@ def chapters(records: list[Record]) -> Iterator[Chapter]:
 def depthwise_chapter(title: str, settings: list[Record]) -> Chapter:
     names = list(dict.fromkeys(name for record in settings for name in record["backends"]))
 
-    def table(what: str, key: str, form: str) -> Table:
+    def table(quantity: str, key: str, form: str) -> Table:
         rows = []
         for record in settings:
             values = [record["backends"].get(name, {}).get(key) for name in names]
             figures = ("" if value is None else format(value, form) for value in values)
             rows.append((record["depthwise"], *figures, record["auto"]))
-        return (what, *names, "auto takes"), rows
+        return (quantity, *names, "auto takes"), rows
 
     tables = [table("milliseconds", "milliseconds", ".2f"), table("error against float64", "error", ".1%")]
     excluded = [
@@ -126,34 +126,34 @@ def depthwise_chapter(title: str, settings: list[Record]) -> Chapter:
 
 def steps_chapter(title: str, records: list[Record]) -> Chapter:
     measured = [record for record in records if "training" in record]
-    tables = [rates_table(what, measured) for what in ("training", "inference") if measured]
+    tables = [rates_table(phase, measured) for phase in ("training", "inference") if measured]
     failures = [f"{record['name']}: {record['error']}" for record in records if "error" in record]
     return title, tables, [*best(measured), *failures]
 
 
-def rates_table(what: str, measured: list[Record]) -> Table:
-    plain = [median(record, what) for record in measured if "as published" in record["name"]]
+def rates_table(phase: str, measured: list[Record]) -> Table:
+    plain = [median(record, phase) for record in measured if "as published" in record["name"]]
     rows = []
     for record in measured:
-        rate, rates = median(record, what), record[what]["images_per_second"]
-        sizes = [record[what][key] for key in ("memory", "reserved") if record[what][key]]
+        rate, rates = median(record, phase), record[phase]["images_per_second"]
+        sizes = [record[phase][key] for key in ("memory", "reserved") if record[phase][key]]
         rows.append((
             record["name"], f"{rate:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
             f"{rate / plain[0]:.2f}" if plain else "", *(f"{si(size)}B" for size in sizes),
         ))  # fmt: skip
-    header = (what, "images/s", "range", "× plain", "memory", "reserved")  # "reserved" on a GPU only
+    header = (phase, "images/s", "range", "× plain", "memory", "reserved")  # "reserved" on a GPU only
     return header[: len(rows[0])], rows
 
 
-def median(record: Record, what: str) -> float:
-    return statistics.median(record[what]["images_per_second"])
+def median(record: Record, phase: str) -> float:
+    return statistics.median(record[phase]["images_per_second"])
 
 
 def best(measured: list[Record]) -> Iterator[str]:
     """Compare ours with the fastest implementation of stock PyTorch."""
-    for what in ("training", "inference"):
+    for phase in ("training", "inference"):
         sides = [[r for r in measured if r["name"].startswith("ours") is mine] for mine in (True, False)]
         if all(sides):
-            ours, stock = (max(side, key=lambda record: median(record, what)) for side in sides)
-            ratio = median(ours, what) / median(stock, what)
-            yield f"{what}: {ours['name']} is {ratio:.2f} times as fast as the best of stock PyTorch, {stock['name']}"
+            ours, stock = (max(side, key=lambda record: median(record, phase)) for side in sides)
+            ratio = median(ours, phase) / median(stock, phase)
+            yield f"{phase}: {ours['name']} is {ratio:.2f} times as fast as the best of stock PyTorch, {stock['name']}"

@@ -60,11 +60,12 @@ def check_new(paths: Iterable[Path], overwrite: bool, size: int = ROOM, is_folde
         check_place(path, f"output={path}", "another place with output=PATH", size)
 
 
-def check_place(path: Path, what: str, fix: str, size: int = ROOM) -> None:
-    """Try to write beside `path`, or into it where it is a folder: only that tells of root, ACLs and mounts.
+def check_place(path: Path, name: str, fix: str, size: int = ROOM) -> None:
+    """Try to write beside `path`, or into it if it is a folder. Permissions alone do not show ACLs and mounts.
 
     Args:
-        what: Named in the error, with `fix`.
+        name: The key and value, or the path, that the error names.
+        fix: What the error advises.
         size: Bytes that are to be written.
 
     Raises:
@@ -77,7 +78,7 @@ def check_place(path: Path, what: str, fix: str, size: int = ROOM) -> None:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {size:,} bytes")
     except OSError as error:
         reason = error.strerror if folder.is_dir() else "not a folder"
-        raise ConfigError(f"{what}: {folder}: {reason}. Fix: {fix}") from error
+        raise ConfigError(f"{name}: {folder}: {reason}. Fix: {fix}") from error
 
 
 def check_ours(path: Path, mark: str) -> None:
