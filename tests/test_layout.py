@@ -114,6 +114,7 @@ WRITTEN = {"config.yaml", "comparison.md", "race.md"}  # by commands
 ELSEWHERE = {  # in other repositories
     "convmixer.py", "timm/data/auto_augment.py", "distributed_train.sh", "validate.py", "eval.py",
 }  # fmt: skip
+NAME_IN_FILE = re.compile(r"`(\w+)`\s+in\s+`([\w/]+\.py)`")
 EXAMPLES = {
     "stem",
     "svhn",
@@ -143,6 +144,24 @@ def test_paths_that_pages_and_docstrings_name_exist() -> None:
                 missing.append(f"{page.relative_to(REPOSITORY)}: {path}")
     assert named > 100
     assert not missing, "\n".join(missing)
+
+
+def test_names_that_pages_place_in_a_file_are_defined_there() -> None:
+    pages = [path for path in tracked() if path.suffix == ".md"]
+    named = [(page.name, *match) for page in pages for match in NAME_IN_FILE.findall(page.read_text())]
+    assert len(named) > 10
+    missing = [(page, name, file) for page, name, file in named if name not in defined(SRC / file.removeprefix("src/"))]
+    assert not missing
+
+
+def defined(path: Path) -> set[str]:
+    """Collect the names that a module defines."""
+    names = set[str]()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        names |= {target.id for target in ast.walk(node) if isinstance(target, ast.Name) and target.col_offset == 0}
+    return names
 
 
 def tracked() -> list[Path]:
