@@ -101,7 +101,7 @@ def chances(comparison: Comparison) -> str:
         return f"{text}."
     shares = [f"{100 * (comparison.probability_best(other) or 0):.0f} %" for other in others]
     named = [f"{label(other, comparison)} ({share})" for other, share in zip(others, shares, strict=True)]
-    return f"{text}; may be, too: {', '.join(several(named, 3))}."
+    return f"{text}; other candidates: {', '.join(several(named, 3))}."
 
 
 def selection(comparison: Comparison) -> list[str]:
