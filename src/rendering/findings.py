@@ -77,8 +77,10 @@ def significance(comparison: Comparison) -> list[str]:
     n, significant = len(comparison.differences), sum(difference.is_significant for difference in tested)
     if significant == n:
         return [f"It is significantly better than {'the other' if n == 1 else 'all ' + count(n, 'other')}."]
-    unbeaten = f"{n - significant if significant else 'any'} of the {count(n, 'other')}"
-    lines = [f"It is not significantly better than {'the other' if n == 1 else unbeaten}.{chances(comparison)}"]
+    others = f"the {count(n, 'other')}" if n > 1 else "the other"
+    beaten = f"significantly better than {significant} of {others}"
+    unbeaten = f"not significantly better than {'any of ' if n > 1 else ''}{others}"
+    lines = [f"It is {beaten if significant else unbeaten}.{chances(comparison)}"]
     if comparison.smallest is not None:
         alike = [other for other, difference in comparison.differences.items() if difference.is_negligible]
         below = f"less than {change_text(comparison.smallest, comparison.metric)[1:]}"
