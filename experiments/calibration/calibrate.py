@@ -3,7 +3,7 @@
 python experiments/calibration/calibrate.py        # calibration.csv and the table in README.md: 20 minutes of one core
 python experiments/calibration/calibrate.py 2      # two rounds instead of all
 
-Each round adds the same number of simulated studies to every part. It resumes where it was stopped.
+Each round adds the same number of simulated studies to every part. An interrupted simulation resumes.
 """
 
 import sys

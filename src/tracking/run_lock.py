@@ -28,7 +28,7 @@ def acquire_lock(path: Path) -> FileLock | None:
         lock.acquire(timeout=WAIT_SECONDS)
     except Timeout:
         return None
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the latter from filelock, if flock is missing
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise ConfigError(
