@@ -1,5 +1,6 @@
 """Tests of the shells, terminals and clusters that start commands."""
 
+import errno
 import os
 import shlex
 import signal
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from config.errors import ConfigError, check_arguments, explain
 from conftest import TINY, checked, command, start, summaries, wait_for
 from processes import REPOSITORY, environment_of
 from runtime.distributed import World
+from sweeps.launch import locked_folder
 from tracking import run_lock
 from tracking.run_folder import RunFolder
 
@@ -82,13 +85,19 @@ def test_a_run_that_is_locked_names_lock_and_host(tmp_path: Path) -> None:
     assert f"{folder.run_id}.lock" in text and os.uname().nodename in text and str(os.getpid()) in text
 
 
-def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])  # of NFS without its lock service; of Lustre
+def test_a_file_system_without_locks_is_an_error(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise OSError(37, os.strerror(37))  # ENOLCK, as of NFS without its lock service
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", fail)
-    with pytest.raises(ConfigError, match=r"output_dir: .*\.lock.*No locks available"):
+    with pytest.raises(ConfigError, match=rf"output_dir: .*\.lock.*{os.strerror(number)}"):
         run_lock.acquire_lock(tmp_path / "x.lock")
+    with (
+        pytest.raises(ConfigError, match=rf"output_dir: .*sweep\.lock.*{os.strerror(number)}"),
+        locked_folder(OmegaConf.create({"output_dir": str(tmp_path), "sweep": "s"})),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

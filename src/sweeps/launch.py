@@ -13,7 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from hydra.core.utils import configure_log
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +26,7 @@ from runtime.files import check_place, write_text
 from sweeps.plan import Job
 from tracking.identity import display_name
 from tracking.run_index import RunIndex
-from tracking.run_lock import is_locked
+from tracking.run_lock import is_locked, try_lock
 from tracking.wandb_logger import remove_empty_runs
 
 if TYPE_CHECKING:
@@ -102,17 +101,16 @@ def locked_folder(config: DictConfig) -> Iterator[Path]:
     """Lock the sweep's folder for this process.
 
     Raises:
-        ConfigError: The folder cannot be made, or another process has locked it.
+        ConfigError: The folder cannot be made or locked, or another process has locked it.
     """
     if not is_alone():
         raise ConfigError("hydra/sweeper: several processes were started; expected one, which launches the runs")
     folder = make_folder(config)
-    try:
-        lock = FileLock(folder / "sweep.lock").acquire(blocking=False)
-    except Timeout:
+    lock = try_lock(folder / "sweep.lock")
+    if lock is None:
         raise ConfigError(
             f"sweep={config.sweep}: another process is running this search or race. Fix: wait for it, or end it"
-        ) from None
+        )
     with lock:
         yield folder
 

@@ -17,24 +17,34 @@ WAIT_SECONDS = 1.0  # Processes that only read a status hold the lock for less t
 
 
 def acquire_lock(path: Path) -> FileLock | None:
-    """Acquire a lock; return None if another process holds it.
+    """Acquire a run's lock, and name this process in its file; return None if another process holds it.
 
     Raises:
         ConfigError: The file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    if lock := try_lock(path, WAIT_SECONDS):
+        write_text(path.with_suffix(".holder"), f"{socket.gethostname()}, process {os.getpid()}")
+    return lock
+
+
+def try_lock(path: Path, seconds: float = 0.0) -> FileLock | None:
+    """Lock a file within this time; return None if another process holds it.
+
+    Raises:
+        ConfigError: The file system has no locks that end with their process.
+    """
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
     try:
-        lock.acquire(timeout=WAIT_SECONDS)
+        lock.acquire(timeout=seconds)
     except Timeout:
         return None
-    except (OSError, NotImplementedError) as error:  # the latter from filelock, if flock is missing
-        if isinstance(error, OSError) and error.errno in FULL:
+    except OSError as error:
+        if error.errno in FULL:
             raise
         raise ConfigError(
             f"output_dir: {path} cannot be locked ({error}). Fix: set output_dir to a file system with flock"
         ) from error
-    write_text(path.with_suffix(".holder"), f"{socket.gethostname()}, process {os.getpid()}")
     return lock
 
 
